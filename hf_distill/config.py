@@ -1,0 +1,198 @@
+"""Configuration: dataclasses whose fields are the command line, and the one parser that fills them.
+
+Each field is documented once, in its `HfArg`. A YAML file gives defaults and the command line wins. A YAML key that no
+dataclass has is an error that names the nearest one: a misspelt hyper-parameter must never be ignored.
+"""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.hf_argparser import HfArg, HfArgumentParser
+
+__all__ = ["DataArguments", "DistillConfig", "HfArg", "load_yaml", "parse_args"]
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a `ValueError` that names `flag`, `value` and the `choices` unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"--{flag} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def check_at_least(flag: str, value: float | None, least: float) -> None:
+    """Raise a `ValueError` that names `flag` when `value` is given and below `least`."""
+    if value is not None and value < least:
+        raise ValueError(f"--{flag} is {value}; expected at least {least}")
+
+
+@dataclass
+class DataArguments:
+    """Which images to distil, and what to make of them before anything is trained on them."""
+
+    dataset_name: str | None = HfArg(
+        default=None, help="Hub name or local folder that `load_dataset` reads. Without it: scikit-learn's digits."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of the dataset, where it has several.")
+    dataset_revision: str | None = HfArg(default=None, help="Branch, tag or commit of the dataset repository.")
+    dataset_train_split: str = HfArg(default="train", help="Split to distil.")
+    dataset_test_split: str | None = HfArg(
+        default=None, help="Split to report on. Without it: test, validation, valid or val; if none, a fifth of train."
+    )
+    dataset_streaming: bool = HfArg(
+        default=False, help="Read the source once, as a stream, and keep only the resized pixels on disk."
+    )
+    image_column_name: str | None = HfArg(default=None, help="Column of the images. Without it: the one image column.")
+    label_column_name: str | None = HfArg(default=None, help="Column of the labels. Without it: the one label column.")
+    resolution: list[int] | None = HfArg(
+        default=None, help="Height and width in pixels (one number: square). Without it: the size that all images have."
+    )
+    color: str = HfArg(default="auto", help="rgb, gray, or auto (gray only when every inspected image is gray).")
+    classes: list[str] | None = HfArg(default=None, help="Names of the classes to keep, in this order.")
+    max_train_samples: int | None = HfArg(default=None, help="Use this many training images, drawn evenly by seed.")
+    max_test_samples: int | None = HfArg(default=None, help="Use this many test images, drawn evenly by seed.")
+    normalization: str = HfArg(default="mean_std", help="mean_std, zca (whitening) or none.")
+    mean: list[float] | None = HfArg(default=None, help="Mean per channel in [0, 1]; computed from train if not given.")
+    std: list[float] | None = HfArg(default=None, help="Deviation per channel in [0, 1]; computed if not given.")
+    zca_eps: float = HfArg(default=0.1, help="Added to the eigenvalues of the covariance of [0, 1] pixels by ZCA.")
+    validation_fraction: float = HfArg(
+        default=0.1, help="Part of train held out of everything, to select the best step on (never on test)."
+    )
+    num_proc: int | None = HfArg(default=None, help="Processes that decode and resize images the first time.")
+
+    def __post_init__(self) -> None:
+        check_choice("color", self.color, ("auto", "rgb", "gray"))
+        check_choice("normalization", self.normalization, ("mean_std", "zca", "none"))
+        if self.resolution is not None and (len(self.resolution) not in (1, 2) or min(self.resolution) < 1):
+            raise ValueError(f"--resolution is {self.resolution}; expected one or two positive numbers (height width)")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("--mean and --std go together: give both, or neither to have them computed from train")
+        if self.std is not None and (len(self.std) != len(self.mean or []) or min(self.std) <= 0):
+            raise ValueError(f"--std is {self.std}; expected one positive number for each of the means {self.mean}")
+        if self.mean is not None and self.normalization != "mean_std":
+            raise ValueError(f"--mean and --std are for --normalization mean_std, and it is {self.normalization!r}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"--validation_fraction is {self.validation_fraction}; expected 0 up to, not including, 1")
+        if self.classes is not None and len(self.classes) < 2:
+            raise ValueError(f"--classes is {self.classes}; expected at least two names")
+        check_at_least("max_train_samples", self.max_train_samples, 1)
+        check_at_least("max_test_samples", self.max_test_samples, 1)
+        check_at_least("zca_eps", self.zca_eps, 0)
+
+
+@dataclass
+class DistillConfig:
+    """What every method has: how many images, how long, how often to look, and where to put things."""
+
+    ipc: int = HfArg(default=1, help="Images per class.")
+    init: str = HfArg(default="real", help="Start from real images or from noise.")
+    max_steps: int = HfArg(default=5000, help="Distillation iterations.")
+    output_dir: str | None = HfArg(
+        default=None, help="Folder of the artifact and checkpoints. Without it: a fresh one under outputs/."
+    )
+    overwrite_output_dir: bool = HfArg(default=False, help="Replace the run that the output folder holds.")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None, help="`latest`, or the path of a checkpoint folder. The same command line goes on, bit for bit."
+    )
+    seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
+    gradient_accumulation_steps: int = HfArg(
+        default=1, help="Gradients averaged by each process before an update; N processes average N times as many."
+    )
+    logging_steps: int = HfArg(default=10, help="Iterations between two lines in the trackers.")
+    save_steps: int = HfArg(default=500, help="Iterations between two checkpoints.")
+    save_total_limit: int | None = HfArg(default=2, help="Checkpoints to keep; the oldest go first.")
+    eval_steps: int = HfArg(default=100, help="Iterations between two evaluations on the held-out part of train.")
+    eval_nets: int = HfArg(default=3, help="Fresh students trained at each such evaluation.")
+    select: str = HfArg(default="best", help="Keep the best step by held-out accuracy, or the last one.")
+    report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
+    disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
+
+    def __post_init__(self) -> None:
+        check_choice("init", self.init, ("real", "noise"))
+        check_choice("select", self.select, ("best", "last"))
+        check_choice("report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio"))
+        for flag in ("ipc", "gradient_accumulation_steps", "logging_steps", "save_steps", "eval_steps", "eval_nets"):
+            check_at_least(flag, getattr(self, flag), 1)
+        check_at_least("max_steps", self.max_steps, 0)
+        check_at_least("save_total_limit", self.save_total_limit, 1)
+        check_at_least("seed", self.seed, 0)
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: The file is absent, is not YAML, or holds something else than `key: value` lines.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path} holds a {type(values).__name__}; expected lines of the form `flag: value`")
+    return values
+
+
+def _as_arguments(values: dict[str, Any], source: str, known: dict[str, dataclasses.Field]) -> list[str]:
+    """The command-line words that say what a YAML mapping says."""
+    words: list[str] = []
+    for key, value in values.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else "; see --help for the flags there are"
+            raise ValueError(f"{source}: unknown key {key!r}{hint}")
+        if value is None:
+            if known[key].default is not None:
+                raise ValueError(f"{source}: {key} is empty; expected a value like {known[key].default!r}")
+            continue
+        items = value if isinstance(value, list) else [value]
+        # YAML reads `1e5` as a string and `1.0e+5` as a number; both become the word the parser converts.
+        words += [f"--{key}", *(str(item) for item in items)]
+    return words
+
+
+def parse_args(*config_classes: type, args: Sequence[str] | None = None, default_config: str | Path | None = None):
+    """One instance of each dataclass, from `--config file.yaml` (defaults) and the command line (wins).
+
+    Args:
+        config_classes: Dataclasses with `HfArg` fields; no two share a field name.
+        args: Words of the command line; those of this process if not given.
+        default_config: YAML used when neither `--config` nor `--dataset_name` is given: the recipe's own demo.
+
+    Returns:
+        A tuple, one instance per class.
+
+    A mistake by the user ends the process with status 2 and one line on stderr, as argparse does.
+    """
+    # Without abbreviations a misspelt flag is an error; the short usage keeps that error readable.
+    parser = HfArgumentParser(
+        list(config_classes), allow_abbrev=False, usage="%(prog)s [--config FILE.yaml] [--flag value ...]   (--help)"
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file of defaults; the command line wins.")
+    words = list(sys.argv[1:] if args is None else args)
+    known = {field.name: field for config_class in config_classes for field in dataclasses.fields(config_class)}
+    try:
+        given, _ = parser.parse_known_args(words)
+        source = given.config
+        if source is None and default_config is not None and given.dataset_name is None:
+            source = default_config
+        if source is not None:
+            words = _as_arguments(load_yaml(source), str(source), known) + words
+        *configs, rest, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+        del rest  # the namespace that holds --config
+        if unknown:
+            flags = [word for word in unknown if word.startswith("--")] or unknown
+            nearest = difflib.get_close_matches(flags[0].lstrip("-").split("=")[0], known, n=1)
+            hint = f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
+            raise ValueError(f"unknown argument {flags[0]}{hint}")
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    return tuple(configs)
