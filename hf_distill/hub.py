@@ -44,7 +44,7 @@ CONTEXT = ("student", "protocol", "split", "device")
 STAGING = ".saving-"
 
 
-def atomic_write(path: str | Path, data: bytes | str) -> None:
+def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
     """Put `data` at `path` whole or not at all; text is UTF-8."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -174,6 +174,7 @@ class HubFolder(ABC):
     def _move(self, staged: Path, directory: Path) -> None:
         names = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
         for name in names:
+            os.chmod(staged / name, staged.stat().st_mode & 0o666)  # the user's umask; some writers make private files
             _sync(staged / name)
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
         for name in sorted(names, key=lambda name: ((directory / name).exists(), str(name) == self.config_name, name)):

@@ -1,0 +1,557 @@
+"""`DistilledSet`: pixels, labels and learned learning rate, optimised, evaluated and saved as one object."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Array3D, ClassLabel, Dataset, DatasetInfo, Features, List, Value
+from datasets import Image as ImageFeature
+from huggingface_hub import DatasetCardData
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .hub import (
+    EvalReport,
+    HubFolder,
+    atomic_write,
+    check_format_version,
+    image_grid,
+    load_json,
+    render_card,
+    save_json,
+)
+from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
+from .transforms import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+RESULTS = "results.json"
+SHARD_BYTES = 500_000_000
+GROUP_BYTES = 16_000_000  # of pixels in a row group: what writing and reading hold in memory at a time
+COLUMN = {"default": "image", "tensor": "pixel_values"}
+FOLDER = {"default": "data", "tensor": "tensor"}
+DERIVED = (
+    "format_version",
+    "data_id",
+    "images",
+    "ipc",
+    "class_names",
+    "preprocessing",
+    "learned_lr",
+    "log_lr",
+    "label_source",
+)
+
+
+class DistilledSet(nn.Module, HubFolder):
+    """A small set of images that trains a classifier like the whole one does, and everything that belongs to it.
+
+    The folder that `save_pretrained` writes is a dataset for `datasets.load_dataset`, with the configs "default" (PNG
+    images) and "tensor" (the exact floats). Its bulk files carry a name made of their content, and the card and
+    `distill_config.json` name them: so a reader sees one artifact or the other whatever happens to a save.
+
+    Args:
+        pixel_values: (N, C, H, W) float32 in the space of `preprocessing`; a parameter.
+        labels: (N,) long, indices into `class_names`.
+        class_names: K names.
+        preprocessing: What brings real images into the same space, and these back to pixels.
+        lr: Learning rate that is learned with the images; its logarithm is a parameter.
+        soft_labels: (N, K) logits, kept as float16.
+        teacher: The network(s) that made the soft labels; they travel with the images and label any other image.
+        config: What `distill_config.json` says beside what is derived from the other arguments: method,
+            hyperparameters, versions, source, seed, experts, student, paper.
+        report: What students reach on the set.
+
+    Raises:
+        ValueError: The shapes do not fit together, or a label is no class.
+    """
+
+    repo_type = "dataset"
+    config_name = "distill_config.json"
+    owned = (
+        "README.md",
+        RESULTS,
+        "assets/grid.png",
+        "data/train-*.parquet",
+        "tensor/train-*.parquet",
+        "preprocessing-*.safetensors",
+        "teacher-*.safetensors",
+    )
+
+    def __init__(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor,
+        class_names: list[str],
+        preprocessing: Preprocessing,
+        *,
+        lr: float | None = None,
+        soft_labels: Tensor | None = None,
+        teacher: TeacherLabels | None = None,
+        config: dict[str, Any] | None = None,
+        report: EvalReport | None = None,
+    ) -> None:
+        super().__init__()
+        shape = (preprocessing.channels, *preprocessing.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != shape or not len(pixel_values):
+            raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}; expected (N, {str(shape)[1:]}")
+        if labels.shape != pixel_values.shape[:1]:
+            raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(pixel_values)},)")
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            raise ValueError(f"labels go from {labels.min()} to {labels.max()}; expected 0 to {len(class_names) - 1}")
+        if soft_labels is not None and soft_labels.shape != (len(labels), len(class_names)):
+            raise ValueError(
+                f"soft_labels have shape {tuple(soft_labels.shape)}; expected {(len(labels), len(class_names))}"
+            )
+        if lr is not None and not lr > 0:
+            raise ValueError(f"lr is {lr}; expected a number above 0")
+        self.pixel_values = nn.Parameter(pixel_values.detach().float().clone())
+        self.log_lr = None if lr is None else nn.Parameter(torch.tensor(math.log(lr), dtype=torch.float32))
+        self.register_buffer("labels", labels.detach().long().clone())
+        self.register_buffer("soft_labels", None if soft_labels is None else soft_labels.detach().half().clone())
+        self.labels: Tensor
+        self.soft_labels: Tensor | None
+        self.class_names = list(class_names)
+        self.preprocessing = preprocessing
+        self.teacher = teacher
+        self.config = {key: value for key, value in (config or {}).items() if key not in DERIVED}
+        self.report = report
+
+    @property
+    def lr(self) -> Tensor | None:
+        """The learned learning rate, a scalar that carries gradients; None where there is none."""
+        return None if self.log_lr is None else self.log_lr.exp()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class; of the largest class where they differ."""
+        return int(self.labels.bincount().max())
+
+    @property
+    def label_source(self) -> LabelSource:
+        """The labels that the method trains with: stored soft ones, else those of the teacher, else the classes."""
+        if self.soft_labels is not None:
+            return StoredLabels(self.soft_labels)
+        return HardLabels() if self.teacher is None else self.teacher
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images_uint8(self, rows: slice = slice(None)) -> Tensor:
+        """The images as a file can hold them, (N, C, H, W) uint8 on the CPU."""
+        pixels = self.pixel_values.detach()
+        return self.preprocessing.to(pixels.device).to_uint8(pixels[rows]).cpu()
+
+    def _pictures(self, rows: slice) -> list[Image.Image]:
+        arrays = self.images_uint8(rows).permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
+        return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+    # Arrow
+
+    def _features(self, name: str) -> Features:
+        shape = tuple(self.pixel_values.shape[1:])
+        pixels = ImageFeature() if name == "default" else Array3D(shape=shape, dtype="float32")
+        features = {COLUMN[name]: pixels, "label": ClassLabel(names=self.class_names)}
+        if self.soft_labels is not None:
+            features["soft_label"] = List(Value("float16"))
+        return Features(features)
+
+    def _tables(self, name: str, start: int, stop: int) -> Iterator[pa.Table]:
+        """The rows from `start` to `stop` of config `name`, in parts of the size of a row group."""
+        schema = self._features(name).arrow_schema
+        size = max(1, GROUP_BYTES // (4 * self.pixel_values[0].numel()))
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            for first in range(start, stop, size):
+                rows = slice(first, min(first + size, stop))
+                if name == "default":
+                    encoded = list(pool.map(_png, self._pictures(rows)))
+                    pixels = pa.array([{"bytes": png, "path": None} for png in encoded], schema.field(0).type)
+                else:
+                    storage = _nested(self.pixel_values[rows].detach().cpu().numpy())
+                    pixels = pa.ExtensionArray.from_storage(schema.field(0).type, storage)
+                columns = [pixels, pa.array(self.labels[rows].cpu().numpy())]
+                if self.soft_labels is not None:
+                    columns.append(_nested(self.soft_labels[rows].cpu().numpy()))
+                yield pa.Table.from_arrays(columns, schema=schema)
+
+    def to_dataset(self, name: str = "default") -> Dataset:
+        """What `load_dataset(folder, name, split="train")` gives: "default" for PNG images, "tensor" for floats."""
+        if name not in COLUMN:
+            raise ValueError(f"there is no config {name!r}; expected one of {', '.join(COLUMN)}")
+        table = pa.concat_tables(self._tables(name, 0, len(self)))
+        return Dataset(table, info=DatasetInfo(features=self._features(name)))
+
+    def _content_id(self) -> str:
+        """8 hex digits of everything that the bulk files hold."""
+        digest = hashlib.sha256(json.dumps([self.preprocessing.to_config(), self.class_names]).encode())
+        tensors = {"pixel_values": self.pixel_values, "labels": self.labels, "soft_labels": self.soft_labels}
+        for name, tensor in {**tensors, **self.preprocessing.tensors(), **self._teacher_tensors()}.items():
+            if tensor is not None:
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()))
+        return digest.hexdigest()[:8]
+
+    def _teacher_tensors(self) -> dict[str, Tensor]:
+        return {} if self.teacher is None else self.teacher.tensors()
+
+    # The folder
+
+    def _write(self, folder: Path) -> None:
+        data_id = self._content_id()
+        for name in COLUMN:
+            (folder / FOLDER[name]).mkdir()
+            self._write_parquet(folder / FOLDER[name], name, data_id)
+        for name, tensors in (("preprocessing", self.preprocessing.tensors()), ("teacher", self._teacher_tensors())):
+            if tensors:
+                _save_tensors(folder / f"{name}-{data_id}.safetensors", tensors)
+        (folder / "assets").mkdir()
+        self.grid().save(folder / "assets" / "grid.png", optimize=True)
+        if self.report is not None:
+            save_json(folder / RESULTS, {"data_id": data_id, **self.report.to_json()})
+        save_json(folder / self.config_name, {**self.config, **self._derived(data_id)})
+        png_bytes = sum(path.stat().st_size for path in (folder / "data").iterdir())
+        (folder / "README.md").write_text(self._card(folder.name, data_id, png_bytes), encoding="utf-8")
+
+    def _write_parquet(self, folder: Path, name: str, data_id: str) -> None:
+        row_bytes = self.pixel_values[0].numel() * (1 if name == "default" else 4) + 2 * self.num_classes
+        shards = math.ceil(len(self) * row_bytes / SHARD_BYTES)
+        edges = [round(shard * len(self) / shards) for shard in range(shards + 1)]
+        for shard in range(shards):
+            path = folder / f"train-{shard:05d}-of-{shards:05d}-{data_id}.parquet"
+            schema = self._features(name).arrow_schema
+            # Neither PNG files nor optimised floats repeat themselves or get smaller.
+            with pq.ParquetWriter(path, schema, use_dictionary=["label"], compression="none") as writer:
+                for table in self._tables(name, edges[shard], edges[shard + 1]):
+                    writer.write_table(table)
+
+    def _derived(self, data_id: str) -> dict[str, Any]:
+        label_source = {"kind": self.label_source.kind}
+        if self.teacher is not None:
+            label_source["teacher"] = self.teacher.to_config()
+        return {
+            "format_version": FORMAT_VERSION,
+            "data_id": data_id,
+            "images": len(self),
+            "ipc": self.ipc,
+            "class_names": self.class_names,
+            "preprocessing": self.preprocessing.to_config(),
+            "learned_lr": None if self.log_lr is None else math.exp(self.log_lr.item()),
+            "log_lr": None if self.log_lr is None else self.log_lr.item(),
+            "label_source": label_source,
+        }
+
+    @classmethod
+    def _read(cls, folder: Path) -> "DistilledSet":
+        path = folder / cls.config_name
+        config = load_json(path)
+        check_format_version(path, config, FORMAT_VERSION)
+        missing = [key for key in DERIVED if key not in config]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}; restore the file or save the artifact again")
+        data_id = config["data_id"]
+        preprocessing = Preprocessing.from_config(
+            config["preprocessing"], _load_tensors(folder / f"preprocessing-{data_id}.safetensors")
+        )
+        teacher = None
+        if "teacher" in config["label_source"]:
+            tensors = _load_tensors(folder / f"teacher-{data_id}.safetensors")
+            teacher = TeacherLabels.from_config(config["label_source"]["teacher"], tensors)
+        shape = (preprocessing.channels, *preprocessing.image_size)
+        columns = _read_parquet(folder / "tensor", data_id, config["images"], shape, len(config["class_names"]))
+        report = None
+        if (folder / RESULTS).exists():
+            results = load_json(folder / RESULTS)
+            if results.get("data_id", data_id) == data_id:
+                report = EvalReport.from_json(results)
+            else:
+                logger.warning("%s is about other images than those in %s; it is left out", folder / RESULTS, folder)
+        distilled = cls(
+            *columns[:2],
+            config["class_names"],
+            preprocessing,
+            lr=config["learned_lr"],
+            soft_labels=columns[2],
+            teacher=teacher,
+            config=config,
+            report=report,
+        )
+        if distilled.log_lr is not None:
+            distilled.log_lr.data.fill_(config["log_lr"])
+        return distilled
+
+    # For people
+
+    def _shown(self) -> tuple[list[int], int, int]:
+        """What fits in a picture: the rows of the first classes, how many of each class, and how many classes."""
+        per_class = min(10, self.ipc)
+        classes = self.labels.unique()[: 50 if per_class == 1 else 10]
+        rows = [row for k in classes for row in torch.nonzero(self.labels == k).flatten()[:per_class].tolist()]
+        return rows, per_class, len(classes)
+
+    def grid(self) -> Image.Image:
+        """A picture of the set: a row for each class, or a captioned page where a class has one image."""
+        rows, per_class, classes = self._shown()
+        pictures = [self._pictures(slice(row, row + 1))[0] for row in rows]
+        names = [self.class_names[self.labels[row]] for row in rows]
+        if per_class == 1:
+            return image_grid(pictures, min(10, max(5, math.ceil(classes / 5))), captions=names)
+        return image_grid(pictures, per_class, row_labels=names[::per_class])
+
+    def _card(self, name: str, data_id: str, png_bytes: int) -> str:
+        source = self.config.get("source") or {}
+        source_name, source_link = _source(source)
+        repo, revision = self.config.get("repo_id", name), self.config.get("revision")
+        at = f', revision="{revision}"' if revision else ""
+        license_id, licence_note = _licence(source.get("license"), source_link)
+        papers = self.config.get("paper") or []
+        papers = papers if isinstance(papers, list) else [papers]
+        channels, height, width = self.pixel_values.shape[1:]
+        rows, per_class, classes = self._shown()
+        some = f"{classes} of {self.num_classes:,} classes, {per_class} of {self.ipc:,} image(s) each"
+        shown = "All images" if len(rows) == len(self) else some
+        sizes = {
+            "images as PNG": png_bytes,
+            "images as float32": self.pixel_values.numel() * 4,
+            "class of each image, as int64": self.labels.numel() * 8,
+            "soft label of each image, as float16": 0 if self.soft_labels is None else self.soft_labels.numel() * 2,
+            "network(s) that give the soft labels": 0 if self.teacher is None else self.teacher.num_bytes,
+            "whitening matrices": sum(tensor.nbytes for tensor in self.preprocessing.tensors().values()),
+            "the source's images at this size, uncompressed": source.get("num_images", 0) * channels * height * width,
+        }
+        metadata = DatasetCardData(
+            pretty_name=f"{source_name} distilled, {self.ipc} per class",
+            license=license_id,
+            license_name="unknown" if license_id == "other" else None,
+            task_categories=["image-classification"],
+            tags=["dataset-distillation", *filter(None, [self.config.get("method")]), f"ipc-{self.ipc}", "hf_distill"],
+            size_categories=[_size_category(len(self))],
+            configs=[
+                {
+                    "config_name": config,
+                    "data_files": [{"split": "train", "path": f"{FOLDER[config]}/train-*-{data_id}.parquet"}],
+                }
+                for config in COLUMN
+            ],
+        )
+        return render_card(
+            "distilled.md",
+            metadata=metadata.to_yaml(),
+            num_images=len(self),
+            ipc=self.ipc,
+            channels=channels,
+            height=height,
+            width=width,
+            class_names=self.class_names,
+            method=self.config.get("method"),
+            papers=papers,
+            student=(self.config.get("student") or {}).get("name"),
+            experts=self.config.get("experts"),
+            seed=self.config.get("seed"),
+            hyperparameters={k: v for k, v in (self.config.get("hyperparameters") or {}).items() if v is not None},
+            versions=self.config.get("versions") or {},
+            source_name=source_name,
+            source_link=source_link,
+            source_images=source.get("num_images"),
+            source_split=source.get("split"),
+            source_revision=source.get("revision"),
+            gated=bool(source.get("gated")),
+            licence_note=licence_note,
+            grid="assets/grid.png",
+            grid_caption=f"{shown}, rounded to 8 bits.",
+            call=f'"{repo}"{at}',
+            call_tensor=f'"{repo}", "tensor"{at}',
+            repo_note=""
+            if "repo_id" in self.config
+            else "Give the path of this folder, or of its repository on the Hub.",
+            zca=self.preprocessing.zca is not None,
+            mean=[round(value, 4) for value in self.preprocessing.mean],
+            std=[round(value, 4) for value in self.preprocessing.std],
+            soft_labels=self.soft_labels is not None,
+            teacher=self.teacher is not None,
+            learned_lr=None if self.log_lr is None else math.exp(self.log_lr.item()),
+            results=None if self.report is None else self.report.markdown(),
+            sizes={what: count for what, count in sizes.items() if count},
+        )
+
+    def export_image_folder(self, directory: str | Path) -> Path:
+        """Write `<directory>/train/<class>/<number>.png`, which `load_dataset("imagefolder", data_dir=...)` reads.
+
+        Classes keep their names; their numbers become those of the names in alphabetical order.
+
+        Raises:
+            ValueError: Two class names would share a folder.
+        """
+        folders = [re.sub(r"[/\\\0]", "_", name).strip() or "_" for name in self.class_names]
+        folders = [f"_{name}" if name.startswith(".") else name for name in folders]
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"class names {self.class_names} do not give one folder each; rename the classes")
+        for row, label in enumerate(self.labels.tolist()):
+            folder = Path(directory) / "train" / folders[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / f"{row:05d}.png", _png(self._pictures(slice(row, row + 1))[0]))
+        return Path(directory)
+
+    def export_pt(self, path: str | Path) -> Path:
+        """Write one file of plain tensors that `torch.load(path, weights_only=True)` reads anywhere.
+
+        It holds `images` (N, C, H, W) float32 in [0, 1], `pixel_values` (the same as they were optimised, beyond what
+        a pixel can hold), `labels` (N,), `soft_labels` (N, K) logits or None, `lr` or None, `mean` and `std` (C,),
+        and `class_names`. With ZCA there are the tensors of the whitening too.
+        """
+        pixels = self.pixel_values.detach()
+        content = {
+            "images": self.preprocessing.to(pixels.device).inverse(pixels).clamp(0, 1).cpu(),
+            "pixel_values": pixels.cpu(),
+            "labels": self.labels.cpu(),
+            "soft_labels": None if self.soft_labels is None else self.soft_labels.cpu(),
+            "lr": None if self.lr is None else self.lr.detach().cpu(),
+            "mean": torch.tensor(self.preprocessing.mean),
+            "std": torch.tensor(self.preprocessing.std),
+            "class_names": self.class_names,
+            **self.preprocessing.tensors(),
+        }
+        buffer = BytesIO()
+        torch.save(content, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, buffer.getbuffer())
+        return Path(path)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _nested(values: np.ndarray) -> pa.Array:
+    """An Arrow list of lists over the memory of `values`, (n, ...)."""
+    array = pa.array(values.reshape(-1))
+    for size in values.shape[:0:-1]:
+        array = pa.ListArray.from_arrays(pa.array(np.arange(0, len(array) + 1, size, dtype=np.int32)), array)
+    return array
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    """The numbers in a column of lists (of lists), in one dimension."""
+    array = column.combine_chunks()
+    array = array.storage if isinstance(array, pa.ExtensionArray) else array
+    while pa.types.is_list(array.type):
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _read_parquet(
+    folder: Path, data_id: str, images: int, shape: tuple[int, int, int], num_classes: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Pixels, labels and soft labels in the shards of config "tensor", a row group at a time.
+
+    Raises:
+        ValueError: A shard is missing or damaged, or a column has another shape.
+    """
+    paths = sorted(folder.glob(f"train-*-{data_id}.parquet"))
+    pixels, labels, soft = np.empty((images, *shape), np.float32), np.empty(images, np.int64), None
+    row = 0
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+            features = Features.from_arrow_schema(file.schema_arrow)
+            found = features.get("pixel_values")
+            if found != Array3D(shape=shape, dtype="float32"):
+                raise ValueError(
+                    f"{path} has pixel_values {found}; expected float32 {shape}, as distill_config.json says"
+                )
+            if "soft_label" in features and soft is None:
+                soft = np.empty((images, num_classes), np.float16)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                rows = slice(row, row + len(table))
+                row = rows.stop
+                if row > images:
+                    break
+                pixels[rows] = _flat(table["pixel_values"]).reshape(len(table), *shape)
+                labels[rows] = table["label"].to_numpy()
+                if soft is not None:
+                    soft[rows] = _flat(table["soft_label"]).reshape(len(table), num_classes)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
+    if row != images:
+        raise ValueError(
+            f"{folder} holds {row} images in {len(paths)} file(s) train-*-{data_id}.parquet; expected {images}, as "
+            "distill_config.json says; download it or save the artifact again"
+        )
+    return torch.from_numpy(pixels), torch.from_numpy(labels), None if soft is None else torch.from_numpy(soft)
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file; none where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); download it or save the artifact again") from error
+
+
+def _source(source: dict[str, Any]) -> tuple[str, str]:
+    """What to call the source on the card, and the Markdown link to it; no path of the machine goes on a card."""
+    name = str(source.get("name") or "the source dataset")
+    if os.path.isabs(name) or name.startswith(("./", "../", "~")):
+        name = Path(name).name
+    return name, f"[{name}]({source['homepage']})" if source.get("homepage") else f"`{name}`"
+
+
+def _licence(stated: str | list[str] | None, source: str) -> tuple[str | list[str], str]:
+    """The licence for the metadata, and the sentence about it: always the source's."""
+    stated = [stated] if isinstance(stated, str) else list(stated or [])
+    known = [
+        text for text in stated if re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", text) and text not in ("unknown", "other")
+    ]
+    if stated and known == stated:
+        return (known[0] if len(known) == 1 else known), (
+            f"The images derive from {source} and carry its licence: {', '.join(f'`{text}`' for text in known)}. "
+            "Its terms still hold."
+        )
+    said = f" It says: {' '.join(' '.join(stated).split())}." if stated and stated != ["unknown"] else ""
+    return "other", (
+        f"The images derive from {source}, whose licence is not known here.{said} Its terms still hold: look them up "
+        "before you use or share these images."
+    )
+
+
+def _size_category(count: int) -> str:
+    """The Hub's word for a number of rows."""
+    bounds = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"))
+    lower = None
+    for bound, name in bounds:
+        if count < bound:
+            return f"n<{name}" if lower is None else f"{lower}<n<{name}"
+        lower = name
+    return "1M<n<10M"
