@@ -1,0 +1,257 @@
+"""`Preprocessing`: from pixels to what a network sees, and back. It travels inside every artifact.
+
+Either per-channel standardisation, x̂ = (x − mean) / std, or ZCA whitening of the flattened image, x̂ = (x − μ) T with
+
+    Σ = (X − μ)ᵀ(X − μ) / (n − 1) = U S Uᵀ        T = U (S + eps)^(−1/2) Uᵀ        T⁻¹ = U (S + eps)^(1/2) Uᵀ
+
+and x in [0, 1]. The statistics are sums of products of bytes. At most 256 rows are multiplied at a time: every partial
+sum is then a whole number below 2²⁴, which float32 holds exactly, and the totals are added up in float64. So the sums
+are exact, whatever the order, the batches, the threads or the machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["ZCA", "Preprocessing", "fit_mean_std", "fit_zca"]
+
+EXACT_ROWS = 256  # 256 · 255² < 2²⁴
+
+
+@dataclass(frozen=True, eq=False)
+class ZCA:
+    """Whitening of flattened images, by the eigenvectors of their covariance.
+
+    Attributes:
+        mean: (d,) float32, the mean image in [0, 1], d = C·H·W.
+        vectors: (d, d) float32, U: an eigenvector per column.
+        values: (d,) float32, S: the eigenvalues, ascending.
+        eps: What is added to the eigenvalues.
+        digest: Names the data that was whitened. Eigenvectors differ in the last bits from machine to machine, the sums
+            they come from do not; so a fit on the same images has the same digest anywhere.
+    """
+
+    mean: Tensor
+    vectors: Tensor
+    values: Tensor
+    eps: float
+    digest: str = ""
+    _matrices: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if float(self.values.min()) + self.eps <= 0:
+            raise ValueError(
+                f"--zca_eps is {self.eps} and the covariance has eigenvalues down to {float(self.values.min()):.2g}; "
+                "expected a sum above 0, such as with --zca_eps 0.1"
+            )
+        if not self.digest:
+            object.__setattr__(self, "digest", _sha(self.mean, self.vectors, self.values))
+
+    def matrices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """T and T⁻¹, both (d, d) float32 and symmetric, on `device`; made once for each device."""
+        if device not in self._matrices:
+            vectors, values = self.vectors.to("cpu", torch.float64), self.values.to("cpu", torch.float64) + self.eps
+            pair = [((vectors * values**power) @ vectors.T).float().to(device) for power in (-0.5, 0.5)]
+            self._matrices[device] = (pair[0], pair[1])
+        return self._matrices[device]
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """What is done to pixels before a network sees them, with its inverse.
+
+    Attributes:
+        channels: 1 (gray) or 3 (RGB).
+        image_size: Height and width in pixels.
+        mean: Per channel, for pixels in [0, 1]; zeros with ZCA.
+        std: Per channel, for pixels in [0, 1]; ones with ZCA.
+        zca: Whitening in place of mean and std.
+    """
+
+    channels: int
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    zca: ZCA | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean {list(self.mean)} and std {list(self.std)} do not fit images with {self.channels} channel(s); "
+                "expected one number per channel"
+            )
+        if self.zca is not None and self.zca.mean.numel() != self.channels * self.image_size[0] * self.image_size[1]:
+            raise ValueError(
+                f"ZCA of {self.zca.mean.numel()} pixels does not fit {self.channels}x{self.image_size[0]}x"
+                f"{self.image_size[1]} images; fit it on images of that size"
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """What a network sees of `images`, (N, C, H, W): uint8, or floats in [0, 1]. Differentiable.
+
+        Returns:
+            (N, C, H, W) float32, on the device of `images`.
+        """
+        self._check_shape(images)
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if self.zca is not None:
+            flat = pixels.flatten(1) - self.zca.mean.to(pixels.device)
+            return (flat @ self.zca.matrices(pixels.device)[0]).reshape(pixels.shape)
+        mean, std = self._columns(pixels)
+        return (pixels - mean) / std
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Pixels of what a network sees, (N, C, H, W) float32: in [0, 1] where `x` came from such, else beyond."""
+        self._check_shape(x)
+        if self.zca is not None:
+            flat = x.float().flatten(1) @ self.zca.matrices(x.device)[1] + self.zca.mean.to(x.device)
+            return flat.reshape(x.shape)
+        mean, std = self._columns(x)
+        return x.float() * std + mean
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """The nearest image that a file can hold, (N, C, H, W) uint8: `inverse`, clamped and rounded."""
+        return (self.inverse(x.detach()) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def to(self, device: torch.device | str) -> "Preprocessing":
+        """The same preprocessing with its tensors on `device`."""
+        if self.zca is None:
+            return self
+        mean, vectors, values = (part.to(device) for part in (self.zca.mean, self.zca.vectors, self.zca.values))
+        return replace(self, zca=ZCA(mean, vectors, values, self.zca.eps, self.zca.digest))
+
+    def to_config(self) -> dict[str, Any]:
+        """Everything but the tensors, ready for JSON."""
+        config: dict[str, Any] = {
+            "channels": self.channels,
+            "image_size": list(self.image_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+        if self.zca is not None:
+            config["zca"] = {"eps": self.zca.eps, "digest": self.zca.digest}
+        return config
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the whitening, on the CPU; empty without ZCA."""
+        if self.zca is None:
+            return {}
+        parts = {"zca_mean": self.zca.mean, "zca_vectors": self.zca.vectors, "zca_values": self.zca.values}
+        return {name: part.cpu().contiguous() for name, part in parts.items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> "Preprocessing":
+        """The preprocessing that `to_config()` and `tensors()` describe.
+
+        Raises:
+            ValueError: The config speaks of ZCA and `tensors` lacks one of its three.
+        """
+        zca = None
+        if config.get("zca") is not None:
+            names = ("zca_mean", "zca_vectors", "zca_values")
+            missing = [name for name in names if name not in (tensors or {})]
+            if missing:
+                raise ValueError(f"ZCA preprocessing without its tensors {', '.join(missing)}: the artifact lacks them")
+            zca = ZCA(*((tensors or {})[name] for name in names), config["zca"]["eps"], config["zca"]["digest"])
+        height, width = config["image_size"]
+        return cls(config["channels"], (height, width), tuple(config["mean"]), tuple(config["std"]), zca)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_config(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """16 hex digits that two preprocessings share when they do the same, on any machine."""
+        return self._fingerprint
+
+    def _check_shape(self, images: Tensor) -> None:
+        size = self.image_size if self.zca is not None else tuple(images.shape[-2:])
+        if images.ndim != 4 or tuple(images.shape[1:]) != (self.channels, *size):
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}; expected (N, {self.channels}, "
+                f"{self.image_size[0]}, {self.image_size[1]}), as this preprocessing was made for"
+            )
+
+    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std as (C, 1, 1) float32 on the device of `images`."""
+        columns = torch.tensor([self.mean, self.std], dtype=torch.float32, device=images.device)
+        return columns[0].reshape(-1, 1, 1), columns[1].reshape(-1, 1, 1)
+
+
+def fit_mean_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population deviation of each channel, for pixels in [0, 1], in one pass.
+
+    A channel that never changes has deviation 1: it becomes zero instead of a division by zero.
+
+    Args:
+        batches: (n, C, H, W) uint8 tensors of any sizes n.
+
+    Raises:
+        ValueError: There is no image.
+    """
+    count, total, squares = 0, np.zeros(0), np.zeros(0)
+    for rows in _exact_rows(batches):
+        if not count:
+            channels = rows.shape[1]
+            total, squares = (np.zeros(rows[0].size) for _ in range(2))
+        flat = rows.reshape(len(rows), -1).astype(np.float32)
+        count += len(flat)
+        total += flat.sum(0)
+        squares += np.square(flat, out=flat).sum(0)
+    if not count:
+        raise ValueError("mean and std of no images; expected at least one")
+    mean = total.reshape(channels, -1).mean(1) / count
+    variance = squares.reshape(channels, -1).mean(1) / count - mean**2
+    std = np.sqrt(np.maximum(variance, 0)) / 255
+    return tuple((mean / 255).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
+def fit_zca(batches: Iterable[Tensor], eps: float) -> ZCA:
+    """The whitening of all images in `batches`, in one pass that keeps one (d, d) float64 matrix.
+
+    Args:
+        batches: (n, C, H, W) uint8 tensors of any sizes n; d = C·H·W.
+        eps: Added to the eigenvalues of the covariance of pixels in [0, 1].
+
+    Raises:
+        ValueError: There are fewer than two images, or `eps` is 0 and the covariance is singular.
+    """
+    count, total, products = 0, np.zeros(0), np.zeros((0, 0))
+    for rows in _exact_rows(batches):
+        if not count:
+            total, products = np.zeros(rows[0].size), np.zeros((rows[0].size, rows[0].size))
+        flat = rows.reshape(len(rows), -1).astype(np.float32)
+        count += len(flat)
+        total += flat.sum(0)
+        products += flat.T @ flat
+    if count < 2:
+        raise ValueError(f"ZCA of {count} image(s); expected at least two")
+    digest = hashlib.sha256(str(count).encode() + total.tobytes() + np.ascontiguousarray(products)).hexdigest()[:16]
+    mean = total / count
+    products -= np.outer(total, mean)
+    products /= (count - 1) * 255.0**2
+    values, vectors = np.linalg.eigh(products)
+    parts = (torch.from_numpy(part).float().contiguous() for part in (mean / 255, vectors, values.clip(min=0)))
+    return ZCA(*parts, eps, digest)
+
+
+def _exact_rows(batches: Iterable[Tensor]) -> Iterable[np.ndarray]:
+    """Parts (n, C, H, W) uint8 of the batches, each short enough for exact float32 sums."""
+    for batch in batches:
+        if batch.dtype != torch.uint8:
+            raise ValueError(f"statistics of {batch.dtype} images; expected uint8, 0 to 255")
+        yield from (part.numpy() for part in batch.cpu().split(EXACT_ROWS))
+
+
+def _sha(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
