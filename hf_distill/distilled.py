@@ -33,6 +33,7 @@ from .hub import (
     load_json,
     render_card,
     save_json,
+    source_context,
 )
 from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
 from .transforms import Preprocessing
@@ -301,34 +302,46 @@ class DistilledSet(nn.Module, HubFolder):
 
     # For people
 
-    def _shown(self) -> tuple[list[int], int, int]:
-        """What fits in a picture: the rows of the first classes, how many of each class, and how many classes."""
+    def _shown(self) -> tuple[list[list[int | None]], int]:
+        """The rows that a picture has room for, by class, each as long as the other (None where there is no image)."""
         per_class = min(10, self.ipc)
-        classes = self.labels.unique()[: 50 if per_class == 1 else 10]
-        rows = [row for k in classes for row in torch.nonzero(self.labels == k).flatten()[:per_class].tolist()]
-        return rows, per_class, len(classes)
+        classes = self.labels.unique()[: 10 * max(1, 5 // per_class)]
+        rows: list[list[int | None]] = []
+        for label in classes:
+            of_class = torch.nonzero(self.labels == label).flatten()[:per_class].tolist()
+            rows.append(of_class + [None] * (per_class - len(of_class)))
+        return rows, per_class
 
     def grid(self) -> Image.Image:
-        """A picture of the set: a row for each class, or a captioned page where a class has one image."""
-        rows, per_class, classes = self._shown()
-        pictures = [self._pictures(slice(row, row + 1))[0] for row in rows]
-        names = [self.class_names[self.labels[row]] for row in rows]
-        if per_class == 1:
-            return image_grid(pictures, min(10, max(5, math.ceil(classes / 5))), captions=names)
-        return image_grid(pictures, per_class, row_labels=names[::per_class])
+        """A picture of the set: a row for each class, or a column where there are few images of each."""
+        shown, per_class = self._shown()
+        names = [self.class_names[self.labels[rows[0]]] for rows in shown]
+        if per_class > 5:
+            return image_grid([self._picture(row) for rows in shown for row in rows], per_class, row_labels=names)
+        columns = min(len(shown), 5 if per_class == 1 and len(shown) <= 10 else 10)
+        images, captions = [], []
+        for first in range(0, len(shown), columns):
+            band = shown[first : first + columns]
+            band += [[None] * per_class] * (columns - len(band))
+            images += [self._picture(rows[i]) for i in range(per_class) for rows in band]
+            captions += [""] * columns * (per_class - 1)
+            captions += [*names[first : first + columns], *[""] * columns][:columns]
+        return image_grid(images, columns, captions=captions)
+
+    def _picture(self, row: int | None) -> Image.Image | None:
+        return None if row is None else self._pictures(slice(row, row + 1))[0]
 
     def _card(self, name: str, data_id: str, png_bytes: int) -> str:
         source = self.config.get("source") or {}
-        source_name, source_link = _source(source)
+        about_source = source_context(source)
         repo, revision = self.config.get("repo_id", name), self.config.get("revision")
         at = f', revision="{revision}"' if revision else ""
-        license_id, licence_note = _licence(source.get("license"), source_link)
         papers = self.config.get("paper") or []
         papers = papers if isinstance(papers, list) else [papers]
         channels, height, width = self.pixel_values.shape[1:]
-        rows, per_class, classes = self._shown()
-        some = f"{classes} of {self.num_classes:,} classes, {per_class} of {self.ipc:,} image(s) each"
-        shown = "All images" if len(rows) == len(self) else some
+        rows, per_class = self._shown()
+        some = f"{len(rows)} of {self.num_classes:,} classes, {per_class} of {self.ipc:,} image(s) each"
+        shown = "All images" if len(rows) * per_class >= len(self) else some
         sizes = {
             "images as PNG": png_bytes,
             "images as float32": self.pixel_values.numel() * 4,
@@ -336,12 +349,15 @@ class DistilledSet(nn.Module, HubFolder):
             "soft label of each image, as float16": 0 if self.soft_labels is None else self.soft_labels.numel() * 2,
             "network(s) that give the soft labels": 0 if self.teacher is None else self.teacher.num_bytes,
             "whitening matrices": sum(tensor.nbytes for tensor in self.preprocessing.tensors().values()),
-            "the source's images at this size, uncompressed": source.get("num_images", 0) * channels * height * width,
+            "the source's images at this size, uncompressed": (source.get("num_images") or 0)
+            * channels
+            * height
+            * width,
         }
         metadata = DatasetCardData(
-            pretty_name=f"{source_name} distilled, {self.ipc} per class",
-            license=license_id,
-            license_name="unknown" if license_id == "other" else None,
+            pretty_name=f"{about_source['source_name']} distilled, {self.ipc} per class",
+            license=about_source["license"],
+            extra_gated_prompt=about_source["gated_note"],
             task_categories=["image-classification"],
             tags=["dataset-distillation", *filter(None, [self.config.get("method")]), f"ipc-{self.ipc}", "hf_distill"],
             size_categories=[_size_category(len(self))],
@@ -369,13 +385,7 @@ class DistilledSet(nn.Module, HubFolder):
             seed=self.config.get("seed"),
             hyperparameters={k: v for k, v in (self.config.get("hyperparameters") or {}).items() if v is not None},
             versions=self.config.get("versions") or {},
-            source_name=source_name,
-            source_link=source_link,
-            source_images=source.get("num_images"),
-            source_split=source.get("split"),
-            source_revision=source.get("revision"),
-            gated=bool(source.get("gated")),
-            licence_note=licence_note,
+            **about_source,
             grid="assets/grid.png",
             grid_caption=f"{shown}, rounded to 8 bits.",
             call=f'"{repo}"{at}',
@@ -508,6 +518,7 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, path)
     except SafetensorError as error:
         raise OSError(f"{path.name}: {error}") from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # as the user's umask has it: the file was made private
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
@@ -518,32 +529,6 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); download it or save the artifact again") from error
-
-
-def _source(source: dict[str, Any]) -> tuple[str, str]:
-    """What to call the source on the card, and the Markdown link to it; no path of the machine goes on a card."""
-    name = str(source.get("name") or "the source dataset")
-    if os.path.isabs(name) or name.startswith(("./", "../", "~")):
-        name = Path(name).name
-    return name, f"[{name}]({source['homepage']})" if source.get("homepage") else f"`{name}`"
-
-
-def _licence(stated: str | list[str] | None, source: str) -> tuple[str | list[str], str]:
-    """The licence for the metadata, and the sentence about it: always the source's."""
-    stated = [stated] if isinstance(stated, str) else list(stated or [])
-    known = [
-        text for text in stated if re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", text) and text not in ("unknown", "other")
-    ]
-    if stated and known == stated:
-        return (known[0] if len(known) == 1 else known), (
-            f"The images derive from {source} and carry its licence: {', '.join(f'`{text}`' for text in known)}. "
-            "Its terms still hold."
-        )
-    said = f" It says: {' '.join(' '.join(stated).split())}." if stated and stated != ["unknown"] else ""
-    return "other", (
-        f"The images derive from {source}, whose licence is not known here.{said} Its terms still hold: look them up "
-        "before you use or share these images."
-    )
 
 
 def _size_category(count: int) -> str:

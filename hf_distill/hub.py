@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import statistics
 import tempfile
@@ -174,7 +175,6 @@ class HubFolder(ABC):
     def _move(self, staged: Path, directory: Path) -> None:
         names = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
         for name in names:
-            os.chmod(staged / name, staged.stat().st_mode & 0o666)  # the user's umask; some writers make private files
             _sync(staged / name)
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
         for name in sorted(names, key=lambda name: ((directory / name).exists(), str(name) == self.config_name, name)):
@@ -411,6 +411,52 @@ def render_card(template: str, **context: Any) -> str:
     return environment.from_string(source.read_text(encoding="utf-8")).render(**context)
 
 
+def source_context(source: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of the dataset that an artifact was made from, as names for `render_card`.
+
+    Args:
+        source: `RealImages.provenance`; every key may be absent.
+
+    Returns:
+        source_name, source_link (Markdown), source_split, source_revision and source_images; license (for the
+        metadata: the source's, or "other"), licence_note (a sentence), and gated_note (a sentence, or None).
+    """
+    name, homepage = str(source.get("name") or "unknown dataset"), source.get("homepage")
+    if os.path.isabs(name) or name.startswith((".", "~")):
+        name = Path(name).resolve().name  # where it lies on the author's machine is nobody's business
+    elif not homepage and re.fullmatch(r"[0-9a-f]{40}", str(source.get("revision"))):
+        homepage = f"https://huggingface.co/datasets/{name}"
+    link = f"[{name}]({homepage})" if homepage else name
+    stated = source.get("license") or []
+    stated = [stated] if isinstance(stated, str) else list(stated)
+    if stated and all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", text) for text in stated) and "unknown" not in stated:
+        license_id: str | list[str] = stated[0] if len(stated) == 1 else stated
+        note = f"This artifact derives from {link} and carries its licence: {', '.join(stated)}. Its terms still hold."
+    else:
+        license_id = "other"
+        said = " ".join(" ".join(stated).split())
+        says = f" It says: “{said}”." if said not in ("", "unknown") else ""
+        note = (
+            f"This artifact derives from {link}, whose licence is not known here.{says} Its terms still hold: look "
+            "them up before you use or share anything of this."
+        )
+    gated_note = (
+        f"This artifact derives from {name}, access to which is conditional. The same conditions hold here."
+        if source.get("gated")
+        else None
+    )
+    return {
+        "source_name": name,
+        "source_link": link,
+        "source_split": source.get("split"),
+        "source_revision": source.get("revision"),
+        "source_images": source.get("num_images"),
+        "license": license_id,
+        "licence_note": note,
+        "gated_note": gated_note,
+    }
+
+
 def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """`text`, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
@@ -421,7 +467,7 @@ def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
 
 
 def image_grid(
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | None],
     columns: int,
     *,
     row_labels: Sequence[str] | None = None,
@@ -432,33 +478,36 @@ def image_grid(
 
     Args:
         images: Small ones are enlarged by a whole factor without smoothing until they are about `cell` pixels;
-            those over 128 pixels are reduced to that.
+            those over 128 pixels are reduced to that. None leaves a place empty; the first one is an image.
         columns: Images in a row.
         row_labels: A text for each row, shown on its left.
-        captions: A text for each image, shown under it.
+        captions: A text for each image, shown under it; a row without any takes no room for them.
         cell: Least side of an image in the picture, in pixels.
     """
-    side = max(images[0].size)
-    if side > 128:
-        size, method = tuple(round(length * 128 / side) for length in images[0].size), Image.Resampling.LANCZOS
-    else:
-        factor = math.ceil(cell / side)
-        size, method = tuple(length * factor for length in images[0].size), Image.Resampling.NEAREST
-    width, height = size
+    first = images[0]
+    if first is None:
+        raise ValueError("the first image of a grid is None; expected an image, whose size the others share")
+    side = max(first.size)
+    scale = 128 / side if side > 128 else math.ceil(cell / side)
+    width, height = (round(length * scale) for length in first.size)
+    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     gap, ink, font = 4, (40, 40, 40), ImageFont.load_default(size=15)
     left = gap + min(180, math.ceil(max(font.getlength(text) for text in row_labels)) + 8) if row_labels else gap
-    below = 22 if captions else 0
     rows = math.ceil(len(images) / columns)
-    picture = Image.new("RGB", (left + columns * (width + gap), gap + rows * (height + below + gap)), (255, 255, 255))
+    texts = [list((captions or ())[row * columns : (row + 1) * columns]) for row in range(rows)]
+    tops = [gap]
+    for row in texts:
+        tops.append(tops[-1] + height + gap + (22 if any(row) else 0))
+    picture = Image.new("RGB", (left + columns * (width + gap), tops[-1]), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        x, y = left + column * (width + gap), gap + row * (height + below + gap)
-        picture.paste(image.convert("RGB").resize(size, method), (x, y))
-        if captions:
-            text = _fit(captions[index], font, width)
-            draw.text((x + width / 2, y + height + below / 2), text, fill=ink, font=font, anchor="mm")
-    for row, text in enumerate(row_labels or ()):
-        y = gap + row * (height + below + gap) + height / 2
-        draw.text((left - 8, y), _fit(text, font, left - gap - 8), fill=ink, font=font, anchor="rm")
+        x, y = left + column * (width + gap), tops[row]
+        if image is not None:
+            picture.paste(image.convert("RGB").resize((width, height), method), (x, y))
+        if texts[row]:
+            text = _fit(texts[row][column], font, width)
+            draw.text((x + width / 2, y + height + 11), text, fill=ink, font=font, anchor="mm")
+    for top, text in zip(tops, row_labels or (), strict=False):
+        draw.text((left - 8, top + height / 2), _fit(text, font, left - gap - 8), fill=ink, font=font, anchor="rm")
     return picture
