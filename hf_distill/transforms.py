@@ -233,7 +233,7 @@ def fit_zca(batches: Iterable[Tensor], eps: float) -> ZCA:
         products += flat.T @ flat
     if count < 2:
         raise ValueError(f"ZCA of {count} image(s); expected at least two")
-    digest = hashlib.sha256(str(count).encode() + total.tobytes() + np.ascontiguousarray(products)).hexdigest()[:16]
+    digest = _sha(torch.tensor(count), torch.from_numpy(total), torch.from_numpy(products))
     mean = total / count
     products -= np.outer(total, mean)
     products /= (count - 1) * 255.0**2

@@ -1,0 +1,258 @@
+"""From encoded images to a memory-mapped column of bytes: decoded, converted and resized once.
+
+How an image becomes (C, H, W) bytes:
+
+- colour: 16-bit gray is divided by 257 (65535 -> 255), alpha is dropped, palettes and CMYK become RGB, RGB becomes
+  gray by ITU-R 601, all as Pillow has it; EXIF orientation is applied.
+- size: the shorter side is brought to the target, antialiased bicubic, and the centre is cropped (for H ≠ W: the
+  smallest size that covers). Bicubic, because it keeps most detail at the small sizes of distillation, and is what most
+  pretrained networks were fed with. Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` do.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+__all__ = ["BadImage", "Pixels", "Plan", "Target", "decode_stream", "decode_table", "plan_for"]
+
+GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+INSPECTED = 1000  # headers read to tell gray from colour
+STREAM_INSPECTED = 64  # images held back for the same where the source is read only once
+CHUNK_BYTES = 2**26  # of pixels written, and so later mapped, at a time
+DECODER_VERSION = 1  # part of the cache key: raise it whenever the pixels change
+
+
+class BadImage(ValueError):
+    """An image that cannot be used: its position in what was decoded, and why."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(position, reason)
+        self.position, self.reason = position, reason
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was asked for, before any image was seen.
+
+    Attributes:
+        size: Height and width; those of the first image if not given.
+        color: rgb, gray, or auto: gray when all inspected images are.
+        resize: Bring other sizes to `size`; else they are an error.
+        version: Of the decoder, so that a cache written by another one is not read.
+    """
+
+    size: tuple[int, int] | None
+    color: str
+    resize: bool
+    version: int = DECODER_VERSION
+
+    def plan(self, first: tuple[int, int], all_gray: Iterable[bool]) -> "Plan":
+        """What images become, given the size of the first and which of the inspected ones are gray."""
+        gray = self.color == "gray" or (self.color == "auto" and all(all_gray))
+        return Plan(self.size or first, 1 if gray else 3, self.resize, gray and self.color == "auto")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every image becomes.
+
+    Attributes:
+        size: Height and width.
+        channels: 1 or 3.
+        resize: Bring other sizes to `size`; else they are an error.
+        reject_colour: A colour image is an error, because gray was inferred and not asked for.
+        version: Of the decoder.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    resize: bool
+    reject_colour: bool
+    version: int = DECODER_VERSION
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, *self.size)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Images in one chunk of the file."""
+        return rows_in_chunk(self.shape)
+
+    def pixels(self, image: PIL.Image.Image) -> np.ndarray:
+        """(C, H, W) uint8.
+
+        Raises:
+            ValueError: The image has another size or colour than was promised, or a mode that has no bytes.
+        """
+        if self.reject_colour and not is_gray(image):
+            raise ValueError(f"a {image.mode} image among gray ones; give --color rgb, or --color gray to convert it")
+        image = as_bytes(image, self.channels)
+        height, width = self.size
+        if image.size != (width, height):
+            if not self.resize:
+                raise ValueError(
+                    f"the image is {image.height}x{image.width} (height x width) and the first one {height}x{width}; "
+                    "images of mixed sizes need --resolution"
+                )
+            image = cover(image, height, width)
+        return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
+
+
+def rows_in_chunk(shape: tuple[int, int, int]) -> int:
+    """How many images of `shape` make a chunk of the file."""
+    return max(1, CHUNK_BYTES // int(np.prod(shape)))
+
+
+def is_gray(image: PIL.Image.Image) -> bool:
+    """Whether the mode is gray, or a palette holds nothing but grays."""
+    if image.mode in ("P", "PA"):
+        levels = np.asarray(image.convert("RGBA"))[..., :3]
+        return bool((levels == levels[..., :1]).all())
+    return image.mode in GRAY_MODES
+
+
+def as_bytes(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
+    """The image in mode L (1 channel) or RGB (3 channels)."""
+    if image.mode == "F":
+        raise ValueError("the image has 32-bit floats, whose range nothing tells; store it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow would clip 16 bits at 255 instead of scaling them.
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = PIL.Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+    for mode, step in {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}.items():
+        if image.mode == mode:
+            image = image.convert(step)
+    wanted = "L" if channels == 1 else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
+
+
+def cover(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
+    """Resize to the smallest size that covers (height, width), and crop the centre."""
+    if image.width * height >= image.height * width:
+        size = (max(width, int(height * image.width / image.height)), height)
+    else:
+        size = (width, max(height, int(width * image.height / image.width)))
+    image = image.resize(size, PIL.Image.Resampling.BICUBIC)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def decode(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> PIL.Image.Image:
+    """The image of one cell; `BadImage` when there is none."""
+    if value is None:
+        raise BadImage(position, "there is no image; leave the row out of the dataset")
+    try:
+        return feature.decode_example(value)
+    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
+        raise _unreadable(value, position, error) from error
+
+
+def _unreadable(value: dict[str, Any], position: int, error: BaseException) -> BadImage:
+    path = f" ({value['path']})" if value.get("path") else ""
+    reason = " ".join(str(error).split()).split(" <_io")[0]
+    return BadImage(position, f"the image{path} cannot be decoded: {reason}; replace it or leave the row out")
+
+
+def _planned(plan: Plan, image: PIL.Image.Image, position: int) -> np.ndarray:
+    try:
+        return plan.pixels(image)
+    except ValueError as error:
+        raise BadImage(position, str(error)) from error
+
+
+def decode_table(table: pa.Table, positions: list[int], *, plan: Plan, feature: datasets.Image) -> pa.Table:
+    """One batch for `Dataset.map`: encoded images in, a column `pixels` of C·H·W bytes per row out."""
+    images = np.empty((len(table), *plan.shape), np.uint8)
+    for image, cell, position in zip(images, table.column(0), positions, strict=True):
+        image[...] = _planned(plan, decode(cell.as_py(), feature, position), position)
+    offsets = np.arange(len(images) + 1, dtype=np.int32) * images[0].size
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images)]
+    return pa.table({"pixels": pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)})
+
+
+def decode_stream(
+    rows: Iterable[tuple[int, Any, dict[str, Any] | None]], feature: datasets.Image, target: Target
+) -> Iterator[dict[str, Any]]:
+    """Rows `{"pixels", "label", "height", "width"}` for `Dataset.from_generator`, in one pass over `rows`.
+
+    Args:
+        rows: (row number, label, encoded image) of each.
+        feature: Decodes the images.
+        target: What they become; `auto` goes by the first images, which are held back until it is known.
+    """
+    decoded = ((row, label, decode(value, feature, row)) for row, label, value in rows)
+    head = list(islice(decoded, STREAM_INSPECTED if target.color == "auto" else 1))
+    if not head:
+        return
+    plan = target.plan((head[0][2].height, head[0][2].width), (is_gray(image) for _, _, image in head))
+    height, width = plan.size
+    for row, label, image in chain(head, decoded):
+        pixels = _planned(plan, image, row)
+        yield {"pixels": pixels.tobytes(), "label": label, "height": height, "width": width}
+
+
+def plan_for(images: datasets.Dataset, feature: datasets.Image, target: Target) -> Plan:
+    """The plan for one column of `images`, in arrow format, by its first image and up to 1,000 headers."""
+    first = target.size
+    if first is None:
+        image = decode(images[0].column(0)[0].as_py(), feature, 0)
+        first = (image.height, image.width)
+    return target.plan(first, _header_is_gray(images, feature))
+
+
+def _header_is_gray(images: datasets.Dataset, feature: datasets.Image) -> Iterator[bool]:
+    """Whether each of up to 1,000 images, spread over all, is gray; only headers are read (of palettes, all)."""
+    for position in np.unique(np.linspace(0, len(images) - 1, min(INSPECTED, len(images))).astype(int)).tolist():
+        value = images[position].column(0)[0].as_py()
+        if feature.mode is not None or value is None or (value["bytes"] is None and not value["path"]):
+            yield is_gray(decode(value, feature, position))
+            continue
+        try:
+            with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]) as image:
+                yield is_gray(image)
+        except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
+            raise _unreadable(value, position, error) from error
+
+
+class Pixels:
+    """A column of equally long byte strings in a mapped Arrow file, read as images.
+
+    Attributes:
+        shape: (C, H, W).
+        resized: Images of other sizes were brought to this one, and not refused.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, shape: tuple[int, int, int], resized: bool) -> None:
+        self.shape, self.resized = shape, resized
+        self._chunks = []
+        for chunk in column.chunks:
+            if len(chunk):
+                _, offsets, data = chunk.buffers()
+                start = int(np.frombuffer(offsets, np.int32, 1, chunk.offset * 4)[0])
+                flat = np.frombuffer(data, np.uint8, len(chunk) * int(np.prod(shape)), start)
+                self._chunks.append(flat.reshape(len(chunk), *shape))
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """A copy of these rows, (n, C, H, W) uint8; nothing else is read from disk."""
+        wanted = rows.numpy()
+        images = np.empty((len(wanted), *self.shape), np.uint8)
+        home = np.searchsorted(self._starts, wanted, side="right") - 1
+        for chunk in np.unique(home):
+            here = np.flatnonzero(home == chunk)
+            images[here] = self._chunks[chunk][wanted[here] - self._starts[chunk]]
+        return torch.from_numpy(images)
