@@ -1,0 +1,70 @@
+"""Many experts at once against one after another: experts x epochs per second, side by side in one run.
+
+    python benchmarks/experts.py --output experts.json                                  # digits, 8x8
+    python benchmarks/experts.py --resolution 32 --color rgb --sizes 1 2 4 8 16 32      # CIFAR-sized
+
+Each round times every group size in turn, so that a slower minute of the machine touches all of them; the median over
+the rounds counts. A step is what training does: gather, augment, forward, backward, update.
+"""
+
+import json
+import math
+import platform
+import shlex
+import statistics
+import sys
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from hf_distill.config import DataArguments, HfArg, parse_args
+from hf_distill.data import RealImages
+from hf_distill.experts import ExpertConfig, ExpertTrainer
+from hf_distill.hub import package_versions, save_json
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure."""
+
+    sizes: list[int] = HfArg(default_factory=lambda: [1, 2, 4, 8], help="Experts at once; 1 is one after another.")
+    rounds: int = HfArg(default=3, help="Times that each size is measured.")
+    steps: int | None = HfArg(default=None, help="Steps in a measurement. Without it: about half a second of them.")
+    output: str | None = HfArg(default=None, help="JSON file for the numbers.")
+
+
+def main() -> None:
+    data_args, config, args = parse_args(DataArguments, ExpertConfig, BenchmarkArguments)
+    accelerator = Accelerator()
+    real = RealImages.from_hub(data_args)
+    spec = config.student_spec(real)
+    trainer = ExpertTrainer(real, spec, config, 0, accelerator)
+    steps_per_epoch = math.ceil(len(real) / config.batch_train)
+    rates: dict[int, list[float]] = {size: [] for size in sorted({1, *args.sizes})}
+    for _ in range(args.rounds):
+        for size, measured in rates.items():
+            try:
+                measured.append(trainer.rate(size, args.steps) / steps_per_epoch)
+            except torch.OutOfMemoryError:
+                measured.append(0.0)
+    on_cuda = accelerator.device.type == "cuda"
+    device = torch.cuda.get_device_name(accelerator.device) if on_cuda else platform.processor() or platform.machine()
+    base = statistics.median(rates[1])
+    rows = [
+        {"experts_at_once": size, "experts_epochs_per_s": statistics.median(each), "rounds": each,
+         "ratio": statistics.median(each) / base}
+        for size, each in rates.items()
+    ]  # fmt: skip
+    print(f"{spec}\n{len(real)} images, batch {config.batch_train}, {device}, {torch.get_num_threads()} threads\n")
+    print("experts at once   experts x epochs / s   against one after another")
+    for row in rows:
+        print(f"{row['experts_at_once']:15d}   {row['experts_epochs_per_s']:20.3f}   {row['ratio']:24.2f}x")
+    if args.output is not None:
+        about = {"command": shlex.join(sys.argv), "device": device, "threads": torch.get_num_threads()}
+        about |= {"versions": package_versions(), "student": spec.to_dict(), "images": len(real)}
+        save_json(args.output, {**about, "batch_train": config.batch_train, "rows": json.loads(json.dumps(rows))})
+
+
+if __name__ == "__main__":
+    main()

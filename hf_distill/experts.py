@@ -1,0 +1,523 @@
+"""Expert trajectories: networks trained on the real images, their parameters kept at the start and after every epoch.
+
+Trajectory-matching methods (MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586) read two rows of one trajectory at each
+step. `train_experts` makes the trajectories, many experts at once where that is faster; `ExpertTrajectories` reads them
+two rows at a time.
+
+    theta <- theta - lr_teacher * v,   v <- mom_teacher * v + grad CE(f(theta; DSA(x)), y) + l2_teacher * theta
+
+Differs from the authors' code: a snapshot is a copy on every device (on a CPU theirs are aliases of the live
+parameters, so that all rows equal the last); files are safetensors, not pickled lists; an expert's randomness depends
+on its number alone; only the epochs that will be read are trained.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from tqdm.auto import tqdm
+
+from .augment import DEFAULT_STRATEGY, DSA, DsaParams
+from .config import HfArg, check_at_least, check_choice
+from .data import RealImages
+from .functional import FlatModel
+from .hub import atomic_write, load_json, package_versions, save_json
+from .models import CONVNETS, NORMS, StudentSpec
+from .rng import derive_seed, generator
+from .trajectories import EXPERT_FILE, FORMAT_VERSION, INDEX, METADATA, ExpertTrajectories, TensorFile, compact
+
+__all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts"]
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished"  # rows of experts in training; gone once the folder is complete
+HOST_BYTES = 2**31  # preprocessed floats kept in host memory at most; larger sets stay memory-mapped
+
+
+@dataclass
+class ExpertConfig:
+    """The network to distil for, and how its experts are trained."""
+
+    student: str = HfArg(default="convnet_d3", help="Network to distil for: convnet_d1 to convnet_d8 or any timm name.")
+    student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
+    student_norm: str = HfArg(default="instance", help="Normalisation of a convnet: instance, batch or none.")
+    experts: str | None = HfArg(default=None, help="Folder or Hub repository of trained experts to use as they are.")
+    num_experts: int = HfArg(default=10, help="Experts to train.")
+    expert_train_epochs: int | None = HfArg(
+        default=None, help="Epochs of each expert. Without it: what the recipe will read."
+    )
+    lr_teacher: float = HfArg(default=0.01, help="Learning rate of the experts.")
+    mom_teacher: float = HfArg(default=0.0, help="Momentum of the experts' SGD; without it they are easier to imitate.")
+    l2_teacher: float = HfArg(default=0.0, help="Weight decay of the experts' SGD.")
+    batch_train: int = HfArg(default=256, help="Images per step of an expert.")
+    dsa_strategy: str = HfArg(
+        default=DEFAULT_STRATEGY, help="Augmentations joined by underscores; none to leave the images as they are."
+    )
+    experts_at_once: str = HfArg(
+        default="auto", help="Experts trained side by side in one process; auto measures some numbers, takes the best."
+    )
+    expert_format: str = HfArg(
+        default="float32", help="float32, or compact: little more than half the bytes, accurate to 0.1 %."
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("student_norm", self.student_norm, NORMS)
+        check_choice("expert_format", self.expert_format, ("float32", "compact"))
+        for flag in ("student_width", "num_experts", "expert_train_epochs", "batch_train"):
+            check_at_least(flag, getattr(self, flag), 1)
+        for flag in ("lr_teacher", "mom_teacher", "l2_teacher"):
+            check_at_least(flag, getattr(self, flag), 0)
+        if self.experts_at_once != "auto" and not (self.experts_at_once.isdecimal() and int(self.experts_at_once)):
+            raise ValueError(f"--experts_at_once is {self.experts_at_once!r}; expected auto or a number from 1")
+        DSA(self.dsa_strategy)
+
+    def student_spec(self, real: RealImages) -> StudentSpec:
+        """The student for the classes, channels and size of `real`."""
+        channels, height, width = real.shape
+        kwargs = {"width": self.student_width, "norm": self.student_norm} if self.student in CONVNETS else {}
+        return StudentSpec(self.student, real.num_classes, channels, (height, width), kwargs)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting for the device: only pinned memory is copied in the background."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def augment_group(x: Tensor, params: Sequence[DsaParams]) -> Tensor:
+    """Augment the batch of each expert by its own parameters, experts with the same operation in one call.
+
+    Args:
+        x: Images (E, B, C, H, W).
+        params: What was drawn for each of the E experts, B images each, on the CPU.
+    """
+    result = list(x.unbind())
+    for operation in dict.fromkeys(drawn.operation for drawn in params):
+        members = [index for index, drawn in enumerate(params) if drawn.operation == operation]
+        values = {
+            name: _send(torch.cat([params[member].values[name] for member in members]), x.device)
+            for name in params[members[0]].values
+        }
+        together = DSA.apply(torch.cat([x[member] for member in members]), DsaParams(operation, values))
+        for member, part in zip(members, together.split(x.shape[1]), strict=True):
+            result[member] = part
+    return torch.stack(result)
+
+
+class DeviceImages:
+    """Preprocessed batches of `real` on `device`: from floats kept there, else from bytes kept there, else gathered."""
+
+    def __init__(self, real: RealImages, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.real, self.device, self.dtype = real, device, dtype
+        self.preprocess = real.preprocessing.to(device)
+        self.size = tuple(real.shape[1:])
+        count = len(real) * math.prod(real.shape)
+        on_cuda = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if on_cuda else 4 * HOST_BYTES
+        self.floats = self.bytes = None
+        if count * dtype.itemsize <= free // 4:
+            self.floats = torch.empty(len(real), *real.shape, device=device, dtype=dtype)
+            for rows in torch.arange(len(real)).split(4096):
+                self.floats[rows[0] : rows[-1] + 1] = self.preprocess(real.uint8(rows).to(device))
+        elif on_cuda and count <= free // 2:
+            self.bytes = real.resident(device)
+        gathered = self.floats is None and self.bytes is None
+        self.rows_device = torch.device("cpu") if gathered else device
+        self.labels = real.labels.to(self.rows_device)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (*rows.shape, C, H, W) and labels (*rows.shape) of `rows`, which lie on `rows_device`."""
+        if self.floats is not None:
+            return self.floats[rows], self.labels[rows]
+        flat, labels = rows.flatten(), self.labels[rows]
+        if self.bytes is not None:
+            pixels = self.bytes[flat]
+        else:
+            pixels, labels = _send(self.real.uint8(flat), self.device), _send(labels, self.device)
+        return self.preprocess(pixels).to(self.dtype).view(*rows.shape, *self.real.shape), labels
+
+
+class ExpertTrainer:
+    """Plain SGD on the real images for a group of experts: one after another is a group of one.
+
+    An expert's initialisation, order of images and augmentations come from streams named by its number (and the
+    epoch), so what it sees does not depend on its group, its process, or where an interrupted run went on.
+    """
+
+    def __init__(
+        self,
+        real: RealImages,
+        spec: StudentSpec,
+        config: ExpertConfig,
+        seed: int,
+        accelerator: Accelerator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if accelerator.mixed_precision == "fp16":
+            raise ValueError("mixed precision fp16 needs a loss scaler, which experts do not have; use bf16, or none")
+        self.config, self.seed, self.accelerator, self.dtype = config, seed, accelerator, dtype
+        self.flat = FlatModel.from_spec(spec).to(accelerator.device)
+        self.dsa = DSA(config.dsa_strategy)
+        self.images = DeviceImages(real, accelerator.device, dtype)
+        self._one = grad_and_value(self._loss, has_aux=True)
+        self._many = vmap(self._one)
+
+    def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.flat(theta, x)  # (B, K)
+        return F.cross_entropy(logits, y), (logits.detach().argmax(1) == y).sum()
+
+    def init(self, experts: Sequence[int]) -> Tensor:
+        """Initial parameters (E, P) on the device."""
+        rows = [self.flat.init(derive_seed(self.seed, "expert", expert, "init")) for expert in experts]
+        return torch.stack(rows).to(self.accelerator.device, self.dtype)
+
+    def step(self, thetas: Tensor, velocities: Tensor | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of SGD for each expert, in place.
+
+        Args:
+            thetas: Parameters (E, P).
+            velocities: Momentum (E, P); None without momentum.
+            x: Augmented images (E, B, C, H, W).
+            y: Labels (E, B).
+
+        Returns:
+            Loss and number of right answers of each expert, both (E,).
+        """
+        with self.accelerator.autocast():
+            if len(thetas) == 1:
+                grads, (loss, right) = self._one(thetas[0], x[0], y[0])
+                grads, loss, right = grads[None], loss[None], right[None]
+            else:
+                grads, (loss, right) = self._many(thetas, x, y)
+        if self.config.l2_teacher:
+            grads = grads.add(thetas, alpha=self.config.l2_teacher)
+        if velocities is not None:
+            grads = velocities.mul_(self.config.mom_teacher).add_(grads)
+        thetas.sub_(grads, alpha=self.config.lr_teacher)
+        return loss.detach(), right
+
+    def epoch(
+        self,
+        experts: Sequence[int],
+        epoch: int,
+        thetas: Tensor,
+        velocities: Tensor | None = None,
+        max_steps: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Train `thetas` (E, P) in place through epoch number `epoch`, from 1; nothing waits for the device.
+
+        Returns:
+            Mean loss and accuracy over the epoch's augmented batches, both (E,) on the device.
+        """
+        streams = [(self.seed, "expert", expert) for expert in experts]
+        count = len(self.images.real)
+        orders = [torch.randperm(count, generator=generator(*stream, "order", epoch)) for stream in streams]
+        draws = [generator(*stream, "dsa", epoch) for stream in streams]
+        batches = _send(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)[:max_steps]
+        losses = torch.zeros(len(experts), device=thetas.device, dtype=torch.float64)
+        hits, seen = torch.zeros_like(losses), 0
+        for rows in batches:  # (E, B)
+            x, y = self.images(rows)
+            params = [self.dsa.sample(rows.shape[1], draw, self.images.size) for draw in draws]
+            loss, right = self.step(thetas, velocities, augment_group(x, params), y)
+            losses += loss * rows.shape[1]
+            hits += right
+            seen += rows.shape[1]
+        return losses / seen, hits / seen
+
+    @torch.no_grad()
+    def accuracy(self, theta: Tensor, images: DeviceImages) -> float:
+        """Accuracy in [0, 1] of one expert `theta` (P,) on `images`, without augmentation."""
+        right = torch.zeros((), device=theta.device, dtype=torch.int64)
+        for rows in torch.arange(len(images.real)).split(self.config.batch_train):
+            x, y = images(rows.to(images.rows_device))
+            right += (self.flat(theta, x).argmax(1) == y).sum()
+        return right.item() / len(images.real)
+
+    def rate(self, size: int, steps: int | None = None) -> float:
+        """Experts x steps per second of a group of `size`, measured on the device after a warm-up step."""
+        thetas = self.init([0]).repeat(size, 1)
+        velocities = torch.zeros_like(thetas) if self.config.mom_teacher else None
+
+        def seconds(count: int) -> float:
+            self._synchronize()
+            start, left = time.perf_counter(), count
+            while left > 0:
+                self.epoch(range(size), left, thetas, velocities, max_steps=left)
+                left -= math.ceil(len(self.images.real) / self.config.batch_train)
+            self._synchronize()
+            return time.perf_counter() - start
+
+        seconds(1)
+        # At least half a second, or three steps where one takes longer than that.
+        steps = steps or max(3, math.ceil(0.5 / seconds(1)))
+        return size * steps / seconds(steps)
+
+    def _synchronize(self) -> None:
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize(self.accelerator.device)
+
+    def fastest_group(self, limit: int) -> int:
+        """The number of experts, up to `limit`, whose joint training gives the most experts x steps per second."""
+        if limit <= 1:
+            return 1
+        rates: dict[int, float] = {}
+        for size in [*(2**power for power in range((limit - 1).bit_length())), limit]:
+            try:
+                rates[size] = self.rate(size)
+            except torch.OutOfMemoryError:
+                logger.info("experts at once: %d do not fit in memory", size)
+                break
+            if rates[size] < max(rates.values()):
+                break
+        if not rates:
+            raise ValueError("one expert does not fit in memory; lower --batch_train or use a smaller --student")
+        best = max(rates, key=rates.__getitem__)
+        measured = ", ".join(f"{size}: {rate:.1f}" for size, rate in rates.items())
+        logger.info("experts at once: %d, by experts x steps per second (%s)", best, measured)
+        return best
+
+
+class _Folder:
+    """Where experts are trained: finished files, and under `unfinished/` one small file per expert and epoch."""
+
+    def __init__(self, root: str | Path, training: dict[str, Any]) -> None:
+        self.root, self.training = Path(root), training
+        self.aside = self.root / UNFINISHED
+        self.run, self.index = self.aside / "run.json", self.root / INDEX
+
+    def expert(self, expert: int) -> Path:
+        return self.root / EXPERT_FILE.format(expert)
+
+    def row(self, expert: int, epoch: int) -> Path:
+        return self.aside / f"expert-{expert:05d}-epoch-{epoch:05d}.safetensors"
+
+    def check(self, epochs: int) -> int:
+        """The epochs that every expert of the folder has, or gets.
+
+        Raises:
+            ValueError: The folder holds something else, or experts trained in another way or for fewer epochs.
+        """
+        held = {path: TensorFile(path).metadata for path in sorted(self.root.glob("expert-[0-9]*.safetensors"))}
+        if not held and not self.run.exists() and (self.root / "README.md").exists():
+            raise ValueError(
+                f"{self.root} has a README.md and no experts: it holds something else; give another folder"
+            )
+        for path, metadata in [*held.items(), *([(self.run, load_json(self.run))] if self.run.exists() else [])]:
+            found = metadata.get("training", {})
+            for key, value in self.training.items():
+                if found.get(key) != value:
+                    was, now = (textwrap.shorten(str(item), 100) for item in (found.get(key), value))
+                    raise ValueError(
+                        f"{path} was trained with {key} {was}, and this run has {now}; "
+                        "give another folder, or the settings of the first run"
+                    )
+        stored = min((len(metadata["loss"]) for metadata in held.values()), default=epochs)
+        if stored < epochs:
+            raise ValueError(
+                f"the experts in {self.root} have {stored} epochs, and this run needs {epochs}; "
+                "give another folder, or need fewer"
+            )
+        return stored
+
+    def epochs_done(self, expert: int) -> int:
+        """The last epoch up to which every row is there, from 0 (the initialisation); -1 without any."""
+        done = -1
+        while self.row(expert, done + 1).exists():
+            done += 1
+        return done
+
+    def write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Write a safetensors file aside, then rename it: a file that is there is whole."""
+        atomic_write(self.aside / path.name, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
+        os.replace(self.aside / path.name, path)
+
+
+def _describe(
+    real: RealImages, spec: StudentSpec, config: ExpertConfig, seed: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Everything that decides the bytes of a trajectory, the coarsest first, as JSON types."""
+    hyperparameters = ("lr_teacher", "mom_teacher", "l2_teacher", "batch_train", "dsa_strategy", "expert_format")
+    return {
+        "student": spec.to_dict(),
+        "class_names": list(real.class_names),
+        "preprocessing_id": real.preprocessing.fingerprint(),
+        "num_images": len(real),
+        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
+        "revision": real.revision,
+        "seed": seed,
+        **{name: getattr(config, name) for name in hyperparameters},
+        "mixed_precision": str(accelerator.mixed_precision),
+    }
+
+
+def _train_group(trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int], epochs: int, bar: tqdm) -> None:
+    """Train `experts` side by side from the last epoch that all of them have; a row that is made again is the same."""
+    start = min(folder.epochs_done(expert) for expert in experts)
+    thetas, velocities = trainer.init(experts), None
+    if trainer.config.mom_teacher:
+        velocities = torch.zeros_like(thetas)
+    if start > 0:
+        files = [TensorFile(folder.row(expert, start)) for expert in experts]
+        thetas.copy_(torch.stack([file.read("row") for file in files]))
+        if velocities is not None:
+            velocities.copy_(torch.stack([file.read("velocity") for file in files]))
+    bar.update(max(start, 0) * len(experts))
+    for epoch in range(max(start, -1) + 1, epochs + 1):
+        loss = accuracy = [None] * len(experts)
+        if epoch > 0:
+            loss, accuracy = (part.tolist() for part in trainer.epoch(experts, epoch, thetas, velocities))
+            if not np.isfinite(loss).all():
+                raise ValueError(f"the loss of an expert is not finite in epoch {epoch}; lower --lr_teacher")
+            bar.update(len(experts))
+            bar.set_postfix(loss=f"{np.mean(loss):.3f}")
+        rows, speeds = thetas.cpu(), None if velocities is None else velocities.cpu()
+        for index, expert in enumerate(experts):
+            tensors = {"row": rows[index]} if speeds is None else {"row": rows[index], "velocity": speeds[index]}
+            folder.write(folder.row(expert, epoch), tensors, {"loss": loss[index], "accuracy": accuracy[index]})
+
+
+def _finish(trainer: ExpertTrainer, folder: _Folder, expert: int, epochs: int, test: DeviceImages | None) -> None:
+    """Assemble the rows of `expert` into its file, with its accuracies, and drop them."""
+    paths = [folder.row(expert, epoch) for epoch in range(epochs + 1)]
+    files = [TensorFile(path) for path in paths]
+    params = torch.stack([file.read("row") for file in files])  # (epochs + 1, P)
+    last = params[-1].to(trainer.accelerator.device)
+    metadata = {
+        "expert": expert,
+        "training": folder.training,
+        "names": trainer.flat.names,
+        "shapes": trainer.flat.shapes,
+        "loss": [file.metadata["loss"] for file in files[1:]],
+        "accuracy": [file.metadata["accuracy"] for file in files[1:]],
+        "train_accuracy": trainer.accuracy(last, trainer.images),
+        "test_accuracy": None if test is None else trainer.accuracy(last, test),
+    }
+    tensors = compact(params) if trainer.config.expert_format == "compact" else {"params": params}
+    folder.write(folder.expert(expert), tensors, metadata)
+    for path in paths:
+        path.unlink()
+
+
+def train_experts(
+    real: RealImages,
+    config: ExpertConfig,
+    directory: str | Path,
+    *,
+    epochs: int,
+    seed: int,
+    accelerator: Accelerator,
+    disable_tqdm: bool = False,
+    test: RealImages | None = None,
+) -> ExpertTrajectories:
+    """Trained experts: those of `config.experts`, else those of `directory`, where the lacking ones are trained.
+
+    Every process must call it, with `directory` on storage that they share. Experts are spread over the processes. What
+    an interrupted run left is continued, and the bytes are those of an uninterrupted run with as many experts at once
+    (and threads); the number of processes does not matter.
+
+    Args:
+        real: The images to train on.
+        epochs: The least number of epochs to have; a folder with more stays as it is.
+        test: Images to report accuracy on.
+
+    Raises:
+        ValueError: What is there does not fit `real`, `config` or `epochs`; or a loss stops being finite.
+    """
+    spec = config.student_spec(real)
+    if config.experts is not None:
+        experts = ExpertTrajectories.from_pretrained(config.experts)
+        experts.check_matches(real, spec)
+        if experts.num_epochs < epochs:
+            raise ValueError(
+                f"--experts {config.experts} holds {experts.num_epochs} epochs, and this run needs {epochs}; "
+                "use other experts, or read fewer epochs"
+            )
+        return experts
+    folder = _Folder(directory, _describe(real, spec, config, seed, accelerator))
+    epochs = folder.check(epochs)
+    everyone = range(config.num_experts)
+    lacking = [expert for expert in everyone if not folder.expert(expert).exists()]
+    # Only rows that say how they were trained are continued.
+    ready = {expert for expert in lacking if folder.run.exists() and folder.epochs_done(expert) >= epochs}
+    at_once = load_json(folder.run)["experts_at_once"] if folder.run.exists() else None
+    accelerator.wait_for_everyone()
+    if lacking:
+        trainer = ExpertTrainer(real, spec, config, seed, accelerator)
+        tested = None if test is None else DeviceImages(test, accelerator.device)
+        if accelerator.is_main_process:
+            if not folder.run.exists():
+                shutil.rmtree(folder.aside, ignore_errors=True)
+            if config.experts_at_once != "auto":
+                at_once = int(config.experts_at_once)
+            elif at_once is None:
+                at_once = trainer.fastest_group(math.ceil((len(lacking) - len(ready)) / accelerator.num_processes))
+            folder.aside.mkdir(parents=True, exist_ok=True)
+            save_json(folder.run, {"training": folder.training, "experts_at_once": at_once})
+        at_once = broadcast_object_list([at_once])[0]
+        mine = [expert for expert in lacking if expert % accelerator.num_processes == accelerator.process_index]
+        todo = [expert for expert in mine if expert not in ready]
+        for expert in ready.intersection(mine):
+            _finish(trainer, folder, expert, epochs, tested)
+        hidden = disable_tqdm or not accelerator.is_main_process
+        with tqdm(total=len(todo) * epochs, desc="experts x epochs", disable=hidden) as bar:
+            for first in range(0, len(todo), at_once):
+                group = todo[first : first + at_once]
+                _train_group(trainer, folder, group, epochs, bar)
+                for expert in group:
+                    _finish(trainer, folder, expert, epochs, tested)
+        # Files, not a barrier: a process with one group more may take longer than a collective is allowed to wait.
+        while not all(folder.expert(expert).exists() for expert in everyone):
+            time.sleep(0.5)
+    if accelerator.is_main_process and (lacking or not folder.index.exists()):
+        _write_index(folder, real, accelerator.device)
+        shutil.rmtree(folder.aside, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return ExpertTrajectories.from_pretrained(folder.root)
+
+
+def _write_index(folder: _Folder, real: RealImages, device: torch.device) -> None:
+    """Write the card and, last, the index of a folder whose expert files are all there."""
+    paths = []
+    while folder.expert(len(paths)).exists():
+        paths.append(folder.expert(len(paths)))
+    held = [TensorFile(path).metadata for path in paths]
+    tests = [metadata["test_accuracy"] for metadata in held]
+    training = dict(folder.training)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "num_experts": len(held),
+        "num_epochs": min(len(metadata["loss"]) for metadata in held),
+        "num_params": sum(math.prod(shape) for shape in held[0]["shapes"]),
+        "student": training.pop("student"),
+        "class_names": training.pop("class_names"),
+        "preprocessing": real.preprocessing.to_config(),
+        "source": real.provenance,
+        "training": training,
+        "results": {
+            "train_accuracy": [metadata["train_accuracy"] for metadata in held],
+            "test_accuracy": None if None in tests else tests,
+            "epoch_loss": [metadata["loss"] for metadata in held],
+            "epoch_accuracy": [metadata["accuracy"] for metadata in held],
+        },
+        "bytes": sum(path.stat().st_size for path in paths),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": package_versions(),
+    }
+    ExpertTrajectories(folder.root, config)._write_about(folder.root, real.preprocessing)

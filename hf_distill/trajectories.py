@@ -1,0 +1,341 @@
+"""`ExpertTrajectories`: the parameters of trained experts, one row per epoch, read two rows at a time.
+
+One safetensors file per expert. Its rows are read by position, not mapped: what is asked for is what is read, on a disk
+as on a network file system. In a Hub repository a file is fetched when it is first used.
+"""
+
+import json
+import math
+import os
+import shutil
+import statistics
+import textwrap
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCardData, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from typing_extensions import Self
+
+from .data import RealImages
+from .functional import FlatModel
+from .hub import HubFolder, atomic_write, check_format_version, load_json, render_card, save_json, source_context
+from .models import StudentSpec
+from .transforms import Preprocessing
+
+INDEX = "expert_config.json"
+ZCA_FILE = "preprocessing.safetensors"
+EXPERT_FILE = "expert-{:05d}.safetensors"
+FORMAT_VERSION = 1
+ANCHOR_EVERY = 10  # epochs between two float32 rows of a compact trajectory
+METADATA = "hf_distill"  # the one metadata key: safetensors writes several in an order that changes from run to run
+
+
+class TensorFile:
+    """A safetensors file read by position: only the rows that are asked for, nothing mapped into memory.
+
+    Raises:
+        ValueError: The file is no safetensors file, or shorter or longer than its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            self._start = 8 + int.from_bytes(file.read(8), "little")
+            if self._start > size:
+                raise ValueError(f"{path} is truncated or no safetensors file; fetch or train it again")
+            try:
+                header = json.loads(file.read(self._start - 8))
+                self.metadata: dict[str, Any] = json.loads(header.pop("__metadata__", {}).get(METADATA, "{}"))
+            except ValueError as error:
+                raise ValueError(f"{path} has a damaged header; fetch or train it again") from error
+        self._tensors = header
+        expected = self._start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if size != expected:
+            raise ValueError(f"{path} is truncated: {size} bytes, and its header says {expected}; fetch it again")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._tensors:
+            raise ValueError(f"{self.path} holds no tensor {name!r}; it was not written by train_experts")
+        return tuple(self._tensors[name]["shape"])
+
+    def read(self, name: str, row: int | None = None) -> Tensor:
+        """The tensor `name`, or only its row number `row`, as a fresh CPU tensor of the stored dtype."""
+        shape = self.shape(name) if row is None else self.shape(name)[1:]
+        dtype = np.dtype({"F32": "<f4", "F16": "<f2"}[self._tensors[name]["dtype"]])
+        offset = self._start + self._tensors[name]["data_offsets"][0]
+        count = math.prod(shape)
+        values = np.fromfile(self.path, dtype, count, offset=offset + (row or 0) * count * dtype.itemsize)
+        return torch.from_numpy(values).view(shape)
+
+
+def compact(params: Tensor) -> dict[str, Tensor]:
+    """A trajectory (T + 1, P) in little more than half the bytes.
+
+    Every tenth row stays float32; the rows in between are scaled float16 differences to the one before them. So any row
+    costs one and a half reads, and the rounding stays small beside what two epochs change: about 0.1 % of it, where
+    differences to the first row alone would reach 0.5 % after 50 epochs.
+
+    Returns:
+        "anchors" (A, P) float32, "deltas" (T + 1 - A, P) float16 and "scales" (T + 1 - A,) float32.
+    """
+    rows = torch.arange(len(params))
+    between = rows % ANCHOR_EVERY > 0
+    anchors = params[::ANCHOR_EVERY].clone()
+    deltas = params[between] - anchors[rows[between] // ANCHOR_EVERY]
+    scales = deltas.abs().amax(dim=1)
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    return {"anchors": anchors, "deltas": (deltas / scales[:, None]).half(), "scales": scales}
+
+
+class ExpertTrajectories(HubFolder):
+    """Trained experts, read lazily: a segment costs two rows of one file, and a file is fetched when it is first used.
+
+        experts = ExpertTrajectories.from_pretrained("outputs/experts")
+        theta_start, theta_target = experts.segment(expert=0, start=3, length=2)
+        logits = experts.flat_model()(theta_target, images)
+
+    Attributes:
+        folder: Where the files are, or come to be.
+        config: The content of `expert_config.json`.
+        spec: The architecture; a row is its parameters, flattened in the order of `named_parameters()`.
+        class_names: Names of the logits, in order.
+        num_experts: Trajectories.
+        num_epochs: Epochs of each; row 0 is the initialisation, row `num_epochs` the last.
+        num_params: P, the length of a row.
+    """
+
+    repo_type = "model"
+    config_name = INDEX
+    owned = ("README.md", INDEX, ZCA_FILE, "expert-[0-9]*.safetensors")
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
+        self._repository: dict[str, Any] | None = None
+        self._files: dict[int, TensorFile] = {}
+        try:
+            self.spec = StudentSpec.from_dict(config["student"])
+            self.class_names: list[str] = config["class_names"]
+            self.num_experts: int = config["num_experts"]
+            self.num_epochs: int = config["num_epochs"]
+            self.num_params: int = config["num_params"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / INDEX} lacks {error}; it was not written by train_experts") from error
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """The experts in a local folder, which never touches the network, or in a Hub repository at `revision`.
+
+        Of a repository only `expert_config.json` is fetched now, each expert's file when it is first used, all from
+        the one commit that `revision` is now.
+
+        Raises:
+            ValueError: There is no such folder or repository, or it holds no experts.
+        """
+        experts = super().from_pretrained(
+            repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only
+        )
+        if not Path(repo_id_or_path).is_dir():
+            # A snapshot folder of the cache is named by its commit.
+            commit = {"revision": experts.folder.name, "token": token, "local_files_only": local_files_only}
+            experts._repository = {"repo_id": str(repo_id_or_path), "repo_type": cls.repo_type, **commit}
+        return experts
+
+    @classmethod
+    def _download(cls, name: str, revision: str | None, token: str | bool | None, local_files_only: bool) -> Path:
+        where = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        return _fetch(INDEX, repo_id=name, repo_type=cls.repo_type, **where).parent
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        config = load_json(folder / INDEX)
+        check_format_version(folder / INDEX, config, FORMAT_VERSION)
+        return cls(folder, config)
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        if path.is_file():
+            return path
+        if self._repository is None:
+            raise ValueError(f"{self.folder} lacks {name}, which its {INDEX} names; train it again or copy it there")
+        return _fetch(name, **self._repository)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """What was done to the images before the experts saw them."""
+        config = self.config["preprocessing"]
+        return Preprocessing.from_config(config, load_file(self._path(ZCA_FILE)) if config.get("zca") else None)
+
+    def _file(self, expert: int) -> TensorFile:
+        if not 0 <= expert < self.num_experts:
+            raise ValueError(f"expert {expert} of {self.folder}; expected 0 to {self.num_experts - 1}")
+        if expert not in self._files:
+            file = TensorFile(self._path(EXPERT_FILE.format(expert)))
+            blocks = [file.shape(name) for name in (("anchors", "deltas") if "anchors" in file else ("params",))]
+            stored = sum(block[0] for block in blocks), blocks[0][1]
+            if stored[0] <= self.num_epochs or stored[1] != self.num_params:
+                raise ValueError(
+                    f"{file.path} holds {stored[0]} rows of {stored[1]} parameters, and {INDEX} speaks of "
+                    f"{self.num_epochs + 1} rows of {self.num_params}; the folder mixes two trainings"
+                )
+            self._files[expert] = file
+        return self._files[expert]
+
+    def _rows(self, expert: int, epochs: Sequence[int]) -> list[Tensor]:
+        file = self._file(expert)
+        for epoch in epochs:
+            if not 0 <= epoch <= self.num_epochs:
+                raise ValueError(f"epoch {epoch} of expert {expert} is not stored; expected 0 to {self.num_epochs}")
+        if "params" in file:
+            return [file.read("params", epoch) for epoch in epochs]
+        anchors = {number: file.read("anchors", number) for number in {epoch // ANCHOR_EVERY for epoch in epochs}}
+        rows = []
+        for epoch in epochs:
+            number, beyond = divmod(epoch, ANCHOR_EVERY)
+            row = anchors[number].clone()
+            if beyond:
+                delta = epoch - number - 1
+                row += file.read("deltas", delta).float() * file.read("scales", delta)
+            rows.append(row)
+        return rows
+
+    def row(self, expert: int, epoch: int) -> Tensor:
+        """Parameters (P,) float32 of `expert` after `epoch` epochs, on the CPU, in fresh memory.
+
+        Raises:
+            ValueError: There is no such expert or epoch, or its file is missing or damaged.
+        """
+        return self._rows(expert, [epoch])[0]
+
+    def segment(self, expert: int, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Parameters (P,) of `expert` after `start` and after `start + length` epochs: two rows are read.
+
+        Raises:
+            ValueError: As `row`, or `length` is below 1.
+        """
+        if length < 1:
+            raise ValueError(f"a segment of {length} epochs; expected at least 1")
+        theta_start, theta_target = self._rows(expert, [start, start + length])
+        return theta_start, theta_target
+
+    @property
+    def load_call(self) -> str:
+        """The one call that gives these experts."""
+        where = self._repository["repo_id"] if self._repository else self.folder
+        return f'ExpertTrajectories.from_pretrained("{where}")'
+
+    def summary(self) -> str:
+        """One line: how many experts of which network, and how accurate they are."""
+        accuracies = {split: self.config["results"][f"{split}_accuracy"] for split in ("train", "test")}
+        said = [f"{split} accuracy {_percent(values)} %" for split, values in accuracies.items() if values]
+        what = f"{self.num_experts} experts x {self.num_epochs} epochs of {self.spec.name}"
+        return f"{what} ({self.config['num_params']:,} parameters): {', '.join(said)}"
+
+    def flat_model(self) -> FlatModel:
+        """The network that a row holds the parameters of.
+
+        Raises:
+            ValueError: The network that this version of timm builds has another number of parameters.
+        """
+        model = FlatModel.from_spec(self.spec)
+        if model.num_params != self.num_params:
+            raise ValueError(
+                f"the experts in {self.folder} have {self.num_params} parameters, and {self.spec} has "
+                f"{model.num_params}; use the versions named in their {INDEX}"
+            )
+        return model
+
+    def check_matches(self, real: RealImages, spec: StudentSpec | None = None) -> None:
+        """Raise one `ValueError` that says what differs, unless these experts are for `real` (and for `spec`)."""
+        pairs = [
+            ("classes", len(self.class_names), real.num_classes),
+            *[("class", *names) for names in zip(self.class_names, real.class_names, strict=False)],
+            ("images (channels, height, width)", (self.spec.in_chans, *self.spec.img_size), tuple(real.shape)),
+            ("network", self.spec, spec or self.spec),
+            ("preprocessing", self.preprocessing.fingerprint(), real.preprocessing.fingerprint()),
+        ]
+        for what, theirs, ours in pairs:
+            if theirs != ours:
+                raise ValueError(
+                    f"the experts in {self.folder} are for {what} {theirs}, and this run has {ours}; "
+                    "use other experts, or the data and student they were trained for"
+                )
+
+    def _write(self, folder: Path) -> None:
+        for expert in range(self.num_experts):
+            path = self._path(EXPERT_FILE.format(expert)).resolve()  # a cache holds links
+            try:
+                os.link(path, folder / EXPERT_FILE.format(expert))
+            except OSError:  # another file system, or one without hard links
+                shutil.copy2(path, folder / EXPERT_FILE.format(expert))
+        self._write_about(folder, self.preprocessing)
+
+    def _card(self, name: str) -> str:
+        source, results = self.config["source"], self.config["results"]
+        about_source = source_context(source)
+        metadata = ModelCardData(
+            license=about_source["license"],
+            extra_gated_prompt=about_source["gated_note"],
+            tags=["dataset-distillation", "expert-trajectories", "image-classification", "hf_distill"],
+        )
+        lines = ["| split | accuracy in %, mean ± standard deviation | experts |", "| --- | ---: | ---: |"]
+        for split in ("train", "test"):
+            if results[f"{split}_accuracy"]:
+                accuracies = results[f"{split}_accuracy"]
+                lines.append(f"| {split} | {_percent(accuracies)} | {len(accuracies)} |")
+        losses = [statistics.fmean(each) for each in zip(*results["epoch_loss"], strict=True)]
+        lines += [
+            "",
+            f"Mean augmented training loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last.",
+        ]
+        lines += [f"Trained and measured on: {self.config['device']}."]
+        return render_card(
+            "experts.md",
+            metadata=metadata.to_yaml(),
+            call=f'"{name}"',
+            config=self.config,
+            bytes=self.config["bytes"],
+            results="\n".join(lines),
+            **about_source,
+        )
+
+    def _write_about(self, folder: Path, preprocessing: Preprocessing) -> None:
+        if preprocessing.zca is not None:
+            atomic_write(folder / ZCA_FILE, save(preprocessing.tensors()))
+        atomic_write(folder / "README.md", self._card(folder.name))
+        save_json(folder / INDEX, self.config)
+
+
+def _percent(accuracies: Sequence[float]) -> str:
+    """`61.2 ± 3.1`: mean and standard deviation in percent; no deviation for a single expert."""
+    spread = f" ± {100 * statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+    return f"{100 * statistics.fmean(accuracies):.1f}{spread}"
+
+
+def _fetch(name: str, **where: Any) -> Path:
+    """The cached copy of the file `name` of a Hub repository."""
+    try:
+        return Path(hf_hub_download(filename=name, **where))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = textwrap.shorten(" ".join(str(error).split()), 200)
+        raise ValueError(
+            f"{where['repo_id']!r} is no folder here, and the Hub gave no {name} of a {where['repo_type']} repository "
+            f"of that name ({reason}); check the name, the connection, or log in (hf auth login) if it is private"
+        ) from error

@@ -1,0 +1,57 @@
+"""Train experts: networks trained on the real images, with their parameters kept at the start and after every epoch.
+
+    python recipes/experts.py                            # scikit-learn's digits, a minute on two cores
+    accelerate launch recipes/experts.py --dataset_name uoft-cs/cifar10 --normalization zca \
+        --num_experts 100 --expert_train_epochs 50       # the set-up of the trajectory-matching papers
+
+A run that was interrupted continues when it is started again with the same flags.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from hf_distill.config import DataArguments, HfArg, parse_args
+from hf_distill.data import RealImages
+from hf_distill.experts import ExpertConfig, train_experts
+
+
+@dataclass
+class RunArguments:
+    """Where the experts go, and from which seed."""
+
+    output_dir: str = HfArg(default="outputs/experts", help="Folder of the experts; what it holds is continued.")
+    seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
+    disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
+
+
+def main() -> None:
+    demo = Path(__file__).parent / "configs" / "experts_digits.yaml"
+    data_args, config, run = parse_args(DataArguments, ExpertConfig, RunArguments, default_config=demo)
+    accelerator = Accelerator()
+    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+
+    train, test = RealImages.train_and_test(data_args)
+    # The held-out part selects distilled images later on, so no expert may see it.
+    train, _ = train.split(data_args.validation_fraction, seed=0)
+    experts = train_experts(
+        train,
+        config,
+        run.output_dir,
+        epochs=config.expert_train_epochs or 50,
+        seed=run.seed,
+        accelerator=accelerator,
+        disable_tqdm=run.disable_tqdm,
+        test=test,
+    )
+    accelerator.print(f"{experts.summary()}\n{experts.folder}   load: {experts.load_call}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
