@@ -21,7 +21,7 @@ from datasets import Image as ImageFeature
 from huggingface_hub import DatasetCardData
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .hub import (
@@ -224,7 +224,7 @@ class DistilledSet(nn.Module, HubFolder):
             self._write_parquet(folder / FOLDER[name], name, data_id)
         for name, tensors in (("preprocessing", self.preprocessing.tensors()), ("teacher", self._teacher_tensors())):
             if tensors:
-                _save_tensors(folder / f"{name}-{data_id}.safetensors", tensors)
+                (folder / f"{name}-{data_id}.safetensors").write_bytes(save(tensors))
         (folder / "assets").mkdir()
         self.grid().save(folder / "assets" / "grid.png", optimize=True)
         if self.report is not None:
@@ -270,13 +270,16 @@ class DistilledSet(nn.Module, HubFolder):
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}; restore the file or save the artifact again")
         data_id = config["data_id"]
-        preprocessing = Preprocessing.from_config(
-            config["preprocessing"], _load_tensors(folder / f"preprocessing-{data_id}.safetensors")
-        )
-        teacher = None
-        if "teacher" in config["label_source"]:
-            tensors = _load_tensors(folder / f"teacher-{data_id}.safetensors")
-            teacher = TeacherLabels.from_config(config["label_source"]["teacher"], tensors)
+        whitening = _load_tensors(folder / f"preprocessing-{data_id}.safetensors")
+        networks = _load_tensors(folder / f"teacher-{data_id}.safetensors")
+        try:
+            preprocessing = Preprocessing.from_config(config["preprocessing"], whitening)
+            described = config["label_source"].get("teacher")
+            teacher = None if described is None else TeacherLabels.from_config(described, networks)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} does not describe a distilled set ({error!r}); save the artifact again"
+            ) from error
         shape = (preprocessing.channels, *preprocessing.image_size)
         columns = _read_parquet(folder / "tensor", data_id, config["images"], shape, len(config["class_names"]))
         report = None
@@ -339,9 +342,12 @@ class DistilledSet(nn.Module, HubFolder):
         papers = self.config.get("paper") or []
         papers = papers if isinstance(papers, list) else [papers]
         channels, height, width = self.pixel_values.shape[1:]
+        experts = self.config.get("experts") or {}
+        hyperparameters = dict(self.config.get("hyperparameters") or {})
+        hyperparameters |= {f"experts.{name}": value for name, value in experts.get("training", {}).items()}
         rows, per_class = self._shown()
-        some = f"{len(rows)} of {self.num_classes:,} classes, {per_class} of {self.ipc:,} image(s) each"
-        shown = "All images" if len(rows) * per_class >= len(self) else some
+        shown = [f"{len(rows)} of {self.num_classes:,} classes"] if len(rows) < self.num_classes else []
+        shown += [f"{per_class} of {self.ipc:,} images of each class"] if per_class < self.ipc else []
         sizes = {
             "images as PNG": png_bytes,
             "images as float32": self.pixel_values.numel() * 4,
@@ -361,13 +367,7 @@ class DistilledSet(nn.Module, HubFolder):
             task_categories=["image-classification"],
             tags=["dataset-distillation", *filter(None, [self.config.get("method")]), f"ipc-{self.ipc}", "hf_distill"],
             size_categories=[_size_category(len(self))],
-            configs=[
-                {
-                    "config_name": config,
-                    "data_files": [{"split": "train", "path": f"{FOLDER[config]}/train-*-{data_id}.parquet"}],
-                }
-                for config in COLUMN
-            ],
+            configs=[_config(config, f"{FOLDER[config]}/train-*-{data_id}.parquet") for config in COLUMN],
         )
         return render_card(
             "distilled.md",
@@ -381,18 +381,16 @@ class DistilledSet(nn.Module, HubFolder):
             method=self.config.get("method"),
             papers=papers,
             student=(self.config.get("student") or {}).get("name"),
-            experts=self.config.get("experts"),
+            experts={name: value for name, value in experts.items() if name != "training"},
             seed=self.config.get("seed"),
-            hyperparameters={k: v for k, v in (self.config.get("hyperparameters") or {}).items() if v is not None},
+            hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
             versions=self.config.get("versions") or {},
             **about_source,
             grid="assets/grid.png",
-            grid_caption=f"{shown}, rounded to 8 bits.",
+            grid_caption=f"{' and '.join(shown) or 'All images'}, rounded to 8 bits.",
             call=f'"{repo}"{at}',
             call_tensor=f'"{repo}", "tensor"{at}',
-            repo_note=""
-            if "repo_id" in self.config
-            else "Give the path of this folder, or of its repository on the Hub.",
+            folder=None if "repo_id" in self.config else name,
             zca=self.preprocessing.zca is not None,
             mean=[round(value, 4) for value in self.preprocessing.mean],
             std=[round(value, 4) for value in self.preprocessing.std],
@@ -404,22 +402,30 @@ class DistilledSet(nn.Module, HubFolder):
         )
 
     def export_image_folder(self, directory: str | Path) -> Path:
-        """Write `<directory>/train/<class>/<number>.png`, which `load_dataset("imagefolder", data_dir=...)` reads.
+        """Write `<directory>/train/<class>/<number>.png`, which torchvision's `ImageFolder` and `load_dataset` read.
 
         Classes keep their names; their numbers become those of the names in alphabetical order.
 
         Raises:
-            ValueError: Two class names would share a folder.
+            ValueError: `directory` is not empty, or two class names would share a folder.
         """
+        directory = Path(directory)
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ValueError(f"{directory} is not empty; give a new folder, so that no other images mix with these")
         folders = [re.sub(r"[/\\\0]", "_", name).strip() or "_" for name in self.class_names]
         folders = [f"_{name}" if name.startswith(".") else name for name in folders]
         if len(set(folders)) < len(folders):
             raise ValueError(f"class names {self.class_names} do not give one folder each; rename the classes")
         for row, label in enumerate(self.labels.tolist()):
-            folder = Path(directory) / "train" / folders[label]
+            folder = directory / "train" / folders[label]
             folder.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / f"{row:05d}.png", _png(self._pictures(slice(row, row + 1))[0]))
-        return Path(directory)
+        # Without it `load_dataset` would take a class such as "test tube" for a test split.
+        atomic_write(
+            directory / "README.md",
+            f"---\n{DatasetCardData(configs=[_config('default', 'train/**')]).to_yaml()}\n---\n",
+        )
+        return directory
 
     def export_pt(self, path: str | Path) -> Path:
         """Write one file of plain tensors that `torch.load(path, weights_only=True)` reads anywhere.
@@ -513,14 +519,6 @@ def _read_parquet(
     return torch.from_numpy(pixels), torch.from_numpy(labels), None if soft is None else torch.from_numpy(soft)
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        raise OSError(f"{path.name}: {error}") from error
-    path.chmod(path.parent.stat().st_mode & 0o666)  # as the user's umask has it: the file was made private
-
-
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors in a file; none where there is no file."""
     if not path.exists():
@@ -529,6 +527,11 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); download it or save the artifact again") from error
+
+
+def _config(name: str, path: str) -> dict[str, Any]:
+    """A configuration for a card's metadata: one split, train, in the files that match `path`."""
+    return {"config_name": name, "data_files": [{"split": "train", "path": path}]}
 
 
 def _size_category(count: int) -> str:

@@ -385,18 +385,18 @@ class EvalReport:
 
 def _cell(value: Any) -> str:
     """A value as one cell of a Markdown table."""
+    if isinstance(value, dict):
+        value = [f"{key} {item}" for key, item in value.items()]
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def human_bytes(count: int) -> str:
     """Bytes for people, in powers of ten: `12.3 kB`."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+    if count < 1000:
+        return f"{count} B"
+    power = next((power for power in (1, 2, 3) if count < 999.95 * 1000**power), 4)
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def render_card(template: str, **context: Any) -> str:
@@ -424,8 +424,6 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
     name, homepage = str(source.get("name") or "unknown dataset"), source.get("homepage")
     if os.path.isabs(name) or name.startswith((".", "~")):
         name = Path(name).resolve().name  # where it lies on the author's machine is nobody's business
-    elif not homepage and re.fullmatch(r"[0-9a-f]{40}", str(source.get("revision"))):
-        homepage = f"https://huggingface.co/datasets/{name}"
     link = f"[{name}]({homepage})" if homepage else name
     stated = source.get("license") or []
     stated = [stated] if isinstance(stated, str) else list(stated)

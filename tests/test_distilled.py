@@ -1,0 +1,567 @@
+"""The distilled set and its folder: what is saved is what was optimised, for every reader and after any accident."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, load_dataset
+from huggingface_hub import DatasetCard
+
+import hf_distill
+import hf_distill.distilled as distilled_module
+from hf_distill.distilled import DistilledSet
+from hf_distill.functional import FlatModel
+from hf_distill.hub import EvalReport, EvalRow
+from hf_distill.labels import HardLabels, StoredLabels, TeacherLabels
+from hf_distill.models import StudentSpec
+from hf_distill.transforms import Preprocessing, fit_zca
+
+ROOT = Path(hf_distill.__file__).parents[1]
+GOLDENS = Path(__file__).parent / "goldens"
+NAMES = ["cat", "Hund", "犬", "a/b | c"]
+PAPER = {
+    "title": "Learning From a Few Images",
+    "authors": "A. Author and B. Author",
+    "year": 2031,
+    "arxiv_id": "3101.00001",
+    "bibtex": "@article{author2031few,\n  title={Learning From a Few Images}\n}\n",
+}
+CONFIG = {
+    "method": "some-method",
+    "hyperparameters": {"ipc": 3, "lr_img": 1e-3, "dsa_strategy": None, "lrs": [0.1, 0.01]},
+    "versions": {"hf_distill": "0.0.0", "torch": "9.9"},
+    "source": {"name": "pets", "split": "train", "revision": "abc", "license": "cc-by-4.0", "num_images": 7000},
+    "seed": 7,
+    "student": {"name": "convnet_d2"},
+    "paper": PAPER,
+}
+REPORT = EvalReport(
+    [
+        EvalRow("distilled", "soft", "convnet_d2", "quick", 12, [0.1 + 0.2, 1 / 3], "cpu"),
+        EvalRow("random", "hard", "convnet_d2", "quick", 12, [0.25], "cpu"),
+    ]
+)
+
+
+def make(ipc=3, channels=3, size=(6, 8), *, names=NAMES, zca=False, soft=True, teacher=False, seed=0, **kwargs):
+    """A set of random floats, some of which no pixel can hold."""
+    g = torch.Generator().manual_seed(seed)
+    n, k = ipc * len(names), len(names)
+    preprocessing = Preprocessing(channels, size, (0.4,) * channels, (0.3,) * channels)
+    if zca:
+        images = torch.randint(0, 256, (50, channels, *size), generator=g, dtype=torch.uint8)
+        preprocessing = Preprocessing(channels, size, (0.0,) * channels, (1.0,) * channels, fit_zca([images], 0.1))
+    if teacher:
+        spec = StudentSpec("convnet_d1", k, channels, size, {"width": 4, "norm": "instance"})
+        thetas = torch.stack([FlatModel.from_spec(spec).init(seed + i) for i in range(2)])
+        kwargs["teacher"] = TeacherLabels(spec, thetas)
+    if soft:
+        kwargs["soft_labels"] = 9 * torch.randn(n, k, generator=g)
+    pixels = 2 * torch.randn(n, channels, *size, generator=g)
+    return DistilledSet(pixels, torch.arange(k).repeat_interleave(ipc), names, preprocessing, **kwargs)
+
+
+def same(a: DistilledSet, b: DistilledSet) -> bool:
+    """Whether two sets agree bit for bit, in everything."""
+    x = torch.randn(2, *a.pixel_values.shape[1:], generator=torch.Generator().manual_seed(1))
+    labels = a.labels[:2], torch.arange(2)
+    optional = [
+        (a.soft_labels, b.soft_labels),
+        (a.lr, b.lr),
+        (a.log_lr, b.log_lr),
+        (a.teacher and a.teacher(x, *labels), b.teacher and b.teacher(x, *labels)),
+    ]
+    return (
+        a.pixel_values.detach().numpy().tobytes() == b.pixel_values.detach().numpy().tobytes()
+        and torch.equal(a.labels, b.labels)
+        and all((p is None and q is None) or torch.equal(p, q) for p, q in optional)
+        and a.class_names == b.class_names
+        and a.preprocessing.fingerprint() == b.preprocessing.fingerprint()
+        and torch.equal(a.preprocessing.inverse(x), b.preprocessing.inverse(x))
+        and a.config == b.config
+        and a.report == b.report
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_golden(name: str, text: str) -> None:
+    """Compare with tests/goldens/<name>; to renew one, delete it and run the test once."""
+    path = GOLDENS / name
+    if not path.exists():
+        GOLDENS.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        pytest.fail(f"{path} was written; read it, then run again")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def in_child(work) -> int:
+    """What `os.waitpid` says of a process that does `work`; its exit code is 1 where `work` raises."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)  # the threads of the parent's pools do not exist here
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+# The same thing for every reader
+
+WITHOUT_US = """
+import sys
+sys.modules["hf_distill"] = None
+import numpy as np
+from datasets import load_dataset
+for folder in sys.argv[1:]:
+    for streaming in (False, True):
+        images = load_dataset(folder, split="train", streaming=streaming)
+        floats = load_dataset(folder, "tensor", split="train", streaming=streaming)
+        image_rows, float_rows = list(images), list(floats.with_format("numpy"))
+        assert float_rows[0]["pixel_values"].dtype == np.float32
+        np.savez(
+            f"{folder}-{streaming}.npz",
+            pixels=np.stack([np.asarray(row["image"]) for row in image_rows]),
+            floats=np.stack([row["pixel_values"] for row in float_rows]),
+            labels=np.array([[row["label"] for row in rows] for rows in (image_rows, float_rows)]),
+            names=np.array([rows.features["label"].names for rows in (images, floats)]),
+            soft=np.array([[row["soft_label"] for row in rows] for rows in (image_rows, float_rows)], np.float16),
+        )
+"""
+
+
+def test_load_dataset_gives_the_same_without_this_package(tmp_path):
+    sets = {
+        "gray": make(channels=1, report=REPORT, config=CONFIG),
+        "rgb": make(channels=3, zca=True, teacher=True),
+    }
+    folders = [str(made.save_pretrained(tmp_path / name)) for name, made in sets.items()]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", WITHOUT_US, *folders], check=True, cwd=tmp_path, env=environment)
+    for name, made in sets.items():
+        pixels = made.preprocessing.to_uint8(made.pixel_values).permute(0, 2, 3, 1).numpy()
+        for streaming in (False, True):
+            found = np.load(tmp_path / f"{name}-{streaming}.npz")
+            np.testing.assert_array_equal(found["pixels"], pixels[..., 0] if name == "gray" else pixels, strict=True)
+            assert found["floats"].tobytes() == made.pixel_values.detach().numpy().tobytes()
+            for config in range(2):
+                assert found["labels"][config].tolist() == made.labels.tolist()
+                assert found["names"][config].tolist() == NAMES
+                np.testing.assert_array_equal(found["soft"][config], made.soft_labels.numpy())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"channels": 1, "soft": False},
+        {"zca": True, "lr": 0.0312, "report": REPORT, "config": CONFIG},
+        {"teacher": True, "lr": 1e-7, "ipc": 1},
+        {"teacher": True, "soft": False, "zca": True, "config": {"anything": [1, None, {"x": 0.1}]}},
+    ],
+)
+def test_a_saved_set_comes_back_bit_for_bit(tmp_path, options):
+    made = make(**options)
+    back = DistilledSet.from_pretrained(made.save_pretrained(tmp_path / "set"))
+    assert same(back, made)
+    assert same(DistilledSet.from_pretrained(back.save_pretrained(tmp_path / "again")), made)
+
+
+def test_the_same_set_makes_the_same_files(tmp_path):
+    for name in ("one/set", "two/set"):
+        make(zca=True, teacher=True, lr=0.1, config=CONFIG, report=REPORT).save_pretrained(tmp_path / name)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_to_dataset_is_what_load_dataset_gives(tmp_path):
+    made = make()
+    folder = str(made.save_pretrained(tmp_path / "set"))
+    for name in ("default", "tensor"):
+        here, there = made.to_dataset(name), load_dataset(folder, name, split="train")
+        assert here.features == there.features
+        assert here.with_format("arrow")[:] == there.with_format("arrow")[:]
+    with pytest.raises(ValueError, match="no config 'x'"):
+        made.to_dataset("x")
+
+
+def test_large_sets_are_written_in_shards_that_read_as_one(tmp_path, monkeypatch):
+    made = make(ipc=25)
+    row_bytes = made.pixel_values[0].numel() * 4
+    monkeypatch.setattr(distilled_module, "SHARD_BYTES", 30 * row_bytes)
+    monkeypatch.setattr(distilled_module, "GROUP_BYTES", 7 * row_bytes)
+    folder = made.save_pretrained(tmp_path / "set")
+    shards = sorted(path.name for path in (folder / "tensor").iterdir())
+    assert len(shards) == 4
+    assert shards[0].startswith("train-00000-of-00004")
+    assert pq.ParquetFile(folder / "tensor" / shards[0]).num_row_groups == 4
+    assert same(DistilledSet.from_pretrained(folder), made)
+    floats = load_dataset(str(folder), "tensor", split="train").with_format("numpy")
+    np.testing.assert_array_equal(floats["pixel_values"][:], made.pixel_values.detach().numpy())
+    images = load_dataset(str(folder), split="train")
+    assert images["label"][:] == made.labels.tolist()
+
+
+def test_a_set_without_soft_labels_has_no_such_column():
+    assert make(soft=False).to_dataset().column_names == ["image", "label"]
+    assert make(soft=False).to_dataset("tensor").column_names == ["pixel_values", "label"]
+
+
+# The object
+
+
+def test_the_learning_rate_is_learned_by_its_logarithm():
+    made = make(lr=0.02)
+    assert made.lr.item() == pytest.approx(0.02)
+    made.lr.backward()
+    assert made.log_lr.grad.item() == pytest.approx(0.02)
+    assert {name for name, _ in made.named_parameters()} == {"pixel_values", "log_lr"}
+    assert make().lr is None
+
+
+def test_a_set_does_not_share_memory_with_what_it_was_made_from():
+    pixels = torch.zeros(1, 1, 2, 2)
+    made = DistilledSet(pixels, torch.tensor([0]), ["x"], Preprocessing(1, (2, 2), (0.0,), (1.0,)))
+    with torch.no_grad():
+        made.pixel_values += 1
+    assert not pixels.any()
+
+
+def test_the_labels_to_train_with_are_the_best_there_are():
+    assert isinstance(make().label_source, StoredLabels)
+    assert isinstance(make(teacher=True).label_source, StoredLabels)
+    assert isinstance(make(teacher=True, soft=False).label_source, TeacherLabels)
+    assert isinstance(make(soft=False).label_source, HardLabels)
+
+
+def test_ipc_is_that_of_the_largest_class():
+    preprocessing = Preprocessing(1, (2, 2), (0.0,), (1.0,))
+    uneven = DistilledSet(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 1, 2]), list("abcd"), preprocessing)
+    assert (uneven.ipc, uneven.num_classes, len(uneven)) == (2, 4, 4)
+    assert uneven.grid().width > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"pixel_values": torch.zeros(2, 3, 4, 4)}, "pixel_values have shape"),
+        ({"pixel_values": torch.zeros(0, 1, 4, 4)}, "pixel_values have shape"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, "labels have shape"),
+        ({"labels": torch.tensor([0, 2])}, "labels go from 0 to 2"),
+        ({"soft_labels": torch.zeros(2, 3)}, "soft_labels have shape"),
+        ({"lr": 0.0}, "lr is 0.0"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(changes, says):
+    parts = {
+        "pixel_values": torch.zeros(2, 1, 4, 4),
+        "labels": torch.tensor([0, 1]),
+        "class_names": ["a", "b"],
+        "preprocessing": Preprocessing(1, (4, 4), (0.0,), (1.0,)),
+    }
+    DistilledSet(**parts)
+    with pytest.raises(ValueError, match=says):
+        DistilledSet(**{**parts, **changes})
+
+
+# Accidents
+
+
+def test_a_save_that_stops_between_any_two_moves_leaves_the_old_or_the_new_set(tmp_path, monkeypatch):
+    old = make(seed=1, zca=True, teacher=True, config=CONFIG)
+    new = make(seed=2, ipc=2, zca=True, teacher=True, config={**CONFIG, "seed": 8}, lr=0.5)
+    replace, seen = os.replace, []
+    for moves in range(20):
+        folder = tmp_path / str(moves) / "set"
+        old.save_pretrained(folder)
+        left = moves
+
+        def stop(source, target, folder=folder):
+            nonlocal left
+            if ".saving-" not in str(target):  # a move into place, not a file that is written aside
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+            replace(source, target)
+
+        def save(folder=folder, stop=stop):
+            monkeypatch.setattr(os, "replace", stop)
+            new.save_pretrained(folder)
+
+        status = in_child(save)
+        found = DistilledSet.from_pretrained(folder)
+        assert same(found, old) or same(found, new)
+        floats = load_dataset(str(folder), "tensor", split="train", streaming=True).with_format("numpy")
+        pixels = np.stack([row["pixel_values"] for row in floats]).tobytes()
+        assert pixels in [part.pixel_values.detach().numpy().tobytes() for part in (old, new)]
+        seen.append(same(found, new))
+        if os.WIFEXITED(status):
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    # The config is moved last, so only the save that went through shows the new set: after 4 new and 3 old names.
+    assert seen == [False] * 7 + [True]
+    assert len(list((folder / "tensor").iterdir())) == 1
+
+
+def test_a_kill_while_writing_leaves_the_old_set_alone(tmp_path):
+    folder = make(seed=1).save_pretrained(tmp_path / "set")
+    before = files(folder)
+
+    def save():
+        distilled_module.image_grid = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        make(seed=2).save_pretrained(folder)
+
+    assert os.WTERMSIG(in_child(save)) == signal.SIGKILL
+    after = files(folder)
+    assert {name: data for name, data in after.items() if not name.startswith(".saving-")} == before
+    assert len(after) > len(before)
+    make(seed=2).save_pretrained(folder)
+    assert not any(name.startswith(".saving-") for name in files(folder))
+    assert same(DistilledSet.from_pretrained(folder), make(seed=2))
+
+
+@pytest.mark.parametrize("limit", [1000, 10_000, 30_000])
+def test_a_write_that_the_system_refuses_leaves_the_old_set_whole(tmp_path, limit):
+    make(seed=1).save_pretrained(tmp_path / "set")
+    before = files(tmp_path / "set")
+
+    def save():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with pytest.raises(OSError, match="was not saved") as error:
+            make(seed=2, ipc=20, teacher=True, zca=True).save_pretrained(tmp_path / "set")
+        assert error.value.errno == errno.EFBIG
+        assert "\n" not in str(error.value)
+
+    assert os.waitstatus_to_exitcode(in_child(save)) == 0
+    assert files(tmp_path / "set") == before
+
+
+def test_a_full_disk_leaves_the_old_set_whole(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs more rights than this user has")
+    try:
+        make(seed=1).save_pretrained(disk)
+        before = files(disk)
+        for ipc in (400, 200, 100):
+            with pytest.raises(OSError, match="was not saved") as error:
+                make(seed=2, ipc=ipc, zca=True).save_pretrained(disk)
+            assert error.value.errno == errno.ENOSPC
+            assert "\n" not in str(error.value)
+            assert files(disk) == before
+        assert same(DistilledSet.from_pretrained(disk), make(seed=1))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def damage_config(folder: Path) -> None:
+    (folder / "distill_config.json").write_text('{"format_version": 1,')
+
+
+def change_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "distill_config.json").read_text())
+    (folder / "distill_config.json").write_text(json.dumps({**config, **changes}))
+
+
+def truncate(folder: Path, pattern: str) -> None:
+    (path,) = folder.glob(pattern)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def other_shape(folder: Path) -> None:
+    (path,) = folder.glob("tensor/*.parquet")
+    pq.write_table(make(size=(8, 6)).to_dataset("tensor").with_format("arrow")[:], path)
+
+
+def lists_for_pixels(folder: Path) -> None:
+    (path,) = folder.glob("tensor/*.parquet")
+    pq.write_table(pa.table({"pixel_values": [[1.0]], "label": [0]}), path)
+
+
+def fewer_rows(folder: Path) -> None:
+    (path,) = folder.glob("tensor/*.parquet")
+    pq.write_table(pq.read_table(path).slice(0, 5), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damage_config, r"distill_config\.json is not valid JSON"),
+        (lambda f: change_config(f, format_version=2), "upgrade hf_distill"),
+        (lambda f: change_config(f, preprocessing={}), "does not describe a distilled set"),
+        (lambda f: change_config(f, images=99), "holds 12 images .* expected 99"),
+        (lambda f: change_config(f, images=7), "expected 7"),
+        (lambda f: (f / "distill_config.json").write_text('{"format_version": 1}'), "lacks data_id"),
+        (lambda f: (f / "distill_config.json").unlink(), r"has no distill_config\.json"),
+        (lambda f: truncate(f, "tensor/*.parquet"), "parquet is damaged"),
+        (lambda f: next(f.glob("tensor/*.parquet")).unlink(), "holds 0 images"),
+        (lambda f: truncate(f, "preprocessing-*.safetensors"), "safetensors is damaged"),
+        (lambda f: truncate(f, "teacher-*.safetensors"), "safetensors is damaged"),
+        (lambda f: next(f.glob("preprocessing-*.safetensors")).unlink(), "lacks them"),
+        (lambda f: next(f.glob("teacher-*.safetensors")).unlink(), "a teacher of 2 networks"),
+        (other_shape, r"expected float32 \(3, 6, 8\)"),
+        (lists_for_pixels, r"expected float32 \(3, 6, 8\)"),
+        (fewer_rows, "holds 5 images"),
+        (lambda f: (f / "results.json").write_text("{"), r"results\.json is not valid JSON"),
+        (lambda f: (f / "results.json").write_text("{}"), "not the results of an evaluation"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_line(tmp_path, damage, says):
+    folder = make(zca=True, teacher=True, report=REPORT).save_pretrained(tmp_path / "set")
+    damage(folder)
+    with pytest.raises(ValueError, match=says) as error:
+        DistilledSet.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_results_of_other_images_are_left_out(tmp_path, caplog):
+    folder = make(report=REPORT).save_pretrained(tmp_path / "set")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "data_id": "00000000"}))
+    assert DistilledSet.from_pretrained(folder).report is None
+    assert "other images" in caplog.text
+
+
+# For people
+
+
+def test_an_image_folder_loads_with_the_names_of_the_classes(tmp_path):
+    names = ["train", "test tube", "n/a", "犬"]
+    made = make(names=names)
+    folder = str(made.export_image_folder(tmp_path / "folder"))
+    with_builder = load_dataset("imagefolder", data_dir=folder, split="train", cache_dir=str(tmp_path / "cache"))
+    assert with_builder.features["label"].names == sorted(name.replace("/", "_") for name in names)
+    loaded = load_dataset(folder, cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["train"]
+    assert isinstance(loaded["train"].features["label"], ClassLabel)
+    expected = {
+        (names[label].replace("/", "_"), image.permute(1, 2, 0).numpy().tobytes())
+        for label, image in zip(made.labels, made.images_uint8(), strict=True)
+    }
+    names_there = loaded["train"].features["label"].names
+    found = {(names_there[row["label"]], np.asarray(row["image"]).tobytes()) for row in loaded["train"]}
+    assert found == expected
+
+
+def test_classes_that_would_share_a_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one folder each"):
+        make(names=["a/b", "a_b"]).export_image_folder(tmp_path)
+
+
+def test_an_image_folder_never_mixes_with_other_files(tmp_path):
+    make().export_image_folder(tmp_path / "folder")
+    with pytest.raises(ValueError, match="is not empty"):
+        make().export_image_folder(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_one_file_of_plain_tensors_has_everything(tmp_path, zca):
+    made = make(zca=zca, lr=0.02)
+    content = torch.load(made.export_pt(tmp_path / "sub" / "set.pt"), weights_only=True)
+    assert torch.equal(content["pixel_values"], made.pixel_values)
+    assert torch.equal(content["labels"], made.labels)
+    assert torch.equal(content["soft_labels"], made.soft_labels)
+    assert content["lr"].item() == pytest.approx(0.02)
+    assert content["class_names"] == NAMES
+    images = content["images"]
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert torch.equal((images * 255).round().to(torch.uint8), made.images_uint8())
+    inside = (images > 0) & (images < 1)
+    if not zca:
+        again = (images - content["mean"].view(-1, 1, 1)) / content["std"].view(-1, 1, 1)
+        torch.testing.assert_close(again[inside], made.pixel_values.detach()[inside])
+
+
+def golden_sets() -> dict[str, DistilledSet]:
+    many = make(1, names=[f"class {k}" for k in range(60)], size=(4, 4), zca=True, soft=False, teacher=True)
+    many.config = {
+        "source": {"name": "/home/x/faces", "license": "Ask us first.", "gated": "auto"},
+        "repo_id": "org/faces-1",
+        "revision": "v1.0.0",
+        "experts": {"source": "faces-experts", "num_experts": 20, "training": {"lr_teacher": 0.01, "seed": 0}},
+    }
+    return {
+        "distilled.md": make(lr=0.0312, config=CONFIG, report=REPORT),
+        "distilled_bare.md": make(channels=1, soft=False),
+        "distilled_many.md": many,
+    }
+
+
+@pytest.mark.parametrize("name", golden_sets())
+def test_the_card_says_what_the_set_knows(name):
+    check_golden(name, golden_sets()[name]._card("pets-3", "0123abcd", 1234))
+
+
+def test_the_card_is_valid_metadata_and_speaks_of_images_first(tmp_path):
+    folder = make(config=CONFIG, report=REPORT).save_pretrained(tmp_path / "pets-3")
+    card = DatasetCard.load(folder / "README.md")
+    assert "images" in card.content.split("---\n", 2)[2].strip().splitlines()[0].lower()
+    data = card.data.to_dict()
+    assert data["license"] == "cc-by-4.0"
+    assert data["tags"] == ["dataset-distillation", "some-method", "ipc-3", "hf_distill"]
+    assert data["task_categories"] == ["image-classification"]
+    assert data["size_categories"] == ["n<1K"]
+    assert [config["config_name"] for config in data["configs"]] == ["default", "tensor"]
+
+
+def test_the_snippets_of_the_card_load_the_set(tmp_path, monkeypatch):
+    made = make(config=CONFIG)
+    folder = made.save_pretrained(tmp_path / "pets-3")
+    text = (folder / "README.md").read_text()
+    snippets = [textwrap.dedent(part.split("```")[0]) for part in text.split("```python\n")[1:]]
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(snippets[0], scope)
+    assert len(scope["images"]) == 12
+    assert scope["floats"].with_format("torch")["pixel_values"][:].equal(made.pixel_values)
+
+
+def test_every_number_on_the_card_comes_from_results_json(tmp_path):
+    folder = make(report=REPORT).save_pretrained(tmp_path / "set")
+    text = (folder / "README.md").read_text()
+    assert "31.7 ± 2.4 (2)" in text  # mean and deviation of 0.3 and 1/3, by hand
+    assert "25.0 (1)" in text
+    assert "Not evaluated yet" in (make().save_pretrained(tmp_path / "bare") / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("classes", "ipc", "caption"),
+    [
+        (10, 1, "All images"),
+        (10, 50, "\n10 of 50 images of each class,"),
+        (60, 1, "\n50 of 60 classes,"),
+        (60, 30, "\n10 of 60 classes and 10 of 30 images of each class,"),
+    ],
+)
+def test_a_picture_is_never_larger_than_a_page(tmp_path, classes, ipc, caption):
+    made = make(ipc, names=[f"class {k}" for k in range(classes)], size=(8, 8), soft=False)
+    assert max(made.grid().size) <= 1600
+    assert min(made.grid().size) >= 64
+    assert caption in made._card("x", "0", 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "category"),
+    [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (50_000, "10K<n<100K"), (10**6, "1M<n<10M")],
+)
+def test_the_size_is_in_the_words_of_the_hub(count, category):
+    assert distilled_module._size_category(count) == category
