@@ -345,8 +345,10 @@ class _Folder:
 
     def write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Write a safetensors file aside, then rename it: a file that is there is whole."""
-        atomic_write(self.aside / path.name, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
-        os.replace(self.aside / path.name, path)
+        aside = self.aside / path.name
+        atomic_write(aside, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
+        if path != aside:
+            os.replace(aside, path)
 
 
 def _describe(
@@ -428,9 +430,9 @@ def train_experts(
 ) -> ExpertTrajectories:
     """Trained experts: those of `config.experts`, else those of `directory`, where the lacking ones are trained.
 
-    Every process must call it, with `directory` on storage that they share. Experts are spread over the processes. What
-    an interrupted run left is continued, and the bytes are those of an uninterrupted run with as many experts at once
-    (and threads); the number of processes does not matter.
+    Every process must call it, with `directory` on storage that they share; groups of experts are spread over them.
+    What an interrupted run left is continued. The bytes are the same with any number of processes, interrupted or not,
+    for the same number of experts at once (and the same device and threads).
 
     Args:
         real: The images to train on.
@@ -452,38 +454,37 @@ def train_experts(
         return experts
     folder = _Folder(directory, _describe(real, spec, config, seed, accelerator))
     epochs = folder.check(epochs)
-    everyone = range(config.num_experts)
-    lacking = [expert for expert in everyone if not folder.expert(expert).exists()]
-    # Only rows that say how they were trained are continued.
-    ready = {expert for expert in lacking if folder.run.exists() and folder.epochs_done(expert) >= epochs}
+    lacking = [expert for expert in range(config.num_experts) if not folder.expert(expert).exists()]
     at_once = load_json(folder.run)["experts_at_once"] if folder.run.exists() else None
     accelerator.wait_for_everyone()
     if lacking:
         trainer = ExpertTrainer(real, spec, config, seed, accelerator)
         tested = None if test is None else DeviceImages(test, accelerator.device)
         if accelerator.is_main_process:
-            if not folder.run.exists():
+            if at_once is None:  # rows that do not say how they were trained are not continued
                 shutil.rmtree(folder.aside, ignore_errors=True)
             if config.experts_at_once != "auto":
                 at_once = int(config.experts_at_once)
             elif at_once is None:
-                at_once = trainer.fastest_group(math.ceil((len(lacking) - len(ready)) / accelerator.num_processes))
+                at_once = trainer.fastest_group(math.ceil(config.num_experts / accelerator.num_processes))
             folder.aside.mkdir(parents=True, exist_ok=True)
             save_json(folder.run, {"training": folder.training, "experts_at_once": at_once})
         at_once = broadcast_object_list([at_once])[0]
-        mine = [expert for expert in lacking if expert % accelerator.num_processes == accelerator.process_index]
-        todo = [expert for expert in mine if expert not in ready]
-        for expert in ready.intersection(mine):
-            _finish(trainer, folder, expert, epochs, tested)
+        # Groups are blocks of numbers, whatever the processes and whatever is there already: the neighbours of an
+        # expert decide how its sums are rounded, so they must not change when a run is continued elsewhere.
+        blocks = [range(first, first + at_once) for first in range(0, config.num_experts, at_once)]
+        mine = [
+            [expert for expert in block if expert in lacking]
+            for block in blocks[accelerator.process_index :: accelerator.num_processes]
+        ]
         hidden = disable_tqdm or not accelerator.is_main_process
-        with tqdm(total=len(todo) * epochs, desc="experts x epochs", disable=hidden) as bar:
-            for first in range(0, len(todo), at_once):
-                group = todo[first : first + at_once]
+        with tqdm(total=sum(map(len, mine)) * epochs, desc="experts x epochs", disable=hidden) as bar:
+            for group in filter(None, mine):
                 _train_group(trainer, folder, group, epochs, bar)
                 for expert in group:
                     _finish(trainer, folder, expert, epochs, tested)
         # Files, not a barrier: a process with one group more may take longer than a collective is allowed to wait.
-        while not all(folder.expert(expert).exists() for expert in everyone):
+        while not all(folder.expert(expert).exists() for expert in lacking):
             time.sleep(0.5)
     if accelerator.is_main_process and (lacking or not folder.index.exists()):
         _write_index(folder, real, accelerator.device)

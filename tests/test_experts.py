@@ -1,0 +1,526 @@
+"""Experts: the same many at once or alone, continued or not, on one process or two; and read lazily."""
+
+import json
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from hf_distill import experts as experts_module
+from hf_distill import trajectories
+from hf_distill.augment import DSA
+from hf_distill.config import DataArguments
+from hf_distill.data import RealImages
+from hf_distill.experts import DeviceImages, ExpertConfig, ExpertTrainer, augment_group, train_experts
+from hf_distill.rng import derive_seed, generator
+from hf_distill.trajectories import ExpertTrajectories
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS = 6
+FLAGS = {
+    "student": "convnet_d2",
+    "student_width": 16,
+    "num_experts": 4,
+    "lr_teacher": 0.02,
+    "mom_teacher": 0.5,
+    "l2_teacher": 1e-3,
+    "batch_train": 32,
+    "dsa_strategy": "color_crop_cutout_scale_rotate",
+    "experts_at_once": "2",
+}
+DATA_FLAGS = {"max_train_samples": 200, "max_test_samples": 50}
+
+
+def config(**changes) -> ExpertConfig:
+    return ExpertConfig(**{**FLAGS, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Sums over a batch depend on how many threads share it; subprocesses below have one too.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[RealImages, RealImages]:
+    args = DataArguments(**DATA_FLAGS)
+    train, test = RealImages.train_and_test(args)
+    return train.split(args.validation_fraction, seed=0)[0], test
+
+
+@pytest.fixture(scope="module")
+def trained(data, accelerator, tmp_path_factory) -> ExpertTrajectories:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "experts"
+    train, test = data
+    return train_experts(train, config(), folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=test)
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained.folder, tmp_path / "copy"))
+
+
+def expert_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("expert-*.safetensors"))}
+
+
+# Two runs in one process that imports once: two ranks that finish, then one that is killed in its second group.
+SCRIPT = """
+import json, os, signal, sys, time
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from hf_distill.config import DataArguments
+from hf_distill.data import RealImages
+from hf_distill.experts import ExpertConfig, train_experts
+
+flags, data_flags, epochs, root = json.loads(sys.argv[1])
+
+def work(rank, folder, ranks):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
+    accelerator = Accelerator(cpu=True)
+    args = DataArguments(**data_flags)
+    train, test = RealImages.train_and_test(args)
+    train = train.split(args.validation_fraction, seed=0)[0]
+    train_experts(train, ExpertConfig(**flags), folder, epochs=epochs, seed=0, accelerator=accelerator, test=test)
+    assert accelerator.num_processes == ranks
+
+def start(folder, ranks):
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                work(rank, folder, ranks)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    return children
+
+if __name__ == "__main__":
+    for child in start(root + "/two", 2):
+        assert os.waitpid(child, 0)[1] == 0
+    (child,) = start(root + "/killed", 1)
+    while not Path(root, "killed", "unfinished", "expert-00002-epoch-00002.safetensors").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    arguments = json.dumps([FLAGS, DATA_FLAGS, EPOCHS, str(root)])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_experts_trained_together_are_those_trained_alone(data, accelerator, momentum):
+    spec = config().student_spec(data[0])
+    trainer = ExpertTrainer(data[0], spec, config(mom_teacher=momentum), 3, accelerator, torch.float64)
+    numbers = [0, 1, 5]
+    together = trainer.init(numbers)
+    speeds = torch.zeros_like(together)
+    losses = [trainer.epoch(numbers, epoch, together, speeds if momentum else None)[0] for epoch in (1, 2)]
+    for row, number in enumerate(numbers):
+        alone = trainer.init([number])
+        speed = torch.zeros_like(alone)
+        for epoch in (1, 2):
+            loss, _ = trainer.epoch([number], epoch, alone, speed if momentum else None)
+            torch.testing.assert_close(loss[0], losses[epoch - 1][row], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 5e-4)])
+def test_an_epoch_is_that_of_a_plain_loop_with_torch_sgd(data, accelerator, momentum, decay):
+    train, seed, number, batch = data[0], 7, 2, 64
+    settings = config(mom_teacher=momentum, l2_teacher=decay, batch_train=batch, lr_teacher=0.05)
+    spec = settings.student_spec(train)
+    trainer = ExpertTrainer(train, spec, settings, seed, accelerator, torch.float64)
+    thetas = trainer.init([number])
+    speeds = torch.zeros_like(thetas) if momentum else None
+    loss, accuracy = trainer.epoch([number], 1, thetas, speeds)
+
+    network = spec.build(derive_seed(seed, "expert", number, "init")).double()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=momentum, weight_decay=decay)
+    order = torch.randperm(len(train), generator=generator(seed, "expert", number, "order", 1))
+    draws = generator(seed, "expert", number, "dsa", 1)
+    dsa, total, right = DSA(settings.dsa_strategy), 0.0, 0
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        x = train.images(rows).double()
+        x = DSA.apply(x, dsa.sample(len(rows), draws, tuple(train.shape[1:])))
+        logits = network(x)
+        step_loss = F.cross_entropy(logits, train.labels[rows])
+        optimizer.zero_grad()
+        step_loss.backward()
+        optimizer.step()
+        total += step_loss.item() * len(rows)
+        right += int((logits.argmax(1) == train.labels[rows]).sum())
+
+    expected = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    torch.testing.assert_close(thetas[0], expected, rtol=1e-10, atol=1e-10)
+    assert loss.item() == pytest.approx(total / len(order), rel=1e-10)
+    assert accuracy.item() == pytest.approx(right / len(order))
+
+
+def test_a_group_is_augmented_as_each_expert_would_be():
+    draws, dsa = generator(0, "test"), DSA()
+    x = torch.rand(9, 6, 3, 10, 12, generator=draws)
+    params = [dsa.sample(6, draws, (10, 12)) for _ in range(9)]
+    assert 1 < len({drawn.operation for drawn in params}) < 9
+    expected = torch.stack([DSA.apply(images, drawn) for images, drawn in zip(x, params, strict=True)])
+    torch.testing.assert_close(augment_group(x, params), expected)
+
+
+def test_images_gathered_from_disk_are_those_kept_on_the_device(data, monkeypatch):
+    rows = torch.tensor([[3, 0, 7], [1, 1, 2]])
+    kept = DeviceImages(data[0], torch.device("cpu"))
+    monkeypatch.setattr(experts_module, "HOST_BYTES", 0)
+    gathered = DeviceImages(data[0], torch.device("cpu"))
+    assert kept.floats is not None
+    assert gathered.floats is None
+    for got, expected in zip(gathered(rows), kept(rows), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_rows_are_the_states_after_each_epoch_and_not_one_state(trained):
+    first = trained.flat_model().init(derive_seed(0, "expert", 1, "init"))
+    assert torch.equal(trained.row(1, 0), first)
+    rows = [trained.row(1, epoch) for epoch in range(EPOCHS + 1)]
+    moves = [(after - before).norm().item() for before, after in pairwise(rows)]
+    assert min(moves) > 0
+    assert len({row.data_ptr() for row in rows}) == EPOCHS + 1
+    assert not torch.equal(trained.row(0, 0), trained.row(1, 0))
+
+
+def test_the_stored_accuracies_are_those_of_the_last_rows(trained, data):
+    for images, name in zip(data, ("train", "test"), strict=True):
+        x, y = images.images(torch.arange(len(images))), images.labels
+        for expert in range(trained.num_experts):
+            with torch.no_grad():
+                right = (trained.flat_model().load(trained.row(expert, EPOCHS))(x).argmax(1) == y).sum().item()
+            assert trained.config["results"][f"{name}_accuracy"][expert] == pytest.approx(right / len(images))
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_bytes(runs, trained, data, accelerator):
+    folder, (train, test) = runs / "killed", data
+    assert not (folder / "expert_config.json").exists()
+    assert len(expert_bytes(folder)) == 2
+    train_experts(train, config(), folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=test)
+    assert expert_bytes(folder) == expert_bytes(trained.folder)
+    assert not (folder / "unfinished").exists()
+
+
+@pytest.mark.parametrize("moment", [1, 5, 15, 17, 19, 30])
+def test_a_run_that_stops_at_any_file_continues_to_the_same_bytes(
+    trained, data, accelerator, tmp_path, monkeypatch, moment
+):
+    class Stop(BaseException):
+        pass
+
+    replace, calls = os.replace, []
+
+    def stop(source, target):
+        calls.append(target)
+        if len(calls) == moment:
+            raise Stop
+        replace(source, target)
+
+    folder, (train, test) = tmp_path / "experts", data
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(Stop):
+        train_experts(train, config(), folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=test)
+    monkeypatch.setattr(os, "replace", replace)
+    again = train_experts(train, config(), folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=test)
+    assert expert_bytes(folder) == expert_bytes(trained.folder)
+    assert again.config["results"] == trained.config["results"]
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_of_one(runs, trained):
+    two = ExpertTrajectories.from_pretrained(runs / "two")
+    assert expert_bytes(two.folder) == expert_bytes(trained.folder)
+    assert two.config == trained.config
+
+
+def test_the_recipe_trains_experts_and_says_how_to_load_them(trained, tmp_path, monkeypatch, capsys):
+    flags = {**FLAGS, **DATA_FLAGS, "expert_train_epochs": EPOCHS, "output_dir": tmp_path, "disable_tqdm": True}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["experts.py", *words])
+    runpy.run_path(str(ROOT / "recipes" / "experts.py"), run_name="__main__")
+    assert expert_bytes(tmp_path) == expert_bytes(trained.folder)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f'ExpertTrajectories.from_pretrained("{tmp_path}")' in last
+    monkeypatch.setattr(sys, "argv", ["experts.py", *words, "--lr_teacher", "1.0"])
+    with pytest.raises(SystemExit, match=r"error: .* was trained with lr_teacher 0\.02, and this run has 1\.0"):
+        runpy.run_path(str(ROOT / "recipes" / "experts.py"), run_name="__main__")
+
+
+def test_complete_experts_are_reused_and_only_the_lacking_are_trained(trained, copy, data, accelerator):
+    (copy / "expert-00001.safetensors").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in copy.glob("expert-*.safetensors")}
+    more = train_experts(data[0], config(num_experts=5), copy, epochs=EPOCHS - 2, seed=0, accelerator=accelerator)
+    after = {path.name: path.stat().st_mtime_ns for path in copy.glob("expert-*.safetensors")}
+    assert {name: after[name] for name in before} == before
+    assert more.num_experts == 5
+    assert more.num_epochs == EPOCHS
+    assert more.row(4, EPOCHS).isfinite().all()
+    # Expert 1 had another neighbour this time.
+    torch.testing.assert_close(more.row(1, EPOCHS), trained.row(1, EPOCHS), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fastest_number_of_experts_is_measured_until_it_gets_worse(data, accelerator, monkeypatch):
+    trainer = ExpertTrainer(data[0], config().student_spec(data[0]), config(), 0, accelerator)
+    asked = []
+
+    def rates(answers):
+        def rate(size):
+            asked.append(size)
+            if answers[size] is None:
+                raise torch.OutOfMemoryError
+            return answers[size]
+
+        asked.clear()
+        monkeypatch.setattr(trainer, "rate", rate)
+
+    rates({1: 10.0, 2: 18.0, 4: 17.0})
+    assert (trainer.fastest_group(20), asked) == (2, [1, 2, 4])
+    rates({1: 10.0, 2: 18.0, 4: None})
+    assert (trainer.fastest_group(20), asked) == (2, [1, 2, 4])
+    rates({1: 10.0, 2: 18.0, 4: 30.0, 6: 40.0})
+    assert (trainer.fastest_group(6), asked) == (6, [1, 2, 4, 6])
+    rates({1: None})
+    with pytest.raises(ValueError, match="--batch_train"):
+        trainer.fastest_group(20)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes in /proc")
+@pytest.mark.parametrize("expert_format", ["float32", "compact"])
+def test_a_segment_reads_two_rows_and_not_the_file(trained, tmp_path, expert_format):
+    folder = trained.folder
+    if expert_format == "compact":
+        folder = tmp_path / "compact"
+        shutil.copytree(trained.folder, folder)
+        params = torch.stack([trained.row(0, epoch) for epoch in range(EPOCHS + 1)])
+        header = trajectories.TensorFile(folder / "expert-00000.safetensors").metadata
+        path = folder / "expert-00000.safetensors"
+        path.write_bytes(trajectories.save(trajectories.compact(params), {"hf_distill": json.dumps(header)}))
+    experts = ExpertTrajectories.from_pretrained(folder)
+    whole = [experts.row(0, epoch) for epoch in range(EPOCHS + 1)]
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    counting = bytes_read() - before
+    before = bytes_read()
+    start, target = experts.segment(0, 2, 3)
+    read = bytes_read() - before - counting
+    assert torch.equal(start, whole[2])
+    assert torch.equal(target, whole[5])
+    # Buffered reads end at a block of 4096 bytes.
+    assert read <= 2 * 4 * experts.num_params + 6 * 4096
+
+
+def test_rows_are_those_that_safetensors_reads(trained):
+    from safetensors.torch import load_file
+
+    for expert in range(trained.num_experts):
+        params = load_file(trained.folder / f"expert-{expert:05d}.safetensors")["params"]
+        assert torch.equal(params, torch.stack([trained.row(expert, epoch) for epoch in range(EPOCHS + 1)]))
+
+
+def test_compact_experts_are_half_the_bytes_and_off_by_far_less_than_a_percent(data, accelerator, tmp_path):
+    epochs, folders = 23, {}
+    for expert_format in ("float32", "compact"):
+        settings = config(num_experts=1, expert_format=expert_format, experts_at_once="1", mom_teacher=0.0)
+        folder = tmp_path / expert_format
+        folders[expert_format] = train_experts(
+            data[0], settings, folder, epochs=epochs, seed=0, accelerator=accelerator, disable_tqdm=True
+        )
+    sizes = [experts.config["bytes"] for experts in folders.values()]
+    assert sizes[1] < 0.6 * sizes[0]
+    for start in range(epochs - 1):
+        exact, rounded = (torch.stack(experts.segment(0, start, 2)) for experts in folders.values())
+        move = (exact[1] - exact[0]).norm()
+        assert (rounded - exact).norm(dim=1).max() < 3e-3 * move
+
+
+def test_a_repository_gives_its_index_first_and_an_expert_when_it_is_used(trained, tmp_path, monkeypatch):
+    commit, fetched = "0123456789abcdef0123456789abcdef01234567", []
+
+    def download(repo_id, filename, *, repo_type, revision, token, local_files_only):
+        fetched.append((filename, revision))
+        target = tmp_path / "snapshots" / commit / filename
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(trained.folder / filename, target))
+
+    monkeypatch.setattr(trajectories, "hf_hub_download", download)
+    experts = ExpertTrajectories.from_pretrained("someone/experts", revision="v1.0.0")
+    assert fetched == [("expert_config.json", "v1.0.0")]
+    assert experts.num_experts == 4
+    for _ in range(2):
+        assert torch.equal(experts.segment(2, 0, 2)[1], trained.row(2, 2))
+    assert fetched[1:] == [("expert-00002.safetensors", commit)]
+    assert experts.load_call == 'ExpertTrajectories.from_pretrained("someone/experts")'
+    saved = experts.save_pretrained(tmp_path / "saved")
+    assert expert_bytes(saved) == expert_bytes(trained.folder)
+
+
+def test_a_local_folder_never_touches_the_network(trained, copy, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(trajectories, "hf_hub_download", refuse)
+    (copy / "expert-00003.safetensors").unlink()
+    experts = ExpertTrajectories.from_pretrained(copy)
+    experts.segment(0, 0, 2)
+    with pytest.raises(ValueError, match=r"lacks expert-00003\.safetensors"):
+        experts.row(3, 0)
+
+
+def test_a_saved_copy_is_the_same_artifact(trained, data, tmp_path):
+    saved = trained.save_pretrained(tmp_path / "saved")
+    again = ExpertTrajectories.from_pretrained(saved)
+    assert again.config == trained.config
+    assert expert_bytes(saved) == expert_bytes(trained.folder)
+    again.check_matches(data[0], config().student_spec(data[0]))
+    card = (saved / "README.md").read_text(encoding="utf-8")
+    test_accuracy = torch.tensor(trained.config["results"]["test_accuracy"], dtype=torch.float64) * 100
+    assert f"| test | {test_accuracy.mean():.1f} ± {test_accuracy.std():.1f} | 4 |" in card
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("keep", [4, 60, 0.5])
+def test_a_truncated_file_is_named(copy, data, accelerator, keep):
+    path = copy / "expert-00002.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(ValueError, match=r"expert-00002\.safetensors is truncated") as error:
+        ExpertTrajectories.from_pretrained(copy).row(2, 1)
+    one_line(error)
+    with pytest.raises(ValueError, match=r"expert-00002\.safetensors is truncated"):
+        train_experts(data[0], config(), copy, epochs=EPOCHS, seed=0, accelerator=accelerator)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"student": "convnet_d1"}, "student"),
+        ({"student_width": 8}, "student"),
+        ({"lr_teacher": 0.03}, "lr_teacher 0.02, and this run has 0.03"),
+        ({"dsa_strategy": "flip"}, "dsa_strategy"),
+    ],
+)
+def test_experts_of_another_training_are_refused(trained, data, accelerator, changes, said):
+    before = expert_bytes(trained.folder)
+    with pytest.raises(ValueError, match=said) as error:
+        train_experts(data[0], config(**changes), trained.folder, epochs=EPOCHS, seed=0, accelerator=accelerator)
+    assert "give another folder" in one_line(error)
+    assert expert_bytes(trained.folder) == before
+
+
+def test_experts_for_other_data_are_refused(trained, data, accelerator, tmp_path):
+    three = RealImages.from_hub(DataArguments(classes=["3", "1", "4"], max_train_samples=60))
+    whitened = RealImages.from_hub(DataArguments(normalization="none", **DATA_FLAGS))
+    for other, said in ((three, "classes 10, and this run has 3"), (whitened, "preprocessing")):
+        with pytest.raises(ValueError, match=said) as error:
+            trained.check_matches(other)
+        one_line(error)
+        with pytest.raises(ValueError, match="trained with") as error:
+            train_experts(other, config(), trained.folder, epochs=EPOCHS, seed=0, accelerator=accelerator)
+        one_line(error)
+    with pytest.raises(ValueError, match="network"):
+        trained.check_matches(data[0], config(student_width=8).student_spec(data[0]))
+    given = config(experts=str(trained.folder), student_width=8)
+    with pytest.raises(ValueError, match="network"):
+        train_experts(data[0], given, tmp_path, epochs=2, seed=0, accelerator=accelerator)
+
+
+def test_more_epochs_than_are_stored_are_refused(trained, data, accelerator, tmp_path):
+    with pytest.raises(ValueError, match="have 6 epochs, and this run needs 7"):
+        train_experts(data[0], config(), trained.folder, epochs=7, seed=0, accelerator=accelerator)
+    given = config(experts=str(trained.folder))
+    with pytest.raises(ValueError, match="holds 6 epochs, and this run needs 7"):
+        train_experts(data[0], given, tmp_path, epochs=7, seed=0, accelerator=accelerator)
+    assert train_experts(data[0], given, tmp_path, epochs=6, seed=1, accelerator=accelerator).num_epochs == 6
+    with pytest.raises(ValueError, match="epoch 7 of expert 0 is not stored; expected 0 to 6"):
+        trained.row(0, 7)
+    with pytest.raises(ValueError, match="epoch 7"):
+        trained.segment(0, 5, 2)
+    with pytest.raises(ValueError, match="expert 4"):
+        trained.row(4, 0)
+    with pytest.raises(ValueError, match="0 epochs"):
+        trained.segment(0, 3, 0)
+
+
+def test_a_folder_of_something_else_is_left_alone(data, accelerator, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else"):
+        train_experts(data[0], config(), tmp_path, epochs=2, seed=0, accelerator=accelerator)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    with pytest.raises(ValueError, match="has no expert_config"):
+        ExpertTrajectories.from_pretrained(tmp_path)
+
+
+def test_a_newer_format_is_refused(copy):
+    index = json.loads((copy / "expert_config.json").read_text())
+    (copy / "expert_config.json").write_text(json.dumps({**index, "format_version": 2}))
+    with pytest.raises(ValueError, match="upgrade hf_distill"):
+        ExpertTrajectories.from_pretrained(copy)
+
+
+def test_a_loss_that_is_not_finite_names_the_flag_to_change(data, accelerator, tmp_path):
+    with pytest.raises(ValueError, match="lower --lr_teacher"):
+        train_experts(data[0], config(lr_teacher=1e30), tmp_path, epochs=2, seed=0, accelerator=accelerator)
+
+
+@pytest.mark.parametrize("changes", [{"experts_at_once": "0"}, {"experts_at_once": "all"}, {"expert_format": "fp8"}])
+def test_a_wrong_flag_is_named(changes):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes))}"):
+        config(**changes)
