@@ -1,0 +1,378 @@
+"""What students learn from a distilled set, beside what they learn from random, herding, k-center and all images.
+
+Every set is trained on with the method's labels and with hard labels, several students each, under one protocol. The
+learning rate of each is chosen on a held-out part of train: what chooses is never given the test images.
+
+A number is a function of (seed, set, labels, student, number of the network): neither the processes that share the
+work nor the other rows of the report change it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .config import check_at_least, check_choice
+from .coresets import coresets, random_rows
+from .data import RealImages
+from .distilled import DistilledSet
+from .hub import EvalReport, EvalRow
+from .labels import HardLabels
+from .models import StudentSpec
+from .rng import derive_seed
+from .students import (
+    PROTOCOLS,
+    EvalProtocol,
+    Pool,
+    accuracy,
+    check_student,
+    student_name,
+    students_at_once,
+    topk_accuracy,
+    train_student,
+    train_students,
+)
+
+__all__ = [
+    "BASELINES",
+    "PROTOCOLS",
+    "EvalProtocol",
+    "Pool",
+    "accuracy",
+    "evaluate_distilled",
+    "made_for",
+    "student_name",
+    "topk_accuracy",
+    "train_student",
+    "validation_accuracy",
+]
+
+BASELINES = ("random", "herding", "k-center")
+
+
+def made_for(distilled: DistilledSet) -> StudentSpec | None:
+    """The student that a set was distilled for, as far as its configuration says."""
+    return None if "student" not in distilled.config else StudentSpec.from_dict(distilled.config["student"])
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One row of the report: E students, each on its rows of `pool`; `trial` (N,) are the rows to try rates on."""
+
+    set: str
+    labels: str
+    spec: StudentSpec
+    pool: Pool
+    targets: Tensor
+    rows: Tensor
+    trial: Tensor
+    lrs: tuple[float, ...]
+    epochs: int
+
+
+_Judge = Callable[[int, int, nn.Module], Any]  # (index of the case, number of the student, student)
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains the students of many cases, spread over the processes; every process gets all results."""
+
+    accelerator: Accelerator
+    protocol: EvalProtocol
+    seed: int
+    held_out: Pool | None
+    disable_tqdm: bool
+
+    def choose(self, cases: Sequence[_Case]) -> list[float]:
+        """For each case the learning rate that does best on held-out images; the first if there are none."""
+        chosen = [case.lrs[0] for case in cases]
+        held_out = self.held_out
+        if held_out is None:
+            return chosen
+        undecided = [i for i, case in enumerate(cases) if len(case.lrs) > 1]
+        trials = []
+        for case in (cases[i] for i in undecided):
+            # One seed for all rates: they start from the same network and see the same batches.
+            seed = derive_seed(self.seed, "trial", case.set, case.labels, student_name(case.spec))
+            rows = case.trial.expand(len(case.lrs), -1)
+            trials.append(_Job(case, rows, case.lrs, [seed] * len(case.lrs)))
+        found = self._run(trials, lambda index, number, model: accuracy(model, held_out), "learning rates")
+        for i, accuracies in zip(undecided, found, strict=True):
+            chosen[i] = cases[i].lrs[accuracies.index(max(accuracies))]
+        return chosen
+
+    def train(self, cases: Sequence[_Case], lrs: Sequence[float], judge: _Judge) -> list[list[Any]]:
+        """For each case what `judge` says of each of its students."""
+        jobs = []
+        for case, lr in zip(cases, lrs, strict=True):
+            path = ("student", case.set, case.labels, student_name(case.spec))
+            seeds = [derive_seed(self.seed, *path, number) for number in range(len(case.rows))]
+            jobs.append(_Job(case, case.rows, [lr] * len(seeds), seeds))
+        return self._run(jobs, judge, "students")
+
+    def _run(self, jobs: "Sequence[_Job]", judge: _Judge, what: str) -> list[list[Any]]:
+        parts: list[tuple[int, slice]] = []
+        for index, (case, rows, _, seeds) in enumerate(jobs):
+            # Who trains side by side depends on the case alone, so that the number of processes changes no result.
+            size = students_at_once(case.pool, rows, self.protocol)
+            parts += [(index, slice(start, start + size)) for start in range(0, len(seeds), size)]
+        mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
+        found = []
+        with tqdm(
+            total=sum(len(jobs[index].seeds[part]) for index, part in mine),
+            desc=f"evaluate ({what})",
+            unit="net",
+            leave=False,
+            disable=self.disable_tqdm or not self.accelerator.is_main_process,
+        ) as bar:
+            for index, part in mine:
+                case, rows, lrs, seeds = jobs[index]
+                students = train_students(
+                    case.pool,
+                    case.targets,
+                    rows[part],
+                    case.spec,
+                    self.protocol,
+                    epochs=case.epochs,
+                    lrs=lrs[part],
+                    seeds=seeds[part],
+                )
+                for number, student in enumerate(students, start=part.start):
+                    found.append((index, number, judge(index, number, student)))
+                bar.update(len(students))
+        results: list[list[Any]] = [[None] * len(job.seeds) for job in jobs]
+        for index, number, value in gather_object(found):
+            results[index][number] = value
+        return results
+
+
+class _Job(NamedTuple):
+    """E students of a case: the rows (E, N), the learning rate and the seed of each."""
+
+    case: _Case
+    rows: Tensor
+    lrs: Sequence[float]
+    seeds: Sequence[int]
+
+
+def evaluate_distilled(
+    distilled: DistilledSet,
+    train: RealImages,
+    held_out: RealImages | None,
+    test: RealImages,
+    protocol: EvalProtocol,
+    *,
+    students: Sequence[str | StudentSpec] | None = None,
+    num_seeds: int = 5,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    baselines: Sequence[str] = BASELINES,
+    full_data: bool = True,
+    disable_tqdm: bool = False,
+) -> EvalReport:
+    """Train students on a distilled set and on the sets to compare it with, and test them. All processes call it.
+
+    Real images go through the preprocessing of `distilled`, whatever `train` and `test` came with.
+
+    Args:
+        distilled: The set. With a teacher, it labels the baselines and all real images too.
+        train: What baselines are drawn from.
+        held_out: Part of train that is not in `train`, to choose learning rates on; None takes the protocol's first.
+        test: What the accuracies are measured on.
+        protocol: The schedule.
+        students: timm names or specs; the student that the set was made for if not given. A name that equals that of
+            this student means this very student, with its width and normalisation.
+        num_seeds: Students per row; random images are drawn anew for each.
+        seed: The one seed.
+        accelerator: Processes and device.
+        baselines: Which of `BASELINES`.
+        full_data: Also train on all of `train`. Herding and k-center then compare images by what the first of these
+            networks has before its logits; without it they compare pixels.
+        disable_tqdm: No progress bars.
+
+    Returns:
+        One row for each set, kind of labels and student. `meta` holds the learning rates.
+
+    Raises:
+        ValueError: The data are not those of the set, a class has too few images, or a student does not fit.
+    """
+    accelerator = accelerator or Accelerator()
+    check_at_least("num_seeds", num_seeds, 1)
+    for name in baselines:
+        check_choice("baselines", name, BASELINES)
+    specs = _student_specs(distilled, students)
+    for spec in specs:
+        check_student(spec)
+    held_out = held_out if held_out is not None and len(held_out) else None
+    for real in (train, test, *([] if held_out is None else [held_out])):
+        _check_data(distilled, real)
+    counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
+    if baselines:
+        _check_enough(train, counts)
+
+    train_pool, test_pool = (_real_pool(distilled, real, accelerator) for real in (train, test))
+    held_out_pool = None if held_out is None else _real_pool(distilled, held_out, accelerator)
+    trainer = _Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
+    targets = {"hard": train_pool.labels}
+    if distilled.teacher is not None and (baselines or full_data):
+        targets["soft"] = train_pool.targets(distilled.teacher)
+
+    def real_cases(name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[_Case]:
+        return [
+            _Case(name, labels, spec, train_pool, wanted, rows, trial, protocol.lrs, epochs)
+            for spec in specs
+            for labels, wanted in targets.items()
+        ]
+
+    def test_accuracy(index: int, number: int, model: nn.Module) -> float:
+        return accuracy(model, test_pool)
+
+    def test_and_choose(index: int, number: int, model: nn.Module) -> tuple[float, dict[str, Tensor] | None]:
+        guide = index == 0 and number == 0  # the first student, hard labels
+        chosen = coresets(train, train_pool, counts, greedy, model) if guide else None
+        return accuracy(model, test_pool), chosen
+
+    greedy = [name for name in baselines if name != "random"]
+    everything = torch.arange(len(train))
+    cases, lrs, accuracies = [], [], []
+    if full_data:
+        cases = real_cases("full data", everything.expand(num_seeds, -1), everything, protocol.full_data_epochs)
+        lrs = trainer.choose(cases)
+        found = trainer.train(cases, lrs, test_and_choose)
+        accuracies = [[measured for measured, _ in students] for students in found]
+        subsets = found[0][0][1]
+    else:
+        subsets = coresets(train, train_pool, counts, greedy, None)
+
+    small = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device)
+    for name in baselines:
+        if name == "random":
+            rows = torch.stack([random_rows(train, counts, seed, number) for number in range(num_seeds)])
+            small += real_cases(name, rows, random_rows(train, counts, seed, "trial"), protocol.epochs)
+        else:
+            small += real_cases(name, subsets[name].expand(num_seeds, -1), subsets[name], protocol.epochs)
+    small_lrs = trainer.choose(small)
+    accuracies += trainer.train(small, small_lrs, test_accuracy)
+    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer)
+
+
+def validation_accuracy(
+    distilled: DistilledSet,
+    held_out: RealImages,
+    protocol: EvalProtocol,
+    num_nets: int,
+    seed: int,
+    accelerator: Accelerator,
+) -> float:
+    """Mean accuracy in [0, 1] on held-out images of fresh students of the set; all processes call it and get it.
+
+    They are the students that the set is made for, with its own labels and its learned learning rate, else the first
+    of the protocol.
+
+    Raises:
+        ValueError: The configuration of the set names no student.
+    """
+    pool = _real_pool(distilled, held_out, accelerator)
+    # Streams of their own: the students that select a step are not those that report on it.
+    trainer = _Trainer(accelerator, protocol, derive_seed(seed, "validation"), None, disable_tqdm=True)
+    own = _distilled_cases(distilled, _student_specs(distilled, None), protocol, num_nets, accelerator.device)[:1]
+    found = trainer.train(own, trainer.choose(own), lambda index, number, model: accuracy(model, pool))
+    return sum(found[0]) / num_nets
+
+
+def _student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec] | None) -> list[StudentSpec]:
+    own = made_for(distilled)
+    if students is None:
+        if own is None:
+            raise ValueError("the set does not say which student it was made for; name one with --student")
+        return [own]
+    channels, height, width = distilled.pixel_values.shape[1:]
+    specs: list[StudentSpec] = []
+    for student in students:
+        if isinstance(student, StudentSpec):
+            spec = student
+        elif own is not None and student == own.name:
+            spec = own
+        else:
+            spec = StudentSpec(student, distilled.num_classes, channels, (height, width))
+        if spec not in specs:
+            specs.append(spec)
+    return specs
+
+
+def _real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerator) -> Pool:
+    """Real images as the students of `distilled` see them."""
+    return Pool(real, real.labels, preprocessing=distilled.preprocessing, device=accelerator.device)
+
+
+def _check_data(distilled: DistilledSet, real: RealImages) -> None:
+    def describe(shape: Sequence[int], names: Sequence[str]) -> str:
+        more = ", ..." if len(names) > 3 else ""
+        return f"{'x'.join(map(str, shape))} images of {len(names)} classes ({', '.join(names[:3])}{more})"
+
+    shape = tuple(distilled.pixel_values.shape[1:])
+    if real.shape != shape or real.class_names != distilled.class_names:
+        raise ValueError(
+            f"the distilled set has {describe(shape, distilled.class_names)} and the real data are "
+            f"{describe(real.shape, real.class_names)}; expected the data it was distilled from, its classes in the "
+            "same order: check --dataset_name, --classes and --resolution"
+        )
+    if not len(real):
+        raise ValueError("there are no real images to train on, or none to test on; expected some of both")
+
+
+def _check_enough(real: RealImages, counts: Sequence[int]) -> None:
+    for label, count in enumerate(counts):
+        found = len(real.class_rows(label))
+        if found < count:
+            raise ValueError(
+                f"class {real.class_names[label]!r} has {found} training image(s) and the baselines need {count}; "
+                "leave the class out of the distilled set, hold out less of train, or evaluate without baselines"
+            )
+
+
+def _distilled_cases(
+    distilled: DistilledSet,
+    specs: Sequence[StudentSpec],
+    protocol: EvalProtocol,
+    num_seeds: int,
+    device: torch.device,
+) -> list[_Case]:
+    """The rows of the distilled set: for each student its own labels first, then hard ones."""
+    pool = Pool(distilled.pixel_values, distilled.labels, device=device)
+    source = distilled.label_source
+    targets = {"hard": pool.labels}
+    if source.kind != HardLabels.kind:
+        targets = {"soft": pool.targets(source), **targets}
+    own = next(iter(targets))
+    learned = () if distilled.lr is None else (distilled.lr.item(),)
+    rows = torch.arange(len(distilled))
+    cases = []
+    for spec in specs:
+        for labels, wanted in targets.items():
+            # Where everything is as in the distillation, the learned rate is part of the result and not to be tuned.
+            as_made = learned and labels == own and spec == made_for(distilled)
+            lrs = learned if as_made else (*learned, *protocol.lrs)
+            every = rows.expand(num_seeds, -1)
+            cases.append(_Case("distilled", labels, spec, pool, wanted, every, rows, lrs, protocol.epochs))
+    return cases
+
+
+def _report(
+    cases: Sequence[_Case], lrs: Sequence[float], accuracies: Sequence[list[float]], trainer: _Trainer
+) -> EvalReport:
+    protocol, device = trainer.protocol.name, trainer.accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    report = EvalReport()
+    for case, lr, found in zip(cases, lrs, accuracies, strict=True):
+        student = student_name(case.spec)
+        report.rows.append(EvalRow(case.set, case.labels, student, protocol, case.rows.shape[1], found, name))
+        used = {"seed": trainer.seed, "dsa_strategy": trainer.protocol.dsa_strategy, "learning_rates": {}}
+        context = report.meta.setdefault(f"{protocol}, {student}", used)
+        context["learning_rates"][f"{case.set}, {case.labels} labels"] = lr
+    return report
