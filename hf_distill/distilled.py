@@ -160,8 +160,7 @@ class DistilledSet(nn.Module, HubFolder):
 
     def images_uint8(self, rows: slice = slice(None)) -> Tensor:
         """The images as a file can hold them, (N, C, H, W) uint8 on the CPU."""
-        pixels = self.pixel_values.detach()
-        return self.preprocessing.to(pixels.device).to_uint8(pixels[rows]).cpu()
+        return self.preprocessing.to_uint8(self.pixel_values[rows]).cpu()
 
     def _pictures(self, rows: slice) -> list[Image.Image]:
         arrays = self.images_uint8(rows).permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
@@ -436,7 +435,7 @@ class DistilledSet(nn.Module, HubFolder):
         """
         pixels = self.pixel_values.detach()
         content = {
-            "images": self.preprocessing.to(pixels.device).inverse(pixels).clamp(0, 1).cpu(),
+            "images": self.preprocessing.inverse(pixels).clamp(0, 1).cpu(),
             "pixel_values": pixels.cpu(),
             "labels": self.labels.cpu(),
             "soft_labels": None if self.soft_labels is None else self.soft_labels.cpu(),
