@@ -53,7 +53,7 @@ class RealImages(torch.utils.data.Dataset):
     def from_hub(
         cls, args: DataArguments, split: str | None = None, *, like: "RealImages | None" = None, seed: int = 0
     ) -> "RealImages":
-        """The images of one split. All processes call it: on each machine one decodes, the others read its cache.
+        """The images of one split. Of processes that call this together, one decodes and the others read its cache.
 
         Args:
             args: What to read, and how.

@@ -13,6 +13,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -22,12 +23,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-__all__ = ["BadImage", "Pixels", "Plan", "Target", "decode_stream", "decode_table", "plan_for"]
+__all__ = ["BadImage", "NoImages", "Pixels", "Plan", "Target", "decode_stream", "decode_table", "plan_for"]
 
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 INSPECTED = 1000  # headers read to tell gray from colour
 STREAM_INSPECTED = 64  # images held back for the same where the source is read only once
 CHUNK_BYTES = 2**26  # of pixels written, and so later mapped, at a time
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)  # what Pillow raises
 DECODER_VERSION = 1  # part of the cache key: raise it whenever the pixels change
 
 
@@ -37,6 +39,10 @@ class BadImage(ValueError):
     def __init__(self, position: int, reason: str) -> None:
         super().__init__(position, reason)
         self.position, self.reason = position, reason
+
+
+class NoImages(ValueError):
+    """There is no row to decode."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,8 @@ class Plan:
         if image.size != (width, height):
             if not self.resize:
                 raise ValueError(
-                    f"the image is {image.height}x{image.width} (height x width) and the first one {height}x{width}; "
-                    "images of mixed sizes need --resolution"
+                    f"the image is {image.height}x{image.width} (height x width); expected {height}x{width}, as the "
+                    "first: images of mixed sizes need --resolution"
                 )
             image = cover(image, height, width)
         return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
@@ -154,7 +160,7 @@ def decode(value: dict[str, Any] | None, feature: datasets.Image, position: int)
         raise BadImage(position, "there is no image; leave the row out of the dataset")
     try:
         return feature.decode_example(value)
-    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise _unreadable(value, position, error) from error
 
 
@@ -194,7 +200,7 @@ def decode_stream(
     decoded = ((row, label, decode(value, feature, row)) for row, label, value in rows)
     head = list(islice(decoded, STREAM_INSPECTED if target.color == "auto" else 1))
     if not head:
-        return
+        raise NoImages
     plan = target.plan((head[0][2].height, head[0][2].width), (is_gray(image) for _, _, image in head))
     height, width = plan.size
     for row, label, image in chain(head, decoded):
@@ -203,26 +209,29 @@ def decode_stream(
 
 
 def plan_for(images: datasets.Dataset, feature: datasets.Image, target: Target) -> Plan:
-    """The plan for one column of `images`, in arrow format, by its first image and up to 1,000 headers."""
-    first = target.size
-    if first is None:
-        image = decode(images[0].column(0)[0].as_py(), feature, 0)
-        first = (image.height, image.width)
-    return target.plan(first, _header_is_gray(images, feature))
+    """The plan for one column of `images`, in arrow format, by the headers of up to 1,000 of them, spread over all."""
+    inspected = np.unique(np.linspace(0, len(images) - 1, min(INSPECTED, len(images))).astype(int)).tolist()
+    headers = (_header(images[position].column(0)[0].as_py(), feature, position) for position in inspected)
+    first = next(headers)
+    return target.plan(first[0], (gray for _, gray in chain([first], headers)))
 
 
-def _header_is_gray(images: datasets.Dataset, feature: datasets.Image) -> Iterator[bool]:
-    """Whether each of up to 1,000 images, spread over all, is gray; only headers are read (of palettes, all)."""
-    for position in np.unique(np.linspace(0, len(images) - 1, min(INSPECTED, len(images))).astype(int)).tolist():
-        value = images[position].column(0)[0].as_py()
-        if feature.mode is not None or value is None or (value["bytes"] is None and not value["path"]):
-            yield is_gray(decode(value, feature, position))
-            continue
-        try:
-            with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]) as image:
-                yield is_gray(image)
-        except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
-            raise _unreadable(value, position, error) from error
+def _header(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> tuple[tuple[int, int], bool]:
+    """Height and width, and whether the image is gray, without decoding it unless there is no other way."""
+    if (
+        feature.mode is not None
+        or value is None
+        or (value["bytes"] is None and not Path(value["path"] or "").is_file())
+    ):
+        image = decode(value, feature, position)
+        return (image.height, image.width), is_gray(image)
+    try:
+        with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]) as image:
+            turned = image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1) >= 5
+            size = (image.width, image.height) if turned else (image.height, image.width)
+            return size, is_gray(image)
+    except UNREADABLE as error:
+        raise _unreadable(value, position, error) from error
 
 
 class Pixels:

@@ -6,10 +6,11 @@ data come from; then the pixels, out of the cache of `datasets` when they have b
 
 import difflib
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,18 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub import HfApi, metadata_load
 
 # The HTTP library that the Hub client uses has changed its name; its error is always found here.
 from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 
 from .config import DataArguments
 from .digits import digits_folder
-from .pixels import BadImage, Pixels, Target, decode_stream, decode_table, plan_for, rows_in_chunk
+from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, decode_table, plan_for, rows_in_chunk
 
 __all__ = ["Source", "split_names"]
 
@@ -50,12 +51,12 @@ class Source:
         streamed: `data` holds pixels already.
     """
 
+    args: DataArguments
     name: str
     split: str
     data: Dataset
     image_column: str
     target: Target
-    num_proc: int | None
     rows: Tensor
     labels: Tensor
     class_names: list[str]
@@ -80,15 +81,17 @@ class Source:
         Raises:
             ValueError: One line on what is wrong, what was expected and what to do.
         """
-        with _one_process_first():
-            splits = _load(args)
+        with _one_process_at_a_time(args):
+            splits, read = _load(args)
             name = _name(args)
             if split not in splits:
                 raise ValueError(
                     f"split {split!r} is not in {name}, which has {', '.join(splits)}{_did_you_mean(split, splits)}; "
                     "choose with --dataset_train_split and --dataset_test_split"
                 )
-            data = splits[split]
+            if splits[split] == 0:
+                raise ValueError(_empty(_where(split, name)))
+            data = read(split)
             provenance = _provenance(args, split, data)
             features = data.features
             if features is None:
@@ -104,14 +107,12 @@ class Source:
                 data = _stream(args, split, target, provenance, (image_column, label_column), label_feature)
                 label_column = "label"
         where = _where(split, name)
-        if not len(data):
-            raise ValueError(f"{where} is empty; choose another split, or fill it")
         column = data.select_columns([label_column]).with_format("arrow")[:].column(0)
         codes, names = _codes(column, label_feature, where, check_negative=args.classes is None)
         rows, labels, class_names = _order_classes(codes, names, args.classes, class_names, where)
         provenance = {**provenance, "num_images": len(data)}
         parts = (rows, labels, class_names, provenance, streamed)
-        return cls(name, split, data, image_column, target, args.num_proc, *parts)
+        return cls(args, name, split, data, image_column, target, *parts)
 
     def decode(self, chosen: Tensor) -> tuple[Pixels, Tensor]:
         """The pixels of `rows[chosen]`, decoded now or found in the cache, and where in them each of these is.
@@ -125,7 +126,7 @@ class Source:
             size = (first["height"], first["width"])
             shape = (len(first["pixels"]) // (size[0] * size[1]), *size)
             return Pixels(self.data.data.column("pixels"), shape, self.target.resize), rows
-        with _one_process_first():
+        with _one_process_at_a_time(self.args):
             images = self.data.select_columns([self.image_column])
             if len(rows) < len(images):
                 images = images.select(rows.numpy())
@@ -141,7 +142,7 @@ class Source:
                     remove_columns=[self.image_column],
                     features=Features({"pixels": Value("binary")}),
                     fn_kwargs={"plan": plan, "feature": feature},
-                    num_proc=self.num_proc,
+                    num_proc=self.args.num_proc,
                     desc=f"Decoding {self.split}",
                 )
             except BadImage as bad:
@@ -149,11 +150,15 @@ class Source:
         return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize), torch.arange(len(rows))
 
 
-def _one_process_first() -> AbstractContextManager:
-    """The first process of each machine goes ahead and fills the cache. Without a launcher accelerate is left alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return PartialState().local_main_process_first()
-    return nullcontext()
+def _one_process_at_a_time(args: DataArguments) -> AbstractContextManager:
+    """A lock in the cache: of processes that start together one decodes, and the others then find what it left.
+
+    Not a barrier: that would end the job when decoding takes longer than its timeout, and hang when one process fails.
+    """
+    what = json.dumps([args.dataset_name, args.dataset_config, args.dataset_revision])
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return WeakFileLock(folder / f"hf_distill-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock")
 
 
 def _one_line(error: BaseException) -> str:
@@ -178,13 +183,13 @@ def _name(args: DataArguments) -> str:
 
 
 def split_names(args: DataArguments) -> list[str]:
-    """The splits of the dataset; all processes call it."""
-    with _one_process_first():
-        return list(_load(args))
+    """The splits of the dataset."""
+    with _one_process_at_a_time(args):
+        return list(_load(args)[0])
 
 
-def _load(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
-    """All splits, by name.
+def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], Dataset | IterableDataset]]:
+    """The splits with their number of rows where it is known, and what reads one of them.
 
     Raises:
         ValueError: There is no such dataset, it needs a configuration, or it cannot be read or reached.
@@ -202,9 +207,13 @@ def _load(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
             "expected a folder that `load_dataset` reads, or the name of a Hub dataset"
         )
     try:
-        return datasets.load_dataset(
-            name, args.dataset_config, revision=args.dataset_revision, streaming=args.dataset_streaming
-        )
+        # Not `load_dataset`, which refuses all splits when one is empty.
+        builder = datasets.load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
+        if args.dataset_streaming:
+            streams = builder.as_streaming_dataset()
+            return dict.fromkeys(streams), streams.__getitem__
+        builder.download_and_prepare()
+        return {split: info.num_examples for split, info in builder.info.splits.items()}, builder.as_dataset
     except DatasetNotFoundError as error:
         raise ValueError(
             f"--dataset_name {name}: no such folder here, and no such dataset that this account can read on the Hub; "
@@ -261,6 +270,9 @@ def _stream(
         if isinstance(error.__cause__, BadImage):
             bad = error.__cause__
             raise ValueError(f"row {bad.position} of {_where(split, _name(args))}: {bad.reason}") from error
+        if isinstance(error.__cause__, NoImages):
+            where = _where(split, _name(args))
+            raise ValueError(_empty(where) if args.classes is None else _none_of(args.classes, where)) from error
         cause = error.__cause__ or error
         raise ValueError(f"{_where(split, _name(args))} cannot be streamed: {_one_line(cause)}") from error
 
@@ -274,7 +286,7 @@ def _stream_rows(
     target: Target,
 ) -> Iterator[dict[str, Any]]:
     """What `_stream` keeps, row by row; `revision` only names the cache."""
-    data = _load(source)[split]
+    data = _load(source)[1](split)
     features = data.features or data._resolve_features().features
     image_column, label_column = columns
     feature, label_feature = features[image_column], features[label_column]
@@ -390,6 +402,14 @@ def _codes(column: pa.ChunkedArray, feature: Any, where: str, *, check_negative:
     return rank[codes], [str(values[place]) for place in order]
 
 
+def _empty(where: str) -> str:
+    return f"{where} is empty; expected images: choose another split, or fill it"
+
+
+def _none_of(classes: Sequence[str], where: str) -> str:
+    return f"{where} has no image of the classes {_some(classes)}; choose another split or other classes"
+
+
 def _outside(label: int, num_classes: int) -> str:
     return (
         f"label {label}; expected 0 to {num_classes - 1}: leave the row out, or choose a split that has labels with "
@@ -424,7 +444,7 @@ def _order_classes(
         )
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
-        raise ValueError(f"{where} has no image of the classes {_some(order)}; choose another split or other classes")
+        raise ValueError(_none_of(order, where))
     empty = np.setdiff1d(np.arange(len(order)), labels) if numbered is None else []
     if len(empty):
         raise ValueError(
