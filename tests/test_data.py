@@ -1,0 +1,721 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from torchvision.transforms import functional as vision
+
+from hf_distill import pixels
+from hf_distill.config import DataArguments
+from hf_distill.data import RealImages
+from hf_distill.rng import generator
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own for each test, so that no test finds what another decoded."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    return tmp_path / "flowers"
+
+
+def noise(n: int, shape: tuple[int, ...] = (6, 6, 3), seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
+
+
+def write(folder: Path, split: str, images: list, labels: list, label=None, columns=("image", "label"), **more) -> None:
+    """`split` as a parquet file: images as PNG, labels of feature `label` (without it: integers)."""
+    pictures = [PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image for image in images]
+    content = {columns[0]: pictures, columns[1]: labels, **{name: values for name, (values, _) in more.items()}}
+    features = {columns[0]: Image(), columns[1]: label or Value("int64")}
+    features |= {name: feature for name, (_, feature) in more.items()}
+    Dataset.from_dict(content, features=Features(features)).to_parquet(str(folder / f"{split}-00000.parquet"))
+
+
+def args(folder: Path, **more) -> DataArguments:
+    return DataArguments(dataset_name=str(folder), **more)
+
+
+def message(problem: str, arguments: DataArguments, split: str | None = None, like: RealImages | None = None) -> str:
+    """The error, which must be one line that matches `problem`."""
+    with pytest.raises(ValueError, match=problem) as caught:
+        RealImages.from_hub(arguments, split, like=like)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def count_decoded(monkeypatch) -> list[int]:
+    """A list that grows by one with each image that is decoded from now on."""
+    decoded, original = [], Image.decode_example
+
+    def decode(self, value, token_per_repo_id=None):
+        decoded.append(1)
+        return original(self, value, token_per_repo_id)
+
+    monkeypatch.setattr(Image, "decode_example", decode)
+    return decoded
+
+
+def file(image: PIL.Image.Image, kind: str, **options) -> PIL.Image.Image:
+    """The image as read back from a file of that kind, so that it is stored as such."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return PIL.Image.open(io.BytesIO(stream.getvalue()))
+
+
+# Pixels
+
+
+def pictures_by_mode() -> dict[str, tuple[PIL.Image.Image, np.ndarray]]:
+    """One image of each mode, and the (H, W, C) bytes that it must become, worked out with NumPy."""
+    rng = np.random.default_rng(0)
+    gray, rgb = rng.integers(0, 256, (6, 5), dtype=np.uint8), rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    alpha, deep = rng.integers(0, 256, (6, 5, 1), dtype=np.uint8), rng.integers(0, 65536, (6, 5)).astype(np.uint16)
+    index, table = rng.integers(0, 7, (6, 5), dtype=np.uint8), rng.integers(0, 256, (7, 3), dtype=np.uint8)
+    palette = PIL.Image.fromarray(index, "L").convert("P")
+    palette.putdata(index.flatten().tolist())
+    palette.putpalette(table.flatten().tolist())
+    cmyk = rng.integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    ink, black = cmyk[..., :3].astype(float), cmyk[..., 3:].astype(float)
+    return {
+        "L": (file(PIL.Image.fromarray(gray), "png"), gray[..., None]),
+        "1": (file(PIL.Image.fromarray(gray > 99), "png"), np.where(gray > 99, 255, 0)[..., None]),
+        "LA": (file(PIL.Image.fromarray(np.dstack([gray, alpha])), "png"), gray[..., None]),
+        "I;16": (file(PIL.Image.fromarray(deep), "png"), np.rint(deep / 65535 * 255)[..., None]),
+        "I": (file(PIL.Image.fromarray(deep.astype(np.int32)), "tiff"), np.rint(deep / 65535 * 255)[..., None]),
+        "RGB": (file(PIL.Image.fromarray(rgb), "png"), rgb),
+        "RGBA": (file(PIL.Image.fromarray(np.dstack([rgb, alpha])), "png"), rgb),
+        "P": (file(palette, "png"), table[index]),
+        "CMYK": (file(PIL.Image.fromarray(cmyk, "CMYK"), "tiff"), (255 - ink) * (255 - black) / 255),
+    }
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16", "I", "RGB", "RGBA", "P", "CMYK"])
+def test_every_mode_gives_the_bytes_worked_out_by_hand(folder, mode):
+    image, expected = pictures_by_mode()[mode]
+    assert image.mode == mode
+    stream = io.BytesIO()
+    image.save(stream, image.format)
+    content = {"image": [{"bytes": stream.getvalue(), "path": None}] * 2, "label": [0, 1]}
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_dict(content, features=features).to_parquet(str(folder / "train.parquet"))
+    for color, channels in {"auto": expected.shape[-1], "rgb": 3, "gray": 1}.items():
+        real = RealImages.from_hub(args(folder, color=color))
+        assert real.shape == (channels, 6, 5)
+        wanted = expected.astype(float)
+        if channels == 1 and expected.shape[-1] == 3:
+            wanted = (wanted @ [0.299, 0.587, 0.114])[..., None]
+        got = real.uint8([0, 1])[1].permute(1, 2, 0).numpy().astype(float)
+        assert np.abs(got - np.broadcast_to(wanted, got.shape)).max() <= 1
+
+
+def test_a_rotated_photograph_is_turned_upright(folder):
+    image = PIL.Image.fromarray(noise(1, (4, 8, 3))[0])
+    exif = PIL.Image.Exif()
+    exif[PIL.Image.ExifTags.Base.Orientation] = 6
+    stream = io.BytesIO()
+    image.save(stream, "png", exif=exif)
+    content = {"image": [{"bytes": stream.getvalue(), "path": None}] * 2, "label": [0, 1]}
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_dict(content, features=features).to_parquet(str(folder / "train.parquet"))
+    real = RealImages.from_hub(args(folder))
+    np.testing.assert_array_equal(real.uint8([0])[0].permute(1, 2, 0).numpy(), np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_mixed_sizes_are_resized_and_cropped_as_torchvision_does(folder, streaming):
+    sizes = [(20, 30), (31, 20), (16, 16), (9, 40), (17, 16), (100, 33)]
+    images = [PIL.Image.fromarray(noise(1, (*size, 3), seed)[0]) for seed, size in enumerate(sizes)]
+    write(folder, "train", images, [0, 1, 0, 1, 0, 1])
+    real = RealImages.from_hub(args(folder, resolution=[16], dataset_streaming=streaming))
+    for got, image in zip(real.uint8(range(6)), images, strict=True):
+        small = vision.resize(image, 16, vision.InterpolationMode.BICUBIC)
+        np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), np.asarray(vision.center_crop(small, 16)))
+
+
+def test_a_target_that_is_not_square_is_covered_and_centred(folder):
+    gradient = np.tile(np.linspace(0, 255, 60).astype(np.uint8)[None, :, None], (30, 1, 3))
+    write(folder, "train", [gradient, gradient.transpose(1, 0, 2)], [0, 1])
+    wide, tall = RealImages.from_hub(args(folder, resolution=[20, 10])).uint8([0, 1]).float()
+    assert wide.shape == (3, 20, 10)
+    # 30x60 becomes 20x40, and columns 15 to 25 of it stay; 60x30 becomes 20x10, and all of it stays.
+    torch.testing.assert_close(wide[0, 10], torch.linspace(0, 255, 40)[15:25], atol=2.5, rtol=0)
+    torch.testing.assert_close(tall[0, :, 5], torch.linspace(0, 255, 20), atol=8, rtol=0)
+
+
+def test_gray_is_inferred_only_when_every_image_is_gray(folder):
+    write(folder, "train", noise(4, (6, 6)) + noise(1), [0, 1, 0, 1, 0])
+    assert RealImages.from_hub(args(folder)).shape == (3, 6, 6)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_colour_image_found_after_gray_was_inferred_is_an_error(folder, streaming, monkeypatch):
+    monkeypatch.setattr(pixels, "INSPECTED", 2)
+    monkeypatch.setattr(pixels, "STREAM_INSPECTED", 2)
+    write(folder, "train", [*noise(3, (6, 6)), *noise(1), *noise(1, (6, 6))], [0, 1, 0, 1, 0])
+    arguments = args(folder, dataset_streaming=streaming)
+    message("row 3 of split 'train' of flowers: a RGB image among gray ones; give --color rgb", arguments)
+
+
+# Access
+
+
+def test_rows_in_any_order_equal_the_images_decoded_one_by_one(folder, monkeypatch):
+    monkeypatch.setattr(pixels, "CHUNK_BYTES", 6 * 6 * 3 * 4)
+    images = noise(30)
+    write(folder, "train", images, [row % 3 for row in range(30)])
+    real = RealImages.from_hub(args(folder))
+    expected = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    rows = torch.randperm(30, generator=generator(0, "rows")).repeat(2)
+    assert torch.equal(real.uint8(rows), expected[rows])
+    assert torch.equal(real.uint8([7]), expected[[7]])
+    assert torch.equal(real.resident("cpu"), expected)
+    assert real.uint8([]).shape == (0, 3, 6, 6)
+    torch.testing.assert_close(real.images(rows), real.preprocessing(expected[rows]))
+    assert real[4]["pixel_values"].shape == (3, 6, 6)
+    assert int(real[4]["labels"]) == 1
+    with pytest.raises(IndexError):
+        real.uint8([30])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel does not list its maps")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pixels_stay_in_the_mapped_file_and_are_not_copied(folder, streaming):
+    write(folder, "train", noise(20), [row % 2 for row in range(20)])
+    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".arrow")]
+    ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
+    for chunk in real._pixels._chunks:
+        address = chunk.__array_interface__["data"][0]
+        assert any(start <= address and address + chunk.nbytes <= stop for start, stop in ranges)
+
+
+def test_only_the_chunks_that_hold_the_rows_are_touched(folder, monkeypatch):
+    monkeypatch.setattr(pixels, "CHUNK_BYTES", 6 * 6 * 3 * 5)
+    write(folder, "train", noise(20), [row // 10 for row in range(20)])
+    real = RealImages.from_hub(args(folder))
+    assert len(real._pixels._chunks) == 4
+    expected = real.uint8([1, 6, 9])
+    real._pixels._chunks[2:] = [None, None]
+    assert torch.equal(real.uint8([1, 6, 9]), expected)
+    assert real.sample(0, 10, generator(0)).shape == (10, 3, 6, 6)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_second_load_decodes_nothing(folder, streaming, monkeypatch):
+    write(folder, "train", noise(12), [row % 2 for row in range(12)])
+    arguments = args(folder, dataset_streaming=streaming)
+    decoded = count_decoded(monkeypatch)
+    first = RealImages.from_hub(arguments)
+    assert len(decoded) == 12
+    second = RealImages.from_hub(arguments)
+    assert len(decoded) == 12
+    assert torch.equal(first.resident("cpu"), second.resident("cpu"))
+    RealImages.from_hub(args(folder, resolution=[3], dataset_streaming=streaming))
+    assert len(decoded) == 24
+
+
+def test_streaming_gives_what_loading_gives(folder):
+    labels = [row % 5 for row in range(40)]
+    names = ["e", "d", "c", "b", "a"]
+    write(folder, "train", noise(40, (8, 6, 3)), labels, ClassLabel(names=names))
+    write(folder, "test", noise(10, (8, 6, 3), 1), labels[:10], ClassLabel(names=names))
+    for more in ({}, {"resolution": [4]}, {"classes": ["b", "e"]}, {"max_train_samples": 13, "max_test_samples": 7}):
+        loaded = RealImages.train_and_test(args(folder, **more))
+        streamed = RealImages.train_and_test(args(folder, dataset_streaming=True, **more))
+        for one, other in zip(loaded, streamed, strict=True):
+            assert torch.equal(one.resident("cpu"), other.resident("cpu"))
+            assert torch.equal(one.labels, other.labels)
+            assert one.class_names == other.class_names
+            assert one.preprocessing.to_config() == other.preprocessing.to_config()
+            assert one.revision == other.revision
+
+
+def test_streaming_decodes_only_the_classes_that_are_kept(folder, monkeypatch):
+    write(folder, "train", noise(20), [row % 5 for row in range(20)])
+    decoded = count_decoded(monkeypatch)
+    RealImages.from_hub(args(folder, dataset_streaming=True, classes=["1", "4"]))
+    assert len(decoded) == 8
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_changed_folder_is_read_again(folder, streaming):
+    arguments = args(folder, dataset_streaming=streaming)
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    before = RealImages.from_hub(arguments)
+    write(folder, "train", noise(4, seed=1), [0, 1, 0, 1])
+    after = RealImages.from_hub(arguments)
+    assert before.revision != after.revision
+    np.testing.assert_array_equal(after.resident("cpu").permute(0, 2, 3, 1).numpy(), np.stack(noise(4, seed=1)))
+
+
+def test_several_processes_decode_the_same_pixels(folder):
+    write(folder, "train", noise(30), [row % 2 for row in range(30)])
+    real = RealImages.from_hub(args(folder, num_proc=2))
+    assert torch.equal(real.resident("cpu"), torch.from_numpy(np.stack(noise(30))).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_processes_that_start_together_one_decodes_and_all_see_the_same(folder, tmp_path, streaming):
+    write(folder, "train", noise(12), [row % 2 for row in range(12)])
+    script = tmp_path / "load.py"
+    script.write_text(
+        f"""
+from datasets import Image
+from hf_distill.config import DataArguments
+from hf_distill.data import RealImages
+
+decoded, original = [], Image.decode_example
+def decode(self, value, token_per_repo_id=None):
+    decoded.append(1)
+    return original(self, value, token_per_repo_id)
+Image.decode_example = decode
+real = RealImages.from_hub(DataArguments(dataset_name={str(folder)!r}, dataset_streaming={streaming}))
+print(len(decoded), int(real.resident("cpu").sum()))
+"""
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "shared"), "PYTHONPATH": ":".join(filter(None, sys.path))}
+    environment.pop("HF_DATASETS_CACHE", None)
+    together = [
+        subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    total = int(np.stack(noise(12)).sum())
+    assert sorted(process.communicate()[0].decode() for process in together) == [f"0 {total}\n", f"12 {total}\n"]
+
+
+# Sampling
+
+
+def unbalanced(folder: Path) -> list[int]:
+    labels = [0] * 20 + [1] * 7 + [2] * 2 + [3] + [0] * 10
+    write(folder, "train", noise(len(labels)), labels)
+    return labels
+
+
+def test_class_rows_are_the_rows_of_that_class(folder):
+    labels = np.array(unbalanced(folder))
+    real = RealImages.from_hub(args(folder))
+    for label in range(4):
+        assert real.class_rows(label).tolist() == np.flatnonzero(labels == label).tolist()
+
+
+def test_a_sample_has_different_images_of_its_class_and_follows_its_generator(folder):
+    unbalanced(folder)
+    real = RealImages.from_hub(args(folder))
+    images = real.sample(1, 7, generator(3, "draw"))
+    assert len(torch.unique(images, dim=0)) == 7
+    everything = {image.numpy().tobytes() for image in real.images(real.class_rows(1))}
+    assert {image.numpy().tobytes() for image in images} == everything
+    assert torch.equal(images, real.sample(1, 7, generator(3, "draw")))
+    assert not torch.equal(images, real.sample(1, 7, generator(4, "draw")))
+    with pytest.raises(ValueError, match=r"8 different images of class '1' were asked for and it has 7; .*--classes"):
+        real.sample(1, 8, generator(0))
+
+
+def test_a_split_is_stratified_disjoint_complete_and_seeded(folder):
+    unbalanced(folder)
+    real = RealImages.from_hub(args(folder))
+    rest, held_out = real.split(0.2, seed=5)
+    assert torch.bincount(held_out.labels, minlength=4).tolist() == [6, 1, 1, 0]
+    assert torch.bincount(rest.labels, minlength=4).tolist() == [24, 6, 1, 1]
+    pieces = torch.cat([rest.resident("cpu"), held_out.resident("cpu")]).flatten(1)
+    assert len(torch.unique(pieces, dim=0)) == len(real)
+    again = real.split(0.2, seed=5)[1]
+    assert torch.equal(again.resident("cpu"), held_out.resident("cpu"))
+    assert not torch.equal(real.split(0.2, seed=6)[1].resident("cpu"), held_out.resident("cpu"))
+    assert [len(part) for part in real.split(0.0, seed=5)] == [40, 0]
+
+
+def test_a_subset_of_a_subset_is_a_view_in_the_given_order(folder):
+    labels = unbalanced(folder)
+    real = RealImages.from_hub(args(folder))
+    view = real.subset([29, 20, 5, 3]).subset(torch.tensor([2, 0]))
+    assert torch.equal(view.uint8([0, 1]), real.uint8([5, 29]))
+    assert view.labels.tolist() == [labels[5], labels[29]]
+    assert view._pixels is real._pixels
+    assert view.class_rows(3).tolist() == [1]
+    assert view.num_classes == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_max_train_samples_are_drawn_evenly_and_by_seed(folder, streaming):
+    unbalanced(folder)
+    arguments = args(folder, max_train_samples=20, dataset_streaming=streaming)
+    real = RealImages.from_hub(arguments)
+    # 2 + 1 images of the small classes are all there is; the other 17 are shared.
+    assert torch.bincount(real.labels).tolist() == [10, 7, 2, 1]
+    assert torch.equal(real.resident("cpu"), RealImages.from_hub(arguments).resident("cpu"))
+    assert not torch.equal(real.resident("cpu"), RealImages.from_hub(arguments, seed=1).resident("cpu"))
+    few = RealImages.from_hub(args(folder, max_train_samples=9, dataset_streaming=streaming))
+    assert torch.bincount(few.labels).tolist() == [3, 3, 2, 1]
+    assert len(RealImages.from_hub(args(folder, max_train_samples=99))) == 40
+
+
+def test_max_train_samples_decodes_only_what_it_keeps(folder, monkeypatch):
+    unbalanced(folder)
+    decoded = count_decoded(monkeypatch)
+    RealImages.from_hub(args(folder, max_train_samples=8))
+    assert len(decoded) == 8
+
+
+def test_a_loader_gives_every_image_once_and_shuffles_by_seed_for_training(folder):
+    unbalanced(folder)
+    real = RealImages.from_hub(args(folder))
+    batches = list(real.loader(16, train=False))
+    assert [len(batch["labels"]) for batch in batches] == [16, 16, 8]
+    assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), real.images(range(40)))
+    assert torch.equal(torch.cat([batch["labels"] for batch in batches]), real.labels)
+
+    def epoch(loader):
+        return torch.cat([batch["pixel_values"] for batch in loader])
+
+    loader, same, other = (real.loader(16, train=True, seed=seed) for seed in (0, 0, 1))
+    first, second = epoch(loader), epoch(loader)
+    assert torch.equal(first, epoch(same))
+    assert torch.equal(second, epoch(same))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, epoch(other))
+    assert torch.equal(first.sum(0), second.sum(0)) or torch.allclose(first.sum(0), second.sum(0), atol=1e-4)
+
+
+# Labels and classes
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("label", "values", "names"),
+    [
+        (Value("int32"), [30, 4, 4, 100, 30], ["4", "30", "100"]),
+        (Value("string"), ["dog", "cat", "cat", "eel", "dog"], ["cat", "dog", "eel"]),
+        (Value("bool"), [True, False, False, True, True], ["False", "True"]),
+        (ClassLabel(names=["z", "y", "x"]), [1, 0, 0, 2, 1], ["z", "y", "x"]),
+        (Value("uint8"), [7, 3, 3, 7, 7], ["3", "7"]),
+    ],
+)
+def test_labels_of_any_kind_become_numbers_in_the_order_of_their_names(folder, streaming, label, values, names):
+    write(folder, "train", noise(5), values, label)
+    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    assert real.class_names == names
+    expected = [value if isinstance(label, ClassLabel) else names.index(str(value)) for value in values]
+    assert real.labels.tolist() == expected
+    assert real.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_are_kept_in_the_given_order(folder, streaming):
+    write(folder, "train", noise(8), [0, 1, 2, 3, 0, 1, 2, 3], ClassLabel(names=["a", "b", "c", "d"]))
+    write(folder, "test", noise(4), [3, 2, 1, 0], ClassLabel(names=["a", "b", "c", "d"]))
+    train, test = RealImages.train_and_test(args(folder, classes=["d", "b"], dataset_streaming=streaming))
+    assert train.class_names == test.class_names == ["d", "b"]
+    assert train.labels.tolist() == [1, 0, 1, 0]
+    assert test.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(train.uint8([0, 1]).permute(0, 2, 3, 1).numpy(), np.stack(noise(8))[[1, 3]])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_test_labels_follow_the_class_order_of_train(folder, streaming):
+    write(folder, "train", noise(3), [0, 1, 2], ClassLabel(names=["a", "b", "c"]))
+    other = folder.parent / "other"
+    other.mkdir()
+    write(other, "test", noise(4), [0, 1, 2, 2], ClassLabel(names=["c", "a", "b"]))
+    train = RealImages.from_hub(args(folder))
+    test = RealImages.from_hub(args(other, dataset_streaming=streaming), "test", like=train)
+    assert test.labels.tolist() == [2, 0, 1, 1]
+    assert test.class_names == train.class_names
+    assert test.preprocessing is train.preprocessing
+    write(other, "test", noise(2), ["c", "b"], Value("string"))
+    assert RealImages.from_hub(args(other), "test", like=train).labels.tolist() == [2, 1]
+    write(other, "test", noise(2), ["c", "bb"], Value("string"))
+    message("row 1 of split 'test' of other has class 'bb', which train lacks", args(other), "test", train)
+
+
+def test_a_test_split_has_the_size_and_colour_of_train(folder):
+    write(folder, "train", noise(4, (12, 8, 3)), [0, 1, 0, 1])
+    write(folder, "validation", noise(4, (20, 20)), [0, 0, 0, 0])
+    train, test = RealImages.train_and_test(args(folder, resolution=[5, 7]))
+    assert train.shape == test.shape == (3, 5, 7)
+    assert test.provenance["split"] == "validation"
+
+
+def test_columns_are_found_by_what_they_hold_or_taken_as_given(folder):
+    label, more = ClassLabel(names=["a", "b"]), {"id": ([5, 6, 7], Value("int64"))}
+    write(folder, "train", noise(3), [0, 1, 1], label, ("photo", "kind"), **more)
+    assert RealImages.from_hub(args(folder)).labels.tolist() == [0, 1, 1]
+    assert RealImages.from_hub(args(folder, label_column_name="id")).class_names == ["5", "6", "7"]
+    write(folder, "train", noise(3), [0, 1, 1], Value("int64"), ("photo", "label"), **more)
+    assert RealImages.from_hub(args(folder, image_column_name="photo")).class_names == ["0", "1"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_may_be_called_anything(folder, streaming):
+    write(folder, "train", noise(4), [1, 0, 1, 0], ClassLabel(names=["a", "b"]), ("pixels", "height"))
+    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    assert real.labels.tolist() == [1, 0, 1, 0]
+    np.testing.assert_array_equal(real.resident("cpu").permute(0, 2, 3, 1).numpy(), np.stack(noise(4)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_written_without_datasets_is_read(folder, streaming):
+    cells = []
+    for image in noise(4):
+        stream = io.BytesIO()
+        PIL.Image.fromarray(image).save(stream, "png")
+        cells.append({"bytes": stream.getvalue(), "path": None})
+    pq.write_table(pa.table({"picture": cells, "answer": ["no", "yes", "no", "yes"]}), folder / "train.parquet")
+    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    assert real.class_names == ["no", "yes"]
+    np.testing.assert_array_equal(real.resident("cpu").permute(0, 2, 3, 1).numpy(), np.stack(noise(4)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_image_files_by_class_is_read(folder, streaming):
+    for split, per_class in (("train", 3), ("test", 1)):
+        for label, name in enumerate(["cat", "dog"]):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for row, image in enumerate(noise(per_class, (9, 7), seed=label)):
+                PIL.Image.fromarray(image).save(place / f"{row}.png")
+    train, test = RealImages.train_and_test(args(folder, dataset_streaming=streaming))
+    assert train.class_names == ["cat", "dog"]
+    assert (train.shape, len(train), len(test)) == ((1, 9, 7), 6, 2)
+    for label in range(2):
+        got = train.uint8(train.class_rows(label))[:, 0].numpy()
+        np.testing.assert_array_equal(got, np.stack(noise(3, (9, 7), seed=label)))
+
+
+def test_without_a_test_split_a_fifth_of_each_class_is_held_out(folder, caplog):
+    labels = [0] * 20 + [1] * 10
+    write(folder, "train", noise(30), labels)
+    with caplog.at_level("WARNING"):
+        train, test = RealImages.train_and_test(args(folder))
+    assert "flowers has no test split: a fifth of 'train' is held out" in caplog.text
+    assert torch.bincount(test.labels).tolist() == [4, 2]
+    assert torch.bincount(train.labels).tolist() == [16, 8]
+    both = torch.cat([train.resident("cpu"), test.resident("cpu")]).flatten(1)
+    assert len(torch.unique(both, dim=0)) == 30
+    levels = train.resident("cpu").double().numpy() / 255
+    np.testing.assert_allclose(train.preprocessing.mean, levels.mean((0, 2, 3)), rtol=1e-12)
+    assert test.preprocessing is train.preprocessing
+    again = RealImages.train_and_test(args(folder))[1]
+    assert torch.equal(again.resident("cpu"), test.resident("cpu"))
+    few = RealImages.train_and_test(args(folder, max_train_samples=6, max_test_samples=2))
+    assert [torch.bincount(part.labels).tolist() for part in few] == [[3, 3], [1, 1]]
+
+
+# Preprocessing and provenance
+
+
+def test_normalisation_is_computed_given_whitening_or_none(folder):
+    write(folder, "train", noise(30), [row % 2 for row in range(30)])
+    levels = np.stack(noise(30)).astype(float) / 255
+    computed = RealImages.from_hub(args(folder)).preprocessing
+    np.testing.assert_allclose(computed.mean, levels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(computed.std, levels.std((0, 1, 2)), rtol=1e-10)
+    given = RealImages.from_hub(args(folder, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0])).preprocessing
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    none = RealImages.from_hub(args(folder, normalization="none"))
+    np.testing.assert_allclose(none.images([0])[0].permute(1, 2, 0).numpy(), levels[0], atol=1e-6)
+    whitened = RealImages.from_hub(args(folder, normalization="zca", zca_eps=0.3))
+    assert whitened.preprocessing.zca.eps == 0.3
+    torch.testing.assert_close(whitened.images(range(30)).mean(0), torch.zeros(3, 6, 6), atol=1e-5, rtol=0)
+    message(r"--mean has 1 number\(s\) and the images 3 channel", args(folder, mean=[0.5], std=[0.5]))
+
+
+def test_provenance_names_the_folder_its_licence_and_its_content(folder):
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    (folder / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Flowers\n")
+    real = RealImages.from_hub(args(folder))
+    assert real.provenance["name"] == "flowers"
+    assert real.provenance["license"] == "cc-by-sa-4.0"
+    assert real.provenance["num_images"] == 4
+    assert real.revision == real.provenance["revision"]
+    assert str(folder.parent) not in json.dumps(real.provenance)
+
+
+def test_without_a_dataset_the_digits_are_read():
+    train, test = RealImages.train_and_test(DataArguments())
+    assert (len(train), len(test), train.shape, train.num_classes) == (1437, 360, (1, 8, 8), 10)
+
+
+# Bad input
+
+
+def test_a_column_that_is_not_there_is_named_with_the_nearest(folder):
+    write(folder, "train", noise(2), [0, 1], None, ("photo", "kind"))
+    message("--image_column_name foto: flowers has no such column.*'photo'", args(folder, image_column_name="foto"))
+    message("--label_column_name kinds: flowers has no such column.*'kind'", args(folder, label_column_name="kinds"))
+    message("--image_column_name kind: .*expected images.*photo", args(folder, image_column_name="kind"))
+    message("--label_column_name photo: .*expected one ClassLabel", args(folder, label_column_name="photo"))
+
+
+def test_columns_that_could_all_be_meant_are_listed(folder):
+    two = ClassLabel(names=["a", "b"])
+    write(folder, "train", noise(2), [0, 1], two, ("image", "fine"), coarse=([1, 0], two))
+    message("2 columns that could be the label: fine, coarse; .*--label_column_name", args(folder))
+    write(folder, "train", noise(2), [0, 1], two, mask=([PIL.Image.fromarray(image) for image in noise(2)], Image()))
+    message("2 columns that could be the image: image, mask; .*--image_column_name", args(folder))
+    Dataset.from_dict({"text": ["a"], "score": [0.5]}).to_parquet(str(folder / "train-00000.parquet"))
+    message("flowers has no image column among text, score", args(folder))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("content", [b"not an image", b""])
+def test_a_corrupt_image_is_named_by_row_and_split(folder, streaming, content):
+    stream = io.BytesIO()
+    PIL.Image.fromarray(noise(1, (6, 6, 3))[0]).save(stream, "png")
+    good = {"bytes": stream.getvalue(), "path": None}
+    bad = {"bytes": content, "path": None}
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_dict({"image": [good, good, good, bad, good], "label": [0, 1, 0, 1, 2]}, features=features).to_parquet(
+        str(folder / "train-00000.parquet")
+    )
+    for more in ({}, {"resolution": [4]}, {"color": "rgb", "classes": ["1", "2"]}):
+        arguments = args(folder, dataset_streaming=streaming, **more)
+        message("row 3 of split 'train' of flowers: the image cannot be decoded: .*leave the row out", arguments)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_truncated_image_file_is_named_by_row_split_and_path(folder, streaming):
+    for name in ("cat", "dog"):
+        (folder / "train" / name).mkdir(parents=True)
+        for row, image in enumerate(noise(2, (40, 40, 3))):
+            PIL.Image.fromarray(image).save(folder / "train" / name / f"{row}.jpg")
+    torn = folder / "train" / "dog" / "1.jpg"
+    torn.write_bytes(torn.read_bytes()[:-400])
+    message(
+        r"row 3 of split 'train' of flowers: .*1\.jpg.* cannot be decoded", args(folder, dataset_streaming=streaming)
+    )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_missing_image_is_named_by_row_and_split(folder, streaming):
+    write(folder, "train", [*noise(2), None], [0, 1, 0])
+    message("row 2 of split 'train' of flowers: there is no image", args(folder, dataset_streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_label_outside_the_range_is_named_by_row_and_split(folder, streaming):
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    images = [PIL.Image.fromarray(image) for image in noise(4)]
+    for labels, row, wrong in (([0, 1, -1, 0], 2, -1), ([0, 1, 0, 5], 3, 5)):
+        table = Dataset.from_dict({"image": images, "label": labels}, Features({**features, "label": Value("int64")}))
+        table = table.data.table.replace_schema_metadata(features.arrow_schema.metadata)
+        pq.write_table(table, folder / "train-00000.parquet")
+        for classes in (None, ["a", "b"]):
+            problem = f"row {row} of split 'train' of flowers: label {wrong}; expected 0 to 1"
+            message(problem, args(folder, dataset_streaming=streaming, classes=classes))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_negative_or_missing_integer_label_is_named_unless_it_is_asked_for(folder, streaming):
+    write(folder, "train", noise(4), [1, -1, 1, -1])
+    message("row 1 of split 'train' of flowers: label -1", args(folder, dataset_streaming=streaming))
+    both = RealImages.from_hub(args(folder, dataset_streaming=streaming, classes=["-1", "1"]))
+    assert both.labels.tolist() == [1, 0, 1, 0]
+    write(folder, "train", noise(3), [1, 0, None])
+    message("row 2 of split 'train' of flowers has no label", args(folder, dataset_streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_split_is_an_error(folder, streaming):
+    write(folder, "train", noise(2), [0, 1])
+    write(folder, "test", [], [])
+    arguments = args(folder, dataset_streaming=streaming)
+    message("split 'test' of flowers is empty", arguments, "test", RealImages.from_hub(arguments))
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(folder):
+    write(folder, "train", noise(2), [0, 1])
+    message("split 'trian' is not in flowers, which has train.*--dataset_train_split", args(folder), "trian")
+    with pytest.raises(ValueError, match="split 'dev' is not in flowers"):
+        RealImages.train_and_test(args(folder, dataset_test_split="dev"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_mixed_sizes_need_a_resolution(folder, streaming):
+    write(folder, "train", [*noise(3), *noise(1, (6, 9, 3))], [0, 1, 0, 1])
+    write(folder, "test", noise(2, (4, 4, 3)), [0, 1])
+    arguments = args(folder, dataset_streaming=streaming)
+    problem = r"row 3 of split 'train' of flowers: the image is 6x9 .*expected 6x6.*--resolution"
+    message(problem, arguments)
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    train = RealImages.from_hub(arguments)
+    message("row 0 of split 'test' of flowers: the image is 4x4 .*expected 6x6.*--resolution", arguments, "test", train)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_class_without_images_is_an_error_in_train_and_none_in_test(folder, streaming):
+    label = ClassLabel(names=["a", "b", "c"])
+    write(folder, "train", noise(2), [0, 2], label)
+    arguments = args(folder, dataset_streaming=streaming)
+    message("class 'b' has no images in split 'train' of flowers .*--classes", arguments)
+    write(folder, "test", noise(1), [2], label)
+    train, test = RealImages.train_and_test(args(folder, dataset_streaming=streaming, classes=["c", "a"]))
+    assert (train.labels.tolist(), test.labels.tolist()) == ([1, 0], [0])
+
+
+def test_classes_that_are_not_there_or_named_twice_are_errors(folder):
+    write(folder, "train", noise(2), ["tulip", "rose"], Value("string"))
+    message(
+        "--classes tulipp: .*'tulip'.*expected some of its 2 classes rose, tulip",
+        args(folder, classes=["rose", "tulipp"]),
+    )
+    message("named twice", args(folder, classes=["rose", "rose"]))
+
+
+def test_fewer_images_than_classes_is_an_error(folder):
+    unbalanced(folder)
+    message("--max_train_samples is 3; expected at least 4", args(folder, max_train_samples=3))
+
+
+def test_a_folder_that_does_not_exist_is_named_with_the_nearest(folder):
+    write(folder, "train", noise(2), [0, 1])
+    message("there is no such folder .*flowers", args(folder.parent / "flower"))
+    message("is a file", args(folder / "train-00000.parquet"))
+    (folder.parent / "empty").mkdir()
+    message("cannot be loaded", args(folder.parent / "empty"))
+
+
+def test_a_file_that_is_not_parquet_is_an_error(folder):
+    (folder / "train.parquet").write_bytes(b"PAR1 and then nothing")
+    message("cannot be loaded; .*[Pp]arquet", args(folder))
+
+
+def test_without_a_network_the_error_says_so(tmp_path):
+    code = (
+        "from hf_distill.config import DataArguments; from hf_distill.data import RealImages\n"
+        "try: RealImages.from_hub(DataArguments(dataset_name='someone/flowers'))\n"
+        "except ValueError as error: print(error)"
+    )
+    for unreachable in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        environment = {
+            **os.environ,
+            "HF_HOME": str(tmp_path),
+            "PYTHONPATH": ":".join(filter(None, sys.path)),
+            **unreachable,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.stdout.count("\n") == 1, done.stderr
+        assert (
+            "--dataset_name someone/flowers: there is no such folder here, and the Hub cannot be reached" in done.stdout
+        )
