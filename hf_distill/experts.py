@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from tqdm.auto import tqdm
 
@@ -175,6 +175,8 @@ class ExpertTrainer:
         self.flat = FlatModel.from_spec(spec).to(accelerator.device)
         self.dsa = DSA(config.dsa_strategy)
         self.images = DeviceImages(real, accelerator.device, dtype)
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.flat.module.modules())
+        self._only_alone = normalised and accelerator.mixed_precision != "no"
         self._one = grad_and_value(self._loss, has_aux=True)
         self._many = vmap(self._one)
 
@@ -203,6 +205,11 @@ class ExpertTrainer:
             if len(thetas) == 1:
                 grads, (loss, right) = self._one(thetas[0], x[0], y[0])
                 grads, loss, right = grads[None], loss[None], right[None]
+            elif self._only_alone:
+                raise ValueError(
+                    "torch cannot train several networks with BatchNorm at once in mixed precision; "
+                    "use --experts_at_once 1 (auto does), or no mixed precision"
+                )
             else:
                 grads, (loss, right) = self._many(thetas, x, y)
         if self.config.l2_teacher:
@@ -230,8 +237,7 @@ class ExpertTrainer:
         orders = [torch.randperm(count, generator=generator(*stream, "order", epoch)) for stream in streams]
         draws = [generator(*stream, "dsa", epoch) for stream in streams]
         batches = _send(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)[:max_steps]
-        losses = torch.zeros(len(experts), device=thetas.device, dtype=torch.float64)
-        hits, seen = torch.zeros_like(losses), 0
+        losses, hits, seen = thetas.new_zeros(len(experts)), thetas.new_zeros(len(experts)), 0
         for rows in batches:  # (E, B)
             x, y = self.images(rows)
             params = [self.dsa.sample(rows.shape[1], draw, self.images.size) for draw in draws]
@@ -275,7 +281,7 @@ class ExpertTrainer:
 
     def fastest_group(self, limit: int) -> int:
         """The number of experts, up to `limit`, whose joint training gives the most experts x steps per second."""
-        if limit <= 1:
+        if limit <= 1 or self._only_alone:
             return 1
         rates: dict[int, float] = {}
         for size in [*(2**power for power in range((limit - 1).bit_length())), limit]:
@@ -359,7 +365,7 @@ def _describe(
     return {
         "student": spec.to_dict(),
         "class_names": list(real.class_names),
-        "preprocessing_id": real.preprocessing.fingerprint(),
+        "preprocessing": real.preprocessing.to_config(),
         "num_images": len(real),
         "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
         "revision": real.revision,
@@ -508,7 +514,7 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device) -> Non
         "num_params": sum(math.prod(shape) for shape in held[0]["shapes"]),
         "student": training.pop("student"),
         "class_names": training.pop("class_names"),
-        "preprocessing": real.preprocessing.to_config(),
+        "preprocessing": training.pop("preprocessing"),
         "source": real.provenance,
         "training": training,
         "results": {
@@ -522,3 +528,11 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device) -> Non
         "versions": package_versions(),
     }
     ExpertTrajectories(folder.root, config)._write_about(folder.root, real.preprocessing)
+
+
+def experts_folder(real: RealImages, config: ExpertConfig, seed: int) -> Path:
+    """Where recipes keep the experts of these settings: other settings, another folder; more experts, the same one."""
+    described = _describe(real, config.student_spec(real), config, seed, Accelerator())
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
+    name = "digits" if real.provenance["name"] is None else Path(str(real.provenance["name"])).name
+    return Path("outputs", f"experts-{name}-{config.student}-{digest}")

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -72,11 +71,14 @@ class TensorFile:
     def read(self, name: str, row: int | None = None) -> Tensor:
         """The tensor `name`, or only its row number `row`, as a fresh CPU tensor of the stored dtype."""
         shape = self.shape(name) if row is None else self.shape(name)[1:]
-        dtype = np.dtype({"F32": "<f4", "F16": "<f2"}[self._tensors[name]["dtype"]])
-        offset = self._start + self._tensors[name]["data_offsets"][0]
-        count = math.prod(shape)
-        values = np.fromfile(self.path, dtype, count, offset=offset + (row or 0) * count * dtype.itemsize)
-        return torch.from_numpy(values).view(shape)
+        dtype = {"F32": torch.float32, "F16": torch.float16}[self._tensors[name]["dtype"]]
+        buffer = bytearray(math.prod(shape) * dtype.itemsize)
+        # Unbuffered: a buffered file reads whole blocks around each row.
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._start + self._tensors[name]["data_offsets"][0] + (row or 0) * len(buffer))
+            if file.readinto(buffer) != len(buffer):
+                raise ValueError(f"{self.path} became shorter while it was in use; fetch or train it again")
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
 
 def compact(params: Tensor) -> dict[str, Tensor]:
@@ -269,7 +271,7 @@ class ExpertTrajectories(HubFolder):
             *[("class", *names) for names in zip(self.class_names, real.class_names, strict=False)],
             ("images (channels, height, width)", (self.spec.in_chans, *self.spec.img_size), tuple(real.shape)),
             ("network", self.spec, spec or self.spec),
-            ("preprocessing", self.preprocessing.fingerprint(), real.preprocessing.fingerprint()),
+            ("preprocessing", self.config["preprocessing"], real.preprocessing.to_config()),
         ]
         for what, theirs, ours in pairs:
             if theirs != ours:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from hf_distill.config import DataArguments, HfArg, parse_args
@@ -31,6 +32,8 @@ class RunArguments:
 def main() -> None:
     demo = Path(__file__).parent / "configs" / "experts_digits.yaml"
     data_args, config, run = parse_args(DataArguments, ExpertConfig, RunArguments, default_config=demo)
+    # So that a continued run gives the bytes of an uninterrupted one on a GPU too.
+    torch.backends.cudnn.deterministic = True
     accelerator = Accelerator()
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
 
