@@ -119,7 +119,7 @@ class Pool:
     ) -> None:
         self.device = torch.device(device)
         self.labels = labels.to(self.device)
-        self.preprocessing = None if preprocessing is None else preprocessing.to(self.device)
+        self.preprocessing = preprocessing
         self.shape: tuple[int, int, int] = tuple(images.shape[-3:])
         if isinstance(images, Tensor):
             self.source: Tensor | RealImages = images.detach().to(self.device)

@@ -1,0 +1,120 @@
+"""Evaluate a distilled set: students trained on it, beside random, herding, k-center and all images of its source.
+
+    python recipes/evaluate.py --distilled_dataset outputs/tesla
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
+
+The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
+go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from hf_distill.config import DataArguments, HfArg, check_at_least, check_choice, parse_args
+from hf_distill.data import RealImages
+from hf_distill.distilled import DistilledSet
+from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
+from hf_distill.hub import EvalReport
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate, and how."""
+
+    distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
+    distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
+    student: list[str] | None = HfArg(
+        default=None, help="timm names, convnet_d1 to convnet_d8 among them. Without it: the student it was made for."
+    )
+    protocol: str | None = HfArg(
+        default=None, help="mtt or quick. Without it: that of the results which are there, else mtt."
+    )
+    num_seeds: int = HfArg(default=5, help="Students per set and kind of labels.")
+    seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
+    full_data: bool = HfArg(default=True, help="Also train on all images; without it coresets compare pixels.")
+    output_dir: str | None = HfArg(default=None, help="Folder for the set with its results. Without it: its own.")
+    disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
+
+    def __post_init__(self) -> None:
+        if self.distilled_dataset is None:
+            raise ValueError("--distilled_dataset is missing; give the folder or repository of a distilled set")
+        if self.protocol is not None:
+            check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        check_at_least("num_seeds", self.num_seeds, 1)
+
+
+def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
+    """`given`, with the source that the set names where none is given, and with the classes and size of the set."""
+    source = distilled.config.get("source") or {}
+    channels, height, width = distilled.pixel_values.shape[1:]
+    found = replace(
+        given,
+        classes=distilled.class_names,
+        resolution=[height, width],
+        color="gray" if channels == 1 else "rgb",
+        normalization="none",  # the set brings its own
+        mean=None,
+        std=None,
+    )
+    if given.dataset_name is not None or source.get("name") == "digits":
+        return found
+    if "/" not in source.get("name", ""):
+        raise ValueError(
+            f"the set was made of {source.get('name')!r}, no Hub name; say where it is: --dataset_name PATH"
+        )
+    return replace(
+        found,
+        dataset_name=source["name"],
+        dataset_config=given.dataset_config or source.get("config"),
+        dataset_revision=given.dataset_revision or source.get("revision"),
+        dataset_train_split=source.get("split") or given.dataset_train_split,
+    )
+
+
+def main() -> None:
+    data_args, args = parse_args(DataArguments, EvaluateArguments)
+    accelerator = Accelerator()
+    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+
+    distilled = DistilledSet.from_pretrained(args.distilled_dataset, revision=args.distilled_revision)
+    train, test = RealImages.train_and_test(source_arguments(distilled, data_args))
+    train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
+
+    known = distilled.report or EvalReport()
+    protocol = PROTOCOLS[
+        args.protocol or next((row.protocol for row in known.rows if row.protocol in PROTOCOLS), "mtt")
+    ]
+    protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy") or protocol.dsa_strategy)
+    report = evaluate_distilled(
+        distilled,
+        train,
+        held_out,
+        test,
+        protocol,
+        students=args.student,
+        num_seeds=args.num_seeds,
+        seed=args.seed,
+        accelerator=accelerator,
+        full_data=args.full_data,
+        disable_tqdm=args.disable_tqdm,
+    )
+    accelerator.print(report.table())
+
+    folder = args.output_dir or args.distilled_dataset
+    if args.output_dir is None and not Path(folder).is_dir():
+        accelerator.print("\nNothing was written: give --output_dir to keep the set with these results.")
+    elif accelerator.is_main_process:
+        distilled.report = known.merge(report)
+        distilled.save_pretrained(folder)
+        accelerator.print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

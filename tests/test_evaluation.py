@@ -1,0 +1,507 @@
+"""The evaluation: schedules, students, coresets, and a report that is honest about all of them."""
+
+import itertools
+import json
+import os
+import runpy
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from hf_distill import students as students_module
+from hf_distill.augment import DSA
+from hf_distill.config import DataArguments
+from hf_distill.coresets import coresets, herding, k_center, random_rows
+from hf_distill.data import RealImages
+from hf_distill.distilled import DistilledSet
+from hf_distill.evaluation import PROTOCOLS, EvalProtocol, evaluate_distilled, validation_accuracy
+from hf_distill.functional import FlatModel
+from hf_distill.hub import EvalReport
+from hf_distill.labels import TeacherLabels
+from hf_distill.models import StudentSpec
+from hf_distill.rng import derive_seed, generator
+from hf_distill.students import Pool, accuracy, loss_targets, topk_accuracy, train_student, train_students
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "evaluate.py"
+SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
+RESNET = StudentSpec("test_resnet", 10, 1, (8, 8), {"drop_rate": 0.3})
+TINY = EvalProtocol("tiny", epochs=6, full_data_epochs=2, lrs=(0.1, 0.02))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Threads are slower than none on networks this small, and a process that is forked must have none.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[RealImages, RealImages, RealImages]:
+    train, test = RealImages.train_and_test(DataArguments(max_train_samples=200, max_test_samples=50))
+    train, held_out = train.split(0.2, seed=0)
+    return train, held_out, test
+
+
+@pytest.fixture(scope="module")
+def teacher() -> TeacherLabels:
+    return TeacherLabels(SPEC, FlatModel.from_spec(SPEC).init(5))
+
+
+def distilled_set(train: RealImages, teacher: TeacherLabels | None = None, **config) -> DistilledSet:
+    """Two real images of each class, as if they had been distilled for `SPEC`."""
+    rows = random_rows(train, [2] * 10, 3)
+    images, labels = train.images(rows), train.labels[rows]
+    soft = None if teacher is None else teacher(images, labels, rows)
+    config = {"student": SPEC.to_dict(), "source": {"name": "digits"}, **config}
+    names, preprocessing = train.class_names, train.preprocessing
+    return DistilledSet(images, labels, names, preprocessing, lr=0.05, soft_labels=soft, teacher=teacher, config=config)
+
+
+def small_set(n: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(n, 1, 8, 8, generator=random), torch.randint(10, (n,), generator=random)
+
+
+def parameters(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+# Schedules
+
+
+def test_mtt_trains_epochs_0_to_1000_and_drops_to_a_tenth_after_501_with_empty_momentum():
+    mtt = PROTOCOLS["mtt"]
+    schedule = mtt.schedule(mtt.epochs)
+    assert (mtt.momentum, mtt.weight_decay, mtt.batch_size) == (0.9, 5e-4, 256)
+    assert mtt.dsa_strategy == "color_crop_cutout_flip_scale_rotate"
+    assert [factor for factor, _ in schedule] == [1.0] * 502 + [0.1] * 499  # epochs 0..501, epochs 502..1000
+    assert [epoch for epoch, (_, reset) in enumerate(schedule) if reset] == [502]
+
+
+@pytest.mark.parametrize("last", [1, 2, 9, 10, 300, 999])
+def test_of_epochs_0_to_e_the_one_after_half_of_e_and_one_is_the_first_slow_one(last):
+    factors = [factor for factor, _ in TINY.schedule(last + 1)]
+    assert len(factors) == last + 1
+    assert factors == [1.0 if epoch <= last // 2 + 1 else 0.1 for epoch in range(last + 1)]
+
+
+def test_two_drops_multiply_and_keep_the_momentum_when_told():
+    protocol = replace(TINY, decay_epochs=(0.3, 0.6), decay=0.5, reset_momentum=False)
+    schedule = protocol.schedule(11)
+    assert [factor for factor, _ in schedule] == [1.0] * 5 + [0.5] * 3 + [0.25] * 3
+    assert not any(reset for _, reset in schedule)
+
+
+# Students
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])  # the two ways to train
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, reset, soft):
+    images, labels = small_set()
+    targets = torch.randn(len(images), 10) if soft else labels
+    spec = replace(SPEC, kwargs={"width": 8, "norm": norm})
+    protocol = replace(TINY, epochs=7, reset_momentum=reset)
+
+    expected = spec.build(derive_seed(11, "init")).train()
+    stream, dsa = generator(11, "train"), DSA(protocol.dsa_strategy)
+    settings = {"momentum": 0.9, "weight_decay": 5e-4}
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, **settings)
+    for epoch in range(7):
+        if epoch == 5:  # after epoch ⌊6/2⌋ + 1 = 4
+            optimizer.param_groups[0]["lr"] = 0.05 * 0.1
+            if reset:
+                optimizer = torch.optim.SGD(expected.parameters(), lr=0.05 * 0.1, **settings)
+        batch = DSA.apply(images, dsa.sample(len(images), stream, (8, 8)))
+        loss = F.cross_entropy(expected(batch), targets.softmax(1) if soft else targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    found = train_student(images, targets, spec, protocol, lr=0.05, seed=11)
+    for one, other in zip(parameters(found), parameters(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [SPEC, RESNET], ids=lambda spec: spec.name)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_student(spec):
+    images, labels = small_set()
+    first, again, other = (
+        train_student(images, labels, spec, TINY, lr=0.05, seed=seed).state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_students_side_by_side_become_what_each_becomes_alone():
+    images, labels = small_set(30)
+    pool, protocol = Pool(images, labels), replace(TINY, batch_size=8)
+    rows = torch.stack([torch.arange(20), torch.arange(10, 30)])
+    lrs, seeds = [0.05, 0.01], [1, 2]
+    together = train_students(pool, labels, rows, SPEC, protocol, 3, lrs, seeds)
+    for number, student in enumerate(together):
+        own = slice(number, number + 1)
+        (alone,) = train_students(pool, labels, rows[own], SPEC, protocol, 3, lrs[own], seeds[own])
+        for one, other in zip(parameters(student), parameters(alone), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_every_epoch_shows_each_student_each_of_its_images_once_in_a_new_order(monkeypatch):
+    images = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 8, 8)
+    pool, protocol = Pool(images, torch.zeros(20, dtype=torch.long)), replace(TINY, batch_size=4, dsa_strategy="")
+    rows = torch.stack([torch.arange(10), torch.arange(10, 20)])
+    steps = list(students_module._steps(pool, torch.arange(20), rows, protocol, 3, [1, 2]))
+    sizes = [batch.shape[1] for _, _, batch, _ in steps]
+    assert sizes == [4, 4, 2] * 3
+    orders = []
+    for student, epoch in itertools.product(range(2), range(3)):
+        seen = torch.cat([batch[student, :, 0, 0, 0] for _, _, batch, _ in steps[3 * epoch : 3 * epoch + 3]])
+        wanted = torch.cat([targets[student] for *_, targets in steps[3 * epoch : 3 * epoch + 3]])
+        assert torch.equal(seen.long(), wanted)
+        assert sorted(seen.tolist()) == rows[student].tolist()
+        orders.append(tuple((seen % 10).tolist()))
+    assert len(set(orders)) == 6
+
+
+def test_augmenting_many_steps_at_once_changes_no_bit(monkeypatch):
+    images, labels = small_set(10)
+    pool, rows = Pool(images, labels), torch.arange(10).expand(2, -1)
+    protocol = replace(TINY, batch_size=6)
+
+    def batches() -> list[torch.Tensor]:
+        return [batch for _, _, batch, _ in students_module._steps(pool, labels, rows, protocol, 20, [1, 2])]
+
+    at_once = batches()
+    monkeypatch.setattr(students_module, "PREPARED_VALUES", 1)
+    assert all(torch.equal(one, other) for one, other in zip(at_once, batches(), strict=True))
+
+
+def test_training_leaves_the_global_generator_alone():
+    images, labels = small_set()
+    before = torch.get_rng_state()
+    for spec in (SPEC, RESNET):
+        train_student(images, labels, spec, TINY, lr=0.05, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_student_with_batch_norm_and_dropout_trains_in_training_mode_and_is_tested_in_evaluation_mode():
+    images, labels = small_set()
+    student = train_student(images, labels, RESNET, TINY, lr=0.05, seed=1)
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(module.num_batches_tracked == TINY.epochs for module in norms)
+    assert not any(module.training for module in student.modules())
+
+
+def test_the_one_image_that_is_left_of_an_epoch_is_no_batch_for_batch_norm():
+    images, labels = small_set(9)
+    train_student(images, labels, RESNET, replace(TINY, batch_size=4, epochs=2), lr=0.05, seed=1)
+
+
+def test_a_wrong_student_is_one_clear_line(data, accelerator):
+    train, held_out, test = data
+    distilled = distilled_set(train)
+    for name, words in (
+        ("convnet_d33", "no timm model; did you mean convnet_d3"),
+        ("convnet_d4", "use convnet_d3 or less"),
+        ("vit_tiny_patch16_224", "cannot take 1x8x8 images"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            evaluate_distilled(distilled, train, held_out, test, TINY, students=[name], accelerator=accelerator)
+        assert "\n" not in str(error.value)
+
+
+# What a number means
+
+
+def test_logits_of_certainty_cost_what_classes_cost():
+    logits, labels = torch.randn(7, 10), torch.randint(10, (7,))
+    certain = 1e4 * F.one_hot(labels, 10).float()
+    expected = F.cross_entropy(logits, loss_targets(labels))
+    torch.testing.assert_close(F.cross_entropy(logits, loss_targets(certain)), expected)
+
+
+def test_top_k_counts_classes_among_the_k_largest_logits():
+    logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
+    ranks = np.argsort(-logits.numpy(), axis=1)
+    for k in (1, 5, 10, 99):
+        expected = np.mean([label in rank[:k] for label, rank in zip(labels.tolist(), ranks, strict=True)])
+        assert topk_accuracy(logits, labels, k) == pytest.approx(expected)
+
+
+class Fixed(nn.Module):
+    """Answers with what it is given for each image, which is known by its first pixel."""
+
+    def __init__(self, answers: torch.Tensor) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(self.answers[images[:, 0, 0, 0].long()], 10).float()
+
+
+def test_a_perfect_classifier_gets_one_and_a_constant_one_the_share_of_its_class():
+    labels = torch.tensor([0, 1, 1, 2, 1])
+    pool = Pool(torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 8, 8), labels)
+    assert accuracy(Fixed(labels), pool) == 1.0
+    assert accuracy(Fixed(torch.ones_like(labels)), pool) == pytest.approx(3 / 5)
+
+
+# Subsets
+
+
+def test_herding_takes_the_image_that_brings_the_mean_nearest():
+    features = np.random.default_rng(0).normal(size=(20, 5))
+    taken: list[int] = []
+    for _ in range(8):
+        gaps = {
+            i: np.linalg.norm(features[[*taken, i]].mean(axis=0) - features.mean(axis=0))
+            for i in range(20)
+            if i not in taken
+        }
+        taken.append(min(gaps, key=gaps.get))
+    assert herding(torch.from_numpy(features), 8).tolist() == taken
+
+
+def test_k_center_takes_the_image_that_is_farthest_from_all_taken():
+    features = np.random.default_rng(1).normal(size=(20, 5))
+    taken = [3]
+    while len(taken) < 8:
+        rest = [i for i in range(20) if i not in taken]
+        taken.append(max(rest, key=lambda i: min(np.linalg.norm(features[i] - features[j]) for j in taken)))
+    assert k_center(torch.from_numpy(features), 8, 3).tolist() == taken
+
+
+def test_equal_images_are_taken_once_each():
+    same = torch.ones(6, 3)
+    assert sorted(k_center(same, 6, 2).tolist()) == sorted(herding(same, 6).tolist()) == list(range(6))
+
+
+def test_coresets_take_as_many_of_each_class_as_asked_and_compare_features_within_it(data):
+    train, _, _ = data
+    counts = [3, 0, 1] + [2] * 7
+    pool = Pool(train, train.labels, preprocessing=train.preprocessing)
+    student = SPEC.build(0).eval()
+    chosen = coresets(train, pool, counts, ["herding", "k-center"], student)
+    for rows in chosen.values():
+        assert train.labels[rows].bincount(minlength=10).tolist() == counts
+    own = train.class_rows(0)
+    with torch.no_grad():
+        features = student.features(train.images(own)).flatten(1)  # what the linear layer sees
+    assert chosen["herding"][:3].tolist() == own[herding(features, 3)].tolist()
+
+
+def test_random_images_are_balanced_distinct_and_new_for_each_seed(data):
+    train, _, _ = data
+    draws = [random_rows(train, [2] * 10, 0, number) for number in range(4)]
+    for rows in draws:
+        assert train.labels[rows].bincount(minlength=10).tolist() == [2] * 10
+        assert len(rows.unique()) == 20
+    assert len({tuple(rows.tolist()) for rows in draws}) == 4
+    assert torch.equal(draws[1], random_rows(train, [2] * 10, 0, 1))
+
+
+def test_a_class_with_too_few_images_is_one_clear_line(data, accelerator):
+    train, held_out, test = data
+    fewer = train.subset(torch.cat([train.class_rows(0)[:1], *(train.class_rows(label) for label in range(1, 10))]))
+    with pytest.raises(ValueError, match=r"class '0' has 1 training image\(s\) and the baselines need 2") as error:
+        evaluate_distilled(distilled_set(train), fewer, held_out, test, TINY, accelerator=accelerator)
+    assert "\n" not in str(error.value)
+
+
+def test_data_of_other_classes_or_sizes_are_refused(data, accelerator):
+    train, held_out, test = data
+    other, _ = RealImages.train_and_test(DataArguments(max_train_samples=20, classes=[str(9 - k) for k in range(10)]))
+    with pytest.raises(ValueError, match="its classes in the same order"):
+        evaluate_distilled(distilled_set(train), other, held_out, test, TINY, accelerator=accelerator)
+
+
+# The report
+
+
+def evaluated(data, teacher=None, **kwargs) -> EvalReport:
+    train, held_out, test = data
+    kwargs = {"num_seeds": 2, "disable_tqdm": True, **kwargs}
+    return evaluate_distilled(distilled_set(train, teacher), train, held_out, test, TINY, **kwargs)
+
+
+def rates(report: EvalReport) -> dict[str, float]:
+    (context,) = report.meta.values()
+    return context["learning_rates"]
+
+
+def test_a_teacher_labels_every_set_and_every_set_is_there_with_hard_labels_too(data, teacher, accelerator):
+    report = evaluated(data, teacher, students=["convnet_d1", "convnet_d2"], accelerator=accelerator)
+    sets = ("random", "herding", "k-center", "full data", "distilled")
+    names = ("convnet_d1 width=8", "convnet_d2")
+    expected = set(itertools.product(sets, ("soft", "hard"), names))
+    assert Counter((row.set, row.labels, row.student) for row in report.rows) == Counter(expected)
+    assert {row.images for row in report.rows if row.set != "full data"} == {20}
+    assert {row.n for row in report.rows} == {2}
+    assert {row.protocol for row in report.rows} == {"tiny"}
+    assert json.loads(json.dumps(report.to_json())) == report.to_json()
+
+
+def test_without_soft_labels_there_are_hard_ones_alone(data, accelerator):
+    report = evaluated(data, accelerator=accelerator)
+    assert len(report.rows) == 5
+    assert {row.labels for row in report.rows} == {"hard"}
+
+
+def test_full_data_and_baselines_can_be_left_out(data, accelerator):
+    report = evaluated(data, accelerator=accelerator, full_data=False, baselines=["herding"])
+    assert {row.set for row in report.rows} == {"herding", "distilled"}
+
+
+def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with(data, teacher, accelerator):
+    train, held_out, test = data
+    # A rate that would never win: it is used where it was learned, and loses where it is one candidate of many.
+    distilled = distilled_set(train, teacher)
+    distilled.log_lr.data.fill_(-30.0)
+    useless = distilled.lr.item()
+    protocol = replace(TINY, epochs=40)
+    report = evaluate_distilled(
+        distilled, train, held_out, test, protocol, accelerator=accelerator, full_data=False, baselines=[], num_seeds=1
+    )
+    assert rates(report)["distilled, soft labels"] == useless
+    assert rates(report)["distilled, hard labels"] in protocol.lrs
+
+
+def test_the_rate_with_the_best_held_out_accuracy_is_chosen(data, accelerator):
+    train, held_out, test = data
+    for lrs in ((1e-9, 0.1), (0.1, 1e-9)):
+        protocol = replace(TINY, epochs=60, lrs=lrs)
+        options = {"accelerator": accelerator, "full_data": False, "baselines": ["random"], "num_seeds": 1}
+        report = evaluate_distilled(distilled_set(train), train, held_out, test, protocol, **options)
+        assert rates(report)["random, hard labels"] == 0.1
+    report = evaluate_distilled(distilled_set(train), train, None, test, replace(protocol, lrs=(1e-9, 0.1)), **options)
+    assert rates(report)["random, hard labels"] == 1e-9
+
+
+def test_no_learning_rate_depends_on_the_test_images(data, teacher, accelerator):
+    train, held_out, test = data
+    honest = evaluated(data, teacher, accelerator=accelerator)
+    # Images of one class with labels of another: whoever looked would choose otherwise.
+    poison = test.subset(test.class_rows(3).repeat(5))
+    poison.labels = torch.zeros_like(poison.labels)
+    poisoned = evaluated((train, held_out, poison), teacher, accelerator=accelerator)
+    assert rates(poisoned) == rates(honest)
+    assert [row.accuracies for row in poisoned.rows] != [row.accuracies for row in honest.rows]
+
+
+def test_the_same_seed_gives_the_same_report_and_another_seed_another(data, accelerator):
+    options = {"accelerator": accelerator, "full_data": False, "baselines": ["random"]}
+    first, again, other = (evaluated(data, seed=seed, **options) for seed in (0, 0, 1))
+    assert first == again
+    assert first.rows != other.rows
+
+
+def test_rows_do_not_depend_on_the_other_rows(data, accelerator):
+    alone = evaluated(data, accelerator=accelerator, full_data=False, baselines=[])
+    beside = evaluated(data, accelerator=accelerator, full_data=False, baselines=["random"])
+    assert alone.rows[0] in beside.rows
+
+
+def _evaluate_on_each(data, teacher, folder: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, which the fork brought along
+    accelerator = Accelerator(cpu=True)
+    report = evaluated(data, teacher, accelerator=accelerator)
+    measured = validation_accuracy(distilled_set(data[0], teacher), data[1], TINY, 3, 0, accelerator)
+    content = {"processes": accelerator.num_processes, "report": report.to_json(), "validation": measured}
+    Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps(content))
+
+
+def test_two_processes_report_what_one_reports(data, teacher, accelerator, tmp_path):
+    debug_launcher(_evaluate_on_each, (data, teacher, str(tmp_path)), num_processes=2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [content["processes"] for content in found] == [2, 2]
+    report = evaluated(data, teacher, accelerator=accelerator)
+    measured = validation_accuracy(distilled_set(data[0], teacher), data[1], TINY, 3, 0, accelerator)
+    for content in found:
+        assert EvalReport.from_json(content["report"]) == report
+        assert content["validation"] == measured
+
+
+def test_validation_is_the_mean_over_fresh_students_of_the_set(data, teacher, accelerator):
+    train, held_out, _ = data
+    distilled = distilled_set(train, teacher)
+    pool = Pool(held_out, held_out.labels, preprocessing=train.preprocessing)
+    images, soft = distilled.pixel_values.detach(), distilled.soft_labels
+    seeds = [
+        derive_seed(derive_seed(0, "validation"), "student", "distilled", "soft", "convnet_d1 width=8", number)
+        for number in range(3)
+    ]
+    lr = distilled.lr.item()
+    expected = [accuracy(train_student(images, soft, SPEC, TINY, lr=lr, seed=seed), pool) for seed in seeds]
+    assert validation_accuracy(distilled, held_out, TINY, 3, 0, accelerator) == pytest.approx(np.mean(expected))
+
+
+def test_a_set_that_names_no_student_needs_one(data, accelerator):
+    train, held_out, _ = data
+    distilled = distilled_set(train)
+    del distilled.config["student"]
+    with pytest.raises(ValueError, match="name one with --student"):
+        validation_accuracy(distilled, held_out, TINY, 1, 0, accelerator)
+
+
+# The recipe
+
+
+def run_recipe(monkeypatch, *flags: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--num_seeds", "2", "--disable_tqdm", *flags])
+    monkeypatch.setitem(PROTOCOLS, "tiny", TINY)
+    monkeypatch.setitem(os.environ, "ACCELERATE_USE_CPU", "true")
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def test_the_recipe_adds_its_results_to_the_folder_and_its_card(data, teacher, tmp_path, monkeypatch, capsys):
+    folder = distilled_set(data[0], teacher).save_pretrained(tmp_path / "set")
+    few = ("--distilled_dataset", str(folder), "--max_train_samples", "200", "--max_test_samples", "50")
+    run_recipe(monkeypatch, *few, "--protocol", "tiny")
+    assert "k-center" in capsys.readouterr().out
+    run_recipe(monkeypatch, *few, "--student", "convnet_d2")  # the protocol of the results that are there
+    report = DistilledSet.from_pretrained(folder).report
+    assert len(report.rows) == 2 * 5 * 2
+    assert {row.protocol for row in report.rows} == {"tiny"}
+    card = (folder / "README.md").read_text()
+    row = next(row for row in report.rows if row.set == "herding" and row.student == "convnet_d2")
+    assert row.percent() in card
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "--distilled_dataset is missing"),
+        (("--distilled_dataset", "nowhere/at all"), "cannot be a repository id"),
+        (("--distilled_dataset", "x", "--protocol", "slow"), "expected one of mtt, quick"),
+    ],
+)
+def test_the_recipe_says_in_one_line_what_is_wrong(flags, words, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(monkeypatch, *flags)
+    message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    assert words in message
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_a_set_made_of_a_local_folder_asks_where_the_folder_is(data, tmp_path, monkeypatch):
+    folder = distilled_set(data[0], source={"name": "my_folder"}).save_pretrained(tmp_path / "set")
+    with pytest.raises(SystemExit, match="'my_folder', no Hub name; say where it is: --dataset_name PATH"):
+        run_recipe(monkeypatch, "--distilled_dataset", str(folder))
