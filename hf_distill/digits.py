@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import constants
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 __all__ = ["digits_folder"]
 
@@ -66,6 +64,10 @@ def digits_folder() -> Path:
 
 
 def _write(folder: Path) -> None:
+    # Seconds to import, and needed once in the life of a cache.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     rows = np.arange(len(images))
