@@ -83,6 +83,11 @@ class DataArguments:
         check_at_least("max_test_samples", self.max_test_samples, 1)
         check_at_least("zca_eps", self.zca_eps, 0)
 
+    @property
+    def short_name(self) -> str:
+        """The dataset's name without its owner or parent folders, for the names of output folders."""
+        return "digits" if self.dataset_name is None else Path(self.dataset_name).name
+
 
 @dataclass
 class DistillConfig:
@@ -107,6 +112,8 @@ class DistillConfig:
     save_total_limit: int | None = HfArg(default=2, help="Checkpoints to keep; the oldest go first.")
     eval_steps: int = HfArg(default=100, help="Iterations between two evaluations on the held-out part of train.")
     eval_nets: int = HfArg(default=3, help="Fresh students trained at each such evaluation.")
+    eval_protocol: str = HfArg(default="mtt", help="How students are trained on the set: mtt (the papers'), or quick.")
+    eval_seeds: int = HfArg(default=5, help="Students trained for each line of the final table.")
     select: str = HfArg(default="best", help="Keep the best step by held-out accuracy, or the last one.")
     report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
@@ -115,7 +122,9 @@ class DistillConfig:
         check_choice("init", self.init, ("real", "noise"))
         check_choice("select", self.select, ("best", "last"))
         check_choice("report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio"))
-        for flag in ("ipc", "gradient_accumulation_steps", "logging_steps", "save_steps", "eval_steps", "eval_nets"):
+        for flag in ("ipc", "gradient_accumulation_steps", "logging_steps", "save_steps"):
+            check_at_least(flag, getattr(self, flag), 1)
+        for flag in ("eval_steps", "eval_nets", "eval_seeds"):
             check_at_least(flag, getattr(self, flag), 1)
         check_at_least("max_steps", self.max_steps, 0)
         check_at_least("save_total_limit", self.save_total_limit, 1)

@@ -1,0 +1,119 @@
+"""The folder of a run: what it may hold, and checkpoints that are whole or not there.
+
+A checkpoint is `checkpoint-<step>/` with `state.safetensors` (every tensor) and `trainer_state.json` (everything else).
+It is written aside and renamed, so that a run killed in the middle of writing leaves the one before it.
+"""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import DistillConfig
+from .hub import load_json, save_json
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"checkpoint-(\d+)")
+STATE_FILE, TENSORS_FILE = "trainer_state.json", "state.safetensors"
+ARTIFACT_FILE = "distill_config.json"
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [path for path in directory.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any], limit: int | None) -> Path:
+    """Write `checkpoint-<state["step"]>` and remove the oldest ones above `limit`. One process calls it.
+
+    Raises:
+        OSError: It could not be written (a full disk); the checkpoints before it are as they were.
+    """
+    final = directory / f"checkpoint-{state['step']}"
+    aside = directory / f".{final.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, aside / TENSORS_FILE)
+        save_json(aside / STATE_FILE, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(
+            f"{final} could not be written ({error}); the checkpoints before it are whole. Make room on the disk and "
+            "go on with --resume_from_checkpoint latest"
+        ) from error
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    if limit is not None:
+        for old in list_checkpoints(directory)[:-limit]:
+            shutil.rmtree(old)
+    return final
+
+
+def find_checkpoint(directory: Path, wanted: str) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means; None for `latest` where there is none yet.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    if wanted == "latest":
+        found = list_checkpoints(directory)
+        return found[-1] if found else None
+    if not Path(wanted).is_dir():
+        raise ValueError(f"--resume_from_checkpoint {wanted} is no folder; expected `latest` or a checkpoint folder")
+    return Path(wanted)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint.
+
+    Raises:
+        ValueError: Something is missing in it or damaged.
+    """
+    try:
+        return load_file(folder / TENSORS_FILE), load_json(folder / STATE_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder} is no whole checkpoint ({error}); resume from another one") from error
+
+
+def prepare_output_dir(config: DistillConfig, name: str) -> Path:
+    """The folder of this run, made or emptied as the flags say. One process calls it, before the long work.
+
+    Without `--output_dir` it is the first free one of `outputs/<name>`, `outputs/<name>-2`, …, or when resuming the
+    last of them that exists.
+
+    Raises:
+        ValueError: The folder holds a run already, and neither resuming nor overwriting was asked for.
+    """
+    if config.output_dir is None:
+        folder, number = Path("outputs", name), 1
+        while folder.exists():
+            last, number = folder, number + 1
+            folder = Path("outputs", f"{name}-{number}")
+        if config.resume_from_checkpoint and number > 1:
+            folder = last
+    else:
+        folder = Path(config.output_dir)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
+        taken = (folder / ARTIFACT_FILE).exists() or list_checkpoints(folder)
+        if taken and not (config.resume_from_checkpoint or config.overwrite_output_dir):
+            raise ValueError(
+                f"--output_dir {folder} already holds a run; use --resume_from_checkpoint latest to go on with it, "
+                "--overwrite_output_dir to replace it, or another folder"
+            )
+    if config.overwrite_output_dir and not config.resume_from_checkpoint:
+        for path in list_checkpoints(folder):
+            shutil.rmtree(path)
+    for leftover in folder.glob(".checkpoint-*.partial"):
+        shutil.rmtree(leftover)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

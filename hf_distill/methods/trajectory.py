@@ -1,0 +1,241 @@
+"""What MTT and TESLA share: imitate a stretch of an expert's training with a few synthetic images.
+
+Each draw takes an expert, a start epoch s and T batches of synthetic images; a student goes T steps from the expert's
+parameters after s epochs, and should arrive where the expert was M epochs later:
+
+    θ_0 = expert[s],  θ* = expert[s + M],  L = ‖θ_T − θ*‖² / ‖θ_0 − θ*‖²
+
+    symbol      name                          symbol   name
+    X           distilled.pixel_values        T        syn_steps (steps of the student)
+    β           distilled.lr = exp(log_lr)    M        expert_epochs (epochs of the expert)
+    |I_i|       batch_syn                     s        below max_start_epoch
+
+How ∂L/∂X and ∂L/∂β come about is the method's business: `TrajectoryMatching.matching_gradient`.
+
+Differs from the authors' code of both papers:
+- β is exp(log_lr) and cannot become negative; `lr_lr` keeps the unit of the papers (see `setup`).
+- Everything random is a function of (seed, draw), where they re-seed from the wall clock; so runs resume exactly.
+- The best step is selected on held-out training images, where they select on test.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..augment import DSA
+from ..config import DistillConfig, HfArg, check_at_least
+from ..data import RealImages
+from ..distilled import DistilledSet
+from ..distiller import Distiller
+from ..labels import TeacherLabels
+from ..rng import generator
+from ..trajectories import ExpertTrajectories
+from ..unroll import MatchingGradient, Student, StudentStep
+
+
+@dataclass
+class TrajectoryConfig(DistillConfig):
+    """Hyper-parameters of trajectory matching, under the names that the papers' code gives them."""
+
+    syn_steps: int = HfArg(default=30, help="Steps of the student on synthetic images (T).")
+    expert_epochs: int = HfArg(default=2, help="Epochs of the expert that these steps should amount to (M).")
+    max_start_epoch: int = HfArg(default=20, help="The student starts from an expert's epoch below this.")
+    batch_syn: int | None = HfArg(default=None, help="Synthetic images per step of the student; all if not given.")
+    lr_img: float = HfArg(default=100.0, help="Learning rate of the pixels.")
+    lr_lr: float = HfArg(default=1e-5, help="Learning rate of the student's learning rate.")
+    lr_init: float = HfArg(default=0.01, help="The student's learning rate at the beginning.")
+    mom_img: float = HfArg(default=0.5, help="Momentum of both updates.")
+    syn_momentum: float = HfArg(default=0.0, help="Momentum of the student's SGD inside the unroll.")
+    syn_weight_decay: float = HfArg(default=0.0, help="Weight decay of the student's SGD inside the unroll.")
+    dsa: bool = HfArg(default=True, help="Augment the student's batches as the experts' were (--dsa_strategy).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag in ("syn_steps", "expert_epochs", "max_start_epoch", "batch_syn"):
+            check_at_least(flag, getattr(self, flag), 1)
+        for flag in ("lr_img", "lr_lr", "mom_img", "syn_momentum", "syn_weight_decay"):
+            check_at_least(flag, getattr(self, flag), 0)
+        if not self.lr_init > 0:
+            raise ValueError(f"--lr_init is {self.lr_init}; expected a learning rate above 0")
+
+    @property
+    def expert_epochs_needed(self) -> int:
+        """How many epochs of an expert can ever be read."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+
+class TrajectoryMatching(Distiller):
+    """The draw, the schedule and the wiring; a subclass says how to differentiate and with which labels.
+
+    Args:
+        config: A `TrajectoryConfig`.
+        train: The images to distil.
+        experts: Trained on `train`, with at least `config.expert_epochs_needed` epochs.
+        held_out: See `Distiller`.
+        accelerator: See `Distiller`.
+
+    Raises:
+        ValueError: The experts are of other data, or hold too few epochs; or a class has fewer images than `ipc`.
+    """
+
+    config: TrajectoryConfig
+
+    def __init__(
+        self,
+        config: TrajectoryConfig,
+        train: RealImages,
+        experts: ExpertTrajectories,
+        *,
+        held_out: RealImages | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
+        experts.check_matches(train)
+        if experts.num_epochs < config.expert_epochs_needed:
+            raise ValueError(
+                f"the experts hold {experts.num_epochs} epochs and --max_start_epoch {config.max_start_epoch} with "
+                f"--expert_epochs {config.expert_epochs} reads {config.expert_epochs_needed}; lower one of the two, "
+                "or train the experts for longer"
+            )
+        self.experts = experts
+        strategy = experts.config["training"]["dsa_strategy"] if config.dsa else ""
+        self.dsa = DSA(strategy)
+        # What is trained on the set sees the augmentation that the set was made under.
+        self.protocol = replace(self.protocol, dsa_strategy=strategy)
+        self.student = self._student()
+
+    def _student(self) -> Student:
+        model = self.experts.flat_model().to(self.device)
+
+        def logits(theta: Tensor, images: Tensor) -> Tensor:
+            with self.accelerator.autocast():  # --mixed_precision of the launcher; parameters stay float32
+                return model(theta, images).float()
+
+        return Student(logits, F.cross_entropy, self.config.syn_momentum, self.config.syn_weight_decay)
+
+    @abstractmethod
+    def matching_gradient(
+        self,
+        start: Tensor,
+        target: Tensor,
+        pixels: Tensor,
+        labels: Tensor,
+        steps: Sequence[StudentStep],
+        lr: Tensor,
+    ) -> MatchingGradient:
+        """L and its gradients for the images that the steps take.
+
+        Args:
+            start: θ_0 (P,).
+            target: θ* (P,).
+            pixels: (R, C, H, W), the images that at least one step takes.
+            labels: (R,), their classes.
+            steps: T steps with rows into `pixels`.
+            lr: β, a scalar.
+        """
+
+    def teacher(self) -> TeacherLabels | None:
+        """What labels the images in the artifact; None for hard labels."""
+        return None
+
+    def setup(self) -> DistilledSet:
+        """Images from train or noise, class by class, and SGD with momentum on the pixels and on log β."""
+        config, train = self.config, self.train
+        fewest = min(range(train.num_classes), key=lambda label: len(train.class_rows(label)))
+        if len(train.class_rows(fewest)) < config.ipc:
+            raise ValueError(
+                f"class {train.class_names[fewest]!r} has {len(train.class_rows(fewest))} training images and --ipc is "
+                f"{config.ipc}; expected at least that many in every class: lower --ipc, or choose --classes"
+            )
+        labels = torch.arange(train.num_classes).repeat_interleave(config.ipc)
+        if config.init == "real":
+            chosen = [
+                train.sample(label, config.ipc, generator(config.seed, "init", label))
+                for label in range(train.num_classes)
+            ]
+            pixels = torch.cat(chosen)
+        else:
+            pixels = torch.randn((len(labels), *train.shape), generator=generator(config.seed, "init"))
+        distilled = DistilledSet(
+            pixels,
+            labels,
+            train.class_names,
+            train.preprocessing,
+            lr=config.lr_init,
+            teacher=self.teacher(),
+            config={
+                "student": self.experts.spec.to_dict(),
+                "dsa_strategy": self.dsa.strategy,
+                "experts": {
+                    "source": str(self.experts.folder.name),
+                    "num_experts": self.experts.num_experts,
+                    "num_epochs": self.experts.num_epochs,
+                    "training": self.experts.config["training"],
+                },
+            },
+        ).to(self.device)
+        # d log β = dβ / β: at the initial β, a step on log β then moves β by what `lr_lr` says of a step on β.
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": [distilled.pixel_values], "lr": config.lr_img},
+                {"params": [distilled.log_lr], "lr": config.lr_lr / config.lr_init**2},
+            ],
+            momentum=config.mom_img,
+        )
+        return distilled
+
+    def segment(self, draw: int) -> tuple[int, int]:
+        """The expert and the start epoch of a draw: experts in shuffled rounds, start epochs uniform."""
+        seed, count = self.config.seed, self.experts.num_experts
+        order = torch.randperm(count, generator=generator(seed, "experts", draw // count))
+        start = torch.randint(self.config.max_start_epoch, (1,), generator=generator(seed, "start", draw))
+        return int(order[draw % count]), int(start)
+
+    def schedule(self, draw: int) -> tuple[Tensor, list[StudentStep]]:
+        """Which images the T steps of a draw take: blocks of a permutation, a new one when it is used up.
+
+        Returns:
+            The distinct rows (R,) of the set in use, and the steps, whose rows point into these.
+        """
+        config, count = self.config, len(self.distilled)
+        size = min(config.batch_syn or count, count)
+        random = generator(config.seed, "schedule", draw)
+        blocks: list[Tensor] = []
+        while len(blocks) < config.syn_steps:
+            blocks += torch.randperm(count, generator=random).split(size)
+        blocks = blocks[: config.syn_steps]
+        used, where = torch.cat(blocks).unique(return_inverse=True)
+        image_size = self.train.shape[1:]
+        steps = [
+            StudentStep(
+                rows.to(self.device),
+                self.dsa.sample(len(rows), generator(config.seed, "dsa", draw, i), image_size).to(self.device),
+            )
+            for i, rows in enumerate(where.split([len(block) for block in blocks]))
+        ]
+        return used.to(self.device), steps
+
+    def step(self, draw: int) -> dict[str, float]:
+        """Add ∂L/∂X and ∂L/∂log β of one draw to the gradients."""
+        expert, epoch = self.segment(draw)
+        start, target = (
+            row.to(self.device, non_blocking=True)
+            for row in self.experts.segment(expert, epoch, self.config.expert_epochs)
+        )
+        rows, steps = self.schedule(draw)
+        pixels, log_lr = self.distilled.pixel_values, self.distilled.log_lr
+        lr = log_lr.detach().exp()
+        found = self.matching_gradient(start, target, pixels.detach()[rows], self.distilled.labels[rows], steps, lr)
+        pixels.grad.index_add_(0, rows, found.pixels)
+        log_lr.grad += lr * found.lr  # ∂L/∂log β = β ∂L/∂β
+        return {"loss": found.loss.item(), "start_epoch": float(epoch)}
+
+    def expert_rows(self, count: int) -> Tensor:
+        """Parameters (m, P) of at most `count` experts, evenly spread, after the last epoch that is ever a target."""
+        chosen = torch.linspace(0, self.experts.num_experts - 1, min(count, self.experts.num_experts)).round().long()
+        return torch.stack([self.experts.row(int(i), self.config.expert_epochs_needed) for i in chosen])
