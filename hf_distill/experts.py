@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import shutil
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ class ExpertConfig:
         default="auto", help="Experts trained side by side in one process; auto measures some numbers, takes the best."
     )
     expert_format: str = HfArg(
-        default="float32", help="float32, or compact: little more than half the bytes, accurate to 0.1 %."
+        default="float32", help="float32, or compact: little more than half the bytes, exact to a thousandth."
     )
 
     def __post_init__(self) -> None:
@@ -326,14 +325,12 @@ class _Folder:
                 f"{self.root} has a README.md and no experts: it holds something else; give another folder"
             )
         for path, metadata in [*held.items(), *([(self.run, load_json(self.run))] if self.run.exists() else [])]:
-            found = metadata.get("training", {})
-            for key, value in self.training.items():
-                if found.get(key) != value:
-                    was, now = (textwrap.shorten(str(item), 100) for item in (found.get(key), value))
-                    raise ValueError(
-                        f"{path} was trained with {key} {was}, and this run has {now}; "
-                        "give another folder, or the settings of the first run"
-                    )
+            if metadata.get("training") != self.training:
+                what, was, now = _difference(metadata.get("training"), self.training)
+                raise ValueError(
+                    f"{path} was trained with {what} {was}, and this run has {now}; "
+                    "give another folder, or the settings of the first run"
+                )
         stored = min((len(metadata["loss"]) for metadata in held.values()), default=epochs)
         if stored < epochs:
             raise ValueError(
@@ -355,6 +352,19 @@ class _Folder:
         atomic_write(aside, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
         if path != aside:
             os.replace(aside, path)
+
+
+def _difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any]:
+    """Where two unequal JSON values first differ: the path to it, and both values there."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
+        return _difference(was.get(key), now.get(key), f"{name} {key}".strip())
+    if isinstance(was, list) and isinstance(now, list):
+        if len(was) != len(now):
+            return f"{name} (how many)", len(was), len(now)
+        index = next(index for index, pair in enumerate(zip(was, now, strict=True)) if pair[0] != pair[1])
+        return _difference(was[index], now[index], f"{name} [{index}]")
+    return name, was, now
 
 
 def _describe(

@@ -451,8 +451,8 @@ def test_a_truncated_file_is_named(copy, data, accelerator, keep):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"student": "convnet_d1"}, "student"),
-        ({"student_width": 8}, "student"),
+        ({"student": "convnet_d1"}, "student name convnet_d2, and this run has convnet_d1"),
+        ({"student_width": 8}, "student kwargs width 16, and this run has 8"),
         ({"lr_teacher": 0.03}, "lr_teacher 0.02, and this run has 0.03"),
         ({"dsa_strategy": "flip"}, "dsa_strategy"),
     ],
@@ -467,12 +467,15 @@ def test_experts_of_another_training_are_refused(trained, data, accelerator, cha
 
 def test_experts_for_other_data_are_refused(trained, data, accelerator, tmp_path):
     three = RealImages.from_hub(DataArguments(classes=["3", "1", "4"], max_train_samples=60))
-    whitened = RealImages.from_hub(DataArguments(normalization="none", **DATA_FLAGS))
-    for other, said in ((three, "classes 10, and this run has 3"), (whitened, "preprocessing")):
+    unscaled = RealImages.from_hub(DataArguments(normalization="none", **DATA_FLAGS))
+    for other, said, why in (
+        (three, "classes 10, and this run has 3", "num_classes 10, and this run has 3"),
+        (unscaled, "preprocessing", "preprocessing mean"),
+    ):
         with pytest.raises(ValueError, match=said) as error:
             trained.check_matches(other)
         one_line(error)
-        with pytest.raises(ValueError, match="trained with") as error:
+        with pytest.raises(ValueError, match=why) as error:
             train_experts(other, config(), trained.folder, epochs=EPOCHS, seed=0, accelerator=accelerator)
         one_line(error)
     with pytest.raises(ValueError, match="network"):
