@@ -4,20 +4,24 @@ Every image is decoded and resized once (see `pixels`). The bytes go into an Arr
 mapped into memory: what is not asked for is not read, and nothing has to fit in RAM. After that a batch is a slice.
 """
 
+import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .config import DataArguments
 from .pixels import Pixels, Target, rows_in_chunk
 from .rng import generator
-from .source import Source, split_names
-from .transforms import Preprocessing, fit_mean_std, fit_zca
+from .source import Source, one_process_at_a_time, split_names
+from .transforms import ZCA, Preprocessing, fit_mean_std, fit_zca
 
 __all__ = ["RealImages"]
 
@@ -263,7 +267,7 @@ def _fit(args: DataArguments, pixels: Pixels, positions: Tensor) -> Preprocessin
     channels, height, width = pixels.shape
     mean, std, zca = (0.0,) * channels, (1.0,) * channels, None
     if args.normalization == "zca":
-        zca = fit_zca(_batches(pixels, positions), args.zca_eps)
+        zca = _zca(args, pixels, positions)
     elif args.mean is not None and args.std is not None:
         mean, std = tuple(args.mean), tuple(args.std)
         if len(mean) != channels:
@@ -273,3 +277,24 @@ def _fit(args: DataArguments, pixels: Pixels, positions: Tensor) -> Preprocessin
     elif args.normalization == "mean_std":
         mean, std = fit_mean_std(_batches(pixels, positions))
     return Preprocessing(channels, (height, width), mean, std, zca)
+
+
+def _zca(args: DataArguments, pixels: Pixels, positions: Tensor) -> ZCA:
+    """The whitening of these images, from the cache when the same bytes were whitened before.
+
+    A fit takes seconds to minutes, and every recipe on the same data needs the same one.
+    """
+    content = hashlib.sha256(str((pixels.shape, args.zca_eps)).encode())
+    for batch in _batches(pixels, positions):
+        content.update(batch.numpy())
+    with one_process_at_a_time(args) as folder:
+        path = folder / f"hf_distill-zca-{content.hexdigest()[:32]}.safetensors"
+        if not path.is_file():
+            zca = fit_zca(_batches(pixels, positions), args.zca_eps)
+            aside = path.with_suffix(".tmp")
+            parts = {"mean": zca.mean, "vectors": zca.vectors, "values": zca.values}
+            save_file(parts, aside, metadata={"digest": zca.digest})
+            os.replace(aside, path)
+        with safe_open(path, "pt") as file:
+            parts = [file.get_tensor(name) for name in ("mean", "vectors", "values")]
+            return ZCA(*parts, args.zca_eps, file.metadata()["digest"])

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .config import DataArguments
 from .digits import digits_folder
 from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, decode_table, plan_for, rows_in_chunk
 
-__all__ = ["Source", "split_names"]
+__all__ = ["Source", "one_process_at_a_time", "split_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Source:
         Raises:
             ValueError: One line on what is wrong, what was expected and what to do.
         """
-        with _one_process_at_a_time(args):
+        with one_process_at_a_time(args):
             splits, read = _load(args)
             name = _name(args)
             if split not in splits:
@@ -126,7 +126,7 @@ class Source:
             size = (first["height"], first["width"])
             shape = (len(first["pixels"]) // (size[0] * size[1]), *size)
             return Pixels(self.data.data.column("pixels"), shape, self.target.resize), rows
-        with _one_process_at_a_time(self.args):
+        with one_process_at_a_time(self.args):
             images = self.data.select_columns([self.image_column])
             if len(rows) < len(images):
                 images = images.select(rows.numpy())
@@ -150,15 +150,17 @@ class Source:
         return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize), torch.arange(len(rows))
 
 
-def _one_process_at_a_time(args: DataArguments) -> AbstractContextManager:
-    """A lock in the cache: of processes that start together one decodes, and the others then find what it left.
+@contextmanager
+def one_process_at_a_time(args: DataArguments) -> Iterator[Path]:
+    """The folder of the cache, under a lock: of processes that start together one works, the others find what it left.
 
     Not a barrier: that would end the job when decoding takes longer than its timeout, and hang when one process fails.
     """
     what = json.dumps([args.dataset_name, args.dataset_config, args.dataset_revision])
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
-    return WeakFileLock(folder / f"hf_distill-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock")
+    with WeakFileLock(folder / f"hf_distill-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"):
+        yield folder
 
 
 def _one_line(error: BaseException) -> str:
@@ -184,7 +186,7 @@ def _name(args: DataArguments) -> str:
 
 def split_names(args: DataArguments) -> list[str]:
     """The splits of the dataset."""
-    with _one_process_at_a_time(args):
+    with one_process_at_a_time(args):
         return list(_load(args)[0])
 
 
@@ -314,10 +316,11 @@ def _image_column(args: DataArguments, features: Features, name: str) -> str:
     given = args.image_column_name
     if given is not None:
         _check_column(given, features, name, "image", images)
-        if not _holds_images(features[given]) and getattr(features[given], "dtype", None) not in ("binary", "string"):
+        feature = features[given]
+        castable = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
+        if not (_holds_images(feature) or castable):
             raise ValueError(
-                f"--image_column_name {given}: that column of {name} holds {features[given]}; expected images"
-                f"{_such_as(images)}"
+                f"--image_column_name {given}: that column of {name} holds {feature}; expected images{_such_as(images)}"
             )
         return given
     return _the_one(images, features, name, "image")

@@ -544,6 +544,19 @@ def test_normalisation_is_computed_given_whitening_or_none(folder):
     message(r"--mean has 1 number\(s\) and the images 3 channel", args(folder, mean=[0.5], std=[0.5]))
 
 
+def test_a_whitening_is_fitted_once_and_read_back_bit_for_bit(folder, monkeypatch):
+    write(folder, "train", noise(30), [row % 2 for row in range(30)])
+    arguments = args(folder, normalization="zca")
+    first = RealImages.from_hub(arguments).preprocessing
+    monkeypatch.setattr("hf_distill.data.fit_zca", None)
+    again = RealImages.from_hub(arguments).preprocessing
+    assert again.fingerprint() == first.fingerprint()
+    assert all(torch.equal(again.tensors()[name], part) for name, part in first.tensors().items())
+    for other in ({"zca_eps": 0.2}, {"max_train_samples": 20}, {"resolution": [5]}):
+        with pytest.raises(TypeError):
+            RealImages.from_hub(args(folder, normalization="zca", **other))
+
+
 def test_provenance_names_the_folder_its_licence_and_its_content(folder):
     write(folder, "train", noise(4), [0, 1, 0, 1])
     (folder / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Flowers\n")
