@@ -31,7 +31,7 @@ class EvaluateArguments:
         default=None, help="timm names, convnet_d1 to convnet_d8 among them. Without it: the student it was made for."
     )
     protocol: str | None = HfArg(
-        default=None, help="mtt or quick. Without it: that of the results which are there, else mtt."
+        default=None, help="mtt (the papers') or quick. Without it: that of the distillation, else mtt."
     )
     num_seeds: int = HfArg(default=5, help="Students per set and kind of labels.")
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
@@ -84,11 +84,8 @@ def main() -> None:
     train, test = RealImages.train_and_test(source_arguments(distilled, data_args))
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
 
-    known = distilled.report or EvalReport()
-    protocol = PROTOCOLS[
-        args.protocol or next((row.protocol for row in known.rows if row.protocol in PROTOCOLS), "mtt")
-    ]
-    protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy") or protocol.dsa_strategy)
+    protocol = PROTOCOLS[args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol", "mtt")]
+    protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy", protocol.dsa_strategy))
     report = evaluate_distilled(
         distilled,
         train,
@@ -108,7 +105,7 @@ def main() -> None:
     if args.output_dir is None and not Path(folder).is_dir():
         accelerator.print("\nNothing was written: give --output_dir to keep the set with these results.")
     elif accelerator.is_main_process:
-        distilled.report = known.merge(report)
+        distilled.report = (distilled.report or EvalReport()).merge(report)
         distilled.save_pretrained(folder)
         accelerator.print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
 

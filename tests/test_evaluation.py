@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import runpy
 import sys
 from collections import Counter
@@ -27,6 +26,7 @@ from hf_distill.evaluation import PROTOCOLS, EvalProtocol, evaluate_distilled, v
 from hf_distill.functional import FlatModel
 from hf_distill.hub import EvalReport
 from hf_distill.labels import TeacherLabels
+from hf_distill.metrics import TopKAccuracy
 from hf_distill.models import StudentSpec
 from hf_distill.rng import derive_seed, generator
 from hf_distill.students import Pool, accuracy, loss_targets, topk_accuracy, train_student, train_students
@@ -264,6 +264,15 @@ def test_a_perfect_classifier_gets_one_and_a_constant_one_the_share_of_its_class
     assert accuracy(Fixed(torch.ones_like(labels)), pool) == pytest.approx(3 / 5)
 
 
+def test_the_metric_of_evaluate_gives_the_accuracy_of_the_reports(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    logits, labels = torch.randn(30, 10), torch.randint(10, (30,))
+    metric = TopKAccuracy(cache_dir=str(tmp_path))
+    metric.add_batch(predictions=logits[:20].numpy(), references=labels[:20].numpy())
+    metric.add_batch(predictions=logits[20:].numpy(), references=labels[20:].numpy())
+    assert metric.compute(k=3) == {"accuracy": pytest.approx(topk_accuracy(logits, labels, 3))}
+
+
 # Subsets
 
 
@@ -348,9 +357,10 @@ def rates(report: EvalReport) -> dict[str, float]:
 
 
 def test_a_teacher_labels_every_set_and_every_set_is_there_with_hard_labels_too(data, teacher, accelerator):
-    report = evaluated(data, teacher, students=["convnet_d1", "convnet_d2"], accelerator=accelerator)
+    deeper = replace(SPEC, name="convnet_d2", kwargs={"width": 4})
+    report = evaluated(data, teacher, students=["convnet_d1", deeper], accelerator=accelerator)
     sets = ("random", "herding", "k-center", "full data", "distilled")
-    names = ("convnet_d1 width=8", "convnet_d2")
+    names = ("convnet_d1 width=8", "convnet_d2 width=4")
     expected = set(itertools.product(sets, ("soft", "hard"), names))
     assert Counter((row.set, row.labels, row.student) for row in report.rows) == Counter(expected)
     assert {row.images for row in report.rows if row.set != "full data"} == {20}
@@ -439,6 +449,17 @@ def test_two_processes_report_what_one_reports(data, teacher, accelerator, tmp_p
         assert content["validation"] == measured
 
 
+def test_a_set_evaluates_identically_after_it_was_saved_and_loaded(data, teacher, accelerator, tmp_path):
+    train, held_out, test = data
+    distilled = distilled_set(train, teacher)
+    again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path))
+    first, second = (
+        evaluate_distilled(one, train, held_out, test, TINY, num_seeds=2, accelerator=accelerator, disable_tqdm=True)
+        for one in (distilled, again)
+    )
+    assert first == second
+
+
 def test_validation_is_the_mean_over_fresh_students_of_the_set(data, teacher, accelerator):
     train, held_out, _ = data
     distilled = distilled_set(train, teacher)
@@ -467,21 +488,22 @@ def test_a_set_that_names_no_student_needs_one(data, accelerator):
 def run_recipe(monkeypatch, *flags: str) -> None:
     monkeypatch.setattr(sys, "argv", [str(RECIPE), "--num_seeds", "2", "--disable_tqdm", *flags])
     monkeypatch.setitem(PROTOCOLS, "tiny", TINY)
-    monkeypatch.setitem(os.environ, "ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 
 def test_the_recipe_adds_its_results_to_the_folder_and_its_card(data, teacher, tmp_path, monkeypatch, capsys):
-    folder = distilled_set(data[0], teacher).save_pretrained(tmp_path / "set")
+    made_with = {"hyperparameters": {"eval_protocol": "tiny"}}
+    folder = distilled_set(data[0], teacher, **made_with).save_pretrained(tmp_path / "set")
     few = ("--distilled_dataset", str(folder), "--max_train_samples", "200", "--max_test_samples", "50")
-    run_recipe(monkeypatch, *few, "--protocol", "tiny")
+    run_recipe(monkeypatch, *few)
     assert "k-center" in capsys.readouterr().out
-    run_recipe(monkeypatch, *few, "--student", "convnet_d2")  # the protocol of the results that are there
+    run_recipe(monkeypatch, *few, "--student", "test_resnet")
     report = DistilledSet.from_pretrained(folder).report
     assert len(report.rows) == 2 * 5 * 2
     assert {row.protocol for row in report.rows} == {"tiny"}
     card = (folder / "README.md").read_text()
-    row = next(row for row in report.rows if row.set == "herding" and row.student == "convnet_d2")
+    row = next(row for row in report.rows if row.set == "herding" and row.student == "test_resnet")
     assert row.percent() in card
 
 
