@@ -224,7 +224,6 @@ class ExpertTrainer:
         epoch: int,
         thetas: Tensor,
         velocities: Tensor | None = None,
-        max_steps: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Train `thetas` (E, P) in place through epoch number `epoch`, from 1; nothing waits for the device.
 
@@ -235,16 +234,21 @@ class ExpertTrainer:
         count = len(self.images.real)
         orders = [torch.randperm(count, generator=generator(*stream, "order", epoch)) for stream in streams]
         draws = [generator(*stream, "dsa", epoch) for stream in streams]
-        batches = _send(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)[:max_steps]
+        batches = _send(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)
         losses, hits, seen = thetas.new_zeros(len(experts)), thetas.new_zeros(len(experts)), 0
         for rows in batches:  # (E, B)
-            x, y = self.images(rows)
-            params = [self.dsa.sample(rows.shape[1], draw, self.images.size) for draw in draws]
-            loss, right = self.step(thetas, velocities, augment_group(x, params), y)
+            loss, right = self._augmented_step(thetas, velocities, rows, draws)
             losses += loss * rows.shape[1]
             hits += right
             seen += rows.shape[1]
         return losses / seen, hits / seen
+
+    def _augmented_step(
+        self, thetas: Tensor, velocities: Tensor | None, rows: Tensor, draws: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        x, y = self.images(rows)
+        params = [self.dsa.sample(rows.shape[1], draw, self.images.size) for draw in draws]
+        return self.step(thetas, velocities, augment_group(x, params), y)
 
     @torch.no_grad()
     def accuracy(self, theta: Tensor, images: DeviceImages) -> float:
@@ -260,12 +264,15 @@ class ExpertTrainer:
         thetas = self.init([0]).repeat(size, 1)
         velocities = torch.zeros_like(thetas) if self.config.mom_teacher else None
 
+        shape = (size, min(self.config.batch_train, len(self.images.real)))
+        rows = torch.randint(len(self.images.real), shape, generator=generator(0, "rate")).to(self.images.rows_device)
+        draws = [generator(0, "rate", number) for number in range(size)]
+
         def seconds(count: int) -> float:
             self._synchronize()
-            start, left = time.perf_counter(), count
-            while left > 0:
-                self.epoch(range(size), left, thetas, velocities, max_steps=left)
-                left -= math.ceil(len(self.images.real) / self.config.batch_train)
+            start = time.perf_counter()
+            for _ in range(count):
+                self._augmented_step(thetas, velocities, rows, draws)
             self._synchronize()
             return time.perf_counter() - start
 
