@@ -32,7 +32,10 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any], limit: int | None) -> Path:
-    """Write `checkpoint-<state["step"]>` and remove the oldest ones above `limit`. One process calls it.
+    """Write `checkpoint-<state["step"]>`, keep the newest `limit`. One process calls it.
+
+    Later steps are of a run that went on from an earlier checkpoint and that this one replaces: they go too, or
+    `latest` would mean them.
 
     Raises:
         OSError: It could not be written (a full disk); the checkpoints before it are as they were.
@@ -52,8 +55,13 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
         ) from error
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
+    found = list_checkpoints(directory)
+    own = found[: found.index(final) + 1]
+    for later in found[len(own) :]:
+        logger.warning("removing %s: this run went on from an earlier checkpoint", later)
+        shutil.rmtree(later)
     if limit is not None:
-        for old in list_checkpoints(directory)[:-limit]:
+        for old in own[:-limit]:
             shutil.rmtree(old)
     return final
 

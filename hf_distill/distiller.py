@@ -4,6 +4,7 @@
 finite, updates, logs, selects the best step on held-out images, writes checkpoints and goes on from them.
 """
 
+import copy
 import dataclasses
 import json
 import logging
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -213,21 +214,24 @@ class Distiller(ABC):
 
     def _update(self, logs: dict[str, float]) -> str | None:
         """Take the step, or say in words why it must not be taken (the parameters are then as they were)."""
-        gradients = [parameter.grad for parameter in self.distilled.parameters()]
-        finite = torch.stack([gradient.sum().isfinite() for gradient in gradients]).all()  # one synchronisation
+        parameters = dict(self.distilled.named_parameters())
+        finite = _all_finite([parameter.grad for parameter in parameters.values()])
         if not (math.isfinite(logs["loss"]) and finite):
             return f"the loss is {logs['loss']:.4g} and its gradient is {'finite' if finite else 'not finite'}"
-        log_lr = self.distilled.log_lr
-        before = None if log_lr is None else log_lr.detach().clone()
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        momentum = copy.deepcopy(self.optimizer.state_dict())
         self.optimizer.step()
-        if log_lr is None:
-            return None
-        lr = self.distilled.lr.item()
-        if math.isfinite(lr) and 1 / LR_LIMIT < lr / self.first_lr < LR_LIMIT:
-            return None
-        with torch.no_grad():
-            log_lr.copy_(before)
-        return f"the learned learning rate went from {self.first_lr:.4g} to {lr:.4g}"
+        problem = None
+        if self.distilled.lr is not None:
+            lr = self.distilled.lr.item()
+            if not (math.isfinite(lr) and 1 / LR_LIMIT < lr / self.first_lr < LR_LIMIT):
+                problem = f"the learned learning rate went from {self.first_lr:.4g} to {lr:.4g}"
+        if problem is None and not _all_finite(list(parameters.values())):
+            problem = "the pixels are not finite"
+        if problem:
+            self._restore(before)
+            self.optimizer.load_state_dict(momentum)
+        return problem
 
     def _learning_rates(self) -> str:
         return ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
@@ -342,6 +346,11 @@ class Distiller(ABC):
             logger.warning("going on with other settings than %s was made with: %s", folder, "; ".join(changed))
 
 
+def _all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no tensor holds an infinity or NaN; costs one synchronisation with the device."""
+    return bool(torch.stack([tensor.detach().sum().isfinite() for tensor in tensors]).all())
+
+
 def make_accelerator(config: DistillConfig) -> Accelerator:
     """An Accelerator from the launcher's environment, with the tracker that `--report_to` names.
 
@@ -370,7 +379,8 @@ def start_run(config: DistillConfig, name: str) -> tuple[DistillConfig, Accelera
         ValueError: The folder is taken, or a tracker is not installed.
     """
     folders: list[Any] = [None]
-    if PartialState().is_main_process:
+    # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
+    if Accelerator().is_main_process:
         folders[0] = str(prepare_output_dir(config, name))
     config = dataclasses.replace(config, output_dir=broadcast_object_list(folders)[0])
     accelerator = make_accelerator(config)

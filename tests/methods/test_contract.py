@@ -1,0 +1,258 @@
+"""What every method owes: resumed, killed, spread over processes or stopped by bad numbers, a run keeps its promises.
+
+Each run is the method's recipe in processes of its own. A new method is tested by being in `METHODS`; its recipe has
+its name, and its demo gives the settings that `TINY` does not.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_distill.distilled import DistilledSet
+from hf_distill.methods import METHODS
+
+# What makes a run short, where the method has it.
+TINY = {
+    "max_train_samples": 200,
+    "max_test_samples": 50,
+    "student": "convnet_d1",
+    "student_width": 8,
+    "num_experts": 2,
+    "expert_train_epochs": 2,
+    "experts_at_once": 2,
+    "batch_train": 50,
+    "ipc": 1,
+    "max_steps": 6,
+    "save_steps": 3,
+    "eval_steps": 3,
+    "eval_nets": 1,
+    "eval_seeds": 1,
+    "eval_protocol": "tiny",
+    "syn_steps": 3,
+    "expert_epochs": 1,
+    "max_start_epoch": 2,
+    "lr_img": 1,
+    "disable_tqdm": True,
+}
+
+
+class Runs:
+    """Runs one method with tiny settings, in a folder where its networks are kept between runs."""
+
+    def __init__(self, method: type, recipes: Any, home: Path) -> None:
+        self.name, self.recipes, self.home = method.__name__.lower(), recipes, home
+        self.known = {field.name for part in recipes.dataclasses(self.name) for field in dataclasses.fields(part)}
+        self.count = 0
+
+    def start(self, folder: Path, processes: int = 1, before: str = "", **flags: Any) -> Any:
+        tiny = {name: value for name, value in TINY.items() if name in self.known}
+        flags = {**tiny, **flags, "output_dir": folder}
+        return self.recipes(self.name, flags, self.home, processes=processes, before=before)
+
+    def finish(self, folder: Path | None = None, processes: int = 1, **flags: Any) -> Path:
+        """The folder of a run that must end well."""
+        if folder is None:
+            self.count += 1
+            folder = self.home / f"run-{self.count}"
+        done = self.start(folder, processes, **flags)
+        assert done.status == [0] * processes, done.err
+        return folder
+
+
+@pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.__name__)
+def runs(request, recipes, tmp_path_factory) -> Runs:
+    return Runs(request.param, recipes, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def whole(runs) -> Path:
+    """A run that nothing interrupted."""
+    return runs.finish()
+
+
+@pytest.fixture(scope="module")
+def initial(runs) -> DistilledSet:
+    """What a run starts from."""
+    return DistilledSet.from_pretrained(runs.finish(max_steps=0))
+
+
+def state(folder: Path, step: int = 6) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    checkpoint = folder / f"checkpoint-{step}"
+    return load_file(checkpoint / "state.safetensors"), json.loads((checkpoint / "trainer_state.json").read_text())
+
+
+def check_same_bits(folder: Path, other: Path) -> None:
+    """The artifacts, the optimizers and what selection remembers are equal bit for bit."""
+    (tensors, kept), (tensors_other, kept_other) = state(folder), state(other)
+    assert tensors.keys() == tensors_other.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, tensors_other[name]), name
+    for name in ("step", "best_step", "best_accuracy"):
+        assert kept[name] == kept_other[name]
+    one, two = DistilledSet.from_pretrained(folder), DistilledSet.from_pretrained(other)
+    assert torch.equal(one.pixel_values, two.pixel_values)
+    assert torch.equal(one.labels, two.labels)
+    assert (one.lr is None) == (two.lr is None)
+    assert one.lr is None or torch.equal(one.lr, two.lr)
+    assert (one.soft_labels is None) == (two.soft_labels is None)
+    assert one.soft_labels is None or torch.equal(one.soft_labels, two.soft_labels)
+    assert one.config["selected_step"] == two.config["selected_step"]
+    assert one.report.rows == two.report.rows
+
+
+# What a run leaves
+
+
+@pytest.mark.slow
+def test_a_run_changes_the_images_and_leaves_finite_numbers_and_a_whole_artifact(runs, initial, tmp_path):
+    folder = runs.finish(max_steps=2, select="last")
+    distilled = DistilledSet.from_pretrained(folder)
+    assert not torch.equal(distilled.pixel_values, initial.pixel_values)
+    assert distilled.pixel_values.isfinite().all()
+    if distilled.lr is not None:
+        assert distilled.lr != initial.lr
+        assert 0 < distilled.lr < float("inf")
+    assert {row.set for row in distilled.report.rows} == {"full data", "random", "herding", "k-center", "distilled"}
+    assert json.loads((folder / "results.json").read_text())["rows"] == distilled.report.to_json()["rows"]
+    card = (folder / "README.md").read_text()
+    assert all(row.percent() in card for row in distilled.report.rows)
+    assert (folder / "assets" / "grid.png").stat().st_size > 0
+    assert distilled.config["method"] == runs.name
+    again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "copy"))
+    assert torch.equal(again.pixel_values, distilled.pixel_values)
+    assert again.config == distilled.config
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_set(runs, whole):
+    check_same_bits(runs.finish(), whole)
+    other = DistilledSet.from_pretrained(runs.finish(seed=1))
+    assert not torch.equal(other.pixel_values, DistilledSet.from_pretrained(whole).pixel_values)
+
+
+# Interrupted
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(runs, whole):
+    folder = runs.finish(max_steps=3)
+    check_same_bits(runs.finish(folder, resume_from_checkpoint="latest"), whole)
+
+
+@pytest.mark.slow
+def test_on_two_processes_too(runs):
+    uninterrupted = runs.finish(processes=2)
+    folder = runs.finish(processes=2, max_steps=3)
+    check_same_bits(runs.finish(folder, processes=2, resume_from_checkpoint="latest"), uninterrupted)
+
+
+# Dies while the second checkpoint, that of step 6, is being written.
+KILL = """
+import os, signal, types
+from hf_distill import checkpoints
+
+def dies_the_second_time(function, calls=[]):
+    def call(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    return call
+
+"""
+MOMENTS = {
+    "before the tensors": "checkpoints.save_file = dies_the_second_time(checkpoints.save_file)",
+    "between the tensors and the rest": "checkpoints.save_json = dies_the_second_time(checkpoints.save_json)",
+    "before it gets its name": "checkpoints.os = types.SimpleNamespace(replace=dies_the_second_time(os.replace))",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_last_whole_one(runs, whole, moment):
+    folder = runs.home / f"killed {moment}"
+    assert runs.start(folder, before=KILL + MOMENTS[moment]).status == [-9]
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert (folder / ".checkpoint-6.partial").is_dir()
+    check_same_bits(runs.finish(folder, resume_from_checkpoint="latest"), whole)
+    assert not list(folder.glob(".*partial"))
+
+
+# Spread
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(runs, whole):
+    two = runs.finish(processes=2, select="last")
+    one = runs.finish(gradient_accumulation_steps=2, select="last")
+    (found, _), (wanted, _) = state(two), state(one)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(wanted["set.pixel_values"], state(whole)[0]["set.pixel_values"], rtol=1e-3, atol=1e-4)
+
+
+# Diverging
+
+
+@pytest.mark.parametrize("flag", ["lr_img", "lr_lr"])
+def test_a_run_that_diverges_says_what_to_lower_and_keeps_the_last_good_state(runs, initial, flag):
+    if flag not in runs.known:
+        pytest.skip(f"{runs.name} has no --{flag}")
+    rate = 1e30
+    folder = runs.home / f"diverged {flag}"
+    stopped = runs.start(folder, **{flag: rate})
+    assert stopped.status == [1]
+    (line,) = [line for line in stopped.err.splitlines() if line.startswith("error:")]
+    assert f"--{flag} {rate:g}" in line
+    assert "Traceback" not in stopped.err
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert f"{checkpoint}." in line
+    tensors = load_file(checkpoint / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    if checkpoint.name == "checkpoint-0":
+        # The step that failed changed nothing: neither the images, nor what the optimizer remembers.
+        assert torch.equal(tensors["set.pixel_values"], initial.pixel_values)
+        assert not any(name.startswith("optimizer.") for name in tensors)
+    assert not (folder / "README.md").exists()
+
+
+# Selecting
+
+# What selection is told, in turn.
+SAID = """
+import hf_distill.distiller
+said = iter({accuracies})
+hf_distill.distiller.validation_accuracy = lambda *args: next(said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "step"),
+    [([0.1, 0.5, 0.4, 0.3], 2), ([0.5, 0.4, 0.3, 0.2], 0), ([0.1, 0.2, 0.3, 0.4], 6), ([0.1, 0.3, 0.3, 0.3], 2)],
+)
+def test_the_first_of_the_best_steps_on_held_out_images_is_kept(runs, whole, accuracies, step, tmp_path):
+    flags = {"eval_steps": 2, "save_steps": 2, "save_total_limit": 9}
+    done = runs.start(tmp_path, before=SAID.format(accuracies=accuracies), **flags)
+    assert done.status == [0], done.err
+    distilled = DistilledSet.from_pretrained(tmp_path)
+    assert distilled.config["selected_step"] == step
+    if step:
+        there = state(tmp_path, step)[0]["set.pixel_values"]
+        assert torch.equal(distilled.pixel_values, there)
+    else:
+        assert not torch.equal(distilled.pixel_values, state(tmp_path, 2)[0]["set.pixel_values"])
+
+
+def test_without_selection_or_held_out_images_the_last_step_is_kept_and_nothing_is_asked(runs, tmp_path):
+    for number, flags in enumerate(({"select": "last"}, {"validation_fraction": 0})):
+        folder = tmp_path / str(number)
+        done = runs.start(folder, before=SAID.format(accuracies=[]), **flags)
+        assert done.status == [0], done.err
+        distilled = DistilledSet.from_pretrained(folder)
+        assert distilled.config["selected_step"] == 6
+        assert torch.equal(distilled.pixel_values, state(folder)[0]["set.pixel_values"])

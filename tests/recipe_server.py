@@ -1,0 +1,80 @@
+"""Runs recipes in processes of their own, after importing once what they share.
+
+Started by `conftest.py`. Reads one job per line from stdin (JSON), forks as many ranks as it asks for, and answers with
+one line: the exit status of each rank, the output of the first one, and the errors of all.
+"""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import accelerate  # noqa: F401
+import torch
+
+import hf_distill.evaluation
+import hf_distill.experts
+import hf_distill.methods  # noqa: F401
+from hf_distill.evaluation import PROTOCOLS, EvalProtocol
+
+PROTOCOLS["tiny"] = EvalProtocol("tiny", epochs=12, full_data_epochs=2, lrs=(0.05,))
+SECONDS = 120  # a run that hangs ends here
+
+
+def run(job: dict[str, Any]) -> int:
+    """The job in this process, as if the interpreter had been started with it; the exit status."""
+    os.chdir(job["cwd"])
+    sys.argv = [job["recipe"], *job["flags"]]
+    try:
+        exec(job["before"], {})
+        runpy.run_path(job["recipe"], run_name="__main__")
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def fork(job: dict[str, Any], rank: int, port: int, streams: list[Path]) -> int:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS)
+        for number, path in enumerate(streams, start=1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        if job["processes"] > 1:
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["processes"], "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
+        torch.set_num_threads(1)
+        status = run(job)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return child
+
+
+def serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")  # the ranks get other streams
+    for line in sys.stdin:
+        job = json.loads(line)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with tempfile.TemporaryDirectory() as folder:
+            streams = [[Path(folder, f"{name}-{rank}") for name in ("out", "err")] for rank in range(job["processes"])]
+            children = [fork(job, rank, port, paths) for rank, paths in enumerate(streams)]
+            status = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            out, err = ([paths[i].read_text() for paths in streams] for i in range(2))
+        print(json.dumps({"status": status, "out": out[0], "err": "".join(err)}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
