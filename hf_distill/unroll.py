@@ -209,8 +209,9 @@ def adjoint_unroll(
         for i in reversed(range(first, last)):
             state, step = states.pop(), steps[i]
             r = velocity_adjoint - rates[i] * adjoint
+            with_theta = curvature != 0 and i > 0  # λ_0 reaches nothing
             gradient, hessian_r = _double_backward(
-                student, state.theta, pixels, targets, step, r, pixels_gradient, targets_sum, with_theta=curvature != 0
+                student, state.theta, pixels, targets, step, r, pixels_gradient, targets_sum, with_theta=with_theta
             )
             velocity = _velocity(student, state, gradient)
             rates_gradient[i] = -torch.dot(adjoint, velocity)
@@ -331,9 +332,8 @@ def _double_backward(
             inputs.append(theta)
         loss = _student_loss(student, theta, images, labels, augment)
         (g,) = torch.autograd.grad(loss, theta, create_graph=True)
-        s = torch.dot(g, r)
-        # A loss that is linear in θ leaves θ out of s: its gradient there is zero, not an error.
-        found = list(torch.autograd.grad(s, inputs, grad_outputs=s.new_tensor(share), materialize_grads=True))
+        # ∂(share·s). A loss that is linear in θ leaves θ out of s: its gradient there is zero, not an error.
+        found = list(torch.autograd.grad(g, inputs, grad_outputs=share * r, materialize_grads=True))
         gradient += share * g.detach()
         pixels_gradient.index_add_(0, rows, found.pop(0))
         if targets_gradient is not None:

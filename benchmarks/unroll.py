@@ -1,0 +1,262 @@
+"""Memory and time of the unrolled gradient against the number of student steps: full unroll, exact sweep, truncated.
+
+    python benchmarks/unroll.py --output unroll.json                                    # CIFAR-10, one image per class
+    python benchmarks/unroll.py --classes 100 --ipc 10 --device cuda                    # CIFAR-100
+    python benchmarks/unroll.py --classes 1000 --ipc 50 --batch_syn 100 --resolution 64 --student convnet_d4
+
+Neither depends on the values of pixels and parameters, so random ones serve. An iteration here is one matching gradient
+over `syn_steps` augmented batches: no expert is read, and no pixel is updated. In each repeat the variants take turns,
+so that a slower minute of the machine touches all of them; ratios are taken within a repeat, and their median counts.
+
+Memory on a CPU is what autograd holds for backward at most (each storage once), and how far the resident set of the
+process rose above where it was; on CUDA it is `torch.cuda.max_memory_allocated`. The T parameter vectors that the
+sweep keeps (`states`) are no part of the graph.
+"""
+
+import gc
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_distill.augment import DSA
+from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
+from hf_distill.functional import FlatModel
+from hf_distill.hub import package_versions, save_json
+from hf_distill.models import CONVNETS, StudentSpec
+from hf_distill.rng import generator
+from hf_distill.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll, full_unroll
+
+VARIANTS: dict[str, Callable[..., MatchingGradient]] = {
+    "full unroll": full_unroll,
+    "exact": partial(adjoint_unroll, curvature=1.0),
+    "truncated": partial(adjoint_unroll, curvature=0.0),
+}
+MIB = 2**20
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure."""
+
+    syn_steps: list[int] = HfArg(default_factory=lambda: [5, 10, 20, 40, 80], help="Steps of the student (T).")
+    classes: int = HfArg(default=10, help="Classes.")
+    ipc: int = HfArg(default=1, help="Images per class.")
+    batch_syn: int | None = HfArg(default=None, help="Images per step of the student; all if not given.")
+    micro_batch_size: int | None = HfArg(default=None, help="Images in memory at once inside a step of the sweep.")
+    resolution: int = HfArg(default=32, help="Height and width in pixels.")
+    channels: int = HfArg(default=3, help="Channels of the images.")
+    student: str = HfArg(default="convnet_d3", help="A convnet or any timm name.")
+    width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
+    full_unroll_steps: int | None = HfArg(default=None, help="Leave the full unroll out above so many steps.")
+    device: str = HfArg(default="auto", help="cpu, cuda, or auto: cuda where there is one.")
+    repeats: int = HfArg(default=5, help="Times that each variant is timed.")
+    output: str | None = HfArg(default=None, help="JSON file for the numbers.")
+
+    def __post_init__(self) -> None:
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        for flag in ("classes", "ipc", "batch_syn", "micro_batch_size", "resolution", "channels", "width", "repeats"):
+            check_at_least(flag, getattr(self, flag), 1)
+        if not self.syn_steps or min(self.syn_steps) < 1:
+            raise ValueError(f"--syn_steps is {self.syn_steps}; expected numbers from 1")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of one iteration: `allocated` on CUDA; the graph and the rise of the resident set on a CPU."""
+
+    graph: int | None = None
+    resident: int | None = None
+    allocated: int | None = None
+
+    @property
+    def peak(self) -> int:
+        """What ratios are taken of."""
+        return self.allocated if self.graph is None else self.graph
+
+
+class SavedBytes:
+    """Counts the bytes that autograd holds for backward, as a context; `peak` is the largest number at one time."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, list[int]] = {}  # storage -> [tensors that keep it, bytes]
+        self.now = self.peak = 0
+
+    def __enter__(self) -> "SavedBytes":
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(partial(_Saved, self), lambda saved: saved.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.hooks.__exit__(*exception)
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        entry = self.held.setdefault(storage.data_ptr(), [0, storage.nbytes()])
+        if entry[0] == 0:
+            self.now += entry[1]
+            self.peak = max(self.peak, self.now)
+        entry[0] += 1
+
+    def remove(self, storage: torch.UntypedStorage) -> None:
+        entry = self.held[storage.data_ptr()]
+        entry[0] -= 1
+        if entry[0] == 0:
+            self.now -= entry[1]
+            del self.held[storage.data_ptr()]
+
+
+class _Saved:
+    """A tensor that autograd keeps; it is counted for as long as this object lives."""
+
+    def __init__(self, count: SavedBytes, tensor: Tensor) -> None:
+        self.count, self.tensor = count, tensor
+        count.add(tensor.untyped_storage())
+
+    def __del__(self) -> None:
+        self.count.remove(self.tensor.untyped_storage())
+
+
+def resident(field: str) -> int | None:
+    """Bytes of this process as Linux has them: VmRSS now, VmHWM at most since `forget_peak`; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def forget_peak() -> bool:
+    """Let VmHWM start again from what is resident now; whether the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
+def measure_memory(iteration: Callable[[], MatchingGradient], device: torch.device) -> Memory:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        iteration()
+        torch.cuda.synchronize(device)
+        return Memory(allocated=torch.cuda.max_memory_allocated(device))
+    known = forget_peak()
+    before = resident("VmRSS")
+    with SavedBytes() as saved:
+        iteration()
+    rise = resident("VmHWM") - before if known and before is not None else None
+    return Memory(graph=saved.peak, resident=rise)
+
+
+def measure_time(iteration: Callable[[], MatchingGradient], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    iteration()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def problem(args: BenchmarkArguments, model: FlatModel, count: int, device: torch.device) -> tuple:
+    """Arguments of the unrolls: random parameters, and images and classes for the rows that are taken."""
+    random = generator(0, "benchmark")
+    images, size = args.classes * args.ipc, (args.resolution, args.resolution)
+    batch = min(args.batch_syn or images, images)
+    blocks: list[Tensor] = []
+    while len(blocks) < count:
+        blocks += torch.randperm(images, generator=random).split(batch)
+    used, where = torch.cat(blocks[:count]).unique(return_inverse=True)
+    dsa = DSA()
+    steps = [
+        StudentStep(rows.to(device), dsa.sample(len(rows), random, size).to(device))
+        for rows in where.split([len(block) for block in blocks[:count]])
+    ]
+    start = model.init(0)
+    target = start + 0.01 * torch.randn(len(start), generator=random)
+    pixels = torch.randn(len(used), args.channels, *size, generator=random)
+    labels = torch.randint(args.classes, (len(used),), generator=random)
+    tensors = (tensor.to(device) for tensor in (start, target, pixels, labels))
+    student = Student(model, micro_batch_size=args.micro_batch_size)
+    return student, *tensors, steps, torch.tensor(0.01, device=device)
+
+
+def measure(args: BenchmarkArguments, model: FlatModel, count: int, device: torch.device) -> list[dict]:
+    """One row per variant for `count` steps; a variant that does not fit into the device's memory has no numbers."""
+    inputs = problem(args, model, count, device)
+    memory: dict[str, Memory] = {}
+    for name, unroll in VARIANTS.items():
+        if unroll is full_unroll and args.full_unroll_steps is not None and count > args.full_unroll_steps:
+            continue
+        try:
+            memory[name] = measure_memory(partial(unroll, *inputs), device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    seconds: dict[str, list[float]] = {name: [] for name in memory}
+    for repeat in range(args.repeats):
+        names = list(memory)
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+            seconds[name].append(measure_time(partial(VARIANTS[name], *inputs), device))
+    rows = []
+    for name in VARIANTS:
+        row: dict = {"syn_steps": count, "variant": name, "state_bytes": 4 * count * model.num_params}
+        if name in memory:
+            pairs = zip(seconds[name], seconds["truncated"], strict=True)
+            row |= {f"{key}_bytes": value for key, value in asdict(memory[name]).items() if value is not None}
+            row |= {"seconds": statistics.median(seconds[name]), "repeats": seconds[name]}
+            row |= {"time_ratio": statistics.median(own / other for own, other in pairs)}
+            row |= {"memory_ratio": memory[name].peak / memory["truncated"].peak}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """One line per row; the ratios are to the truncated sweep with as many steps."""
+    lines = [f"{'T':>4} {'variant':12} {'peak MiB':>10} {'states MiB':>10} {'s':>9} {'memory':>8} {'time':>8}"]
+    for row in rows:
+        head = f"{row['syn_steps']:4d} {row['variant']:12}"
+        if "seconds" not in row:
+            lines.append(f"{head} {'-':>10}")
+            continue
+        peak = row.get("allocated_bytes", row.get("graph_bytes")) / MIB
+        states = row["state_bytes"] / MIB if row["variant"] != "full unroll" else 0.0
+        ratios = f"{row['memory_ratio']:7.2f}x {row['time_ratio']:7.2f}x"
+        lines.append(f"{head} {peak:10.1f} {states:10.1f} {row['seconds']:9.3f} {ratios}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    (args,) = parse_args(BenchmarkArguments)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = torch.device(name)
+    kwargs = {"width": args.width} if args.student in CONVNETS else {}
+    spec = StudentSpec(args.student, args.classes, args.channels, (args.resolution, args.resolution), kwargs)
+    model = FlatModel.from_spec(spec).to(device)
+    label = torch.cuda.get_device_name(device) if name == "cuda" else platform.processor() or platform.machine()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    about = {"command": shlex.join(sys.argv), "commit": commit or None, "device": label}
+    about |= {"threads": torch.get_num_threads(), "versions": package_versions(), "arguments": asdict(args)}
+    about |= {"student": spec.to_dict(), "parameters": model.num_params}
+    print(f"{spec}\n{model.num_params:,} parameters, {label}, {torch.get_num_threads()} threads\n")
+    rows = []
+    for count in args.syn_steps:
+        found = measure(args, model, count, device)
+        rows += found
+        print(table(found) if count == args.syn_steps[0] else table(found).partition("\n")[2], flush=True)
+    if args.output is not None:
+        save_json(args.output, {**about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
