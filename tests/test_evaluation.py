@@ -143,9 +143,11 @@ def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, res
 @pytest.mark.parametrize("spec", [SPEC, RESNET], ids=lambda spec: spec.name)
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_student(spec):
     images, labels = small_set()
-    first, again, other = (
-        train_student(images, labels, spec, TINY, lr=0.05, seed=seed).state_dict() for seed in (1, 1, 2)
-    )
+    states = []
+    for seed in (1, 1, 2):
+        torch.rand(3)  # the state of the global generator is no part of a seed
+        states.append(train_student(images, labels, spec, TINY, lr=0.05, seed=seed).state_dict())
+    first, again, other = states
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -382,27 +384,54 @@ def test_full_data_and_baselines_can_be_left_out(data, accelerator):
 
 def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with(data, teacher, accelerator):
     train, held_out, test = data
-    # A rate that would never win: it is used where it was learned, and loses where it is one candidate of many.
-    distilled = distilled_set(train, teacher)
-    distilled.log_lr.data.fill_(-30.0)
-    useless = distilled.lr.item()
     protocol = replace(TINY, epochs=40)
-    report = evaluate_distilled(
-        distilled, train, held_out, test, protocol, accelerator=accelerator, full_data=False, baselines=[], num_seeds=1
-    )
-    assert rates(report)["distilled, soft labels"] == useless
-    assert rates(report)["distilled, hard labels"] in protocol.lrs
+    other = replace(SPEC, kwargs={"width": 4})
+
+    def chosen(distilled: DistilledSet) -> dict[tuple[str, str], float]:
+        report = evaluate_distilled(
+            distilled,
+            train,
+            held_out,
+            test,
+            protocol,
+            students=[SPEC, other],
+            num_seeds=1,
+            accelerator=accelerator,
+            baselines=[],
+            full_data=False,
+            disable_tqdm=True,
+        )
+        of_student = {name.split("width=")[1]: context["learning_rates"] for name, context in report.meta.items()}
+        return {(width, labels): lr for width, lrs in of_student.items() for labels, lr in lrs.items()}
+
+    # A rate that trains nothing: used where it was learned, and beaten where it is one candidate of many.
+    hard, soft = distilled_set(train), distilled_set(train, teacher)
+    for distilled in (hard, soft):
+        distilled.log_lr.data.fill_(-30.0)
+    useless = hard.lr.item()
+    found = chosen(hard)
+    assert found["8", "distilled, hard labels"] == useless
+    assert found["4", "distilled, hard labels"] in protocol.lrs
+    found = chosen(soft)
+    assert found["8", "distilled, soft labels"] == useless
+    assert found["8", "distilled, hard labels"] in protocol.lrs
 
 
 def test_the_rate_with_the_best_held_out_accuracy_is_chosen(data, accelerator):
     train, held_out, test = data
-    for lrs in ((1e-9, 0.1), (0.1, 1e-9)):
+    swapped = held_out.subset(torch.arange(len(held_out)))
+    swapped.labels = 9 - held_out.labels  # here a student that learned nothing does better than one that learned
+    nothing, much = 1e-9, 0.1
+
+    def chosen(held_out: RealImages | None, *lrs: float) -> float:
         protocol = replace(TINY, epochs=60, lrs=lrs)
         options = {"accelerator": accelerator, "full_data": False, "baselines": ["random"], "num_seeds": 1}
         report = evaluate_distilled(distilled_set(train), train, held_out, test, protocol, **options)
-        assert rates(report)["random, hard labels"] == 0.1
-    report = evaluate_distilled(distilled_set(train), train, None, test, replace(protocol, lrs=(1e-9, 0.1)), **options)
-    assert rates(report)["random, hard labels"] == 1e-9
+        return rates(report)["random, hard labels"]
+
+    assert chosen(held_out, nothing, much) == chosen(held_out, much, nothing) == much
+    assert chosen(swapped, much, nothing) == nothing
+    assert chosen(None, nothing, much) == nothing
 
 
 def test_no_learning_rate_depends_on_the_test_images(data, teacher, accelerator):
