@@ -158,8 +158,9 @@ def _sample_rotate(n: int, generator: torch.Generator, size: tuple[int, int]) ->
 
 
 def _apply_rotate(x: Tensor, values: Values) -> Tensor:
-    # The sampler's coordinates run from -1 to 1 along both sides; the ratio keeps a non-square image from shearing.
-    ratio = x.shape[2] / x.shape[3]
+    # The sampler's coordinates run from -1 to 1 between the centres of the outer pixels, along both sides; the ratio
+    # keeps a non-square image from shearing.
+    ratio = max(x.shape[2] - 1, 1) / max(x.shape[3] - 1, 1)
     cosine, sine = torch.cos(values["angle"]), torch.sin(values["angle"])
     zero = torch.zeros_like(cosine)
     rows = [cosine, -sine * ratio, zero, sine / ratio, cosine, zero]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
@@ -168,6 +168,11 @@ def _as_arguments(values: dict[str, Any], source: str, known: dict[str, dataclas
     return words
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def parse_args(*config_classes: type, args: Sequence[str] | None = None, default_config: str | Path | None = None):
     """One instance of each dataclass, from `--config file.yaml` (defaults) and the command line (wins).
 
@@ -179,10 +184,10 @@ def parse_args(*config_classes: type, args: Sequence[str] | None = None, default
     Returns:
         A tuple, one instance per class.
 
-    A mistake by the user ends the process with status 2 and one line on stderr, as argparse does.
+    A mistake by the user ends the process with status 2 and one line on stderr.
     """
-    # Without abbreviations a misspelt flag is an error; the short usage keeps that error readable.
-    parser = HfArgumentParser(
+    # Without abbreviations a misspelt flag is an error.
+    parser = _Parser(
         list(config_classes), allow_abbrev=False, usage="%(prog)s [--config FILE.yaml] [--flag value ...]   (--help)"
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file of defaults; the command line wins.")
@@ -203,5 +208,5 @@ def parse_args(*config_classes: type, args: Sequence[str] | None = None, default
             hint = f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
             raise ValueError(f"unknown argument {flags[0]}{hint}")
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.error(str(error))
     return tuple(configs)
