@@ -30,7 +30,9 @@ from .labels import StoredLabels
 
 logger = logging.getLogger(__name__)
 
+MOVE_LIMIT = 1e6  # of normalised pixel values: no image is anywhere near
 LR_LIMIT = 100.0  # a learned learning rate that moved by this factor is diverging, not learning
+SOURCE = ("name", "config", "split", "revision")  # of the provenance: what a continued run must read again
 # What may differ between a run and its continuation without a word: it changes no update.
 FREE_TO_CHANGE = {
     "output_dir",
@@ -213,25 +215,36 @@ class Distiller(ABC):
         return logs
 
     def _update(self, logs: dict[str, float]) -> str | None:
-        """Take the step, or say in words why it must not be taken (the parameters are then as they were)."""
-        parameters = dict(self.distilled.named_parameters())
-        finite = _all_finite([parameter.grad for parameter in parameters.values()])
-        if not (math.isfinite(logs["loss"]) and finite):
-            return f"the loss is {logs['loss']:.4g} and its gradient is {'finite' if finite else 'not finite'}"
-        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        momentum = copy.deepcopy(self.optimizer.state_dict())
-        self.optimizer.step()
-        problem = None
-        if self.distilled.lr is not None:
+        """Take the step, or say in words why it must not be taken: then everything is as it was before."""
+        reach = self._reach()
+        if not (math.isfinite(logs["loss"]) and reach < MOVE_LIMIT):
+            return f"the loss is {logs['loss']:.4g}, and its gradient would move a pixel by {reach:.4g}"
+        log_lr, pixels = self.distilled.log_lr, self.distilled.pixel_values
+        if log_lr is not None:
+            # An optimizer passes over parameters without a gradient. The learning rate goes first, alone: undoing it
+            # takes a copy of two numbers, undoing the pixels would take a copy of all of them.
+            gradient, pixels.grad = pixels.grad, None
+            before, momentum = log_lr.detach().clone(), copy.deepcopy(self.optimizer.state.get(log_lr))
+            self.optimizer.step()
+            pixels.grad, log_lr.grad = gradient, None
             lr = self.distilled.lr.item()
-            if not (math.isfinite(lr) and 1 / LR_LIMIT < lr / self.first_lr < LR_LIMIT):
-                problem = f"the learned learning rate went from {self.first_lr:.4g} to {lr:.4g}"
-        if problem is None and not _all_finite(list(parameters.values())):
-            problem = "the pixels are not finite"
-        if problem:
-            self._restore(before)
-            self.optimizer.load_state_dict(momentum)
-        return problem
+            if not 1 / LR_LIMIT < lr / self.first_lr < LR_LIMIT:
+                with torch.no_grad():
+                    log_lr.copy_(before)
+                self.optimizer.state.pop(log_lr)
+                if momentum is not None:
+                    self.optimizer.state[log_lr] = momentum
+                return f"the learned learning rate went from {self.first_lr:.4g} to {lr:.4g}"
+        self.optimizer.step()
+        return None
+
+    def _reach(self) -> float:
+        """How far the gradient alone moves the value that it moves most; NaN or infinite where the gradient is."""
+        groups = self.optimizer.param_groups
+        return max(
+            (group["lr"] * parameter.grad.abs().amax().item() for group in groups for parameter in group["params"]),
+            key=lambda move: math.inf if math.isnan(move) else move,
+        )
 
     def _learning_rates(self) -> str:
         return ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
@@ -289,6 +302,7 @@ class Distiller(ABC):
                 "step": step,
                 "config": dataclasses.asdict(self.config),
                 "draws_per_step": self._draws_per_step,
+                "source": {key: self.train.provenance.get(key) for key in SOURCE},
                 "best_step": self.best.step,
                 "best_accuracy": self.best.accuracy,
             }
@@ -334,6 +348,12 @@ class Distiller(ABC):
                     f"{folder} holds {found} for {name} and this run has {tuple(parameter.shape)}; expected a "
                     "checkpoint of the same dataset, resolution and --ipc: use another --output_dir for another run"
                 )
+        source = {key: self.train.provenance.get(key) for key in SOURCE}
+        if state["source"] != source:
+            raise ValueError(
+                f"{folder} was made from {state['source']} and this run reads {source}; expected the same images: "
+                "give the dataset and revision of the first run, or use another --output_dir"
+            )
         before, now = state["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
         changed = [
             f"{name} {before.get(name)} -> {value}"
@@ -344,11 +364,6 @@ class Distiller(ABC):
             changed.append(f"processes x accumulation {state['draws_per_step']} -> {self._draws_per_step}")
         if changed:
             logger.warning("going on with other settings than %s was made with: %s", folder, "; ".join(changed))
-
-
-def _all_finite(tensors: list[Tensor]) -> bool:
-    """Whether no tensor holds an infinity or NaN; costs one synchronisation with the device."""
-    return bool(torch.stack([tensor.detach().sum().isfinite() for tensor in tensors]).all())
 
 
 def make_accelerator(config: DistillConfig) -> Accelerator:

@@ -136,4 +136,4 @@ def test_a_preset_holds_the_values_of_its_source(name):
     assert (config.max_steps, config.eval_protocol) == ({"mtt": 5000, "tesla": 10000}[method], "mtt")
     if method == "tesla":
         assert config.curvature == 1
-        assert config.label == ("soft" if short == "imagenet1k-64" else "hard")
+        assert config.label == ("expert" if short == "imagenet1k-64" else "hard")

@@ -9,12 +9,16 @@ The loss is MTT's (see `methods.trajectory`); two things are new:
     symbol   name            meaning
     γ        curvature       1: the gradient of the unroll, exactly; 0: the path of the student counts as constant
     Y        targets         (R, K) probabilities, or (R,) classes with `--label hard`
+    -        teacher         M experts after their last epoch; the mean of their logits labels what is published
 
 Differs from the authors' code, beside what `methods.trajectory` lists:
 - The gradient is exact by default. Theirs drops how a pixel moves the later steps (γ = 0), and their images get half of
   even that: the factor 2 of the formula is applied to the wrong element of a tuple. So their `lr_img` is ours halved.
-- Final labels come from the mean logits of several experts at the last epoch that is ever a target, made once from the
-  final images. Theirs are those of whichever expert was drawn last, one update late.
+- Published labels are the mean logits of several fully trained experts, made once from the final images. Theirs are
+  those of whichever expert was drawn last, one update late.
+- `--label teacher` assigns these labels throughout, so that the images are trained on with the labels that they are
+  published with. The paper's own assignment is `--label expert`.
+- Real images to start from are, with soft labels, some that the teacher classifies correctly.
 """
 
 from collections.abc import Sequence
@@ -34,8 +38,12 @@ from .trajectory import TrajectoryConfig, TrajectoryMatching
 class TeslaConfig(TrajectoryConfig):
     """Hyper-parameters of TESLA."""
 
-    label: str = HfArg(default="soft", help="soft: assigned by the expert (SLA); hard: the classes.")
-    label_experts: int = HfArg(default=4, help="Experts whose mean logits label the final images.")
+    label: str = HfArg(
+        default="expert",
+        help="Labels while distilling. expert: by the expert that is imitated (the paper's); teacher: those that are "
+        "published, by several fully trained experts; hard: the classes, and no soft labels are published.",
+    )
+    label_experts: int = HfArg(default=4, help="Experts whose mean logits are the published soft labels.")
     curvature: float = HfArg(default=1.0, help="1: the exact gradient; 0: the authors' truncation; between: damped.")
     micro_batch_size: int | None = HfArg(default=None, help="Synthetic images in memory at once inside a step.")
     theta_device: str = HfArg(default="device", help="Keep the student's T states on the device or on the host.")
@@ -43,7 +51,7 @@ class TeslaConfig(TrajectoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("label", self.label, ("soft", "hard"))
+        check_choice("label", self.label, ("expert", "teacher", "hard"))
         check_choice("theta_device", self.theta_device, ("device", "host"))
         for flag in ("label_experts", "micro_batch_size", "theta_every"):
             check_at_least(flag, getattr(self, flag), 1)
@@ -70,16 +78,28 @@ class Tesla(TrajectoryMatching):
     )
 
     def teacher(self) -> TeacherLabels | None:
-        """The experts that label the images of the artifact."""
+        """The experts that label the published images."""
         if self.config.label == "hard":
             return None
-        return TeacherLabels(self.experts.spec, self.expert_rows(self.config.label_experts)).to(self.device)
+        return TeacherLabels(self.experts.spec, self.final_states(self.config.label_experts)).to(self.device)
 
     @torch.no_grad()
-    def assign(self, target: Tensor, pixels: Tensor) -> Tensor:
-        """Y: probabilities (R, K) that the expert with parameters `target` (P,) gives to `pixels` (R, C, H, W)."""
-        size = self.config.micro_batch_size or max(self.config.batch_syn or 0, 256)
-        return torch.cat([self.student.model(target, chunk) for chunk in pixels.split(size)]).softmax(dim=1)
+    def assign(self, target: Tensor, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Y for the images that the steps take: probabilities (R, K), or the classes (R,) as they are.
+
+        Args:
+            target: θ* (P,), which labels them with `--label expert`.
+            pixels: (R, C, H, W), not augmented.
+            labels: (R,) classes.
+        """
+        if self.config.label == "hard":
+            return labels
+        if self.config.label == "teacher":
+            logits = self.distilled.teacher(pixels, labels, torch.arange(len(labels)))
+        else:
+            size = self.config.micro_batch_size or self.config.batch_syn or len(pixels)
+            logits = torch.cat([self.student.model(target, chunk) for chunk in pixels.split(size)])
+        return logits.softmax(dim=1)
 
     def matching_gradient(
         self,
@@ -97,7 +117,7 @@ class Tesla(TrajectoryMatching):
             start,
             target,
             pixels,
-            self.assign(target, pixels) if config.label == "soft" else labels,
+            self.assign(target, pixels, labels),
             steps,
             lr,
             curvature=config.curvature,

@@ -140,7 +140,7 @@ class TrajectoryMatching(Distiller):
         """
 
     def teacher(self) -> TeacherLabels | None:
-        """What labels the images in the artifact; None for hard labels."""
+        """What labels the published images; None for hard labels."""
         return None
 
     def setup(self) -> DistilledSet:
@@ -153,12 +153,9 @@ class TrajectoryMatching(Distiller):
                 f"{config.ipc}; expected at least that many in every class: lower --ipc, or choose --classes"
             )
         labels = torch.arange(train.num_classes).repeat_interleave(config.ipc)
+        teacher = self.teacher()
         if config.init == "real":
-            chosen = [
-                train.sample(label, config.ipc, generator(config.seed, "init", label))
-                for label in range(train.num_classes)
-            ]
-            pixels = torch.cat(chosen)
+            pixels = torch.cat([self.initial_images(label, teacher) for label in range(train.num_classes)])
         else:
             pixels = torch.randn((len(labels), *train.shape), generator=generator(config.seed, "init"))
         distilled = DistilledSet(
@@ -167,7 +164,7 @@ class TrajectoryMatching(Distiller):
             train.class_names,
             train.preprocessing,
             lr=config.lr_init,
-            teacher=self.teacher(),
+            teacher=teacher,
             config={
                 "student": self.experts.spec.to_dict(),
                 "dsa_strategy": self.dsa.strategy,
@@ -235,7 +232,18 @@ class TrajectoryMatching(Distiller):
         log_lr.grad += lr * found.lr  # ∂L/∂log β = β ∂L/∂β
         return {"loss": found.loss.item(), "start_epoch": float(epoch)}
 
-    def expert_rows(self, count: int) -> Tensor:
-        """Parameters (m, P) of at most `count` experts, evenly spread, after the last epoch that is ever a target."""
+    def final_states(self, count: int) -> Tensor:
+        """Parameters (m, P) of at most `count` experts, evenly spread over all, after their last stored epoch."""
         chosen = torch.linspace(0, self.experts.num_experts - 1, min(count, self.experts.num_experts)).round().long()
-        return torch.stack([self.experts.row(int(i), self.config.expert_epochs_needed) for i in chosen])
+        return torch.stack([self.experts.row(int(i), self.experts.num_epochs) for i in chosen])
+
+    def initial_images(self, label: int, teacher: TeacherLabels | None) -> Tensor:
+        """Real images (ipc, C, H, W) of a class; with a teacher, of some more than needed those that it gets right."""
+        count, available = self.config.ipc, len(self.train.class_rows(label))
+        random = generator(self.config.seed, "init", label)
+        if teacher is None:
+            return self.train.sample(label, count, random)
+        images = self.train.sample(label, min(available, 2 * count + 8), random)
+        found = teacher(images.to(self.device), torch.full((len(images),), label), torch.arange(len(images)))
+        right = (found.argmax(dim=1) == label).cpu()
+        return images[right.logical_not().to(torch.uint8).argsort(stable=True)[:count]]
