@@ -99,7 +99,8 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
     last of them that exists.
 
     Raises:
-        ValueError: The folder holds a run already, and neither resuming nor overwriting was asked for.
+        ValueError: The folder holds a run already, and neither resuming nor overwriting was asked for; or the
+            checkpoint to resume from is not there.
     """
     if config.output_dir is None:
         folder, number = Path("outputs", name), 1
@@ -118,7 +119,9 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
                 f"--output_dir {folder} already holds a run; use --resume_from_checkpoint latest to go on with it, "
                 "--overwrite_output_dir to replace it, or another folder"
             )
-    if config.overwrite_output_dir and not config.resume_from_checkpoint:
+    if config.resume_from_checkpoint:
+        find_checkpoint(folder, config.resume_from_checkpoint)
+    elif config.overwrite_output_dir:
         for path in list_checkpoints(folder):
             shutil.rmtree(path)
     for leftover in folder.glob(".checkpoint-*.partial"):

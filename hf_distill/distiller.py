@@ -391,8 +391,9 @@ def start_run(config: DistillConfig, name: str) -> tuple[DistillConfig, Accelera
         name: Of the folder under `outputs/` where `--output_dir` is not given.
 
     Raises:
-        ValueError: The folder is taken, or a tracker is not installed.
+        ValueError: The folder is taken, the protocol is unknown, or a tracker is not installed.
     """
+    check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))  # now, not after hours of expert training
     folders: list[Any] = [None]
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
     if Accelerator().is_main_process:

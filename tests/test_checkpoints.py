@@ -1,0 +1,172 @@
+"""Checkpoints are whole or not there; a run's folder is never somebody else's."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_distill import checkpoints
+from hf_distill.checkpoints import (
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prepare_output_dir,
+    save_checkpoint,
+)
+from hf_distill.config import DistillConfig
+
+
+def save(folder: Path, step: int, limit: int | None = None, value: float = 0.5) -> Path:
+    return save_checkpoint(folder, {"x": torch.full((3,), value)}, {"step": step, "score": 0.1}, limit)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(folder)]
+
+
+def test_tensors_and_state_come_back_bit_for_bit(tmp_path):
+    tensors = {
+        "a": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)),
+        "b": torch.tensor(1 / 3, dtype=torch.float64),
+        "c": torch.arange(6).view(2, 3).T,  # not contiguous
+        "d": torch.tensor([float("inf"), -0.0]),
+    }
+    state = {"step": 12, "best_accuracy": 0.1 + 0.2, "config": {"name": None}}
+    folder = save_checkpoint(tmp_path, tensors, state, None)
+    assert folder == tmp_path / "checkpoint-12"
+    found, found_state = load_checkpoint(folder)
+    assert found_state == state
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_and_the_newest_are_kept(tmp_path):
+    for step in (2, 10, 9, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for other in ("checkpoint-x", "checkpoint-1-old", ".checkpoint-7.partial"):
+        (tmp_path / other).mkdir()
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    save(tmp_path, 200, limit=3)
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-100", "checkpoint-200"]
+    assert (tmp_path / "checkpoint-x").exists()
+    save(tmp_path, 300)
+    assert len(names(tmp_path)) == 4
+
+
+def test_going_on_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path):
+    for step in (3, 6, 9):
+        save(tmp_path, step)
+    save(tmp_path, 4, limit=2)
+    assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-4"
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    save(tmp_path, 3, limit=1, value=1)
+    save(tmp_path, 3, limit=1, value=2)
+    assert load_checkpoint(tmp_path / "checkpoint-3")[0]["x"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("part", ["save_file", "save_json"])
+def test_a_full_disk_leaves_the_checkpoints_before_and_no_trace(tmp_path, monkeypatch, part):
+    save(tmp_path, 3)
+
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, part, full)
+    with pytest.raises(OSError, match=r"checkpoint-6 could not be written .*No space left.*--resume_from_checkpoint"):
+        save(tmp_path, 6)
+    assert os.listdir(tmp_path) == ["checkpoint-3"]
+    load_checkpoint(tmp_path / "checkpoint-3")
+
+
+def test_what_a_killed_write_left_is_no_checkpoint_and_is_written_over(tmp_path):
+    save(tmp_path, 3)
+    (tmp_path / ".checkpoint-6.partial").mkdir()
+    (tmp_path / ".checkpoint-6.partial" / "state.safetensors").write_bytes(b"half")
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
+    save(tmp_path, 6)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_latest_is_nothing_where_there_is_none_and_a_path_must_exist(tmp_path):
+    assert find_checkpoint(tmp_path, "latest") is None
+    folder = save(tmp_path, 3)
+    assert find_checkpoint(tmp_path / "elsewhere", str(folder)) == folder
+    with pytest.raises(ValueError, match="is no folder; expected `latest` or a checkpoint folder"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("damage", ["no tensors", "no state", "short tensors", "short state"])
+def test_a_damaged_checkpoint_is_one_line_that_names_it(tmp_path, damage):
+    folder = save(tmp_path, 3)
+    file = folder / ("state.safetensors" if "tensors" in damage else "trainer_state.json")
+    if damage.startswith("no"):
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="checkpoint-3") as error:
+        load_checkpoint(folder)
+    assert "\n" not in str(error.value)
+
+
+# The folder of a run
+
+
+def prepare(**flags) -> Path:
+    return prepare_output_dir(DistillConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in flags.items()}), "x")
+
+
+@pytest.mark.parametrize("holds", ["an artifact", "a checkpoint"])
+def test_a_folder_with_a_run_needs_a_word_about_it(tmp_path, holds):
+    if holds == "an artifact":
+        (tmp_path / "distill_config.json").write_text("{}")
+    else:
+        save(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"already holds a run; use --resume_from_checkpoint latest .*overwrite"):
+        prepare(output_dir=tmp_path)
+    assert prepare(output_dir=tmp_path, resume_from_checkpoint="latest") == tmp_path
+    assert len(os.listdir(tmp_path)) == 1
+    prepare(output_dir=tmp_path, overwrite_output_dir=True)
+    assert not names(tmp_path)
+
+
+def test_a_folder_with_other_things_keeps_them(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    prepare(output_dir=tmp_path)
+    save(tmp_path, 3)
+    prepare(output_dir=tmp_path, overwrite_output_dir=True)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_without_a_name_each_run_gets_the_next_free_folder_and_resuming_means_the_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(resume_from_checkpoint="latest") == Path("outputs/x")
+    shutil.rmtree("outputs")
+    assert [prepare() for _ in range(3)] == [Path("outputs/x"), Path("outputs/x-2"), Path("outputs/x-3")]
+    assert prepare(resume_from_checkpoint="latest") == Path("outputs/x-3")
+    assert all(path.is_dir() for path in Path("outputs").iterdir())
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_the_long_work(tmp_path):
+    with pytest.raises(ValueError, match="nowhere is no folder; expected `latest` or a checkpoint folder"):
+        prepare(output_dir=tmp_path, resume_from_checkpoint="nowhere")
+
+
+def test_leftovers_of_a_killed_run_are_swept_and_a_file_is_no_folder(tmp_path):
+    (tmp_path / ".checkpoint-6.partial").mkdir()
+    prepare(output_dir=tmp_path)
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        prepare(output_dir=tmp_path / "file")
+
+
+def test_the_state_is_readable_by_people(tmp_path):
+    folder = save_checkpoint(tmp_path, {}, {"step": 1, "config": dataclasses.asdict(DistillConfig())}, None)
+    assert json.loads((folder / "trainer_state.json").read_text())["config"]["ipc"] == 1
