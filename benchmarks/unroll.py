@@ -13,6 +13,7 @@ process rose above where it was; on CUDA it is `torch.cuda.max_memory_allocated`
 sweep keeps (`states`) are no part of the graph.
 """
 
+import ctypes
 import gc
 import platform
 import shlex
@@ -135,10 +136,11 @@ def resident(field: str) -> int | None:
 
 
 def forget_peak() -> bool:
-    """Let VmHWM start again from what is resident now; whether the system allows it."""
+    """Give freed memory back, and let VmHWM start again from what is resident now; whether the system allows it."""
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what the last iteration left behind would hide what this one takes
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
+    except (OSError, AttributeError):
         return False
     return True
 
