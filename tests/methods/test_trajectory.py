@@ -1,0 +1,230 @@
+"""MTT and TESLA: which segments and images a draw takes, and what gradient it leaves."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from hf_distill.augment import DSA
+from hf_distill.config import DataArguments
+from hf_distill.data import RealImages
+from hf_distill.experts import ExpertConfig, train_experts
+from hf_distill.methods import MTT, MTTConfig, Tesla, TeslaConfig
+from hf_distill.trajectories import ExpertTrajectories
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def train() -> RealImages:
+    return RealImages.train_and_test(DataArguments(max_train_samples=100, max_test_samples=20))[0]
+
+
+@pytest.fixture(scope="module")
+def experts(train, tmp_path_factory) -> ExpertTrajectories:
+    config = ExpertConfig(
+        student="convnet_d1",
+        student_width=4,
+        num_experts=3,
+        lr_teacher=0.05,
+        batch_train=50,
+        experts_at_once="3",
+        dsa_strategy="color_crop_cutout_scale_rotate",
+    )
+    folder = tmp_path_factory.mktemp("experts") / "experts"
+    return train_experts(train, config, folder, epochs=4, seed=0, accelerator=Accelerator(cpu=True), disable_tqdm=True)
+
+
+FLAGS: dict[str, Any] = {
+    "ipc": 2,
+    "syn_steps": 3,
+    "expert_epochs": 2,
+    "max_start_epoch": 3,
+    "batch_syn": 8,
+    "lr_init": 0.1,
+    "lr_img": 1.0,
+    "lr_lr": 1e-3,
+    "disable_tqdm": True,
+}
+
+
+def mtt(train, experts, folder: Path, **flags: Any) -> MTT:
+    return MTT(MTTConfig(**{**FLAGS, "output_dir": str(folder), **flags}), train, experts)
+
+
+def tesla(train, experts, folder: Path, **flags: Any) -> Tesla:
+    config = TeslaConfig(**{**FLAGS, "label": "hard", "output_dir": str(folder), **flags})
+    return Tesla(config, train, experts)
+
+
+def gradients(method, draw: int) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+    """What one draw logs, ∂L/∂X and ∂L/∂log β."""
+    method.distilled = method.setup()
+    for parameter in method.distilled.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    logs = method.step(draw)
+    return logs, method.distilled.pixel_values.grad, method.distilled.log_lr.grad
+
+
+# Draws
+
+
+def test_every_round_takes_each_expert_once_and_starts_fill_their_range(train, experts, tmp_path):
+    method = mtt(train, experts, tmp_path)
+    segments = [method.segment(draw) for draw in range(300)]
+    for first in range(0, 300, 3):
+        assert {expert for expert, _ in segments[first : first + 3]} == {0, 1, 2}
+    assert len({tuple(expert for expert, _ in segments[first : first + 3]) for first in range(0, 300, 3)}) == 6
+    counts = Counter(start for _, start in segments)
+    assert set(counts) == {0, 1, 2}
+    assert all(60 < count < 140 for count in counts.values())
+    assert mtt(train, experts, tmp_path).segment(7) == segments[7]
+    assert [mtt(train, experts, tmp_path, seed=1).segment(draw) for draw in range(30)] != segments[:30]
+
+
+@pytest.mark.parametrize("size", [None, 6, 20, 99])
+def test_steps_take_blocks_of_a_permutation_and_a_new_one_when_it_is_used_up(train, experts, tmp_path, size):
+    method = mtt(train, experts, tmp_path, batch_syn=size, syn_steps=7)
+    method.distilled = method.setup()
+    used, steps = method.schedule(5)
+    assert len(steps) == 7
+    taken = [used[step.rows].tolist() for step in steps]
+    sizes = {6: [6, 6, 6, 2, 6, 6, 6]}.get(size, [20] * 7)
+    assert [len(rows) for rows in taken] == sizes
+    everything = [row for rows in taken for row in rows]
+    for first in range(0, len(everything) - 19, 20):
+        assert sorted(everything[first : first + 20]) == list(range(20))
+    assert used.tolist() == sorted(set(everything))
+    again = method.schedule(5)
+    assert torch.equal(again[0], used)
+    assert all(torch.equal(a.rows, b.rows) for a, b in zip(again[1], steps, strict=True))
+    other = method.schedule(6)
+    assert [other[0][step.rows].tolist() for step in other[1]] != taken
+
+
+def test_a_draw_is_augmented_as_the_experts_were_or_not_at_all(train, experts, tmp_path):
+    method = mtt(train, experts, tmp_path, syn_steps=30)
+    method.distilled = method.setup()
+    operations = {step.augment.operation for step in method.schedule(0)[1]}
+    assert operations == set(["color", "crop", "cutout", "scale", "rotate"])
+    assert method.protocol.dsa_strategy == "color_crop_cutout_scale_rotate"
+    plain = mtt(train, experts, tmp_path, dsa=False)
+    plain.distilled = plain.setup()
+    assert {step.augment.operation for step in plain.schedule(0)[1]} == {"none"}
+
+
+# Gradients
+
+
+def unrolled(method, draw: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """L, ∂L/∂X and ∂L/∂log β by autograd through plain SGD on a module's own parameters."""
+    config = method.config
+    expert, epoch = method.segment(draw)
+    rows = [method.experts.row(expert, epoch + ahead) for ahead in (0, config.expert_epochs)]
+    pixels = method.distilled.pixel_values.detach().clone().requires_grad_()
+    log_lr = method.distilled.log_lr.detach().clone().requires_grad_()
+    model = method.experts.flat_model()
+    theta = rows[0].clone().requires_grad_()
+    used, steps = method.schedule(draw)
+    for step in steps:
+        images = DSA.apply(pixels[used[step.rows]], step.augment)
+        loss = F.cross_entropy(model(theta, images), method.distilled.labels[used[step.rows]])
+        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+        theta = theta - log_lr.exp() * gradient
+    loss = ((theta - rows[1]) ** 2).sum() / ((rows[0] - rows[1]) ** 2).sum()
+    return loss.detach(), *torch.autograd.grad(loss, (pixels, log_lr))
+
+
+@pytest.mark.parametrize("make", [mtt, tesla])
+def test_a_step_leaves_the_gradient_of_the_matching_loss(train, experts, tmp_path, make):
+    method = make(train, experts, tmp_path)
+    for draw in range(3):
+        logs, pixels, log_lr = gradients(method, draw)
+        loss, wanted, wanted_lr = unrolled(method, draw)
+        assert logs["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert logs["start_epoch"] == method.segment(draw)[1]
+        torch.testing.assert_close(pixels, wanted, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(log_lr, wanted_lr, rtol=1e-4, atol=1e-6)
+
+
+def test_images_that_a_draw_does_not_take_have_no_gradient_and_draws_add_up(train, experts, tmp_path):
+    method = tesla(train, experts, tmp_path, syn_steps=1)
+    _, one, one_lr = gradients(method, 0)
+    used, _ = method.schedule(0)
+    assert {row for row in range(20) if one[row].abs().sum() > 0} <= set(used.tolist())
+    assert len(used) == 8
+    _, two, two_lr = gradients(method, 1)
+    gradients(method, 0)
+    method.step(1)
+    torch.testing.assert_close(method.distilled.pixel_values.grad, one + two)
+    torch.testing.assert_close(method.distilled.log_lr.grad, one_lr + two_lr)
+
+
+def test_at_the_first_step_lr_lr_is_in_the_unit_of_the_papers(train, experts, tmp_path):
+    method = tesla(train, experts, tmp_path, lr_lr=1e-6)
+    _, _, log_lr = gradients(method, 0)
+    by_lr = log_lr / 0.1  # ∂L/∂β
+    method.optimizer.step()
+    assert method.distilled.lr.item() - 0.1 == pytest.approx(-1e-6 * by_lr.item(), rel=0.05)
+
+
+def test_without_rates_nothing_moves_and_the_first_images_are_real_ones_of_their_class(train, experts, tmp_path):
+    distilled = mtt(train, experts, tmp_path, lr_img=0, lr_lr=0, max_steps=2, select="last").distill()
+    assert distilled.lr.item() == pytest.approx(0.1)
+    for image, label in zip(distilled.pixel_values, distilled.labels.tolist(), strict=True):
+        real = train.images(train.class_rows(label))
+        assert any(torch.equal(image, candidate) for candidate in real)
+    assert len(distilled.pixel_values.flatten(1).unique(dim=0)) == 20
+
+
+def test_noise_is_noise(train, experts, tmp_path):
+    pixels = mtt(train, experts, tmp_path, init="noise").setup().pixel_values
+    assert abs(pixels.mean()) < 0.15
+    assert abs(pixels.std() - 1) < 0.1
+
+
+def test_experts_with_too_few_epochs_are_refused(train, experts, tmp_path):
+    with pytest.raises(ValueError, match=r"hold 4 epochs and --max_start_epoch 4 with --expert_epochs 2 reads 5"):
+        mtt(train, experts, tmp_path, max_start_epoch=4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"syn_steps": 0}, "--syn_steps is 0; expected at least 1"),
+        ({"lr_init": 0}, "--lr_init is 0; expected a learning rate above 0"),
+        ({"lr_img": -1}, "--lr_img is -1; expected at least 0"),
+        ({"curvature": 2}, "--curvature is 2; expected 0"),
+        ({"label": "none"}, "--label is 'none'; expected one of"),
+        ({"micro_batch_size": 0}, "--micro_batch_size is 0; expected at least 1"),
+    ],
+)
+def test_a_wrong_hyper_parameter_is_named(flags, says):
+    with pytest.raises(ValueError, match=says):
+        TeslaConfig(**flags)
+
+
+# Labels
+
+
+def test_published_labels_are_those_of_experts_and_none_with_hard_labels(train, experts, tmp_path):
+    soft = tesla(train, experts, tmp_path / "soft", label="expert", label_experts=2, max_steps=1, select="last")
+    distilled = soft.distill()
+    assert len(distilled.teacher.tensors()["thetas"]) == 2
+    model, final = experts.flat_model(), experts.num_epochs
+    logits = [model(experts.row(expert, final), distilled.pixel_values.detach()) for expert in (0, 2)]
+    wanted = torch.stack(logits).mean(dim=0)
+    torch.testing.assert_close(distilled.soft_labels.float(), wanted, rtol=1e-2, atol=1e-2)
+    hard = tesla(train, experts, tmp_path / "hard", max_steps=0).distill()
+    assert hard.teacher is None
+    assert hard.soft_labels is None
