@@ -116,7 +116,7 @@ def test_a_draw_is_augmented_as_the_experts_were_or_not_at_all(train, experts, t
     method = mtt(train, experts, tmp_path, syn_steps=30)
     method.distilled = method.setup()
     operations = {step.augment.operation for step in method.schedule(0)[1]}
-    assert operations == set(["color", "crop", "cutout", "scale", "rotate"])
+    assert operations == {"color", "crop", "cutout", "scale", "rotate"}
     assert method.protocol.dsa_strategy == "color_crop_cutout_scale_rotate"
     plain = mtt(train, experts, tmp_path, dsa=False)
     plain.distilled = plain.setup()
