@@ -53,8 +53,11 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
             f"{final} could not be written ({error}); the checkpoints before it are whole. Make room on the disk and "
             "go on with --resume_from_checkpoint latest"
         ) from error
-    shutil.rmtree(final, ignore_errors=True)
+    replaced = directory / f".{final.name}.replaced.partial"
+    if final.exists():  # moved, not deleted: a deletion takes time in which neither would be there
+        os.replace(final, replaced)
     os.replace(aside, final)
+    shutil.rmtree(replaced, ignore_errors=True)
     found = list_checkpoints(directory)
     own = found[: found.index(final) + 1]
     for later in found[len(own) :]:

@@ -176,6 +176,15 @@ class RealImages(torch.utils.data.Dataset):
             )
         return self.images(rows[torch.randperm(len(rows), generator=generator)[:n]])
 
+    def require_per_class(self, count: int) -> None:
+        """Raise a `ValueError` that names the smallest class unless every class has `count` images, as `--ipc` asks."""
+        fewest = min(range(self.num_classes), key=lambda label: len(self.class_rows(label)))
+        if len(self.class_rows(fewest)) < count:
+            raise ValueError(
+                f"class {self.class_names[fewest]!r} has {len(self.class_rows(fewest))} training images and --ipc is "
+                f"{count}; expected at least that many in every class: lower --ipc, or choose --classes"
+            )
+
     def subset(self, rows: Tensor | Sequence[int]) -> "RealImages":
         """A view of `rows`, in that order; no pixel is copied."""
         rows = torch.as_tensor(rows, dtype=torch.long)

@@ -26,6 +26,7 @@ def main() -> None:
 
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
+    train.require_per_class(config.ipc)
     experts = train_experts(
         train,
         expert_config,

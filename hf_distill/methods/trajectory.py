@@ -146,12 +146,7 @@ class TrajectoryMatching(Distiller):
     def setup(self) -> DistilledSet:
         """Images from train or noise, class by class, and SGD with momentum on the pixels and on log β."""
         config, train = self.config, self.train
-        fewest = min(range(train.num_classes), key=lambda label: len(train.class_rows(label)))
-        if len(train.class_rows(fewest)) < config.ipc:
-            raise ValueError(
-                f"class {train.class_names[fewest]!r} has {len(train.class_rows(fewest))} training images and --ipc is "
-                f"{config.ipc}; expected at least that many in every class: lower --ipc, or choose --classes"
-            )
+        train.require_per_class(config.ipc)
         labels = torch.arange(train.num_classes).repeat_interleave(config.ipc)
         teacher = self.teacher()
         if config.init == "real":
