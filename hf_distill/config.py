@@ -114,6 +114,7 @@ class DistillConfig:
     eval_nets: int = HfArg(default=3, help="Fresh students trained at each such evaluation.")
     eval_protocol: str = HfArg(default="mtt", help="How students are trained on the set: mtt (the papers'), or quick.")
     eval_seeds: int = HfArg(default=5, help="Students trained for each line of the final table.")
+    eval_full_data: bool = HfArg(default=True, help="Train on all real images too, for the last line of that table.")
     select: str = HfArg(default="best", help="Keep the best step by held-out accuracy, or the last one.")
     report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")

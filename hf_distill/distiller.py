@@ -186,6 +186,7 @@ class Distiller(ABC):
             test,
             self.protocol,
             num_seeds=self.config.eval_seeds,
+            full_data=self.config.eval_full_data,
             seed=self.config.seed,
             accelerator=self.accelerator,
             disable_tqdm=self.config.disable_tqdm,

@@ -149,9 +149,9 @@ class Pool:
 
     def targets(self, source: LabelSource) -> Tensor:
         """What `source` says of all images: classes (R,), or logits (R, K) as float16, which is how they travel."""
-        found = [source(images, self.labels[rows], rows) for rows, images in self.batches()]
-        targets = torch.cat(found).to(self.device)
-        return targets.half() if targets.is_floating_point() else targets
+        found = (source(images, self.labels[rows], rows) for rows, images in self.batches())
+        # Halved batch by batch: for all of ImageNet-1K the float32 logits would take gigabytes.
+        return torch.cat([part.half() if part.is_floating_point() else part for part in found]).to(self.device)
 
 
 def loss_targets(targets: Tensor) -> Tensor:
