@@ -62,11 +62,18 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
     own = found[: found.index(final) + 1]
     for later in found[len(own) :]:
         logger.warning("removing %s: this run went on from an earlier checkpoint", later)
-        shutil.rmtree(later)
+        _remove(later)
     if limit is not None:
         for old in own[:-limit]:
-            shutil.rmtree(old)
+            _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint that is at no moment half there under its name."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.removed.partial")
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside)
 
 
 def find_checkpoint(directory: Path, wanted: str) -> Path | None:
@@ -122,11 +129,13 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
                 f"--output_dir {folder} already holds a run; use --resume_from_checkpoint latest to go on with it, "
                 "--overwrite_output_dir to replace it, or another folder"
             )
+    if (folder / "README.md").exists() and not (folder / ARTIFACT_FILE).exists():
+        raise ValueError(f"--output_dir {folder} holds the README.md of something else; expected another folder")
     if config.resume_from_checkpoint:
         find_checkpoint(folder, config.resume_from_checkpoint)
     elif config.overwrite_output_dir:
         for path in list_checkpoints(folder):
-            shutil.rmtree(path)
+            _remove(path)
     for leftover in folder.glob(".checkpoint-*.partial"):
         shutil.rmtree(leftover)
     folder.mkdir(parents=True, exist_ok=True)

@@ -53,8 +53,10 @@ class DataArguments:
     )
     color: str = HfArg(default="auto", help="rgb, gray, or auto (gray only when every inspected image is gray).")
     classes: list[str] | None = HfArg(default=None, help="Names of the classes to keep, in this order.")
-    max_train_samples: int | None = HfArg(default=None, help="Use this many training images, drawn evenly by seed.")
-    max_test_samples: int | None = HfArg(default=None, help="Use this many test images, drawn evenly by seed.")
+    max_train_samples: int | None = HfArg(
+        default=None, help="Use only so many training images, evenly from all classes."
+    )
+    max_test_samples: int | None = HfArg(default=None, help="Use only so many test images, evenly from all classes.")
     normalization: str = HfArg(default="mean_std", help="mean_std, zca (whitening) or none.")
     mean: list[float] | None = HfArg(default=None, help="Mean per channel in [0, 1]; computed from train if not given.")
     std: list[float] | None = HfArg(default=None, help="Deviation per channel in [0, 1]; computed if not given.")

@@ -6,9 +6,11 @@ finite, updates, logs, selects the best step on held-out images, writes checkpoi
 
 import copy
 import dataclasses
+import hashlib
 import json
 import logging
 import math
+import textwrap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,10 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import find_checkpoint, load_checkpoint, prepare_output_dir, save_checkpoint
+from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .config import DistillConfig, check_choice
 from .data import RealImages
 from .distilled import DistilledSet
@@ -67,10 +67,10 @@ class Distiller(ABC):
     A method gives `paper`, `config_class`, `setup` and `step`. One that does not fit overrides `distill` openly.
 
     Args:
-        config: The hyper-parameters; `output_dir` must be given here (`start_run` does).
+        config: The hyper-parameters; `output_dir` must be given here (`runs.start_run` does).
         train: The images to distil.
         held_out: Part of train that nothing else sees, to select the best step on; without it the last one is kept.
-        accelerator: Processes, device and trackers; one is made from the launcher's environment if not given.
+        accelerator: Processes, device and trackers (`runs.start_run` makes one); a plain one if not given.
     """
 
     paper: ClassVar[Paper]
@@ -92,7 +92,7 @@ class Distiller(ABC):
         self.train = train
         self.held_out = held_out if held_out is not None and len(held_out) else None
         self.protocol = PROTOCOLS[config.eval_protocol]
-        self.accelerator = accelerator or make_accelerator(config)
+        self.accelerator = accelerator or Accelerator()
         self.output_dir = Path(config.output_dir)
         self.distilled: DistilledSet
         self.best = _Best()
@@ -168,11 +168,12 @@ class Distiller(ABC):
                 self._select(done)
             if done % config.save_steps == 0 or done == config.max_steps:
                 self._save(done)
-        if self.best.tensors:
+        keep_best = config.select == "best" and bool(self.best.tensors)
+        if keep_best:
             self._restore(self.best.tensors)
             logger.info("keeping step %d, %.1f %% on held-out images", self.best.step, 100 * self.best.accuracy)
         self.relabel()
-        self.distilled.config["selected_step"] = self.best.step if self.best.tensors else config.max_steps
+        self.distilled.config["selected_step"] = self.best.step if keep_best else config.max_steps
         if config.report_to != "none":
             accelerator.end_training()
         return self.distilled
@@ -207,7 +208,8 @@ class Distiller(ABC):
         first = (step * world + accelerator.process_index) * count
         found = [self.step(first + i) for i in range(count)]
         for parameter in self.distilled.parameters():
-            parameter.grad.div_(count)
+            if count > 1:
+                parameter.grad.div_(count)
             if world > 1:
                 parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
         logs = {key: sum(logs[key] for logs in found) / count for key in found[0]}
@@ -220,7 +222,7 @@ class Distiller(ABC):
         """Take the step, or say in words why it must not be taken: then everything is as it was before."""
         reach = self._reach()
         if not (math.isfinite(logs["loss"]) and reach < MOVE_LIMIT):
-            return f"the loss is {logs['loss']:.4g}, and its gradient would move a pixel by {reach:.4g}"
+            return f"the loss is {logs['loss']:.4g}, and its gradient would move a value by {reach:.4g}"
         log_lr, pixels = self.distilled.log_lr, self.distilled.pixel_values
         if log_lr is not None:
             # An optimizer passes over parameters without a gradient. The learning rate goes first, alone: undoing it
@@ -233,7 +235,7 @@ class Distiller(ABC):
             if not 1 / LR_LIMIT < lr / self.first_lr < LR_LIMIT:
                 with torch.no_grad():
                     log_lr.copy_(before)
-                self.optimizer.state.pop(log_lr)
+                self.optimizer.state.pop(log_lr, None)
                 if momentum is not None:
                     self.optimizer.state[log_lr] = momentum
                 return f"the learned learning rate went from {self.first_lr:.4g} to {lr:.4g}"
@@ -242,11 +244,12 @@ class Distiller(ABC):
 
     def _reach(self) -> float:
         """How far the gradient alone moves the value that it moves most; NaN or infinite where the gradient is."""
-        groups = self.optimizer.param_groups
-        return max(
-            (group["lr"] * parameter.grad.abs().amax().item() for group in groups for parameter in group["params"]),
-            key=lambda move: math.inf if math.isnan(move) else move,
-        )
+        moves = [
+            group["lr"] * torch.linalg.vector_norm(parameter.grad, math.inf).item()
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        return max(moves, key=lambda move: math.inf if math.isnan(move) else move)
 
     def _learning_rates(self) -> str:
         return ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
@@ -304,7 +307,7 @@ class Distiller(ABC):
                 "step": step,
                 "config": dataclasses.asdict(self.config),
                 "draws_per_step": self._draws_per_step,
-                "source": {key: self.train.provenance.get(key) for key in SOURCE},
+                "identity": self._identity(),
                 "best_step": self.best.step,
                 "best_accuracy": self.best.accuracy,
             }
@@ -315,6 +318,19 @@ class Distiller(ABC):
     @property
     def _draws_per_step(self) -> int:
         return self.accelerator.num_processes * self.config.gradient_accumulation_steps
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued, as JSON types: the images and what is imitated."""
+        train, config = self.train, self.distilled.config
+        identity = {
+            "dataset": {key: train.provenance.get(key) for key in SOURCE},
+            "classes": train.class_names,
+            "images": [len(train), hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()[:16]],
+            "preprocessing": train.preprocessing.fingerprint(),
+            **{key: config[key] for key in ("student", "dsa_strategy") if key in config},
+            "experts": {key: value for key, value in config.get("experts", {}).items() if key != "source"},
+        }
+        return json.loads(json.dumps(identity))
 
     def _resume(self) -> int:
         """Load the checkpoint that the config asks for, and return the step to go on with."""
@@ -350,12 +366,13 @@ class Distiller(ABC):
                     f"{folder} holds {found} for {name} and this run has {tuple(parameter.shape)}; expected a "
                     "checkpoint of the same dataset, resolution and --ipc: use another --output_dir for another run"
                 )
-        source = {key: self.train.provenance.get(key) for key in SOURCE}
-        if state["source"] != source:
-            raise ValueError(
-                f"{folder} was made from {state['source']} and this run reads {source}; expected the same images: "
-                "give the dataset and revision of the first run, or use another --output_dir"
-            )
+        for key, value in self._identity().items():
+            if state["identity"].get(key) != value:
+                was, now = (textwrap.shorten(str(it), 100) for it in (state["identity"].get(key), value))
+                raise ValueError(
+                    f"{folder} is of another run: its {key} is {was} and here it is {now}; resume with the flags of "
+                    "the first run, or use another --output_dir"
+                )
         before, now = state["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
         changed = [
             f"{name} {before.get(name)} -> {value}"
@@ -366,43 +383,3 @@ class Distiller(ABC):
             changed.append(f"processes x accumulation {state['draws_per_step']} -> {self._draws_per_step}")
         if changed:
             logger.warning("going on with other settings than %s was made with: %s", folder, "; ".join(changed))
-
-
-def make_accelerator(config: DistillConfig) -> Accelerator:
-    """An Accelerator from the launcher's environment, with the tracker that `--report_to` names.
-
-    Raises:
-        ValueError: The tracker's package is not installed.
-    """
-    if config.report_to == "none":
-        return Accelerator()
-    # Asked beforehand, for Accelerate leaves out a tracker that is not installed and goes on.
-    if config.report_to not in [str(tracker) for tracker in get_available_trackers()]:
-        raise ValueError(
-            f"--report_to {config.report_to} is not available; install it with `pip install {config.report_to}`, or "
-            "use --report_to none"
-        )
-    return Accelerator(log_with=config.report_to, project_dir=config.output_dir or "outputs")
-
-
-def start_run(config: DistillConfig, name: str) -> tuple[DistillConfig, Accelerator]:
-    """The config with its output folder made, and the accelerator: how every recipe begins. All processes call it.
-
-    Args:
-        config: As parsed.
-        name: Of the folder under `outputs/` where `--output_dir` is not given.
-
-    Raises:
-        ValueError: The folder is taken, the protocol is unknown, or a tracker is not installed.
-    """
-    check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))  # now, not after hours of expert training
-    folders: list[Any] = [None]
-    # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
-    if Accelerator().is_main_process:
-        folders[0] = str(prepare_output_dir(config, name))
-    config = dataclasses.replace(config, output_dir=broadcast_object_list(folders)[0])
-    accelerator = make_accelerator(config)
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("hf_distill").setLevel(level)
-    return config, accelerator

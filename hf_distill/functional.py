@@ -16,9 +16,6 @@ class FlatModel:
 
     Args:
         module: The architecture; it is copied, and its own parameter values do not matter.
-
-    Raises:
-        ValueError: The module has buffers that change its output and are no part of its parameters.
     """
 
     def __init__(self, module: nn.Module) -> None:

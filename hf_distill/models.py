@@ -151,7 +151,7 @@ class StudentSpec:
         if cfg is not None and cfg.fixed_input_size:
             kwargs["img_size"] = self.img_size
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
             return timm.create_model(self.name, num_classes=self.num_classes, in_chans=self.in_chans, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

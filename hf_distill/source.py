@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,13 @@ from .config import DataArguments
 from .digits import digits_folder
 from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, decode_table, plan_for, rows_in_chunk
 
-__all__ = ["Source", "one_process_at_a_time", "split_names"]
+__all__ = ["Source", "folder_revision", "one_process_at_a_time", "split_names"]
 
 logger = logging.getLogger(__name__)
+
+NOT_TOLD = ("dataset_name", "dataset_streaming", "num_proc")
+
+OPENED = 1000  # files of a folder; of more only names, sizes and times are read
 
 LABEL_NAMES = ("label", "labels", "class", "target")
 
@@ -69,7 +73,14 @@ class Source:
         return _where(self.split, self.name)
 
     @classmethod
-    def open(cls, args: DataArguments, split: str, target: Target, class_names: list[str] | None = None) -> "Source":
+    def open(
+        cls,
+        args: DataArguments,
+        split: str,
+        target: Target,
+        class_names: list[str] | None = None,
+        revision: str | None = None,
+    ) -> "Source":
         """Find the split, its columns and its classes.
 
         Args:
@@ -77,10 +88,13 @@ class Source:
             split: Which split.
             target: What images are to become.
             class_names: Classes that are already numbered: labels are mapped to them by name.
+            revision: What `folder_revision` says of a local folder, where it was asked already.
 
         Raises:
             ValueError: One line on what is wrong, what was expected and what to do.
         """
+        # Reading needs no lock, and a long list of files must not make processes wait in a row.
+        revision = revision or folder_revision(args)
         with one_process_at_a_time(args):
             splits, read = _load(args)
             name = _name(args)
@@ -92,7 +106,7 @@ class Source:
             if splits[split] == 0:
                 raise ValueError(_empty(_where(split, name)))
             data = read(split)
-            provenance = _provenance(args, split, data)
+            provenance = _provenance(args, split, data, revision)
             features = data.features
             if features is None:
                 features = data._resolve_features().features
@@ -428,7 +442,8 @@ def _order_classes(
         order = numbered
     else:
         order = names if classes is None else classes
-        unknown = [name for name in order if name not in set(names)]
+        known = set(names)
+        unknown = [name for name in order if name not in known]
         if unknown:
             raise ValueError(
                 f"--classes {unknown[0]}: {where} has no such class{_did_you_mean(unknown[0], names)}; "
@@ -461,8 +476,10 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _provenance(args: DataArguments, split: str, data: Dataset | IterableDataset) -> dict[str, Any]:
-    """Where the images come from, for cards and caches."""
+def _provenance(
+    args: DataArguments, split: str, data: Dataset | IterableDataset, revision: str | None
+) -> dict[str, Any]:
+    """Where the images come from, for cards and caches; `revision` is that of a folder."""
     provenance: dict[str, Any] = {
         "name": _name(args),
         "config": args.dataset_config,
@@ -471,10 +488,12 @@ def _provenance(args: DataArguments, split: str, data: Dataset | IterableDataset
         "license": data.info.license or None,
         "gated": False,
         "homepage": data.info.homepage or None,
+        # How to read the same images again. No path: that is of this machine, and `name` says what it can.
+        "arguments": {key: value for key, value in asdict(args).items() if key not in NOT_TOLD},
     }
-    folder = digits_folder() if args.dataset_name is None else Path(args.dataset_name).expanduser()
+    folder = _folder(args)
     if folder.is_dir():
-        provenance["revision"] = _folder_hash(folder)
+        provenance["revision"] = revision
         if (folder / "README.md").is_file():
             card = metadata_load(folder / "README.md") or {}
             provenance.update({key: card[key] for key in ("license", "homepage") if card.get(key)})
@@ -495,12 +514,31 @@ def _provenance(args: DataArguments, split: str, data: Dataset | IterableDataset
     return provenance
 
 
-def _folder_hash(folder: Path) -> str:
-    """A hash of names, sizes and first kilobytes of all files: quick, and different when the data are."""
+def _folder(args: DataArguments) -> Path:
+    return digits_folder() if args.dataset_name is None else Path(args.dataset_name).expanduser()
+
+
+def folder_revision(args: DataArguments) -> str | None:
+    """A hash that is another when the files of a local dataset are others; None for a Hub dataset.
+
+    Of names, sizes and first kilobytes: the same for a copy. A folder of more than 1,000 files, which would take
+    minutes to open, is told by names, sizes and times of change.
+    """
+    folder = _folder(args)
+    if not folder.is_dir():
+        return None
+    files = []
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        paths = (os.path.join(place, name) for name in names if not name.startswith("."))
+        files += [path for path in paths if os.path.isfile(path)]
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            with path.open("rb") as file:
-                digest.update(f"{name.as_posix()} {path.stat().st_size} ".encode() + file.read(4096))
+    for path in sorted(files, key=lambda path: path.split(os.sep)):
+        status = os.stat(path)
+        digest.update(f"{path[len(str(folder)) + 1 :].replace(os.sep, '/')} {status.st_size} ".encode())
+        if len(files) > OPENED:
+            digest.update(f"{status.st_mtime_ns} ".encode())
+        else:
+            with open(path, "rb") as file:
+                digest.update(file.read(4096))
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from hf_distill import RealImages
 from hf_distill.config import DataArguments, parse_args
-from hf_distill.distiller import DistillationDiverged, start_run
+from hf_distill.distiller import DistillationDiverged
 from hf_distill.experts import ExpertConfig, experts_folder, train_experts
 from hf_distill.methods import MTT, MTTConfig
+from hf_distill.runs import start_run
 
 DEMO = Path(__file__).parent / "configs" / "mtt" / "digits-ipc1.yaml"
 
@@ -39,6 +40,8 @@ def main() -> None:
     )
     mtt = MTT(config, train, experts, held_out=held_out, accelerator=accelerator)
     distilled = mtt.distill()
+    if accelerator.is_main_process:
+        distilled.save_pretrained(config.output_dir)  # before the table, which can take longer than the distillation
     report = mtt.evaluate(test)
     if accelerator.is_main_process:
         folder = distilled.save_pretrained(config.output_dir)

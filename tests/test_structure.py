@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 # From the roof to the cellar; a file imports from its own room and from those below.
 ROOMS = [
     {"methods"},
-    {"distiller", "checkpoints"},
+    {"distiller", "checkpoints", "runs"},
     {"evaluation", "students", "coresets", "metrics"},
     {"distilled", "experts", "trajectories", "projector", "labels"},
     {"hub"},

@@ -14,8 +14,8 @@ The loss is MTT's (see `methods.trajectory`); two things are new:
 Differs from the authors' code, beside what `methods.trajectory` lists:
 - The gradient is exact by default. Theirs drops how a pixel moves the later steps (γ = 0), and their images get half of
   even that: the factor 2 of the formula is applied to the wrong element of a tuple. So their `lr_img` is ours halved.
-- Published labels are the mean logits of several fully trained experts, made once from the final images. Theirs are
-  those of whichever expert was drawn last, one update late.
+- Published labels are the mean logits of several experts after their last epoch, made once from the final images.
+  Theirs are those of whichever expert was drawn last, one update late.
 - `--label teacher` assigns these labels throughout, so that the images are trained on with the labels that they are
   published with. The paper's own assignment is `--label expert`.
 - Real images to start from are, with soft labels, some that the teacher classifies correctly.
@@ -41,7 +41,7 @@ class TeslaConfig(TrajectoryConfig):
     label: str = HfArg(
         default="expert",
         help="Labels while distilling. expert: by the expert that is imitated (the paper's); teacher: those that are "
-        "published, by several fully trained experts; hard: the classes, and no soft labels are published.",
+        "published, by several experts after their last epoch; hard: the classes, and no soft labels are published.",
     )
     label_experts: int = HfArg(default=4, help="Experts whose mean logits are the published soft labels.")
     curvature: float = HfArg(default=1.0, help="1: the exact gradient; 0: the authors' truncation; between: damped.")

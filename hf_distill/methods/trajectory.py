@@ -95,6 +95,11 @@ class TrajectoryMatching(Distiller):
         accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__(config, train, held_out=held_out, accelerator=accelerator)
+        if self.accelerator.mixed_precision == "fp16":
+            raise ValueError(
+                "--mixed_precision fp16 loses small gradients of gradients, and scaling the loss does not reach them; "
+                "use bf16 or no"
+            )
         experts.check_matches(train)
         if experts.num_epochs < config.expert_epochs_needed:
             raise ValueError(

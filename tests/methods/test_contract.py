@@ -221,6 +221,44 @@ def test_a_run_that_diverges_says_what_to_lower_and_keeps_the_last_good_state(ru
     assert not (folder / "README.md").exists()
 
 
+def test_a_diverging_learning_rate_stops_a_run_without_momentum_too(runs):
+    if not {"lr_lr", "mom_img"} <= runs.known:
+        pytest.skip(f"{runs.name} has no --lr_lr or no --mom_img")
+    folder = runs.home / "diverged without momentum"
+    stopped = runs.start(folder, lr_lr=10, mom_img=0)
+    assert stopped.status == [1]
+    assert "learned learning rate went" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert list(folder.glob("checkpoint-*"))
+
+
+# Continuing what cannot be continued
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"normalization": "none"}, ("preprocessing",)),
+        ({"validation_fraction": 0.3}, ("images",)),
+        ({"max_train_samples": 150}, ("images",)),
+        ({"student_width": 4}, ("student",)),
+        ({"num_experts": 3}, ("experts",)),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_a_checkpoint_of_other_images_or_experts_is_refused(runs, flags, named):
+    if not flags.keys() <= runs.known:
+        pytest.skip(f"{runs.name} has no such flag")
+    folder = runs.home / f"other {next(iter(flags))}"
+    runs.finish(folder, max_steps=3)
+    kept = sorted(path.name for path in folder.iterdir())
+    stopped = runs.start(folder, resume_from_checkpoint="latest", **flags)
+    assert stopped.status == [1], stopped.err
+    (line,) = [line for line in stopped.err.splitlines() if line.startswith("error:")]
+    assert any(word in line for word in named)
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
 # Selecting
 
 # What selection is told, in turn.
@@ -249,6 +287,11 @@ def test_the_first_of_the_best_steps_on_held_out_images_is_kept(runs, whole, acc
 
 
 def test_without_selection_or_held_out_images_the_last_step_is_kept_and_nothing_is_asked(runs, tmp_path):
+    resumed = tmp_path / "resumed"
+    runs.finish(resumed, max_steps=3)  # this one selects, and what it remembers is in its checkpoint
+    done = runs.start(resumed, before=SAID.format(accuracies=[]), select="last", resume_from_checkpoint="latest")
+    assert done.status == [0], done.err
+    assert DistilledSet.from_pretrained(resumed).config["selected_step"] == 6
     for number, flags in enumerate(({"select": "last"}, {"validation_fraction": 0})):
         folder = tmp_path / str(number)
         done = runs.start(folder, before=SAID.format(accuracies=[]), **flags)
