@@ -4,11 +4,12 @@ Every set is trained on with the method's labels and with hard labels, several s
 learning rate of each is chosen on a held-out part of train: what chooses is never given the test images.
 
 A number is a function of (seed, set, labels, student, number of the network): neither the processes that share the
-work nor the other rows of the report change it.
+work nor the other rows of the report change it, with one exception that the report names: what herding and k-center
+compare images by comes from a network trained on all of them, and where full data is left out from their pixels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,7 @@ __all__ = [
     "accuracy",
     "evaluate_distilled",
     "made_for",
+    "real_pool",
     "student_name",
     "topk_accuracy",
     "train_student",
@@ -191,12 +193,14 @@ def evaluate_distilled(
         seed: The one seed.
         accelerator: Processes and device.
         baselines: Which of `BASELINES`.
-        full_data: Also train on all of `train`. Herding and k-center then compare images by what the first of these
-            networks has before its logits; without it they compare pixels.
+        full_data: Also train on all of `train`. Herding and k-center then compare images by what such a network has
+            before its logits: the student that the set was made for, whatever the `students` (the first of them where
+            the set names none). Without it they compare pixels.
         disable_tqdm: No progress bars.
 
     Returns:
-        One row for each set, kind of labels and student. `meta` holds the learning rates.
+        One row for each set, kind of labels and student. `meta` holds for each of them the learning rate and the
+        epochs, and what herding and k-center compared images by.
 
     Raises:
         ValueError: The data are not those of the set, a class has too few images, or a student does not fit.
@@ -215,8 +219,8 @@ def evaluate_distilled(
     if baselines:
         _check_enough(train, counts)
 
-    train_pool, test_pool = (_real_pool(distilled, real, accelerator) for real in (train, test))
-    held_out_pool = None if held_out is None else _real_pool(distilled, held_out, accelerator)
+    train_pool, test_pool = (real_pool(distilled, real, accelerator) for real in (train, test))
+    held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
     trainer = _Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
     targets = {"hard": train_pool.labels}
     if distilled.teacher is not None and (baselines or full_data):
@@ -232,20 +236,27 @@ def evaluate_distilled(
     def test_accuracy(index: int, number: int, model: nn.Module) -> float:
         return accuracy(model, test_pool)
 
-    def test_and_choose(index: int, number: int, model: nn.Module) -> tuple[float, dict[str, Tensor] | None]:
-        guide = index == 0 and number == 0  # the first student, hard labels
-        chosen = coresets(train, train_pool, counts, greedy, model) if guide else None
-        return accuracy(model, test_pool), chosen
+    def test_or_choose(index: int, number: int, model: nn.Module) -> tuple[float | None, dict[str, Tensor] | None]:
+        chosen = coresets(train, train_pool, counts, greedy, model) if (index, number) == (guide_index, 0) else None
+        return (test_accuracy(index, number, model) if index < reported else None), chosen
 
     greedy = [name for name in baselines if name != "random"]
     everything = torch.arange(len(train))
+    guide = (made_for(distilled) or specs[0]) if full_data else None
     cases, lrs, accuracies = [], [], []
-    if full_data:
+    if guide is not None:
         cases = real_cases("full data", everything.expand(num_seeds, -1), everything, protocol.full_data_epochs)
+        reported = len(cases)
+        if greedy and guide not in specs:
+            cases.append(
+                replace(cases[0], labels="hard", spec=guide, targets=targets["hard"], rows=everything.expand(1, -1))
+            )
+        guide_index = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
         lrs = trainer.choose(cases)
-        found = trainer.train(cases, lrs, test_and_choose)
-        accuracies = [[measured for measured, _ in students] for students in found]
-        subsets = found[0][0][1]
+        found = trainer.train(cases, lrs, test_or_choose)
+        accuracies = [[measured for measured, _ in students] for students in found[:reported]]
+        cases, lrs = cases[:reported], lrs[:reported]
+        subsets = {} if guide_index is None else found[guide_index][0][1]
     else:
         subsets = coresets(train, train_pool, counts, greedy, None)
 
@@ -258,12 +269,13 @@ def evaluate_distilled(
             small += real_cases(name, subsets[name].expand(num_seeds, -1), subsets[name], protocol.epochs)
     small_lrs = trainer.choose(small)
     accuracies += trainer.train(small, small_lrs, test_accuracy)
-    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer)
+    compared = "pixels" if guide is None else f"features of {student_name(guide)}, trained on full data"
+    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared if greedy else None)
 
 
 def validation_accuracy(
     distilled: DistilledSet,
-    held_out: RealImages,
+    held_out: RealImages | Pool,
     protocol: EvalProtocol,
     num_nets: int,
     seed: int,
@@ -272,12 +284,13 @@ def validation_accuracy(
     """Mean accuracy in [0, 1] on held-out images of fresh students of the set; all processes call it and get it.
 
     They are the students that the set is made for, with its own labels and its learned learning rate, else the first
-    of the protocol.
+    of the protocol. Whoever calls it again and again gives `real_pool(distilled, held_out, accelerator)`, so that the
+    images are read once.
 
     Raises:
         ValueError: The configuration of the set names no student.
     """
-    pool = _real_pool(distilled, held_out, accelerator)
+    pool = held_out if isinstance(held_out, Pool) else real_pool(distilled, held_out, accelerator)
     # Streams of their own: the students that select a step are not those that report on it.
     trainer = _Trainer(accelerator, protocol, derive_seed(seed, "validation"), None, disable_tqdm=True)
     own = _distilled_cases(distilled, _student_specs(distilled, None), protocol, num_nets, accelerator.device)[:1]
@@ -305,7 +318,7 @@ def _student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec
     return specs
 
 
-def _real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerator) -> Pool:
+def real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerator) -> Pool:
     """Real images as the students of `distilled` see them."""
     return Pool(real, real.labels, preprocessing=distilled.preprocessing, device=accelerator.device)
 
@@ -364,7 +377,11 @@ def _distilled_cases(
 
 
 def _report(
-    cases: Sequence[_Case], lrs: Sequence[float], accuracies: Sequence[list[float]], trainer: _Trainer
+    cases: Sequence[_Case],
+    lrs: Sequence[float],
+    accuracies: Sequence[list[float]],
+    trainer: _Trainer,
+    compared: str | None,
 ) -> EvalReport:
     protocol, device = trainer.protocol.name, trainer.accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -372,7 +389,10 @@ def _report(
     for case, lr, found in zip(cases, lrs, accuracies, strict=True):
         student = student_name(case.spec)
         report.rows.append(EvalRow(case.set, case.labels, student, protocol, case.rows.shape[1], found, name))
-        used = {"seed": trainer.seed, "dsa_strategy": trainer.protocol.dsa_strategy, "learning_rates": {}}
+        used = {"seed": trainer.seed, "dsa_strategy": trainer.protocol.dsa_strategy, "learning_rates": {}, "epochs": {}}
+        if compared is not None:
+            used["coresets_compare"] = compared
         context = report.meta.setdefault(f"{protocol}, {student}", used)
-        context["learning_rates"][f"{case.set}, {case.labels} labels"] = lr
+        row = f"{case.set}, {case.labels} labels"
+        context["learning_rates"][row], context["epochs"][row] = lr, case.epochs
     return report

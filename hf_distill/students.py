@@ -1,7 +1,8 @@
 """Students: networks trained from scratch on a small set under a protocol, and tested.
 
 A student is a function of its seed. Small ConvNets train side by side, as rows of one parameter matrix; anything else
-that timm has trains one after another. No step waits for the host, and there is no work per image in Python.
+that timm has trains one after another. What steps need of the host goes to the device in one copy for many steps of a
+small set, from pinned memory, and nothing is read back before the end; there is no work per image in Python.
 """
 
 import math
@@ -88,9 +89,11 @@ PROTOCOLS = {
         EvalProtocol(
             "quick",
             epochs=200,
-            full_data_epochs=10,
+            full_data_epochs=30,
+            batch_size=128,
             lrs=(0.03, 0.01, 0.1),
-            source="This library's, for small images on a CPU.",
+            source="This library's, for small images on a CPU: on all of scikit-learn's digits convnet_d2 of width 32 "
+            "reaches 99.0 % in the 3 s of 30 epochs, and with many more, in batches of 256, 99.4 % to 100 %.",
         ),
     )
 }
@@ -119,7 +122,7 @@ class Pool:
     ) -> None:
         self.device = torch.device(device)
         self.labels = labels.to(self.device)
-        self.preprocessing = preprocessing
+        self.preprocessing = None if preprocessing is None else preprocessing.to(self.device)
         self.shape: tuple[int, int, int] = tuple(images.shape[-3:])
         if isinstance(images, Tensor):
             self.source: Tensor | RealImages = images.detach().to(self.device)
@@ -137,9 +140,9 @@ class Pool:
     def images(self, rows: Tensor) -> Tensor:
         """What a network sees of `rows` (n,), which are on the CPU: a new tensor (n, C, H, W) float32."""
         if isinstance(self.source, Tensor):
-            images = self.source[rows.to(self.device)]
+            images = self.source[_upload(rows, self.device)]
         else:
-            images = self.source.uint8(rows).to(self.device)
+            images = _upload(self.source.uint8(rows), self.device)
         return images if self.preprocessing is None else self.preprocessing(images)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -152,6 +155,11 @@ class Pool:
         found = (source(images, self.labels[rows], rows) for rows, images in self.batches())
         # Halved batch by batch: for all of ImageNet-1K the float32 logits would take gigabytes.
         return torch.cat([part.half() if part.is_floating_point() else part for part in found]).to(self.device)
+
+
+def _upload(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`; the host does not wait for the copy."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def loss_targets(targets: Tensor) -> Tensor:
@@ -368,7 +376,7 @@ def _prepared(pool: Pool, targets: Tensor, plan: Sequence[_Step]) -> Iterator[tu
     if not plan:
         return
     rows = torch.cat([batch.flatten() for _, _, batch, _ in plan])
-    images, wanted = pool.images(rows), loss_targets(targets[rows.to(pool.device)])
+    images, wanted = pool.images(rows), loss_targets(targets[_upload(rows, pool.device)])
     parts: dict[str, list[tuple[Tensor, DsaParams]]] = {}
     start = 0
     for _, _, batch, drawn in plan:
@@ -379,9 +387,9 @@ def _prepared(pool: Pool, targets: Tensor, plan: Sequence[_Step]) -> Iterator[tu
     for operation, drawn in parts.items():
         if operation == "none":
             continue
-        where = torch.cat([positions for positions, _ in drawn]).to(pool.device)
+        where = _upload(torch.cat([positions for positions, _ in drawn]), pool.device)
         names = drawn[0][1].values
-        values = {name: torch.cat([params.values[name] for _, params in drawn]) for name in names}
+        values = {name: _upload(torch.cat([params.values[name] for _, params in drawn]), pool.device) for name in names}
         images[where] = DSA.apply(images[where], DsaParams(operation, values))
     start = 0
     for factor, reset, batch, _ in plan:

@@ -9,7 +9,7 @@ go into `results.json` and the card of a local folder, beside those that are the
 
 import logging
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -48,31 +48,30 @@ class EvaluateArguments:
 
 
 def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
-    """`given`, with the source that the set names where none is given, and with the classes and size of the set."""
+    """How to read again what the set was made of, with its classes and size; flags off their default in `given` win."""
     source = distilled.config.get("source") or {}
+    name = source.get("name")
+    if given.dataset_name is None and name != "digits" and "/" not in (name or ""):
+        raise ValueError(f"the set was made of {name!r}, no Hub name; say where it is: --dataset_name PATH")
+    defaults = asdict(DataArguments())
+    explicit = {key: value for key, value in asdict(given).items() if value != defaults[key]}
+    # Older sets have no "arguments", only what stands beside them.
+    recorded = {key: value for key, value in source.get("arguments", {}).items() if key in defaults}
+    recorded["dataset_config"] = source.get("config")
+    recorded["dataset_train_split"] = source.get("split") or defaults["dataset_train_split"]
+    recorded["dataset_revision"] = None  # of one repository, and means nothing anywhere else
+    if "/" in (name or "") and given.dataset_name in (None, name):
+        recorded |= {"dataset_name": name, "dataset_revision": source.get("revision")}
     channels, height, width = distilled.pixel_values.shape[1:]
-    found = replace(
-        given,
-        classes=distilled.class_names,
-        resolution=[height, width],
-        color="gray" if channels == 1 else "rgb",
-        normalization="none",  # the set brings its own
-        mean=None,
-        std=None,
-    )
-    if given.dataset_name is not None or source.get("name") == "digits":
-        return found
-    if "/" not in source.get("name", ""):
-        raise ValueError(
-            f"the set was made of {source.get('name')!r}, no Hub name; say where it is: --dataset_name PATH"
-        )
-    return replace(
-        found,
-        dataset_name=source["name"],
-        dataset_config=given.dataset_config or source.get("config"),
-        dataset_revision=given.dataset_revision or source.get("revision"),
-        dataset_train_split=source.get("split") or given.dataset_train_split,
-    )
+    of_the_set = {
+        "classes": distilled.class_names,
+        "resolution": [height, width],
+        "color": "gray" if channels == 1 else "rgb",
+        "normalization": "none",  # the set brings its own
+        "mean": None,
+        "std": None,
+    }
+    return DataArguments(**{**recorded, **explicit, **of_the_set})
 
 
 def main() -> None:
@@ -81,7 +80,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
 
     distilled = DistilledSet.from_pretrained(args.distilled_dataset, revision=args.distilled_revision)
-    train, test = RealImages.train_and_test(source_arguments(distilled, data_args))
+    data_args = source_arguments(distilled, data_args)
+    train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
 
     protocol = PROTOCOLS[args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol", "mtt")]
@@ -113,5 +113,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

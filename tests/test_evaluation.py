@@ -16,13 +16,14 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from hf_distill import evaluation as evaluation_module
 from hf_distill import students as students_module
 from hf_distill.augment import DSA
 from hf_distill.config import DataArguments
 from hf_distill.coresets import coresets, herding, k_center, random_rows
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
-from hf_distill.evaluation import PROTOCOLS, EvalProtocol, evaluate_distilled, validation_accuracy
+from hf_distill.evaluation import PROTOCOLS, EvalProtocol, evaluate_distilled, real_pool, validation_accuracy
 from hf_distill.functional import FlatModel
 from hf_distill.hub import EvalReport
 from hf_distill.labels import TeacherLabels
@@ -458,6 +459,44 @@ def test_rows_do_not_depend_on_the_other_rows(data, accelerator):
     assert alone.rows[0] in beside.rows
 
 
+def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_tested(data, accelerator, monkeypatch):
+    guides = []
+
+    def spy(*args) -> dict[str, torch.Tensor]:
+        guides.append(args[-1])
+        chosen.append(coresets(*args))
+        return chosen[-1]
+
+    monkeypatch.setattr(evaluation_module, "coresets", spy)
+    deeper = replace(SPEC, name="convnet_d2", kwargs={"width": 4})
+    chosen: list[dict[str, torch.Tensor]] = []
+    for students in ([SPEC], [SPEC, deeper], [deeper, SPEC], [deeper]):
+        report = evaluated(data, accelerator=accelerator, students=students)
+        assert {row.student.split()[0] for row in report.rows} == {spec.name for spec in students}
+        assert len(report.rows) == 5 * len(students)
+        for context in report.meta.values():
+            assert context["coresets_compare"] == "features of convnet_d1 width=8, trained on full data"
+    assert len(guides) == 4
+    shapes = [p.shape for p in SPEC.build(0).parameters()]
+    assert all([p.shape for p in guide.parameters()] == shapes for guide in guides)
+    for subset in chosen[1:]:
+        assert all(torch.equal(subset[name], chosen[0][name]) for name in ("herding", "k-center"))
+
+
+def test_without_full_data_the_report_says_that_coresets_compare_pixels(data, accelerator):
+    (context,) = evaluated(data, accelerator=accelerator, full_data=False).meta.values()
+    assert context["coresets_compare"] == "pixels"
+
+
+def test_the_report_says_how_long_each_row_trained(data, accelerator):
+    (context,) = evaluated(data, accelerator=accelerator, baselines=["random"]).meta.values()
+    assert context["epochs"] == {
+        "full data, hard labels": 2,
+        "random, hard labels": 6,
+        "distilled, hard labels": 6,
+    }
+
+
 def _evaluate_on_each(data, teacher, folder: str) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, which the fork brought along
     accelerator = Accelerator(cpu=True)
@@ -489,18 +528,31 @@ def test_a_set_evaluates_identically_after_it_was_saved_and_loaded(data, teacher
     assert first == second
 
 
-def test_validation_is_the_mean_over_fresh_students_of_the_set(data, teacher, accelerator):
+def test_validation_is_the_mean_over_fresh_students_of_the_set(data, teacher, accelerator, monkeypatch):
     train, held_out, _ = data
-    distilled = distilled_set(train, teacher)
-    pool = Pool(held_out, held_out.labels, preprocessing=train.preprocessing)
-    images, soft = distilled.pixel_values.detach(), distilled.soft_labels
-    seeds = [
-        derive_seed(derive_seed(0, "validation"), "student", "distilled", "soft", "convnet_d1 width=8", number)
-        for number in range(3)
-    ]
-    lr = distilled.lr.item()
-    expected = [accuracy(train_student(images, soft, SPEC, TINY, lr=lr, seed=seed), pool) for seed in seeds]
-    assert validation_accuracy(distilled, held_out, TINY, 3, 0, accelerator) == pytest.approx(np.mean(expected))
+    said, heard = iter([0.2, 0.4, 0.9]), []
+
+    def measure(student: nn.Module, pool: Pool) -> float:
+        heard.append((torch.cat([p.flatten() for p in parameters(student)]), pool))
+        return next(said)
+
+    monkeypatch.setattr(evaluation_module, "accuracy", measure)
+    found = validation_accuracy(distilled_set(train, teacher), held_out, TINY, 3, 0, accelerator)
+    assert found == pytest.approx(0.5)
+    students = torch.stack([theta for theta, _ in heard])
+    assert students.shape == (3, sum(p.numel() for p in SPEC.build(0).parameters()))
+    assert len(students.unique(dim=0)) == 3
+    assert all(torch.equal(pool.labels, held_out.labels) for _, pool in heard)
+
+
+def test_held_out_images_that_are_on_the_device_already_are_not_read_again(data, accelerator, monkeypatch):
+    train, held_out, _ = data
+    distilled = distilled_set(train)
+    pool = real_pool(distilled, held_out, accelerator)
+    expected = validation_accuracy(distilled, held_out, TINY, 2, 0, accelerator)
+    monkeypatch.delattr(RealImages, "resident")
+    monkeypatch.delattr(RealImages, "uint8")
+    assert validation_accuracy(distilled, pool, TINY, 2, 0, accelerator) == expected
 
 
 def test_a_set_that_names_no_student_needs_one(data, accelerator):
@@ -555,4 +607,92 @@ def test_the_recipe_says_in_one_line_what_is_wrong(flags, words, monkeypatch, ca
 def test_a_set_made_of_a_local_folder_asks_where_the_folder_is(data, tmp_path, monkeypatch):
     folder = distilled_set(data[0], source={"name": "my_folder"}).save_pretrained(tmp_path / "set")
     with pytest.raises(SystemExit, match="'my_folder', no Hub name; say where it is: --dataset_name PATH"):
+        run_recipe(monkeypatch, "--distilled_dataset", str(folder))
+
+
+def read_again(distilled: DistilledSet, **given) -> DataArguments:
+    return runpy.run_path(str(RECIPE))["source_arguments"](distilled, DataArguments(**given))
+
+
+MADE_WITH = {
+    "dataset_config": None,
+    "dataset_revision": "main",
+    "dataset_train_split": "train",
+    "dataset_test_split": "validation",
+    "image_column_name": "img",
+    "label_column_name": "fine_label",
+    "resolution": [8],
+    "color": "auto",
+    "classes": None,
+    "max_train_samples": 150,
+    "max_test_samples": None,
+    "normalization": "zca",
+    "mean": None,
+    "std": None,
+    "zca_eps": 0.2,
+    "validation_fraction": 0.2,
+}
+
+
+def test_the_source_is_read_as_it_was_for_the_set_and_flags_win(data):
+    source = {"name": "org/images", "config": None, "split": "train", "revision": "abc", "arguments": MADE_WITH}
+    distilled = distilled_set(data[0], source=source)
+    found = read_again(distilled)
+    assert (found.dataset_name, found.dataset_revision, found.dataset_test_split) == ("org/images", "abc", "validation")
+    assert (found.image_column_name, found.label_column_name) == ("img", "fine_label")
+    assert (found.max_train_samples, found.validation_fraction) == (150, 0.2)
+    assert (found.normalization, found.resolution, found.color) == ("none", [8, 8], "gray")
+    flags = {
+        "label_column_name": "coarse_label",
+        "dataset_train_split": "all",
+        "dataset_revision": "v2",
+        "validation_fraction": 0.3,
+    }
+    found = read_again(distilled, **flags)
+    assert {key: getattr(found, key) for key in flags} == flags
+    assert found.image_column_name == "img"
+
+
+def test_a_copy_of_the_source_elsewhere_has_its_columns_and_not_its_revision(data):
+    source = {"name": "org/images", "config": None, "split": "train", "revision": "abc", "arguments": MADE_WITH}
+    found = read_again(distilled_set(data[0], source=source), dataset_name="/data/images")
+    assert (found.dataset_name, found.dataset_revision) == ("/data/images", None)
+    assert (found.label_column_name, found.dataset_test_split) == ("fine_label", "validation")
+
+
+def test_a_set_of_before_the_arguments_were_recorded_is_read_by_name_and_revision(data):
+    source = {"name": "org/images", "config": "small", "split": "all", "revision": "abc"}
+    found = read_again(distilled_set(data[0], source=source), max_train_samples=90)
+    assert (found.dataset_name, found.dataset_config, found.dataset_revision) == ("org/images", "small", "abc")
+    assert (found.dataset_train_split, found.max_train_samples, found.validation_fraction) == ("all", 90, 0.1)
+
+
+def test_the_recipe_holds_out_the_images_that_the_set_was_selected_on(tmp_path, monkeypatch):
+    arguments = DataArguments(max_train_samples=150, max_test_samples=50, validation_fraction=0.2)
+    rest, held_out = RealImages.train_and_test(arguments)[0].split(0.2, seed=0)
+    source = {"name": "digits", "arguments": {"max_train_samples": 150, "validation_fraction": 0.2}}
+    folder = distilled_set(rest, source=source).save_pretrained(tmp_path / "set")
+    given = []
+
+    def remember(distilled, train, held_out, *args, **kwargs) -> EvalReport:
+        given.extend([train, held_out])
+        return EvalReport()
+
+    monkeypatch.setattr(evaluation_module, "evaluate_distilled", remember)
+    run_recipe(monkeypatch, "--distilled_dataset", str(folder))
+    for found, expected in zip(given, (rest, held_out), strict=True):
+        rows = torch.arange(len(expected))
+        assert len(found) == len(expected)
+        assert torch.equal(found.uint8(rows), expected.uint8(rows))
+
+
+def test_a_disk_that_cannot_be_written_is_one_clear_line(data, tmp_path, monkeypatch):
+    folder = distilled_set(data[0]).save_pretrained(tmp_path / "set")
+
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluation_module, "evaluate_distilled", lambda *args, **kwargs: EvalReport())
+    monkeypatch.setattr(DistilledSet, "save_pretrained", full)
+    with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
         run_recipe(monkeypatch, "--distilled_dataset", str(folder))
