@@ -18,7 +18,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.utils import WeakFileLock
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
@@ -40,13 +42,24 @@ from .functional import FlatModel
 from .hub import atomic_write, load_json, package_versions, save_json
 from .models import CONVNETS, NORMS, StudentSpec
 from .rng import derive_seed, generator
-from .trajectories import EXPERT_FILE, FORMAT_VERSION, INDEX, METADATA, ExpertTrajectories, TensorFile, compact
+from .trajectories import (
+    EXPERT_FILE,
+    FORMAT_VERSION,
+    INDEX,
+    METADATA,
+    ExpertTrajectories,
+    TensorFile,
+    compact,
+    last_row,
+    lengthened,
+)
 
 __all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts"]
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished"  # rows of experts in training; gone once the folder is complete
+LOCK_SECONDS = 60.0  # between two looks of a job that waits for another one
 HOST_BYTES = 2**31  # preprocessed floats kept in host memory at most; larger sets stay memory-mapped
 
 
@@ -70,7 +83,9 @@ class ExpertConfig:
         default=DEFAULT_STRATEGY, help="Augmentations joined by underscores; none to leave the images as they are."
     )
     experts_at_once: str = HfArg(
-        default="auto", help="Experts trained side by side in one process; auto measures some numbers, takes the best."
+        default="auto",
+        help="Experts trained side by side in one process; auto measures some numbers, takes the best. "
+        "The number changes how sums are rounded: give one to get the same bits again.",
     )
     expert_format: str = HfArg(
         default="float32", help="float32, or compact: little more than half the bytes, exact to a thousandth."
@@ -320,17 +335,42 @@ class _Folder:
     def row(self, expert: int, epoch: int) -> Path:
         return self.aside / f"expert-{expert:05d}-epoch-{epoch:05d}.safetensors"
 
-    def check(self, epochs: int) -> int:
-        """The epochs that every expert of the folder has, or gets.
+    def held(self) -> list[Path]:
+        return sorted(self.root.glob("expert-[0-9]*.safetensors"))
+
+    @contextmanager
+    def locked(self, accelerator: Accelerator) -> Iterator[None]:
+        """One job at a time: the main process holds the lock of the folder, and the others know it.
 
         Raises:
-            ValueError: The folder holds something else, or experts trained in another way or for fewer epochs.
+            ValueError: The folder holds something else.
         """
-        held = {path: TensorFile(path).metadata for path in sorted(self.root.glob("expert-[0-9]*.safetensors"))}
-        if not held and not self.run.exists() and (self.root / "README.md").exists():
+        if not self.held() and not self.run.exists() and (self.root / "README.md").exists():
             raise ValueError(
                 f"{self.root} has a README.md and no experts: it holds something else; give another folder"
             )
+        with ExitStack() as stack:
+            locked = False
+            while not locked:
+                if accelerator.is_main_process:
+                    with self.writing(self.root):
+                        self.root.mkdir(parents=True, exist_ok=True)
+                        try:
+                            stack.enter_context(WeakFileLock(self.root / ".lock", timeout=LOCK_SECONDS))
+                            locked = True
+                        except TimeoutError:  # of which the lock's own is one
+                            logger.info("another run trains experts in %s; waiting for it", self.root)
+                # In turns shorter than a collective is allowed to wait: the other job may take hours.
+                locked = broadcast_object_list([locked])[0]
+            yield
+
+    def check(self, epochs: int) -> int:
+        """The epochs that experts get here: `epochs`, or more where every expert of the folder has more.
+
+        Raises:
+            ValueError: The folder holds experts trained in another way.
+        """
+        held = {path: TensorFile(path).metadata for path in self.held()}
         for path, metadata in [*held.items(), *([(self.run, load_json(self.run))] if self.run.exists() else [])]:
             if metadata.get("training") != self.training:
                 what, was, now = _difference(metadata.get("training"), self.training)
@@ -338,17 +378,16 @@ class _Folder:
                     f"{path} was trained with {what} {was}, and this run has {now}; "
                     "give another folder, or the settings of the first run"
                 )
-        stored = min((len(metadata["loss"]) for metadata in held.values()), default=epochs)
-        if stored < epochs:
-            raise ValueError(
-                f"the experts in {self.root} have {stored} epochs, and this run needs {epochs}; "
-                "give another folder, or need fewer"
-            )
-        return stored
+        return max(epochs, min((len(metadata["loss"]) for metadata in held.values()), default=epochs))
 
-    def epochs_done(self, expert: int) -> int:
-        """The last epoch up to which every row is there, from 0 (the initialisation); -1 without any."""
-        done = -1
+    def epochs_stored(self, expert: int) -> int:
+        """The last epoch in the file of `expert`; -1 without a file."""
+        path = self.expert(expert)
+        return len(TensorFile(path).metadata["loss"]) if path.exists() else -1
+
+    def epochs_done(self, expert: int, stored: int) -> int:
+        """The last epoch up to which every row is there, from `stored` (-1 when even the initialisation lacks)."""
+        done = stored
         while self.row(expert, done + 1).exists():
             done += 1
         return done
@@ -356,9 +395,21 @@ class _Folder:
     def write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Write a safetensors file aside, then rename it: a file that is there is whole."""
         aside = self.aside / path.name
-        atomic_write(aside, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
-        if path != aside:
-            os.replace(aside, path)
+        with self.writing(path):
+            atomic_write(aside, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
+            if path != aside:
+                os.replace(aside, path)
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Say of an `OSError` (a full disk) what could not be written, what is whole, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{path} could not be written ({error}); the experts and epochs written before it are whole. Make room "
+                "on the disk, or check who may write there, and start the same command again to go on"
+            ) from error
 
 
 def _difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any]:
@@ -392,15 +443,22 @@ def _describe(
     }
 
 
-def _train_group(trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int], epochs: int, bar: tqdm) -> None:
-    """Train `experts` side by side from the last epoch that all of them have; a row that is made again is the same."""
-    start = min(folder.epochs_done(expert) for expert in experts)
+def _train_group(
+    trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int], stored: int, epochs: int, bar: tqdm
+) -> None:
+    """Train `experts` side by side from the last epoch that all of them have; a row that is made again is the same.
+
+    Args:
+        stored: The last epoch in the files of all of them, -1 without files.
+    """
+    start = min(folder.epochs_done(expert, stored) for expert in experts)
     thetas, velocities = trainer.init(experts), None
     if trainer.config.mom_teacher:
         velocities = torch.zeros_like(thetas)
     if start > 0:
-        files = [TensorFile(folder.row(expert, start)) for expert in experts]
-        thetas.copy_(torch.stack([file.read("row") for file in files]))
+        finished = start == stored
+        files = [TensorFile(folder.expert(expert) if finished else folder.row(expert, start)) for expert in experts]
+        thetas.copy_(torch.stack([last_row(file) if finished else file.read("row") for file in files]))
         if velocities is not None:
             velocities.copy_(torch.stack([file.read("velocity") for file in files]))
     bar.update(max(start, 0) * len(experts))
@@ -418,23 +476,39 @@ def _train_group(trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int]
             folder.write(folder.row(expert, epoch), tensors, {"loss": loss[index], "accuracy": accuracy[index]})
 
 
-def _finish(trainer: ExpertTrainer, folder: _Folder, expert: int, epochs: int, test: DeviceImages | None) -> None:
-    """Assemble the rows of `expert` into its file, with its accuracies, and drop them."""
-    paths = [folder.row(expert, epoch) for epoch in range(epochs + 1)]
+def _finish(
+    trainer: ExpertTrainer,
+    folder: _Folder,
+    expert: int,
+    stored: int,
+    epochs: int,
+    at_once: int,
+    test: DeviceImages | None,
+) -> None:
+    """Assemble the rows of `expert` after epoch `stored` and its file, if any, into its file; drop the rows."""
+    paths = [folder.row(expert, epoch) for epoch in range(stored + 1, epochs + 1)]
     files = [TensorFile(path) for path in paths]
-    params = torch.stack([file.read("row") for file in files])  # (epochs + 1, P)
+    params = torch.stack([file.read("row") for file in files])  # (epochs - stored, P)
+    history: dict[str, list[float]] = {"loss": [], "accuracy": []}
+    if stored >= 0:
+        held = TensorFile(folder.expert(expert))
+        tensors, history = lengthened(held, params), {name: held.metadata[name] for name in history}
+    else:
+        tensors = compact(params) if trainer.config.expert_format == "compact" else {"params": params}
+    if trainer.config.mom_teacher:  # with the last row all that training for longer needs
+        tensors["velocity"] = files[-1].read("velocity")
+    trained = [file.metadata for file in files if file.metadata["loss"] is not None]  # not the initialisation
     last = params[-1].to(trainer.accelerator.device)
     metadata = {
         "expert": expert,
         "training": folder.training,
         "names": trainer.flat.names,
         "shapes": trainer.flat.shapes,
-        "loss": [file.metadata["loss"] for file in files[1:]],
-        "accuracy": [file.metadata["accuracy"] for file in files[1:]],
+        "experts_at_once": at_once,
+        **{name: [*before, *(metadata[name] for metadata in trained)] for name, before in history.items()},
         "train_accuracy": trainer.accuracy(last, trainer.images),
         "test_accuracy": None if test is None else trainer.accuracy(last, test),
     }
-    tensors = compact(params) if trainer.config.expert_format == "compact" else {"params": params}
     folder.write(folder.expert(expert), tensors, metadata)
     for path in paths:
         path.unlink()
@@ -451,19 +525,25 @@ def train_experts(
     disable_tqdm: bool = False,
     test: RealImages | None = None,
 ) -> ExpertTrajectories:
-    """Trained experts: those of `config.experts`, else those of `directory`, where the lacking ones are trained.
+    """Trained experts: those of `config.experts`, else those of `directory`, where what lacks is trained.
 
     Every process must call it, with `directory` on storage that they share; groups of experts are spread over them.
-    What an interrupted run left is continued. The bytes are the same with any number of processes, interrupted or not,
-    for the same number of experts at once (and the same device and threads).
+    What an interrupted run left is continued, and so are experts with fewer epochs. The bytes are the same with any
+    number of processes, interrupted, continued or not, for the same experts at once (and the same device and threads).
+    A second job on the same folder waits until the first has finished.
 
     Args:
         real: The images to train on.
-        epochs: The least number of epochs to have; a folder with more stays as it is.
+        epochs: The number of epochs to have.
         test: Images to report accuracy on.
+
+    Returns:
+        All of `config.experts`; else the first `config.num_experts` experts x `epochs` epochs of `directory`, whatever
+        else it holds.
 
     Raises:
         ValueError: What is there does not fit `real`, `config` or `epochs`; or a loss stops being finite.
+        OSError: A file could not be written (a full disk); what was written before it is whole.
     """
     spec = config.student_spec(real)
     if config.experts is not None:
@@ -476,8 +556,27 @@ def train_experts(
             )
         return experts
     folder = _Folder(directory, _describe(real, spec, config, seed, accelerator))
+    with folder.locked(accelerator):
+        _train_lacking(folder, real, spec, config, epochs, seed, accelerator, disable_tqdm, test)
+    accelerator.wait_for_everyone()
+    return ExpertTrajectories.from_pretrained(folder.root).limited(config.num_experts, epochs)
+
+
+def _train_lacking(
+    folder: _Folder,
+    real: RealImages,
+    spec: StudentSpec,
+    config: ExpertConfig,
+    epochs: int,
+    seed: int,
+    accelerator: Accelerator,
+    disable_tqdm: bool,
+    test: RealImages | None,
+) -> None:
+    """Bring every expert to `epochs` epochs and the index up to date, on all processes of the one job there is."""
     epochs = folder.check(epochs)
-    lacking = [expert for expert in range(config.num_experts) if not folder.expert(expert).exists()]
+    stored = {expert: folder.epochs_stored(expert) for expert in range(config.num_experts)}
+    lacking = {expert: held for expert, held in stored.items() if held < epochs}
     at_once = load_json(folder.run)["experts_at_once"] if folder.run.exists() else None
     accelerator.wait_for_everyone()
     if lacking:
@@ -488,68 +587,67 @@ def train_experts(
                 shutil.rmtree(folder.aside, ignore_errors=True)
             if config.experts_at_once != "auto":
                 at_once = int(config.experts_at_once)
+            elif at_once is None and min(lacking.values()) >= 0:  # only continued: as they were trained
+                at_once = max(TensorFile(folder.expert(expert)).metadata["experts_at_once"] for expert in lacking)
             elif at_once is None:
                 at_once = trainer.fastest_group(math.ceil(config.num_experts / accelerator.num_processes))
-            folder.aside.mkdir(parents=True, exist_ok=True)
-            save_json(folder.run, {"training": folder.training, "experts_at_once": at_once})
+            with folder.writing(folder.run):
+                folder.aside.mkdir(parents=True, exist_ok=True)
+                save_json(folder.run, {"training": folder.training, "experts_at_once": at_once})
         at_once = broadcast_object_list([at_once])[0]
         # Groups are blocks of numbers, whatever the processes and whatever is there already: the neighbours of an
         # expert decide how its sums are rounded, so they must not change when a run is continued elsewhere.
         blocks = [range(first, first + at_once) for first in range(0, config.num_experts, at_once)]
         mine = [
-            [expert for expert in block if expert in lacking]
+            (held, [expert for expert in block if lacking.get(expert) == held])
             for block in blocks[accelerator.process_index :: accelerator.num_processes]
+            for held in sorted(set(lacking.values()))
         ]
         hidden = disable_tqdm or not accelerator.is_main_process
-        with tqdm(total=sum(map(len, mine)) * epochs, desc="experts x epochs", disable=hidden) as bar:
-            for group in filter(None, mine):
-                _train_group(trainer, folder, group, epochs, bar)
+        total = sum(len(group) for _, group in mine) * epochs
+        with tqdm(total=total, desc="experts x epochs", disable=hidden) as bar:
+            for held, group in mine:
+                if group:
+                    _train_group(trainer, folder, group, held, epochs, bar)
                 for expert in group:
-                    _finish(trainer, folder, expert, epochs, tested)
+                    _finish(trainer, folder, expert, held, epochs, at_once, tested)
         # Files, not a barrier: a process with one group more may take longer than a collective is allowed to wait.
-        while not all(folder.expert(expert).exists() for expert in lacking):
+        while any(folder.epochs_stored(expert) < epochs for expert in lacking):
             time.sleep(0.5)
-    if accelerator.is_main_process and (lacking or not folder.index.exists()):
-        _write_index(folder, real, accelerator.device)
+    if accelerator.is_main_process and (lacking or folder.run.exists() or not folder.index.exists()):
+        with folder.writing(folder.index):
+            _write_index(folder, real, accelerator.device)
         shutil.rmtree(folder.aside, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    return ExpertTrajectories.from_pretrained(folder.root)
 
 
 def _write_index(folder: _Folder, real: RealImages, device: torch.device) -> None:
     """Write the card and, last, the index of a folder whose expert files are all there."""
-    paths = []
-    while folder.expert(len(paths)).exists():
-        paths.append(folder.expert(len(paths)))
-    held = [TensorFile(path).metadata for path in paths]
-    tests = [metadata["test_accuracy"] for metadata in held]
+    count = 0
+    while folder.expert(count).exists():
+        count += 1
+    epochs = min(folder.epochs_stored(expert) for expert in range(count))
+    shapes = TensorFile(folder.expert(0)).metadata["shapes"]
     training = dict(folder.training)
     config = {
         "format_version": FORMAT_VERSION,
-        "num_experts": len(held),
-        "num_epochs": min(len(metadata["loss"]) for metadata in held),
-        "num_params": sum(math.prod(shape) for shape in held[0]["shapes"]),
+        "num_experts": count,
+        "num_epochs": epochs,
+        "num_params": sum(math.prod(shape) for shape in shapes),
         "student": training.pop("student"),
         "class_names": training.pop("class_names"),
         "preprocessing": training.pop("preprocessing"),
         "source": real.provenance,
         "training": training,
-        "results": {
-            "train_accuracy": [metadata["train_accuracy"] for metadata in held],
-            "test_accuracy": None if None in tests else tests,
-            "epoch_loss": [metadata["loss"] for metadata in held],
-            "epoch_accuracy": [metadata["accuracy"] for metadata in held],
-        },
-        "bytes": sum(path.stat().st_size for path in paths),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": package_versions(),
     }
-    ExpertTrajectories(folder.root, config)._write_about(folder.root, real.preprocessing)
+    # What the expert files say themselves is read in one place.
+    ExpertTrajectories(folder.root, config).limited(count, epochs)._write_about(folder.root, real.preprocessing)
 
 
 def experts_folder(real: RealImages, config: ExpertConfig, seed: int) -> Path:
-    """Where recipes keep the experts of these settings: other settings, another folder; more experts, the same one."""
+    """Where recipes keep the experts of these settings: other settings, another folder; more of them, the same one."""
     described = _describe(real, config.student_spec(real), config, seed, Accelerator())
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
-    name = "digits" if real.provenance["name"] is None else Path(str(real.provenance["name"])).name
+    name = Path(str(real.provenance["name"])).name
     return Path("outputs", f"experts-{name}-{config.student}-{digest}")

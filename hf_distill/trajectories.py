@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import ModelCardData, hf_hub_download
@@ -39,22 +39,29 @@ METADATA = "hf_distill"  # the one metadata key: safetensors writes several in a
 class TensorFile:
     """A safetensors file read by position: only the rows that are asked for, nothing mapped into memory.
 
+    The file may be replaced by a longer one meanwhile (experts that are trained for longer): its header is then read
+    again.
+
     Raises:
         ValueError: The file is no safetensors file, or shorter or longer than its header says.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        size = path.stat().st_size
         with path.open("rb") as file:
-            self._start = 8 + int.from_bytes(file.read(8), "little")
-            if self._start > size:
-                raise ValueError(f"{path} is truncated or no safetensors file; fetch or train it again")
-            try:
-                header = json.loads(file.read(self._start - 8))
-                self.metadata: dict[str, Any] = json.loads(header.pop("__metadata__", {}).get(METADATA, "{}"))
-            except ValueError as error:
-                raise ValueError(f"{path} has a damaged header; fetch or train it again") from error
+            self._read_header(file)
+
+    def _read_header(self, file: BinaryIO) -> None:
+        path, size = self.path, os.fstat(file.fileno()).st_size
+        self._version = _version(file)
+        self._start = 8 + int.from_bytes(file.read(8), "little")
+        if self._start > size:
+            raise ValueError(f"{path} is truncated or no safetensors file; fetch or train it again")
+        try:
+            header = json.loads(file.read(self._start - 8))
+            self.metadata: dict[str, Any] = json.loads(header.pop("__metadata__", {}).get(METADATA, "{}"))
+        except ValueError as error:
+            raise ValueError(f"{path} has a damaged header; fetch or train it again") from error
         self._tensors = header
         expected = self._start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if size != expected:
@@ -70,15 +77,23 @@ class TensorFile:
 
     def read(self, name: str, row: int | None = None) -> Tensor:
         """The tensor `name`, or only its row number `row`, as a fresh CPU tensor of the stored dtype."""
-        shape = self.shape(name) if row is None else self.shape(name)[1:]
-        dtype = {"F32": torch.float32, "F16": torch.float16}[self._tensors[name]["dtype"]]
-        buffer = bytearray(math.prod(shape) * dtype.itemsize)
         # Unbuffered: a buffered file reads whole blocks around each row.
         with self.path.open("rb", buffering=0) as file:
+            if _version(file) != self._version:
+                self._read_header(file)
+            shape = self.shape(name) if row is None else self.shape(name)[1:]
+            dtype = {"F32": torch.float32, "F16": torch.float16}[self._tensors[name]["dtype"]]
+            buffer = bytearray(math.prod(shape) * dtype.itemsize)
             file.seek(self._start + self._tensors[name]["data_offsets"][0] + (row or 0) * len(buffer))
             if file.readinto(buffer) != len(buffer):
                 raise ValueError(f"{self.path} became shorter while it was in use; fetch or train it again")
         return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+def _version(file: BinaryIO) -> tuple[int, int, int]:
+    """What tells a file from the one that takes its name."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def compact(params: Tensor) -> dict[str, Tensor]:
@@ -89,7 +104,8 @@ def compact(params: Tensor) -> dict[str, Tensor]:
     differences to the first row alone would reach 0.5 % after 50 epochs.
 
     Returns:
-        "anchors" (A, P) float32, "deltas" (T + 1 - A, P) float16 and "scales" (T + 1 - A,) float32.
+        "anchors" (A, P) float32, "deltas" (T + 1 - A, P) float16 and "scales" (T + 1 - A,) float32; and "last" (P,)
+        float32, from which training can go on, unless the last row is an anchor.
     """
     rows = torch.arange(len(params))
     between = rows % ANCHOR_EVERY > 0
@@ -97,7 +113,30 @@ def compact(params: Tensor) -> dict[str, Tensor]:
     deltas = params[between] - anchors[rows[between] // ANCHOR_EVERY]
     scales = deltas.abs().amax(dim=1)
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    return {"anchors": anchors, "deltas": (deltas / scales[:, None]).half(), "scales": scales}
+    tensors = {"anchors": anchors, "deltas": (deltas / scales[:, None]).half(), "scales": scales}
+    return {**tensors, "last": params[-1].clone()} if between[-1] else tensors
+
+
+def last_row(file: TensorFile) -> Tensor:
+    """The last row (P,) of an expert's file, exact in either format."""
+    if "last" in file:
+        return file.read("last")
+    name = "params" if "params" in file else "anchors"
+    return file.read(name, file.shape(name)[0] - 1)
+
+
+def lengthened(file: TensorFile, rows: Tensor) -> dict[str, Tensor]:
+    """The rows in an expert's file and further `rows` (T', P), stored as the whole trajectory would be at once."""
+    if "params" in file:
+        return {"params": torch.cat([file.read("params"), rows])}
+    anchors = file.read("anchors")
+    beyond = file.shape("anchors")[0] + file.shape("deltas")[0] - 1 - (len(anchors) - 1) * ANCHOR_EVERY
+    # Rows that are stored already stand in as copies of their anchor: their differences are kept as they are.
+    tensors = compact(torch.cat([anchors[-1:].expand(beyond + 1, -1), rows]))
+    tensors["anchors"] = torch.cat([anchors[:-1], tensors["anchors"]])
+    for name in ("deltas", "scales"):
+        tensors[name] = torch.cat([file.read(name), tensors[name][beyond:]])
+    return tensors
 
 
 class ExpertTrajectories(HubFolder):
@@ -124,6 +163,7 @@ class ExpertTrajectories(HubFolder):
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
         self._repository: dict[str, Any] | None = None
+        self._limits = ""
         self._files: dict[int, TensorFile] = {}
         try:
             self.spec = StudentSpec.from_dict(config["student"])
@@ -237,18 +277,55 @@ class ExpertTrajectories(HubFolder):
         theta_start, theta_target = self._rows(expert, [start, start + length])
         return theta_start, theta_target
 
+    def limited(self, num_experts: int, num_epochs: int) -> Self:
+        """The first `num_experts` experts up to epoch `num_epochs`: a view, without accuracies of later epochs.
+
+        An expert may hold more epochs than all of them do.
+
+        Raises:
+            ValueError: There are fewer experts or epochs.
+        """
+        if not (1 <= num_experts <= self.num_experts and num_epochs >= 1):
+            raise ValueError(
+                f"{num_experts} experts x {num_epochs} epochs of {self.folder}; expected 1 to {self.num_experts} "
+                "experts and at least 1 epoch"
+            )
+        files = [TensorFile(self._path(EXPERT_FILE.format(expert))) for expert in range(num_experts)]
+        held = [file.metadata for file in files]
+        stored = {len(metadata["loss"]) for metadata in held}
+        if min(stored) < num_epochs:
+            raise ValueError(
+                f"the experts in {self.folder} hold {min(stored)} epochs, and {num_epochs} were asked for; "
+                "ask for fewer, or train them for longer"
+            )
+        results: dict[str, Any] = {}
+        for split in ("train", "test"):
+            accuracies = [metadata[f"{split}_accuracy"] for metadata in held]
+            results[f"{split}_accuracy"] = accuracies if stored == {num_epochs} and None not in accuracies else None
+        for name in ("loss", "accuracy"):
+            results[f"epoch_{name}"] = [metadata[name][:num_epochs] for metadata in held]
+        results["experts_at_once"] = [metadata["experts_at_once"] for metadata in held]
+        size = sum(file.path.stat().st_size for file in files)
+        changes = {"num_experts": num_experts, "num_epochs": num_epochs, "results": results, "bytes": size}
+        view = type(self)(self.folder, {**self.config, **changes})
+        view._repository = self._repository
+        if (num_experts, num_epochs) != (self.num_experts, self.num_epochs):
+            view._limits = f".limited({num_experts}, {num_epochs})"
+        return view
+
     @property
     def load_call(self) -> str:
         """The one call that gives these experts."""
         where = self._repository["repo_id"] if self._repository else self.folder
-        return f'ExpertTrajectories.from_pretrained("{where}")'
+        return f'ExpertTrajectories.from_pretrained("{where}"){self._limits}'
 
     def summary(self) -> str:
-        """One line: how many experts of which network, and how accurate they are."""
+        """One line: how many experts of which network, and how accurate they are where that is known."""
         accuracies = {split: self.config["results"][f"{split}_accuracy"] for split in ("train", "test")}
         said = [f"{split} accuracy {_percent(values)} %" for split, values in accuracies.items() if values]
         what = f"{self.num_experts} experts x {self.num_epochs} epochs of {self.spec.name}"
-        return f"{what} ({self.config['num_params']:,} parameters): {', '.join(said)}"
+        what += f" ({self.config['num_params']:,} parameters)"
+        return f"{what}: {', '.join(said)}" if said else what
 
     def flat_model(self) -> FlatModel:
         """The network that a row holds the parameters of.
@@ -297,7 +374,9 @@ class ExpertTrajectories(HubFolder):
             extra_gated_prompt=about_source["gated_note"],
             tags=["dataset-distillation", "expert-trajectories", "image-classification", "hf_distill"],
         )
-        lines = ["| split | accuracy in %, mean ± standard deviation | experts |", "| --- | ---: | ---: |"]
+        lines = []
+        if results["train_accuracy"]:
+            lines = ["| split | accuracy in %, mean ± standard deviation | experts |", "| --- | ---: | ---: |"]
         for split in ("train", "test"):
             if results[f"{split}_accuracy"]:
                 accuracies = results[f"{split}_accuracy"]

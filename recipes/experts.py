@@ -4,7 +4,8 @@
     accelerate launch recipes/experts.py --dataset_name uoft-cs/cifar10 --normalization zca \
         --num_experts 100 --expert_train_epochs 50       # the set-up of the trajectory-matching papers
 
-A run that was interrupted continues when it is started again with the same flags.
+A run that was interrupted continues when it is started again with the same flags, and a finished one when it is started
+again with more experts or more epochs.
 """
 
 import logging
@@ -56,5 +57,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -1,12 +1,16 @@
 """Experts: the same many at once or alone, continued or not, on one process or two; and read lazily."""
 
+import errno
 import json
+import logging
 import os
 import runpy
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from accelerate import Accelerator
 from hf_distill import experts as experts_module
 from hf_distill import trajectories
 from hf_distill.augment import DSA
-from hf_distill.config import DataArguments
+from hf_distill.config import DataArguments, load_yaml
 from hf_distill.data import RealImages
 from hf_distill.experts import DeviceImages, ExpertConfig, ExpertTrainer, augment_group, train_experts
 from hf_distill.rng import derive_seed, generator
@@ -289,6 +293,15 @@ def test_the_recipe_trains_experts_and_says_how_to_load_them(trained, tmp_path, 
     monkeypatch.setattr(sys, "argv", ["experts.py", *words, "--lr_teacher", "1.0"])
     with pytest.raises(SystemExit, match=r"error: .* was trained with lr_teacher 0\.02, and this run has 1\.0"):
         runpy.run_path(str(ROOT / "recipes" / "experts.py"), run_name="__main__")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["experts.py", *words, "--output_dir", str(tmp_path / "file" / "experts")])
+    with pytest.raises(SystemExit, match=r"error: .*file.experts could not be written"):
+        runpy.run_path(str(ROOT / "recipes" / "experts.py"), run_name="__main__")
+
+
+def test_the_demo_preset_does_not_choose_by_the_clock():
+    preset = load_yaml(ROOT / "recipes" / "configs" / "experts_digits.yaml")
+    assert preset["experts_at_once"] == 1
 
 
 def test_complete_experts_are_reused_and_only_the_lacking_are_trained(trained, copy, data, accelerator):
@@ -297,11 +310,167 @@ def test_complete_experts_are_reused_and_only_the_lacking_are_trained(trained, c
     more = train_experts(data[0], config(num_experts=5), copy, epochs=EPOCHS - 2, seed=0, accelerator=accelerator)
     after = {path.name: path.stat().st_mtime_ns for path in copy.glob("expert-*.safetensors")}
     assert {name: after[name] for name in before} == before
-    assert more.num_experts == 5
-    assert more.num_epochs == EPOCHS
-    assert more.row(4, EPOCHS).isfinite().all()
+    assert (more.num_experts, more.num_epochs) == (5, EPOCHS - 2)
+    everything = ExpertTrajectories.from_pretrained(copy)
+    assert (everything.num_experts, everything.num_epochs) == (5, EPOCHS)
+    assert everything.row(4, EPOCHS).isfinite().all()
     # Expert 1 had another neighbour this time.
-    torch.testing.assert_close(more.row(1, EPOCHS), trained.row(1, EPOCHS), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(everything.row(1, EPOCHS), trained.row(1, EPOCHS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "expert_format", "first"),
+    [(0.0, "float32", 3), (0.5, "float32", 1), (0.0, "compact", 3), (0.5, "compact", 10), (0.0, "compact", 11)],
+)
+def test_experts_trained_for_longer_later_are_those_trained_for_longer_at_once(
+    data, accelerator, tmp_path, momentum, expert_format, first
+):
+    settings = config(num_experts=3, mom_teacher=momentum, expert_format=expert_format)
+
+    def train(name, epochs, settings):
+        return train_experts(
+            data[0], settings, tmp_path / name, epochs=epochs, seed=0, accelerator=accelerator, test=data[1]
+        )
+
+    at_once = train("at once", 12, settings)
+    before = train("later", first, settings)
+    rows = [before.row(2, epoch) for epoch in range(first + 1)]
+    later = train("later", 12, config(**{**vars(settings), "experts_at_once": "auto"}))
+    assert expert_bytes(later.folder) == expert_bytes(at_once.folder)
+    assert later.config == at_once.config
+    # A job that reads the experts meanwhile goes on reading what it read.
+    assert all(torch.equal(before.row(2, epoch), row) for epoch, row in enumerate(rows))
+    assert (before.num_experts, before.num_epochs) == (3, first)
+
+
+@pytest.mark.parametrize("moment", [2, 7, 13, 17, 21])
+def test_longer_training_that_stops_at_any_file_continues_to_the_same_bytes(
+    trained, data, accelerator, tmp_path, monkeypatch, moment
+):
+    class Stop(BaseException):
+        pass
+
+    replace, calls = os.replace, []
+
+    def stop(source, target):
+        calls.append(target)
+        if len(calls) == moment:
+            raise Stop
+        replace(source, target)
+
+    folder = tmp_path / "experts"
+
+    def train(epochs):
+        train_experts(data[0], config(), folder, epochs=epochs, seed=0, accelerator=accelerator, test=data[1])
+
+    train(3)
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(Stop):
+        train(EPOCHS)
+    monkeypatch.setattr(os, "replace", replace)
+    train(EPOCHS)
+    assert expert_bytes(folder) == expert_bytes(trained.folder)
+    assert ExpertTrajectories.from_pretrained(folder).config == trained.config
+    assert not (folder / "unfinished").exists()
+
+
+def test_a_run_gets_what_it_asked_for_whatever_else_the_folder_holds(trained, copy, data, accelerator, tmp_path):
+    def ask(folder, num_experts, epochs):
+        settings = config(num_experts=num_experts, experts_at_once="2")
+        return train_experts(data[0], settings, folder, epochs=epochs, seed=0, accelerator=accelerator, test=data[1])
+
+    before = expert_bytes(copy)
+    held, fresh = ask(copy, 2, 2), ask(tmp_path / "fresh", 2, 2)
+    assert expert_bytes(copy) == before
+    assert (held.num_experts, held.num_epochs) == (fresh.num_experts, fresh.num_epochs) == (2, 2)
+    for epoch in range(3):
+        assert torch.equal(held.row(1, epoch), fresh.row(1, epoch))
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        held.row(2, 0)
+    with pytest.raises(ValueError, match="epoch 3"):
+        held.segment(0, 1, 2)
+    assert held.load_call.endswith(f'"{copy}").limited(2, 2)')
+    # Their accuracies after two epochs are not known, and those after six are not theirs.
+    assert "accuracy" not in held.summary()
+    assert ask(copy, 2, EPOCHS).config["results"]["test_accuracy"] == trained.config["results"]["test_accuracy"][:2]
+    saved = ExpertTrajectories.from_pretrained(held.save_pretrained(tmp_path / "saved"))
+    assert (saved.num_experts, saved.num_epochs, saved.config) == (2, 2, held.config)
+    # Only the experts that are asked for are trained for longer; the folder is what all of them have.
+    assert ask(copy, 2, EPOCHS + 1).num_epochs == EPOCHS + 1
+    everything = ExpertTrajectories.from_pretrained(copy)
+    assert (everything.num_experts, everything.num_epochs) == (4, EPOCHS)
+    assert expert_bytes(copy)["expert-00003.safetensors"] == before["expert-00003.safetensors"]
+
+
+def test_a_view_of_more_than_there_is_is_refused(trained):
+    for count, epochs, said in ((5, 2, "expected 1 to 4"), (0, 2, "expected 1 to 4"), (2, EPOCHS + 1, "hold 6 epochs")):
+        with pytest.raises(ValueError, match=said):
+            trained.limited(count, epochs)
+
+
+def test_the_number_of_experts_at_once_is_recorded_and_does_not_make_other_experts(trained, copy, data, accelerator):
+    assert trained.config["results"]["experts_at_once"] == [2, 2, 2, 2]
+    again = config(experts_at_once="1", num_experts=5)
+    more = train_experts(data[0], again, copy, epochs=EPOCHS, seed=0, accelerator=accelerator)
+    assert more.config["results"]["experts_at_once"] == [2, 2, 2, 2, 1]
+
+
+def test_a_second_job_waits_and_then_finds_the_experts(trained, data, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr(experts_module, "LOCK_SECONDS", 0.01)
+    folder, waiting, inside, made = tmp_path / "experts", threading.Event(), threading.Event(), []
+    epoch = ExpertTrainer.epoch
+
+    def slow(self, experts, number, *state):
+        inside.set()
+        assert waiting.wait(60)
+        made.append((tuple(experts), number))
+        return epoch(self, experts, number, *state)
+
+    monkeypatch.setattr(ExpertTrainer, "epoch", slow)
+
+    def job():
+        settings = config(student_width=16)
+        return train_experts(
+            data[0], settings, folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=data[1], disable_tqdm=True
+        )
+
+    class Said(logging.Handler):
+        def emit(self, record):
+            if "waiting for it" in record.getMessage():
+                waiting.set()
+
+    logger, handler = logging.getLogger("hf_distill.experts"), Said()
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.addHandler(handler)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(job)
+            assert inside.wait(60)
+            second = pool.submit(job)
+            assert first.result().config == second.result().config == trained.config
+    finally:
+        logger.removeHandler(handler)
+    assert len(made) == len(set(made)) == 2 * EPOCHS
+    assert expert_bytes(folder) == expert_bytes(trained.folder)
+
+
+@pytest.mark.parametrize("name", ["expert-00001-epoch-00002", "expert-00003", "run", "expert_config"])
+def test_a_full_disk_is_said_with_the_file_and_what_to_do(data, accelerator, tmp_path, monkeypatch, name):
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).stem == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(
+        OSError, match=rf"{name}\.\w+ could not be written .*No space left.* start the same command"
+    ) as error:
+        train_experts(data[0], config(), tmp_path, epochs=3, seed=0, accelerator=accelerator)
+    one_line(error)
+    monkeypatch.setattr(os, "replace", replace)
+    assert train_experts(data[0], config(), tmp_path, epochs=3, seed=0, accelerator=accelerator).num_epochs == 3
 
 
 def test_the_fastest_number_of_experts_is_measured_until_it_gets_worse(data, accelerator, monkeypatch):
@@ -369,7 +538,7 @@ def test_rows_are_those_that_safetensors_reads(trained):
 
 
 def test_compact_experts_are_half_the_bytes_and_off_by_far_less_than_a_percent(data, accelerator, tmp_path):
-    epochs, folders = 23, {}
+    epochs, folders = 34, {}
     for expert_format in ("float32", "compact"):
         settings = config(num_experts=1, expert_format=expert_format, experts_at_once="1", mom_teacher=0.0)
         folder = tmp_path / expert_format
@@ -486,8 +655,6 @@ def test_experts_for_other_data_are_refused(trained, data, accelerator, tmp_path
 
 
 def test_more_epochs_than_are_stored_are_refused(trained, data, accelerator, tmp_path):
-    with pytest.raises(ValueError, match="have 6 epochs, and this run needs 7"):
-        train_experts(data[0], config(), trained.folder, epochs=7, seed=0, accelerator=accelerator)
     given = config(experts=str(trained.folder))
     with pytest.raises(ValueError, match="holds 6 epochs, and this run needs 7"):
         train_experts(data[0], given, tmp_path, epochs=7, seed=0, accelerator=accelerator)
