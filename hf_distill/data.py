@@ -7,6 +7,7 @@ mapped into memory: what is not asked for is not read, and nothing has to fit in
 import hashlib
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from .config import DataArguments
 from .pixels import Pixels, Target, rows_in_chunk
 from .rng import generator
-from .source import Source, one_process_at_a_time, split_names
+from .source import Source, folder_revision, one_process_at_a_time, split_names
 from .transforms import ZCA, Preprocessing, fit_mean_std, fit_zca
 
 __all__ = ["RealImages"]
@@ -55,7 +56,13 @@ class RealImages(torch.utils.data.Dataset):
 
     @classmethod
     def from_hub(
-        cls, args: DataArguments, split: str | None = None, *, like: "RealImages | None" = None, seed: int = 0
+        cls,
+        args: DataArguments,
+        split: str | None = None,
+        *,
+        like: "RealImages | None" = None,
+        seed: int = 0,
+        revision: str | None = None,
     ) -> "RealImages":
         """The images of one split. Of processes that call this together, one decodes and the others read its cache.
 
@@ -65,12 +72,13 @@ class RealImages(torch.utils.data.Dataset):
             like: Take class order, colour, resolution and preprocessing from these: how a test split is read.
             seed: Draws the images that `--max_train_samples` (with `like`: `--max_test_samples`) keeps: an equal share
                 of each class; what a small class cannot give is shared by the others.
+            revision: That of a local folder, where it is known, since listing many files takes its time.
 
         Raises:
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
         numbered = None if like is None else like.class_names
-        source = Source.open(args, split or args.dataset_train_split, _target(args, like), numbered)
+        source = Source.open(args, split or args.dataset_train_split, _target(args, like), numbered, revision)
         if like is None:
             rows = _evenly(source, torch.arange(len(source.labels)), args.max_train_samples, generator(seed, "train"))
             _check_every_class(source, rows, args.max_train_samples)
@@ -95,8 +103,9 @@ class RealImages(torch.utils.data.Dataset):
             splits = set(split_names(args)) - {args.dataset_train_split}
             test_split = next((name for name in TEST_SPLITS if name in splits), None)
         if test_split is not None:
-            train = cls.from_hub(args, seed=seed)
-            return train, cls.from_hub(args, test_split, like=train, seed=seed)
+            revision = folder_revision(args)
+            train = cls.from_hub(args, seed=seed, revision=revision)
+            return train, cls.from_hub(args, test_split, like=train, seed=seed, revision=revision)
         source = Source.open(args, args.dataset_train_split, _target(args, None))
         rest, held_out = _stratify(source.labels, len(source.class_names), 0.2, generator(seed, "no test split"))
         train_rows = _evenly(source, rest, args.max_train_samples, generator(seed, "train"))
@@ -237,7 +246,8 @@ def _evenly(source: Source, rows: Tensor, limit: int | None, draw: torch.Generat
         return rows
     parts = _by_class(source.labels[rows], len(source.class_names))
     counts = torch.tensor([len(part) for part in parts])
-    share = max(level for level in range(limit + 1) if int(counts.clamp(max=level).sum()) <= limit)
+    # The highest level that is not too much for `limit`.
+    share = bisect_right(range(limit + 1), limit, key=lambda level: int(counts.clamp(max=level).sum())) - 1
     quota = counts.clamp(max=share)
     # What is left is less than one for each class that has more: the first of them get it.
     quota[torch.nonzero(counts > share).flatten()[: limit - int(quota.sum())]] += 1

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -18,8 +19,9 @@ from torchvision.transforms import functional as vision
 
 from hf_distill import pixels
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
+from hf_distill.data import RealImages, _evenly
 from hf_distill.rng import generator
+from hf_distill.source import folder_revision
 
 
 @pytest.fixture(autouse=True)
@@ -568,6 +570,40 @@ def test_provenance_names_the_folder_its_licence_and_its_content(folder):
     assert str(folder.parent) not in json.dumps(real.provenance)
 
 
+def test_a_folder_is_another_when_its_files_are(folder, monkeypatch):
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    (folder / "more").mkdir()
+    (folder / "more" / "note.txt").write_text("one")
+    few, many = [], []
+    for change in (
+        lambda: None,
+        lambda: (folder / "more" / "note.txt").write_text("two"),
+        lambda: (folder / "more" / "note.txt").write_text("three"),
+        lambda: (folder / "more" / "note.txt").rename(folder / "more" / "other.txt"),
+        lambda: (folder / ".hidden").write_text("not data"),
+    ):
+        change()
+        for opened, seen in ((1000, few), (1, many)):
+            monkeypatch.setattr("hf_distill.source.OPENED", opened)
+            seen.append(folder_revision(args(folder)))
+            assert seen[-1] == folder_revision(args(folder))
+    for seen in (few, many):
+        assert len(set(seen[:4])) == 4
+        assert seen[4] == seen[3]
+    assert not set(few) & set(many)
+
+
+def test_a_folder_of_many_files_is_listed_once(folder, monkeypatch):
+    for name in ("train", "test"):
+        write(folder, name, noise(4), [0, 1, 0, 1])
+    listed, walk = [], os.walk
+    monkeypatch.setattr("hf_distill.source.OPENED", 1)
+    monkeypatch.setattr("hf_distill.source.os.walk", lambda top: listed.append(top) or walk(top))
+    train, test = RealImages.train_and_test(args(folder))
+    assert listed == [folder]
+    assert train.revision == test.revision
+
+
 def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch):
     write(folder, "train", noise(4), [0, 1, 0, 1])
     build, commit = datasets.load_dataset_builder, "c0ffee" * 6 + "abcd"
@@ -723,6 +759,28 @@ def test_classes_that_are_not_there_or_named_twice_are_errors(folder):
         args(folder, classes=["rose", "tulipp"]),
     )
     message("named twice", args(folder, classes=["rose", "rose"]))
+
+
+def test_the_share_of_each_class_is_the_largest_that_fits():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        labels = torch.from_numpy(random.integers(0, 7, int(random.integers(8, 60))))
+        source = SimpleNamespace(labels=labels, class_names=list("abcdefg"))
+        counts = torch.bincount(labels, minlength=7)
+        for limit in range(len(labels) + 2):
+            rows = _evenly(source, torch.arange(len(labels)), limit, generator(0))
+            assert len(rows) == min(limit, len(labels))
+            got = torch.bincount(labels[rows], minlength=7)
+            # A class that did not give all it has is at most one behind the class that gave most.
+            assert (got[got < counts] >= got.max() - 1).all()
+
+
+def test_a_million_images_are_shared_out_in_a_few_passes(monkeypatch):
+    passes, clamp = [], torch.Tensor.clamp
+    monkeypatch.setattr(torch.Tensor, "clamp", lambda *parts, **more: passes.append(1) or clamp(*parts, **more))
+    source = SimpleNamespace(labels=torch.arange(1_001_000) % 1000, class_names=[str(k) for k in range(1000)])
+    assert len(_evenly(source, torch.arange(1_001_000), 1_000_000, generator(0))) == 1_000_000
+    assert len(passes) < 30
 
 
 def test_fewer_images_than_classes_is_an_error(folder):
