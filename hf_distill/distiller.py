@@ -25,7 +25,7 @@ from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .config import DistillConfig, check_choice
 from .data import RealImages
 from .distilled import DistilledSet
-from .evaluation import PROTOCOLS, evaluate_distilled, validation_accuracy
+from .evaluation import PROTOCOLS, Pool, evaluate_distilled, real_pool, validation_accuracy
 from .hub import EvalReport, Paper, package_versions
 from .labels import StoredLabels
 
@@ -97,6 +97,7 @@ class Distiller(ABC):
         self.distilled: DistilledSet
         self.best = _Best()
         self.first_lr: float | None = None
+        self._held_out_pool: Pool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -267,8 +268,15 @@ class Distiller(ABC):
         if self.held_out is None or self.config.select == "last":
             return
         self.relabel()
+        if self._held_out_pool is None:
+            self._held_out_pool = real_pool(self.distilled, self.held_out, self.accelerator)
         accuracy = validation_accuracy(
-            self.distilled, self.held_out, self.protocol, self.config.eval_nets, self.config.seed, self.accelerator
+            self.distilled,
+            self._held_out_pool,
+            self.protocol,
+            self.config.eval_nets,
+            self.config.seed,
+            self.accelerator,
         )
         self.accelerator.log({"eval/accuracy": accuracy}, step=step)
         logger.info("step %d: %.1f %% on held-out images", step, 100 * accuracy)

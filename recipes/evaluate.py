@@ -7,18 +7,16 @@ The source is read from where `distill_config.json` says; give --dataset_name wh
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir.
 """
 
-import logging
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-from accelerate import Accelerator
 
 from hf_distill.config import DataArguments, HfArg, check_at_least, check_choice, parse_args
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
 from hf_distill.hub import EvalReport
+from hf_distill.runs import make_accelerator
 
 
 @dataclass
@@ -76,8 +74,7 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
 
 def main() -> None:
     data_args, args = parse_args(DataArguments, EvaluateArguments)
-    accelerator = Accelerator()
-    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+    accelerator = make_accelerator()
 
     distilled = DistilledSet.from_pretrained(args.distilled_dataset, revision=args.distilled_revision)
     data_args = source_arguments(distilled, data_args)

@@ -8,17 +8,14 @@ A run that was interrupted continues when it is started again with the same flag
 again with more experts or more epochs.
 """
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
 from hf_distill.config import DataArguments, HfArg, parse_args
 from hf_distill.data import RealImages
 from hf_distill.experts import ExpertConfig, train_experts
+from hf_distill.runs import make_accelerator
 
 
 @dataclass
@@ -33,10 +30,7 @@ class RunArguments:
 def main() -> None:
     demo = Path(__file__).parent / "configs" / "experts_digits.yaml"
     data_args, config, run = parse_args(DataArguments, ExpertConfig, RunArguments, default_config=demo)
-    # So that a continued run gives the bytes of an uninterrupted one on a GPU too.
-    torch.backends.cudnn.deterministic = True
-    accelerator = Accelerator()
-    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+    accelerator = make_accelerator()
 
     train, test = RealImages.train_and_test(data_args)
     # The held-out part selects distilled images later on, so no expert may see it.
