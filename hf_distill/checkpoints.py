@@ -98,7 +98,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         return load_file(folder / TENSORS_FILE), load_json(folder / STATE_FILE)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is no whole checkpoint ({error}); resume from another one") from error
 
 
@@ -138,5 +138,12 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
             _remove(path)
     for leftover in folder.glob(".checkpoint-*.partial"):
         shutil.rmtree(leftover)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {folder} cannot be made ({error.strerror}); expected a folder to write to"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--output_dir {folder} cannot be written to; expected a folder to write to")
     return folder

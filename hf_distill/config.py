@@ -6,6 +6,7 @@ dataclass has is an error that names the nearest one: a misspelt hyper-parameter
 
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_at_least(flag: str, value: float | None, least: float) -> None:
-    """Raise a `ValueError` that names `flag` when `value` is given and below `least`."""
-    if value is not None and value < least:
+    """Raise a `ValueError` that names `flag` when `value` is given and below `least`, or no finite number."""
+    if value is not None and not (math.isfinite(value) and value >= least):
         raise ValueError(f"--{flag} is {value}; expected at least {least}")
 
 
@@ -73,7 +74,11 @@ class DataArguments:
             raise ValueError(f"--resolution is {self.resolution}; expected one or two positive numbers (height width)")
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std go together: give both, or neither to have them computed from train")
-        if self.std is not None and (len(self.std) != len(self.mean or []) or min(self.std) <= 0):
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"--mean is {self.mean}; expected numbers in [0, 1], one for each channel")
+        if self.std is not None and (
+            len(self.std) != len(self.mean or []) or not all(0 < value < math.inf for value in self.std)
+        ):
             raise ValueError(f"--std is {self.std}; expected one positive number for each of the means {self.mean}")
         if self.mean is not None and self.normalization != "mean_std":
             raise ValueError(f"--mean and --std are for --normalization mean_std, and it is {self.normalization!r}")
@@ -144,6 +149,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config {path} is not UTF-8 text ({error.reason}); expected a YAML file") from error
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:

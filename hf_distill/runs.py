@@ -5,6 +5,7 @@ import logging
 from datetime import timedelta
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -56,6 +57,8 @@ def start_run(config: DistillConfig, name: str) -> tuple[DistillConfig, Accelera
         ValueError: The folder is taken, the protocol is unknown, or a tracker is not installed.
     """
     check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))  # now, not after hours of expert training
+    if config.disable_tqdm:
+        datasets.disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
     accelerator = make_accelerator()
     told: list[Any] = [None, None]

@@ -463,6 +463,8 @@ def _order_classes(
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
         raise ValueError(_none_of(order, where))
+    if len(order) < 2:
+        raise ValueError(f"{where} has the one class {order[0]!r}; expected at least two classes to tell apart")
     empty = np.setdiff1d(np.arange(len(order)), labels) if numbered is None else []
     if len(empty):
         raise ValueError(

@@ -54,3 +54,5 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError, DistillationDiverged) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command with --resume_from_checkpoint latest goes on from the last checkpoint")

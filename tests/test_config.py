@@ -132,3 +132,21 @@ def test_a_yaml_that_is_a_folder_is_named(tmp_path):
 )
 def test_the_short_name_of_a_dataset_is_without_its_owner(name, short):
     assert DataArguments(dataset_name=name).short_name == short
+
+
+@pytest.mark.parametrize(
+    "words", [["--mean", "nan", "--std", "1"], ["--mean", "0", "--std", "inf"], ["--zca_eps", "nan"]]
+)
+def test_a_number_that_is_none_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(DataArguments, args=words)
+    assert stopped.value.code == 2
+    assert words[0] in capsys.readouterr().err or "--std" in words
+
+
+def test_a_yaml_file_that_is_no_text_is_named(tmp_path, capsys):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SystemExit):
+        parse_args(DataArguments, args=["--config", str(path)])
+    assert "binary.yaml is not UTF-8" in capsys.readouterr().err

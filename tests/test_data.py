@@ -741,6 +741,11 @@ def test_mixed_sizes_need_a_resolution(folder, streaming):
     message("row 0 of split 'test' of flowers: the image is 4x4 .*expected 6x6.*--resolution", arguments, "test", train)
 
 
+def test_images_of_a_single_class_are_refused(folder):
+    write(folder, "train", noise(3), [4, 4, 4])
+    message("split 'train' of flowers has the one class '4'; expected at least two", args(folder))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_class_without_images_is_an_error_in_train_and_none_in_test(folder, streaming):
     label = ClassLabel(names=["a", "b", "c"])

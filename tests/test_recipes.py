@@ -158,6 +158,9 @@ def mistake(recipes, home: Path, recipe: str = "tesla", **flags: Any) -> str:
         ({"dataset_name": "./nowhere"}, "nowhere"),
         ({"dataset_name": "experts"}, "experts"),
         ({"dsa_strategy": "blur"}, "--dsa_strategy names 'blur'"),
+        ({"lr_img": "nan"}, "--lr_img is nan"),
+        ({"lr_teacher": "inf"}, "--lr_teacher is inf"),
+        ({"lr_init": "nan"}, "--lr_init is nan"),
         ({"classes": "zero"}, "--classes is ['zero']; expected at least two names"),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
@@ -167,7 +170,7 @@ def test_a_mistake_is_one_line_without_a_traceback(recipes, home, flags, says):
 
 
 def test_a_tracker_that_is_not_installed_is_never_left_out_in_silence(recipes, home):
-    before = "import hf_distill.distiller\nhf_distill.distiller.get_available_trackers = lambda: []"
+    before = "import hf_distill.runs\nhf_distill.runs.get_available_trackers = lambda: []"
     done = recipes("tesla", {**TINY, "output_dir": "new", "report_to": "wandb"}, home, before=before)
     assert done.status == [1]
     assert done.err.startswith("error: --report_to wandb is not available; install it with `pip install wandb`")

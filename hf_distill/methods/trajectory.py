@@ -18,6 +18,7 @@ Differs from the authors' code of both papers:
 - The best step is selected on held-out training images, where they select on test.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ class TrajectoryConfig(DistillConfig):
             check_at_least(flag, getattr(self, flag), 1)
         for flag in ("lr_img", "lr_lr", "mom_img", "syn_momentum", "syn_weight_decay"):
             check_at_least(flag, getattr(self, flag), 0)
-        if not self.lr_init > 0:
+        if not 0 < self.lr_init < math.inf:
             raise ValueError(f"--lr_init is {self.lr_init}; expected a learning rate above 0")
 
     @property

@@ -167,7 +167,8 @@ def dies_the_second_time(function, calls=[]):
 MOMENTS = {
     "before the tensors": "checkpoints.save_file = dies_the_second_time(checkpoints.save_file)",
     "between the tensors and the rest": "checkpoints.save_json = dies_the_second_time(checkpoints.save_json)",
-    "before it gets its name": "checkpoints.os = types.SimpleNamespace(replace=dies_the_second_time(os.replace))",
+    "before it gets its name": "checkpoints.os = types.SimpleNamespace(**vars(os))\n"
+    "checkpoints.os.replace = dies_the_second_time(os.replace)",
 }
 
 
