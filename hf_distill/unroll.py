@@ -299,9 +299,7 @@ def _advance(
     theta = state.theta.detach().requires_grad_()
     gradient = torch.zeros_like(state.theta)
     for rows, augment, share in _chunks(student, step):
-        with torch.no_grad():
-            images = pixels[rows] if augment is None else DSA.apply(pixels[rows], augment)
-        loss = student.loss(student.model(theta, images), targets[rows])
+        loss = _student_loss(student, theta, pixels[rows], targets[rows], augment)
         gradient += share * torch.autograd.grad(loss, theta)[0]
     velocity = _velocity(student, state, gradient)
     return _State(state.theta - rate * velocity, velocity if student.momentum else None)
