@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from hf_distill.config import DataArguments, HfArg, parse_args
 from hf_distill.data import RealImages
 from hf_distill.experts import ExpertConfig, ExpertTrainer
-from hf_distill.hub import package_versions, save_json
+from hf_distill.files import package_versions, save_json
 
 
 @dataclass

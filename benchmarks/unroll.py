@@ -31,8 +31,8 @@ from torch import Tensor
 
 from hf_distill.augment import DSA
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
+from hf_distill.files import package_versions, save_json
 from hf_distill.functional import FlatModel
-from hf_distill.hub import package_versions, save_json
 from hf_distill.models import CONVNETS, StudentSpec
 from hf_distill.rng import generator
 from hf_distill.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll, full_unroll

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .distilled import DistilledSet
     from .distiller import Distiller
     from .evaluation import EvalProtocol, evaluate_distilled
-    from .hub import EvalReport
+    from .results import EvalReport
     from .trajectories import ExpertTrajectories
     from .transforms import Preprocessing
 
@@ -21,7 +21,7 @@ _HOME = {
     "DistilledSet": "distilled",
     "Distiller": "distiller",
     "EvalProtocol": "evaluation",
-    "EvalReport": "hub",
+    "EvalReport": "results",
     "ExpertTrajectories": "trajectories",
     "Preprocessing": "transforms",
     "RealImages": "data",

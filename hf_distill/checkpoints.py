@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .config import DistillConfig
-from .hub import load_json, save_json
+from .files import load_json, save_json
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ dataclass has is an error that names the nearest one: a misspelt hyper-parameter
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
-__all__ = ["DataArguments", "DistillConfig", "HfArg", "load_yaml", "parse_args"]
+__all__ = ["DataArguments", "DistillConfig", "HfArg", "HubArguments", "load_yaml", "parse_args"]
 
 
 def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
@@ -137,6 +138,34 @@ class DistillConfig:
         check_at_least("max_steps", self.max_steps, 0)
         check_at_least("save_total_limit", self.save_total_limit, 1)
         check_at_least("seed", self.seed, 0)
+
+
+@dataclass(repr=False)
+class HubArguments:
+    """Whether and where the result is published. Nothing of it is written into an artifact, a checkpoint or a log."""
+
+    push_to_hub: bool = HfArg(default=False, help="Publish the result on the Hub, in one commit.")
+    hub_model_id: str | None = HfArg(
+        default=None, help="Its repository, owner/name; made if there is none. For images it is a dataset repository."
+    )
+    hub_tag: str | None = HfArg(default=None, help="Tag of this version, such as v1.0.0; it must be a new one.")
+    hub_private_repo: bool = HfArg(default=False, help="Make a repository that only its owners see.")
+    hub_token: str | None = HfArg(
+        default=None,
+        help="Token with the right to write there. Better: HF_TOKEN or `hf auth login`, which no process list shows.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("--push_to_hub is missing its repository; give --hub_model_id owner/name")
+        if self.hub_model_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id):
+            raise ValueError(f"--hub_model_id is {self.hub_model_id!r}; expected owner/name")
+        given = [flag for flag in ("hub_model_id", "hub_tag", "hub_private_repo", "hub_token") if getattr(self, flag)]
+        if given and not self.push_to_hub:
+            raise ValueError(f"--{given[0]} is given without --push_to_hub, so nothing would be published; add it")
+
+    def __repr__(self) -> str:
+        return f"HubArguments(push_to_hub={self.push_to_hub}, hub_model_id={self.hub_model_id!r})"
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

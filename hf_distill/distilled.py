@@ -24,18 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .hub import (
-    EvalReport,
-    HubFolder,
-    atomic_write,
-    check_format_version,
-    image_grid,
-    load_json,
-    render_card,
-    save_json,
-    source_context,
-)
+from .cards import image_grid, render_card, source_context
+from .files import atomic_write, check_format_version, load_json, save_json
+from .hub import Home, HubFolder
 from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
+from .results import EvalReport
 from .transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -86,6 +79,7 @@ class DistilledSet(nn.Module, HubFolder):
     config_name = "distill_config.json"
     owned = (
         "README.md",
+        "distill_config.json",
         RESULTS,
         "assets/grid.png",
         "data/train-*.parquet",
@@ -93,6 +87,7 @@ class DistilledSet(nn.Module, HubFolder):
         "preprocessing-*.safetensors",
         "teacher-*.safetensors",
     )
+    fetched = tuple(pattern for pattern in owned if not pattern.startswith(("assets/", "data/")))
 
     def __init__(
         self,
@@ -130,7 +125,8 @@ class DistilledSet(nn.Module, HubFolder):
         self.class_names = list(class_names)
         self.preprocessing = preprocessing
         self.teacher = teacher
-        self.config = {key: value for key, value in (config or {}).items() if key not in DERIVED}
+        self.config = {key: value for key, value in (config or {}).items() if key not in (*DERIVED, "release")}
+        self.release = (config or {}).get("release")
         self.report = report
 
     @property
@@ -216,7 +212,7 @@ class DistilledSet(nn.Module, HubFolder):
 
     # The folder
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, home: Home) -> None:
         data_id = self._content_id()
         for name in COLUMN:
             (folder / FOLDER[name]).mkdir()
@@ -228,9 +224,9 @@ class DistilledSet(nn.Module, HubFolder):
         self.grid().save(folder / "assets" / "grid.png", optimize=True)
         if self.report is not None:
             save_json(folder / RESULTS, {"data_id": data_id, **self.report.to_json()})
-        save_json(folder / self.config_name, {**self.config, **self._derived(data_id)})
+        save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
         png_bytes = sum(path.stat().st_size for path in (folder / "data").iterdir())
-        (folder / "README.md").write_text(self._card(folder.name, data_id, png_bytes), encoding="utf-8")
+        (folder / "README.md").write_text(self._card(home, data_id, png_bytes), encoding="utf-8")
 
     def _write_parquet(self, folder: Path, name: str, data_id: str) -> None:
         row_bytes = self.pixel_values[0].numel() * (1 if name == "default" else 4) + 2 * self.num_classes
@@ -333,11 +329,9 @@ class DistilledSet(nn.Module, HubFolder):
     def _picture(self, row: int | None) -> Image.Image | None:
         return None if row is None else self._pictures(slice(row, row + 1))[0]
 
-    def _card(self, name: str, data_id: str, png_bytes: int) -> str:
+    def _card(self, home: Home, data_id: str, png_bytes: int) -> str:
         source = self.config.get("source") or {}
         about_source = source_context(source)
-        repo, revision = self.config.get("repo_id", name), self.config.get("revision")
-        at = f', revision="{revision}"' if revision else ""
         papers = self.config.get("paper") or []
         papers = papers if isinstance(papers, list) else [papers]
         channels, height, width = self.pixel_values.shape[1:]
@@ -387,9 +381,9 @@ class DistilledSet(nn.Module, HubFolder):
             **about_source,
             grid="assets/grid.png",
             grid_caption=f"{' and '.join(shown) or 'All images'}, rounded to 8 bits.",
-            call=f'"{repo}"{at}',
-            call_tensor=f'"{repo}", "tensor"{at}',
-            folder=None if "repo_id" in self.config else name,
+            call=home.arguments(),
+            call_tensor=home.arguments("tensor"),
+            folder=None if home.on_hub else home.name,
             zca=self.preprocessing.zca is not None,
             mean=[round(value, 4) for value in self.preprocessing.mean],
             std=[round(value, 4) for value in self.preprocessing.std],

@@ -21,13 +21,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .cards import Paper
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .config import DistillConfig, check_choice
 from .data import RealImages
 from .distilled import DistilledSet
 from .evaluation import PROTOCOLS, Pool, evaluate_distilled, real_pool, validation_accuracy
-from .hub import EvalReport, Paper, package_versions
+from .files import package_versions
 from .labels import StoredLabels
+from .results import EvalReport
 
 logger = logging.getLogger(__name__)
 

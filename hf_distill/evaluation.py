@@ -22,9 +22,9 @@ from .config import check_at_least, check_choice
 from .coresets import coresets, random_rows
 from .data import RealImages
 from .distilled import DistilledSet
-from .hub import EvalReport, EvalRow
 from .labels import HardLabels
 from .models import StudentSpec
+from .results import EvalReport, EvalRow
 from .rng import derive_seed
 from .students import (
     PROTOCOLS,

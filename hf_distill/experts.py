@@ -38,8 +38,9 @@ from tqdm.auto import tqdm
 from .augment import DEFAULT_STRATEGY, DSA, DsaParams
 from .config import HfArg, check_at_least, check_choice
 from .data import RealImages
+from .files import atomic_write, load_json, package_versions, save_json
 from .functional import FlatModel
-from .hub import atomic_write, load_json, package_versions, save_json
+from .hub import Home
 from .models import CONVNETS, NORMS, StudentSpec
 from .rng import derive_seed, generator
 from .trajectories import (
@@ -642,7 +643,9 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device) -> Non
         "versions": package_versions(),
     }
     # What the expert files say themselves is read in one place.
-    ExpertTrajectories(folder.root, config).limited(count, epochs)._write_about(folder.root, real.preprocessing)
+    ExpertTrajectories(folder.root, config).limited(count, epochs)._write_about(
+        folder.root, real.preprocessing, Home(folder.root.name)
+    )
 
 
 def experts_folder(real: RealImages, config: ExpertConfig, seed: int) -> Path:

@@ -9,23 +9,24 @@ import math
 import os
 import shutil
 import statistics
-import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import ModelCardData, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save
 from torch import Tensor
 from typing_extensions import Self
 
+from .cards import render_card, source_context
 from .data import RealImages
+from .files import atomic_write, check_format_version, load_json, save_json
 from .functional import FlatModel
-from .hub import HubFolder, atomic_write, check_format_version, load_json, render_card, save_json, source_context
+from .hub import Home, HubFolder
 from .models import StudentSpec
+from .repository import Repository
 from .transforms import Preprocessing
 
 INDEX = "expert_config.json"
@@ -159,10 +160,11 @@ class ExpertTrajectories(HubFolder):
     repo_type = "model"
     config_name = INDEX
     owned = ("README.md", INDEX, ZCA_FILE, "expert-[0-9]*.safetensors")
+    fetched = (INDEX,)
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder, self.config = folder, config
-        self._repository: dict[str, Any] | None = None
+        self.folder, self.release = folder, config.get("release")
+        self.config = {key: value for key, value in config.items() if key != "release"}
         self._limits = ""
         self._files: dict[int, TensorFile] = {}
         try:
@@ -175,35 +177,10 @@ class ExpertTrajectories(HubFolder):
             raise ValueError(f"{folder / INDEX} lacks {error}; it was not written by train_experts") from error
 
     @classmethod
-    def from_pretrained(
-        cls,
-        repo_id_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> Self:
-        """The experts in a local folder, which never touches the network, or in a Hub repository at `revision`.
-
-        Of a repository only `expert_config.json` is fetched now, each expert's file when it is first used, all from
-        the one commit that `revision` is now.
-
-        Raises:
-            ValueError: There is no such folder or repository, or it holds no experts.
-        """
-        experts = super().from_pretrained(
-            repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only
-        )
-        if not Path(repo_id_or_path).is_dir():
-            # A snapshot folder of the cache is named by its commit.
-            commit = {"revision": experts.folder.name, "token": token, "local_files_only": local_files_only}
-            experts._repository = {"repo_id": str(repo_id_or_path), "repo_type": cls.repo_type, **commit}
-        return experts
-
-    @classmethod
-    def _download(cls, name: str, revision: str | None, token: str | bool | None, local_files_only: bool) -> Path:
-        where = {"revision": revision, "token": token, "local_files_only": local_files_only}
-        return _fetch(INDEX, repo_id=name, repo_type=cls.repo_type, **where).parent
+    def _download(cls, repository: Repository) -> tuple[Path, Repository]:
+        # Of a repository only the index comes now; each expert's file when it is first used, from the same commit.
+        folder = repository.fetch(INDEX).parent
+        return folder, repository.at(folder.name)
 
     @classmethod
     def _read(cls, folder: Path) -> Self:
@@ -215,9 +192,9 @@ class ExpertTrajectories(HubFolder):
         path = self.folder / name
         if path.is_file():
             return path
-        if self._repository is None:
+        if self.origin is None:
             raise ValueError(f"{self.folder} lacks {name}, which its {INDEX} names; train it again or copy it there")
-        return _fetch(name, **self._repository)
+        return self.origin.fetch(name)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -308,7 +285,7 @@ class ExpertTrajectories(HubFolder):
         size = sum(file.path.stat().st_size for file in files)
         changes = {"num_experts": num_experts, "num_epochs": num_epochs, "results": results, "bytes": size}
         view = type(self)(self.folder, {**self.config, **changes})
-        view._repository = self._repository
+        view.origin = self.origin
         if (num_experts, num_epochs) != (self.num_experts, self.num_epochs):
             view._limits = f".limited({num_experts}, {num_epochs})"
         return view
@@ -316,8 +293,8 @@ class ExpertTrajectories(HubFolder):
     @property
     def load_call(self) -> str:
         """The one call that gives these experts."""
-        where = self._repository["repo_id"] if self._repository else self.folder
-        return f'ExpertTrajectories.from_pretrained("{where}"){self._limits}'
+        where = Home(str(self.folder)) if self.origin is None else Home(self.origin.repo_id, self.origin.revision)
+        return f"ExpertTrajectories.from_pretrained({where.arguments()}){self._limits}"
 
     def summary(self) -> str:
         """One line: how many experts of which network, and how accurate they are where that is known."""
@@ -357,16 +334,18 @@ class ExpertTrajectories(HubFolder):
                     "use other experts, or the data and student they were trained for"
                 )
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, home: Home) -> None:
         for expert in range(self.num_experts):
             path = self._path(EXPERT_FILE.format(expert)).resolve()  # a cache holds links
+            entry = folder / EXPERT_FILE.format(expert)
             try:
-                os.link(path, folder / EXPERT_FILE.format(expert))
-            except OSError:  # another file system, or one without hard links
-                shutil.copy2(path, folder / EXPERT_FILE.format(expert))
-        self._write_about(folder, self.preprocessing)
+                # What is only to be read and uploaded may lie anywhere.
+                os.symlink(path, entry) if home.on_hub else os.link(path, entry)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(path, entry)
+        self._write_about(folder, self.preprocessing, home)
 
-    def _card(self, name: str) -> str:
+    def _card(self, home: Home) -> str:
         source, results = self.config["source"], self.config["results"]
         about_source = source_context(source)
         metadata = ModelCardData(
@@ -390,33 +369,21 @@ class ExpertTrajectories(HubFolder):
         return render_card(
             "experts.md",
             metadata=metadata.to_yaml(),
-            call=f'"{name}"',
+            call=home.arguments(),
             config=self.config,
             bytes=self.config["bytes"],
             results="\n".join(lines),
             **about_source,
         )
 
-    def _write_about(self, folder: Path, preprocessing: Preprocessing) -> None:
+    def _write_about(self, folder: Path, preprocessing: Preprocessing, home: Home) -> None:
         if preprocessing.zca is not None:
             atomic_write(folder / ZCA_FILE, save(preprocessing.tensors()))
-        atomic_write(folder / "README.md", self._card(folder.name))
-        save_json(folder / INDEX, self.config)
+        atomic_write(folder / "README.md", self._card(home))
+        save_json(folder / INDEX, {**self.config, **home.to_config()})
 
 
 def _percent(accuracies: Sequence[float]) -> str:
     """`61.2 ± 3.1`: mean and standard deviation in percent; no deviation for a single expert."""
     spread = f" ± {100 * statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
     return f"{100 * statistics.fmean(accuracies):.1f}{spread}"
-
-
-def _fetch(name: str, **where: Any) -> Path:
-    """The cached copy of the file `name` of a Hub repository."""
-    try:
-        return Path(hf_hub_download(filename=name, **where))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = textwrap.shorten(" ".join(str(error).split()), 200)
-        raise ValueError(
-            f"{where['repo_id']!r} is no folder here, and the Hub gave no {name} of a {where['repo_type']} repository "
-            f"of that name ({reason}); check the name, the connection, or log in (hf auth login) if it is private"
-        ) from error

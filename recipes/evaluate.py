@@ -15,7 +15,7 @@ from hf_distill.config import DataArguments, HfArg, check_at_least, check_choice
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
-from hf_distill.hub import EvalReport
+from hf_distill.results import EvalReport
 from hf_distill.runs import make_accelerator
 
 

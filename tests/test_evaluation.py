@@ -25,10 +25,10 @@ from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.evaluation import PROTOCOLS, EvalProtocol, evaluate_distilled, real_pool, validation_accuracy
 from hf_distill.functional import FlatModel
-from hf_distill.hub import EvalReport
 from hf_distill.labels import TeacherLabels
 from hf_distill.metrics import TopKAccuracy
 from hf_distill.models import StudentSpec
+from hf_distill.results import EvalReport
 from hf_distill.rng import derive_seed, generator
 from hf_distill.students import Pool, accuracy, loss_targets, topk_accuracy, train_student, train_students
 

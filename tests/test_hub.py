@@ -12,22 +12,10 @@ import pytest
 from PIL import Image
 
 import hf_distill
-from hf_distill.hub import (
-    SETS,
-    EvalReport,
-    EvalRow,
-    HubFolder,
-    Paper,
-    atomic_write,
-    check_format_version,
-    human_bytes,
-    image_grid,
-    load_json,
-    package_versions,
-    render_card,
-    save_json,
-    source_context,
-)
+from hf_distill.cards import Paper, human_bytes, image_grid, render_card, source_context
+from hf_distill.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from hf_distill.hub import Home, HubFolder
+from hf_distill.results import SETS, EvalReport, EvalRow
 
 ROOT = Path(hf_distill.__file__).parents[1]
 
@@ -38,15 +26,16 @@ class Note(HubFolder):
     repo_type = "dataset"
     config_name = "note.json"
     owned = ("README.md", "part-*.txt", "note.json")
+    fetched = owned
 
     def __init__(self, text: str, fail: bool = False) -> None:
         self.text, self.fail = text, fail
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, home: Home) -> None:
         (folder / f"part-{self.text}.txt").write_text(self.text)
         if self.fail:
             raise OSError(28, "No space left on device")
-        (folder / "README.md").write_text(f"a note in {folder.name}")
+        (folder / "README.md").write_text(f"a note in {home.name}")
         save_json(folder / "note.json", {"text": self.text})
 
     @classmethod
@@ -75,7 +64,7 @@ def test_hub_can_be_imported_without_torch():
 def test_templates_are_found_beside_the_checkout_and_inside_an_installed_package(tmp_path):
     shutil.copytree(ROOT / "hf_distill", tmp_path / "hf_distill", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import hf_distill.hub as hub, jinja2\n"
+        "import hf_distill.cards as hub, jinja2\n"
         f"assert hub.__file__.startswith({str(tmp_path)!r})\n"
         "try: hub.render_card('distilled.md')\n"
         "except jinja2.UndefinedError: pass\n"

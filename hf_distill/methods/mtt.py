@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..hub import Paper
+from ..cards import Paper
 from ..unroll import MatchingGradient, StudentStep, full_unroll
 from .trajectory import TrajectoryConfig, TrajectoryMatching
 

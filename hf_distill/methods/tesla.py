@@ -27,8 +27,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..cards import Paper
 from ..config import HfArg, check_at_least, check_choice
-from ..hub import Paper
 from ..labels import TeacherLabels
 from ..unroll import MatchingGradient, StudentStep, adjoint_unroll
 from .trajectory import TrajectoryConfig, TrajectoryMatching
