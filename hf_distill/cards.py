@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
+from huggingface_hub import EvalResult
 from PIL import Image, ImageDraw, ImageFont
 
 
@@ -57,6 +59,41 @@ def render_card(template: str, **context: Any) -> str:
     return environment.from_string(source.read_text(encoding="utf-8")).render(**context)
 
 
+def on_hub(source: dict[str, Any]) -> bool:
+    """Whether the dataset that `RealImages.provenance` speaks of is a repository on the Hub, by its name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(source.get("name"))) is not None
+
+
+def eval_results(source: dict[str, Any], accuracies: dict[str, float]) -> list[EvalResult]:
+    """Accuracies in [0, 1] by split of `source`, for the `model-index` of a model card."""
+    name = str(source.get("name") or "unknown dataset")
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=name if on_hub(source) else Path(name).name,
+            dataset_name=Path(name).name,
+            dataset_config=source.get("config"),
+            dataset_split=split,
+            dataset_revision=source.get("revision"),
+            metric_type="accuracy",
+            metric_value=round(accuracy, 6),
+        )
+        for split, accuracy in accuracies.items()
+    ]
+
+
+def eval_results_file(source: dict[str, Any], accuracy: float, notes: str) -> str:
+    """The same for `.eval_results/`, which knows datasets on the Hub alone.
+
+    The format is that of https://huggingface.co/docs/hub/eval-results.
+    """
+    dataset = {"id": source["name"], "task_id": "image-classification"}
+    if source.get("revision"):
+        dataset["revision"] = source["revision"]
+    entry = {"dataset": dataset, "value": round(accuracy, 6), "notes": notes}
+    return yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
+
+
 def source_context(source: dict[str, Any]) -> dict[str, Any]:
     """What a card says of the dataset that an artifact was made from, as names for `render_card`.
 
@@ -76,6 +113,8 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
     if stated and all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", text) for text in stated) and "unknown" not in stated:
         license_id: str | list[str] = stated[0] if len(stated) == 1 else stated
         note = f"This artifact derives from {link} and carries its licence: {', '.join(stated)}. Its terms still hold."
+        if any(re.search("(^|-)nc(-|$)", text) for text in stated):
+            note += " **They forbid commercial use.**"
     else:
         license_id = "other"
         said = " ".join(" ".join(stated).split())

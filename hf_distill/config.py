@@ -156,8 +156,6 @@ class HubArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.push_to_hub and self.hub_model_id is None:
-            raise ValueError("--push_to_hub is missing its repository; give --hub_model_id owner/name")
         if self.hub_model_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id):
             raise ValueError(f"--hub_model_id is {self.hub_model_id!r}; expected owner/name")
         given = [flag for flag in ("hub_model_id", "hub_tag", "hub_private_repo", "hub_token") if getattr(self, flag)]

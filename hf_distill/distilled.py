@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetInfo, Features, List, Value
 from datasets import Image as ImageFeature
-from huggingface_hub import DatasetCardData
+from huggingface_hub import CommitInfo, DatasetCardData
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -28,6 +28,7 @@ from .cards import image_grid, render_card, source_context
 from .files import atomic_write, check_format_version, load_json, save_json
 from .hub import Home, HubFolder
 from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
+from .repository import PushConflict, Repository
 from .results import EvalReport
 from .transforms import Preprocessing
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 RESULTS = "results.json"
 SHARD_BYTES = 500_000_000
+PUSHES = 5  # attempts to add results where others publish at the same time
 GROUP_BYTES = 16_000_000  # of pixels in a row group: what writing and reading hold in memory at a time
 COLUMN = {"default": "image", "tensor": "pixel_values"}
 FOLDER = {"default": "data", "tensor": "tensor"}
@@ -88,6 +90,7 @@ class DistilledSet(nn.Module, HubFolder):
         "teacher-*.safetensors",
     )
     fetched = tuple(pattern for pattern in owned if not pattern.startswith(("assets/", "data/")))
+    loader = "datasets.load_dataset"
 
     def __init__(
         self,
@@ -265,6 +268,8 @@ class DistilledSet(nn.Module, HubFolder):
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}; restore the file or save the artifact again")
         data_id = config["data_id"]
+        if not (isinstance(data_id, str) and re.fullmatch("[0-9a-f]{8}", data_id)):
+            raise ValueError(f"{path} has data_id {data_id!r}; expected 8 hex digits, by which its files are found")
         whitening = _load_tensors(folder / f"preprocessing-{data_id}.safetensors")
         networks = _load_tensors(folder / f"teacher-{data_id}.safetensors")
         try:
@@ -393,6 +398,42 @@ class DistilledSet(nn.Module, HubFolder):
             results=None if self.report is None else self.report.markdown(),
             sizes={what: count for what, count in sizes.items() if count},
         )
+
+    def push_results(
+        self, repo_id: str, report: EvalReport, *, tag: str | None = None, token: str | bool | None = None
+    ) -> CommitInfo:
+        """Add the rows of `report`, which is about this set, to the results and the card of a repository that holds it.
+
+        Rows that others publish in the same moment are kept.
+
+        Args:
+            repo_id: `owner/name`.
+            report: What was measured.
+            tag: A name for the version with these results.
+            token: As in `from_pretrained`.
+
+        Raises:
+            ValueError: The repository holds other images than these, or as `push_to_hub`.
+            OSError: As `push_to_hub`.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            latest = type(self).from_pretrained(repo_id, revision="main", token=token)
+            if latest.origin is None or latest._content_id() != self._content_id():
+                raise ValueError(
+                    f"{repo_id} now holds other images than those that were evaluated; evaluate its newest version"
+                )
+            latest.report = (latest.report or EvalReport()).merge(report)
+            release = latest.release or {}
+            released = release.get("tag") if release.get("repo_id") == repo_id else None
+            home, parent = Home(repo_id, tag or released, on_hub=True), latest.origin.revision
+            repository = Repository(repo_id, self.repo_type, token=token)
+            try:
+                return latest._publish(repository, home, tag, "Add the results of an evaluation", parent=parent)
+            except PushConflict:
+                if attempt == PUSHES:
+                    raise
 
     def export_image_folder(self, directory: str | Path) -> Path:
         """Write `<directory>/train/<class>/<number>.png`, which torchvision's `ImageFolder` and `load_dataset` read.

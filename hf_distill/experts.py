@@ -72,6 +72,7 @@ class ExpertConfig:
     student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
     student_norm: str = HfArg(default="instance", help="Normalisation of a convnet: instance, batch or none.")
     experts: str | None = HfArg(default=None, help="Folder or Hub repository of trained experts to use as they are.")
+    experts_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
     num_experts: int = HfArg(default=10, help="Experts to train.")
     expert_train_epochs: int | None = HfArg(
         default=None, help="Epochs of each expert. Without it: what the recipe will read."
@@ -548,7 +549,7 @@ def train_experts(
     """
     spec = config.student_spec(real)
     if config.experts is not None:
-        experts = ExpertTrajectories.from_pretrained(config.experts)
+        experts = ExpertTrajectories.from_pretrained(config.experts, revision=config.experts_revision)
         experts.check_matches(real, spec)
         if experts.num_epochs < epochs:
             raise ValueError(

@@ -4,6 +4,7 @@ The folder is the artifact; everything works on local folders, without a token o
 torch.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from .repository import Repository
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
 
 STAGING = ".saving-"
 
@@ -78,6 +81,8 @@ class HubFolder(ABC):
         owned: Glob patterns of all that the artifact consists of. A save or a push replaces it: a match that is not
             written again is removed. Everything else in the folder or repository stays, and is never pushed.
         fetched: Those of them that loading needs.
+        loader: The function that the card loads it with.
+        config: What the JSON file says; "source" is the dataset that the artifact was made from.
         origin: The repository, at its commit, that this artifact was loaded from; None for a local folder.
         release: The repo_id and tag that it was published as, as its JSON file says; None where it never was.
     """
@@ -86,6 +91,8 @@ class HubFolder(ABC):
     config_name: ClassVar[str]
     owned: ClassVar[tuple[str, ...]]
     fetched: ClassVar[tuple[str, ...]]
+    loader: ClassVar[str]
+    config: dict[str, Any]
     origin: Repository | None = None
     release: dict[str, Any] | None = None
 
@@ -218,9 +225,26 @@ class HubFolder(ABC):
         repository = Repository(repo_id, self.repo_type, token=token)
         if not create_pr:
             repository.prepare(tag=tag, private=private)  # before the work of writing
+        if (self.config.get("source") or {}).get("gated"):
+            logger.warning(
+                "access to the source of this artifact is conditional, and the card says that the same conditions hold "
+                "for %s; only its settings on the Hub can enforce them: make it gated there",
+                repo_id,
+            )
+        message = message or f"Publish {tag or type(self).__name__} with hf_distill"
+        return self._publish(repository, Home(repo_id, tag, on_hub=True), tag, message, create_pr, parent)
+
+    def _publish(
+        self,
+        repository: Repository,
+        home: Home,
+        tag: str | None,
+        message: str,
+        create_pr: bool = False,
+        parent: str | None = None,
+    ) -> CommitInfo:
         with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
             staged = Path(aside)
-            self._write(staged, Home(repo_id, tag, on_hub=True))
+            self._write(staged, home)
             files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
-            message = message or f"Publish {tag or type(self).__name__} with hf_distill"
             return repository.publish(files, self.owned, tag=tag, create_pr=create_pr, parent=parent, message=message)

@@ -6,6 +6,7 @@ The family is registered with timm, so `timm.create_model` is the only factory o
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,5 +161,23 @@ class StudentSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StudentSpec":
-        """The spec that `to_dict` wrote."""
-        return cls(**{**values, "img_size": tuple(values["img_size"])})
+        """The spec that `to_dict` wrote, or that somebody says it wrote: nothing in it can make timm load a file.
+
+        Raises:
+            ValueError: A value is missing, of another type, or would have a file loaded.
+        """
+        try:
+            spec = cls(**{**values, "img_size": tuple(map(int, values["img_size"]))})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{values!r} does not describe a student ({error}); expected what to_dict gives"
+            ) from error
+        numbers = (spec.num_classes, spec.in_chans, *spec.img_size)
+        if not all(type(number) is int and number > 0 for number in numbers) or len(spec.img_size) != 2:
+            raise ValueError(f"a student has {numbers} classes, channels, height and width; expected whole numbers")
+        if not isinstance(spec.name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", spec.name):
+            raise ValueError(f"a student is called {spec.name!r}; expected the plain name of a timm model")
+        loading = [name for name in spec.kwargs if re.search("pretrained|checkpoint|path|dir|file", name)]
+        if loading:
+            raise ValueError(f"the student {spec.name} has {loading[0]}, which loads weights; expected an architecture")
+        return spec

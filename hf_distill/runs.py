@@ -2,18 +2,23 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
 import datasets
+import huggingface_hub.utils
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from .checkpoints import prepare_output_dir
-from .config import DistillConfig, check_choice
+from .config import DistillConfig, HubArguments, check_choice
+from .distilled import DistilledSet
 from .evaluation import PROTOCOLS
+from .hub import Home, HubFolder
+from .repository import Repository
 
 # Processes share unequal work (experts, students) and meet at its end; the default of minutes would end them there.
 PATIENCE = timedelta(days=7)
@@ -46,31 +51,85 @@ def make_accelerator(report_to: str = "none", project_dir: str | None = None) ->
     return accelerator
 
 
-def start_run(config: DistillConfig, name: str) -> tuple[DistillConfig, Accelerator]:
+def on_main(accelerator: Accelerator, work: Callable[[], str]) -> str:
+    """What `work` gives on the main process, on all of them; where it fails, that one says why and all end."""
+    told: list[str | None] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told[0] = work()
+        except (ValueError, OSError) as error:
+            told[1] = str(error)
+    given, problem = broadcast_object_list(told)
+    if problem:
+        if accelerator.is_main_process:
+            raise ValueError(problem)
+        raise SystemExit(1)
+    return given
+
+
+def start_run(config: DistillConfig, hub: HubArguments, name: str) -> tuple[DistillConfig, Accelerator]:
     """The config with its output folder made, and the accelerator. All processes call it.
 
     Args:
         config: As parsed.
+        hub: Where the result is to be published; whether it can be is found out now.
         name: Of the folder under `outputs/` where `--output_dir` is not given.
 
     Raises:
-        ValueError: The folder is taken, the protocol is unknown, or a tracker is not installed.
+        ValueError: The folder is taken, the protocol is unknown, a tracker is not installed, or nothing can be
+            published there.
     """
     check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))  # now, not after hours of expert training
     if config.disable_tqdm:
-        datasets.disable_progress_bars()
+        disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
     accelerator = make_accelerator()
-    told: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            told[0] = str(prepare_output_dir(config, name))
-        except (ValueError, OSError) as error:
-            told[1] = str(error)
-    folder, problem = broadcast_object_list(told)
-    if problem:
-        if accelerator.is_main_process:
-            raise ValueError(problem)
-        raise SystemExit(1)  # the main process says it
+    prepare_push(hub, DistilledSet, accelerator)
+    folder = on_main(accelerator, lambda: str(prepare_output_dir(config, name)))
     config = dataclasses.replace(config, output_dir=folder)
     return config, accelerator if config.report_to == "none" else make_accelerator(config.report_to, folder)
+
+
+def disable_progress_bars() -> None:
+    """Silence the bars of `datasets` and of the Hub client."""
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+
+
+def prepare_push(hub: HubArguments, artifact: type[HubFolder], accelerator: Accelerator) -> None:
+    """Find out before the work whether its result can be published. All processes call it.
+
+    Raises:
+        ValueError: No repository is given, the token may not write there, or the tag exists already.
+    """
+
+    def prepare() -> str:
+        if hub.hub_model_id is None:
+            raise ValueError("--push_to_hub needs the name of a repository; give --hub_model_id owner/name")
+        repository = Repository(hub.hub_model_id, artifact.repo_type, token=hub.hub_token)
+        repository.prepare(tag=hub.hub_tag, private=hub.hub_private_repo or None)
+        return ""
+
+    if hub.push_to_hub:
+        on_main(accelerator, prepare)
+
+
+def push(artifact: HubFolder, hub: HubArguments, folder: str | Path) -> str:
+    """Publish an artifact that is saved in `folder`; one process calls it.
+
+    Returns:
+        A line that says where it is and which call loads it.
+
+    Raises:
+        ValueError, OSError: As `HubFolder.push_to_hub`; the message says how to publish it later.
+    """
+    repo_id, tag, private = hub.hub_model_id or "", hub.hub_tag, hub.hub_private_repo or None
+    try:
+        commit = artifact.push_to_hub(repo_id, tag=tag, private=private, token=hub.hub_token)
+    except (ValueError, OSError) as error:
+        name = type(artifact).__name__
+        raise ValueError(
+            f"{error}. The result is whole in {folder}: publish it later with "
+            f'{name}.from_pretrained("{folder}").push_to_hub("{repo_id}"{f", tag={tag!r}" if tag else ""})'
+        ) from error
+    return f"published: {commit.commit_url}   load: {artifact.loader}({Home(repo_id, tag).arguments()})"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from typing_extensions import Self
 
-from .cards import render_card, source_context
+from .cards import eval_results, eval_results_file, on_hub, render_card, source_context
 from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, save_json
 from .functional import FlatModel
@@ -30,6 +30,7 @@ from .repository import Repository
 from .transforms import Preprocessing
 
 INDEX = "expert_config.json"
+EVAL_RESULTS = ".eval_results/hf_distill.yaml"
 ZCA_FILE = "preprocessing.safetensors"
 EXPERT_FILE = "expert-{:05d}.safetensors"
 FORMAT_VERSION = 1
@@ -159,8 +160,9 @@ class ExpertTrajectories(HubFolder):
 
     repo_type = "model"
     config_name = INDEX
-    owned = ("README.md", INDEX, ZCA_FILE, "expert-[0-9]*.safetensors")
+    owned = ("README.md", INDEX, ZCA_FILE, EVAL_RESULTS, "expert-[0-9]*.safetensors")
     fetched = (INDEX,)
+    loader = "ExpertTrajectories.from_pretrained"
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.release = folder, config.get("release")
@@ -294,7 +296,7 @@ class ExpertTrajectories(HubFolder):
     def load_call(self) -> str:
         """The one call that gives these experts."""
         where = Home(str(self.folder)) if self.origin is None else Home(self.origin.repo_id, self.origin.revision)
-        return f"ExpertTrajectories.from_pretrained({where.arguments()}){self._limits}"
+        return f"{self.loader}({where.arguments()}){self._limits}"
 
     def summary(self) -> str:
         """One line: how many experts of which network, and how accurate they are where that is known."""
@@ -348,10 +350,19 @@ class ExpertTrajectories(HubFolder):
     def _card(self, home: Home) -> str:
         source, results = self.config["source"], self.config["results"]
         about_source = source_context(source)
+        scores = {
+            split: statistics.fmean(results[f"{split}_accuracy"])
+            for split in ("train", "test")
+            if results[f"{split}_accuracy"]
+        }
         metadata = ModelCardData(
             license=about_source["license"],
             extra_gated_prompt=about_source["gated_note"],
+            library_name="hf_distill",
+            datasets=[source["name"]] if on_hub(source) else None,
             tags=["dataset-distillation", "expert-trajectories", "image-classification", "hf_distill"],
+            model_name=Path(home.name).name if scores else None,
+            eval_results=eval_results(source, scores) or None,
         )
         lines = []
         if results["train_accuracy"]:
@@ -360,12 +371,18 @@ class ExpertTrajectories(HubFolder):
             if results[f"{split}_accuracy"]:
                 accuracies = results[f"{split}_accuracy"]
                 lines.append(f"| {split} | {_percent(accuracies)} | {len(accuracies)} |")
-        losses = [statistics.fmean(each) for each in zip(*results["epoch_loss"], strict=True)]
-        lines += [
-            "",
-            f"Mean augmented training loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last.",
-        ]
-        lines += [f"Trained and measured on: {self.config['device']}."]
+        lines.append("")
+        if None in results["epoch_loss"][0]:  # imported
+            files = self.config["imported_from"]["files"]
+            lines.append(
+                f"Imported from {len(files):,} file(s); the losses and the machine of their training are unknown."
+            )
+        else:
+            losses = [statistics.fmean(each) for each in zip(*results["epoch_loss"], strict=True)]
+            lines += [
+                f"Mean augmented training loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last.",
+                f"Trained and measured on: {self.config['device']}.",
+            ]
         return render_card(
             "experts.md",
             metadata=metadata.to_yaml(),
@@ -380,6 +397,12 @@ class ExpertTrajectories(HubFolder):
         if preprocessing.zca is not None:
             atomic_write(folder / ZCA_FILE, save(preprocessing.tensors()))
         atomic_write(folder / "README.md", self._card(home))
+        accuracies = self.config["results"]["test_accuracy"]
+        if accuracies and on_hub(self.config["source"]):
+            notes = f"mean of {len(accuracies)} experts after {self.num_epochs} epochs"
+            (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
+            text = eval_results_file(self.config["source"], statistics.fmean(accuracies), notes)
+            atomic_write(folder / EVAL_RESULTS, text)
         save_json(folder / INDEX, {**self.config, **home.to_config()})
 
 

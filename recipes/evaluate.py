@@ -2,21 +2,23 @@
 
     python recipes/evaluate.py --distilled_dataset outputs/tesla
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
 
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
-go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir.
+go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with
+--push_to_hub into those of the repository.
 """
 
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hf_distill.config import DataArguments, HfArg, check_at_least, check_choice, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
 from hf_distill.results import EvalReport
-from hf_distill.runs import make_accelerator
+from hf_distill.runs import make_accelerator, prepare_push
 
 
 @dataclass
@@ -73,10 +75,15 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
 
 
 def main() -> None:
-    data_args, args = parse_args(DataArguments, EvaluateArguments)
+    data_args, args, hub = parse_args(DataArguments, EvaluateArguments, HubArguments)
     accelerator = make_accelerator()
+    if hub.push_to_hub and hub.hub_model_id is None and not Path(args.distilled_dataset).exists():
+        hub = replace(hub, hub_model_id=args.distilled_dataset)
+    prepare_push(hub, DistilledSet, accelerator)
 
-    distilled = DistilledSet.from_pretrained(args.distilled_dataset, revision=args.distilled_revision)
+    distilled = DistilledSet.from_pretrained(
+        args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
+    )
     data_args = source_arguments(distilled, data_args)
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
@@ -98,13 +105,18 @@ def main() -> None:
     )
     accelerator.print(report.table())
 
+    if not accelerator.is_main_process:
+        return
     folder = args.output_dir or args.distilled_dataset
-    if args.output_dir is None and not Path(folder).is_dir():
-        accelerator.print("\nNothing was written: give --output_dir to keep the set with these results.")
-    elif accelerator.is_main_process:
+    if args.output_dir is not None or Path(folder).is_dir():
         distilled.report = (distilled.report or EvalReport()).merge(report)
         distilled.save_pretrained(folder)
-        accelerator.print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
+        print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
+    elif not hub.push_to_hub:
+        print("\nNothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
+    if hub.push_to_hub:
+        commit = distilled.push_results(hub.hub_model_id, report, tag=hub.hub_tag, token=hub.hub_token)
+        print(f"\nadded to the card and results.json of {hub.hub_model_id}: {commit.commit_url}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python recipes/experts.py                            # scikit-learn's digits, a minute on two cores
     accelerate launch recipes/experts.py --dataset_name uoft-cs/cifar10 --normalization zca \
         --num_experts 100 --expert_train_epochs 50       # the set-up of the trajectory-matching papers
+    python recipes/experts.py --push_to_hub --hub_model_id me/digits-experts --hub_tag v1.0.0
 
 A run that was interrupted continues when it is started again with the same flags, and a finished one when it is started
 again with more experts or more epochs.
@@ -12,10 +13,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill.config import DataArguments, HfArg, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
 from hf_distill.data import RealImages
 from hf_distill.experts import ExpertConfig, train_experts
-from hf_distill.runs import make_accelerator
+from hf_distill.runs import make_accelerator, prepare_push, push
+from hf_distill.trajectories import ExpertTrajectories
 
 
 @dataclass
@@ -29,8 +31,10 @@ class RunArguments:
 
 def main() -> None:
     demo = Path(__file__).parent / "configs" / "experts_digits.yaml"
-    data_args, config, run = parse_args(DataArguments, ExpertConfig, RunArguments, default_config=demo)
+    classes = (DataArguments, ExpertConfig, RunArguments, HubArguments)
+    data_args, config, run, hub = parse_args(*classes, default_config=demo)
     accelerator = make_accelerator()
+    prepare_push(hub, ExpertTrajectories, accelerator)
 
     train, test = RealImages.train_and_test(data_args)
     # The held-out part selects distilled images later on, so no expert may see it.
@@ -46,6 +50,8 @@ def main() -> None:
         test=test,
     )
     accelerator.print(f"{experts.summary()}\n{experts.folder}   load: {experts.load_call}")
+    if hub.push_to_hub and accelerator.is_main_process:
+        print(push(experts, hub, experts.folder))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     accelerate launch recipes/mtt.py                                   # scikit-learn's digits, ten images, minutes
     accelerate launch recipes/mtt.py --config recipes/configs/mtt/cifar10-ipc1.yaml
     accelerate launch recipes/mtt.py --dataset_name my/images --resolution 32 --ipc 10 --output_dir outputs/mine
+    accelerate launch recipes/mtt.py --push_to_hub --hub_model_id me/digits-ipc1 --hub_tag v1.0.0
 
 Experts are trained first where there are none yet (or give --experts FOLDER_OR_REPO). Go on after an interruption
 with the same command line and --resume_from_checkpoint latest.
@@ -12,18 +13,19 @@ import sys
 from pathlib import Path
 
 from hf_distill import RealImages
-from hf_distill.config import DataArguments, parse_args
+from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.distiller import DistillationDiverged
 from hf_distill.experts import ExpertConfig, experts_folder, train_experts
 from hf_distill.methods import MTT, MTTConfig
-from hf_distill.runs import start_run
+from hf_distill.runs import push, start_run
 
 DEMO = Path(__file__).parent / "configs" / "mtt" / "digits-ipc1.yaml"
 
 
 def main() -> None:
-    data_args, expert_config, config = parse_args(DataArguments, ExpertConfig, MTTConfig, default_config=DEMO)
-    config, accelerator = start_run(config, f"mtt-{data_args.short_name}-ipc{config.ipc}")
+    classes = (DataArguments, ExpertConfig, MTTConfig, HubArguments)
+    data_args, expert_config, config, hub = parse_args(*classes, default_config=DEMO)
+    config, accelerator = start_run(config, hub, f"mtt-{data_args.short_name}-ipc{config.ipc}")
 
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
@@ -47,6 +49,8 @@ def main() -> None:
         folder = distilled.save_pretrained(config.output_dir)
         print(f"\n{report.table()}\n\nThe picture: {folder}/assets/grid.png. Load the images with:")
         print(f'  datasets.load_dataset("{folder}", split="train")')
+        if hub.push_to_hub:
+            print(push(distilled, hub, folder))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ class Note(HubFolder):
     config_name = "note.json"
     owned = ("README.md", "part-*.txt", "note.json")
     fetched = owned
+    loader = "Note.from_pretrained"
 
     def __init__(self, text: str, fail: bool = False) -> None:
-        self.text, self.fail = text, fail
+        self.text, self.fail, self.config = text, fail, {}
 
     def _write(self, folder: Path, home: Home) -> None:
         (folder / f"part-{self.text}.txt").write_text(self.text)

@@ -159,6 +159,7 @@ class TrajectoryMatching(Distiller):
             pixels = torch.cat([self.initial_images(label, teacher) for label in range(train.num_classes)])
         else:
             pixels = torch.randn((len(labels), *train.shape), generator=generator(config.seed, "init"))
+        origin = self.experts.origin
         distilled = DistilledSet(
             pixels,
             labels,
@@ -170,7 +171,8 @@ class TrajectoryMatching(Distiller):
                 "student": self.experts.spec.to_dict(),
                 "dsa_strategy": self.dsa.strategy,
                 "experts": {
-                    "source": str(self.experts.folder.name),
+                    "source": origin.repo_id if origin else self.experts.folder.name,
+                    "revision": origin.revision if origin else None,
                     "num_experts": self.experts.num_experts,
                     "num_epochs": self.experts.num_epochs,
                     "training": self.experts.config["training"],
