@@ -314,7 +314,9 @@ class Repository:
         if isinstance(error, EntryNotFoundError):
             raise ValueError(f"{self}{at} has no {name}; expected an artifact that hf_distill published") from error
         if status == 401:
-            raise ValueError(f"the Hub does not accept the token for {self}; log in again (hf auth login)") from error
+            raise ValueError(
+                f"the Hub accepts no token, or not this one, for {self}; log in (hf auth login) or set HF_TOKEN"
+            ) from error
         if status == 403:
             raise ValueError(
                 f"this token has no right to do that with {self} ({_reason(error)}); use one that has it"
@@ -398,6 +400,9 @@ def _asked_for(error: HTTPError) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """An error in one line of bounded length."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    """An error in one line of bounded length: what the Hub says of it, where it says something."""
+    said = str(error)
+    if isinstance(error, HfHubHTTPError) and error.server_message:
+        said = f"{error.response.status_code}: {error.server_message}"
+    said = " ".join(said.split()) or type(error).__name__
     return said if len(said) <= 200 else said[:199] + "…"
