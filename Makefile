@@ -1,17 +1,22 @@
 # make quickstart   set up .venv, distil scikit-learn's digits into ten images (minutes on two CPU cores)
 # make test         set up .venv, run the whole test suite, offline
+# make hub          serve a Hub on this machine, to try a push without an account
 # make lint         ruff
 
 PYTHON ?= python3
 BIN := .venv/bin
+PORT ?= 8765
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test hub lint clean
 
 quickstart: $(BIN)/.installed
 	$(BIN)/accelerate launch --quiet recipes/tesla.py
 
 test: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+hub: $(BIN)/.installed
+	$(BIN)/python tests/hub_server.py --folder outputs/hub --port $(PORT)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -1,9 +1,14 @@
-"""What all tests share: a cache of their own, no network, one thread, and a quick way to run recipes."""
+"""What all tests share: a cache of their own, a Hub on loopback and no other network, one thread, a quick way to run
+recipes."""
 
 import importlib.util
+import itertools
 import json
 import os
+import random
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub
 
 ROOT = Path(__file__).resolve().parents[1]
 _HOME = pytest.StashKey[str]()
@@ -21,14 +27,36 @@ _HOME = pytest.StashKey[str]()
 def pytest_configure(config: pytest.Config) -> None:
     # Before anything is imported that reads these; processes that tests start inherit them.
     config.stash[_HOME] = tempfile.mkdtemp(prefix="hf_distill-tests-")
+    for name in (
+        *("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE"),
+        *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "HUGGINGFACE_CO_STAGING"),
+        *("HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    ):
+        os.environ.pop(name, None)
     os.environ.update(
         HF_HOME=config.stash[_HOME],
-        HF_HUB_OFFLINE="1",
+        HF_ENDPOINT=f"http://127.0.0.1:{_free_port()}",
+        HF_HUB_OFFLINE="0",  # also where the command line says otherwise: the endpoint is this machine
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_UPDATE_CHECK="1",
+        HF_UPDATE_DOWNLOAD_COUNTS="0",
+        # Nothing listens on the discard port: a request to any other machine is refused at once.
+        ALL_PROXY="http://127.0.0.1:9",
+        NO_PROXY="127.0.0.1,localhost",
         ACCELERATE_USE_CPU="true",  # bit for bit is a promise per device; this one is everywhere
         OMP_NUM_THREADS="1",  # how many threads share a sum decides its last bit
     )
-    for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        os.environ.pop(name, None)
+
+
+def _free_port() -> int:
+    # Below the range from which systems take the ports of outgoing connections, which would come to hold it.
+    for port in random.sample(range(20_000, 30_000), 1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise RuntimeError("no port between 20000 and 30000 is free")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -107,3 +135,62 @@ def recipes() -> Iterator[Recipes]:
     server = Recipes()
     yield server
     server.close()
+
+
+class LoopbackHub(Hub):
+    """The Hub of one test, where HF_ENDPOINT points.
+
+    Attributes:
+        token: Of the user "tester", who may write under "tester", "org" and `namespace`.
+        read_token: Of the user "reader", who may write nowhere.
+        namespace: No other test has it, so no cache knows its repositories.
+    """
+
+    _number = itertools.count()
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, int(os.environ["HF_ENDPOINT"].rsplit(":", 1)[1]))
+        self.token, self.read_token = (f"hf_{secrets.token_hex(17)}" for _ in range(2))
+        self.namespace = f"space-{next(self._number)}"
+        self.add_user("tester", self.token, orgs=["org", self.namespace])
+        self.add_user("reader", self.read_token, role="read")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty Hub that listens during this test; nothing listens during others."""
+    with LoopbackHub(tmp_path / "hub") as server:
+        yield server
+
+
+class Online:
+    """Runs Python in processes of its own, with the Hub of the test and a cache of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def start(
+        self, code: str | list[str], *args: Any, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a Python text, or an interpreter with a list of arguments; its output is captured as text."""
+        command = [sys.executable, *(["-c", code] if isinstance(code, str) else code), *map(str, args)]
+        return subprocess.Popen(
+            command,
+            cwd=cwd or self.folder,
+            env={**os.environ, "HF_HOME": str(self.folder / "home"), **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, code: str | list[str], *args: Any, **options: Any) -> Finished:
+        """What `start` with these arguments leaves."""
+        with self.start(code, *args, **options) as process:
+            out, err = process.communicate(timeout=120)
+        return Finished([process.returncode], out, err)
+
+
+@pytest.fixture
+def online(hub: LoopbackHub, tmp_path: Path) -> Online:
+    return Online(tmp_path / "online")
