@@ -11,7 +11,7 @@ ROOMS = [
     {"methods"},
     {"distiller", "checkpoints", "runs"},
     {"evaluation", "students", "coresets", "metrics"},
-    {"distilled", "experts", "trajectories", "projector", "labels"},
+    {"distilled", "experts", "importing", "trajectories", "projector", "labels"},
     {"hub", "repository", "cards", "results"},
     {"data", "source", "pixels", "digits", "transforms"},
     {"unroll", "functional", "augment", "models", "rng"},
