@@ -124,6 +124,7 @@ class Fault:
     after_bytes: int | None
     delay: float
     lose_answer: bool
+    in_order: bool
     then: Callable[[], object] | None
 
 
@@ -535,6 +536,7 @@ class Hub:
         after_bytes: int | None = None,
         delay: float = 0,
         lose_answer: bool = False,
+        in_order: bool = False,
         then: Callable[[], object] | None = None,
     ) -> Fault:
         """Misbehave on the next `times` requests whose "METHOD /path?query" the pattern `match` finds.
@@ -544,9 +546,11 @@ class Hub:
             after_bytes: Read so much of the body (or, for a GET, send so much), then reset the connection.
             delay: First wait so many seconds.
             lose_answer: Carry the request out, then reset the connection instead of answering.
+            in_order: Close the connection in order, as a stopping server does, where it would be reset.
             then: Is called before the request is carried out, after `delay`.
         """
-        fault = Fault(re.compile(match), times, status, headers or {}, body, after_bytes, delay, lose_answer, then)
+        answer = status, headers or {}, body
+        fault = Fault(re.compile(match), times, *answer, after_bytes, delay, lose_answer, in_order, then)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -629,8 +633,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(*self._misbehave(url.path))
         except (Reset, ConnectionError):
             self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            os.close(self.connection.detach())
+            if self.fault is None or not self.fault.in_order:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                os.close(self.connection.detach())
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
