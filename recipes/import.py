@@ -1,0 +1,99 @@
+"""Read what other projects saved, into the artifacts of this one: images from `.pt` files or folders, and trajectories.
+
+    python recipes/import.py --images logged_files/CIFAR10/run/images_best.pt --method mtt \
+        --dataset_name uoft-cs/cifar10 --normalization zca
+    python recipes/import.py --image_folder syn_data --method rded --dataset_name my/imagenet --resolution 224
+    python recipes/import.py --trajectories replay_buffer_0.pt replay_buffer_1.pt --dataset_name uoft-cs/cifar10
+
+The source data give class names, preprocessing and licence; without them say --class_names, --mean and --std. Nothing
+in a `.pt` file is run: one that holds more than tensors is refused.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+
+from hf_distill.augment import DEFAULT_STRATEGY
+from hf_distill.config import DataArguments, HfArg, check_choice, parse_args
+from hf_distill.data import RealImages
+from hf_distill.experts import ExpertConfig
+from hf_distill.importing import (
+    SPACES,
+    class_order,
+    describes_itself,
+    import_image_folder,
+    import_images,
+    import_trajectories,
+    require_empty,
+)
+from hf_distill.runs import disable_progress_bars, make_accelerator
+
+
+@dataclass
+class ImportArguments:
+    """What to read, what is known of it, and where it goes."""
+
+    images: str | None = HfArg(default=None, help="File of images (.pt), or the folder of a run that holds one.")
+    image_folder: str | None = HfArg(default=None, help="Folder with a folder of JPEG or PNG files for each class.")
+    trajectories: list[str] | None = HfArg(default=None, help="Files replay_buffer_<n>.pt, or folders of them.")
+    labels: str | None = HfArg(default=None, help="File of labels (.pt). Without it: that beside --images.")
+    space: str = HfArg(default="auto", help="Values of --images: network (as a student sees them), pixels, or auto.")
+    experiment: int = HfArg(default=0, help="Which experiment, where --images holds several.")
+    lr: float | None = HfArg(default=None, help="Learned learning rate. Without it: what the files say, if they do.")
+    class_names: list[str] | None = HfArg(default=None, help="Names of the classes, in place of the source data.")
+    method: str | None = HfArg(default=None, help="What made it (mtt, tesla, dc, ...), for the card.")
+    student: str = HfArg(default="convnet_d3", help="Network of --trajectories.")
+    student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
+    student_norm: str = HfArg(default="instance", help="Normalisation of a convnet: instance, batch or none.")
+    dsa_strategy: str = HfArg(default=DEFAULT_STRATEGY, help="Augmentation that --trajectories were trained with.")
+    expert_format: str = HfArg(default="float32", help="float32, or compact: little more than half the bytes.")
+    output_dir: str = HfArg(default="outputs/imported", help="New folder of the artifact.")
+    disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
+
+    def __post_init__(self) -> None:
+        if sum(what is not None for what in (self.images, self.image_folder, self.trajectories)) != 1:
+            raise ValueError("give one of --images, --image_folder and --trajectories")
+        if self.trajectories and self.class_names:
+            raise ValueError(
+                "--trajectories need the data they were trained on: give --dataset_name, not --class_names"
+            )
+        check_choice("space", self.space, SPACES)
+
+
+def main() -> None:
+    data_args, args = parse_args(DataArguments, ImportArguments)
+    if args.disable_tqdm:
+        disable_progress_bars()
+    accelerator = make_accelerator()
+    require_empty(args.output_dir)
+
+    alone = args.class_names or (args.images and describes_itself(args.images))
+    train, test = (None, None) if alone and not data_args.dataset_name else RealImages.train_and_test(data_args)
+    known = {"real": train, "class_names": args.class_names, "method": args.method}
+    if train is None:
+        known |= {"mean": data_args.mean, "std": data_args.std}
+
+    if args.trajectories:
+        network = {name: getattr(args, name) for name in ("student", "student_width", "student_norm")}
+        spec = ExpertConfig(**network, expert_format=args.expert_format).student_spec(train)
+        options = {"dsa_strategy": args.dsa_strategy, "expert_format": args.expert_format}
+        options |= {"device": accelerator.device, "disable_tqdm": args.disable_tqdm}
+        experts = import_trajectories(args.trajectories, args.output_dir, spec, test=test, **known, **options)
+        print(f"{experts.summary()}\n{experts.folder}   load: {experts.load_call}")
+        return
+    if args.image_folder:
+        original = class_order(replace(data_args, classes=None)) if train is not None and data_args.classes else None
+        size = {"resolution": data_args.resolution, "original_classes": original}
+        distilled = import_image_folder(args.image_folder, **known, **size)
+    else:
+        options = {name: getattr(args, name) for name in ("labels", "space", "experiment", "lr")}
+        distilled = import_images(args.images, **known, **options)
+    distilled.save_pretrained(args.output_dir)
+    print(f"{len(distilled)} images of {distilled.num_classes} classes, {distilled.label_source.kind} labels")
+    print(f'{args.output_dir}   load: DistilledSet.from_pretrained("{args.output_dir}")')
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
