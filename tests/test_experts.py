@@ -553,39 +553,6 @@ def test_compact_experts_are_half_the_bytes_and_off_by_far_less_than_a_percent(d
         assert (rounded - exact).norm(dim=1).max() < 3e-3 * move
 
 
-def test_a_repository_gives_its_index_first_and_an_expert_when_it_is_used(trained, tmp_path, monkeypatch):
-    commit, fetched = "0123456789abcdef0123456789abcdef01234567", []
-
-    def download(repo_id, filename, *, repo_type, revision, token, local_files_only):
-        fetched.append((filename, revision))
-        target = tmp_path / "snapshots" / commit / filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return str(shutil.copy(trained.folder / filename, target))
-
-    monkeypatch.setattr(trajectories, "hf_hub_download", download)
-    experts = ExpertTrajectories.from_pretrained("someone/experts", revision="v1.0.0")
-    assert fetched == [("expert_config.json", "v1.0.0")]
-    assert experts.num_experts == 4
-    for _ in range(2):
-        assert torch.equal(experts.segment(2, 0, 2)[1], trained.row(2, 2))
-    assert fetched[1:] == [("expert-00002.safetensors", commit)]
-    assert experts.load_call == 'ExpertTrajectories.from_pretrained("someone/experts")'
-    saved = experts.save_pretrained(tmp_path / "saved")
-    assert expert_bytes(saved) == expert_bytes(trained.folder)
-
-
-def test_a_local_folder_never_touches_the_network(trained, copy, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("the network was touched")
-
-    monkeypatch.setattr(trajectories, "hf_hub_download", refuse)
-    (copy / "expert-00003.safetensors").unlink()
-    experts = ExpertTrajectories.from_pretrained(copy)
-    experts.segment(0, 0, 2)
-    with pytest.raises(ValueError, match=r"lacks expert-00003\.safetensors"):
-        experts.row(3, 0)
-
-
 def test_a_saved_copy_is_the_same_artifact(trained, data, tmp_path):
     saved = trained.save_pretrained(tmp_path / "saved")
     again = ExpertTrajectories.from_pretrained(saved)

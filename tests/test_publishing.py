@@ -1,0 +1,374 @@
+"""What is published is what was made: every artifact over HTTP and back, for readers with and without this library."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import DatasetCard, ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from peft import LoraConfig, PeftModel, get_peft_model
+from test_distilled import CONFIG, NAMES, REPORT, make
+from test_hub import check_golden
+
+from hf_distill.config import HubArguments
+from hf_distill.digits import digits_folder
+from hf_distill.distilled import DistilledSet
+from hf_distill.files import load_json, save_json
+from hf_distill.hub import Home, HubFolder
+from hf_distill.results import EvalReport, EvalRow
+from hf_distill.runs import make_accelerator, prepare_push
+from hf_distill.trajectories import ExpertTrajectories
+
+TINY = {
+    "max_train_samples": 200,
+    "max_test_samples": 50,
+    "student": "convnet_d1",
+    "student_width": 8,
+    "num_experts": 4,
+    "expert_train_epochs": 2,
+    "experts_at_once": 4,
+    "batch_train": 50,
+    "disable_tqdm": True,
+}
+DISTIL = {
+    "ipc": 1,
+    "max_steps": 1,
+    "eval_nets": 1,
+    "eval_seeds": 1,
+    "eval_protocol": "tiny",
+    "syn_steps": 2,
+    "expert_epochs": 1,
+    "max_start_epoch": 2,
+    "label": "hard",
+}
+PUBLISHED = {
+    ".gitattributes",
+    "README.md",
+    "assets/grid.png",
+    "distill_config.json",
+    "results.json",
+    "data/train-00000-of-00001-{}.parquet",
+    "tensor/train-00000-of-00001-{}.parquet",
+}
+
+
+SOURCE = {
+    "name": "org/pets",
+    "split": "train",
+    "revision": "0123456789abcdef0123456789abcdef01234567",
+    "license": "cc-by-nc-4.0",
+    "gated": "auto",
+    "homepage": "https://huggingface.co/datasets/org/pets",
+    "num_images": 7000,
+}
+
+
+def asked(hub: Any, method: str) -> list[str]:
+    """The last parts of the paths of files that were asked for."""
+    return [
+        r.path.split("?")[0].rsplit("/", 1)[1] for r in hub.requests if r.method == method and "/resolve/" in r.path
+    ]
+
+
+@pytest.fixture
+def digits(hub) -> str:
+    """scikit-learn's digits as a dataset repository."""
+    folder, repo = digits_folder(), f"{hub.namespace}/digits"
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.put("dataset", repo, files)
+    return repo
+
+
+@pytest.fixture(scope="module")
+def experts(recipes, tmp_path_factory) -> ExpertTrajectories:
+    folder = tmp_path_factory.mktemp("trained")
+    done = recipes("experts", {**TINY, "output_dir": folder / "experts"}, folder)
+    assert done.status == [0], done.err
+    return ExpertTrajectories.from_pretrained(folder / "experts")
+
+
+# Distilled images
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_a_published_set_comes_back_bit_for_bit_with_all_that_belongs_to_it(hub, zca):
+    repo, made = f"{hub.namespace}/set", make(zca=zca, lr=0.02, teacher=True, config=CONFIG, report=REPORT)
+    commit = made.push_to_hub(repo, tag="v1.0.0", token=hub.token)
+    assert hub.tags("dataset", repo) == {"v1.0.0": commit.oid}
+    again = DistilledSet.from_pretrained(repo, revision="v1.0.0")
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert torch.equal(again.teacher.thetas, made.teacher.thetas)
+    assert again.preprocessing.fingerprint() == made.preprocessing.fingerprint()
+    assert (again.class_names, again.config, again.report) == (made.class_names, made.config, made.report)
+    assert (again.origin.repo_id, again.origin.revision) == (repo, commit.oid)
+
+
+READER = """
+import sys
+sys.modules["hf_distill"] = None  # as where it is not installed
+import json, numpy as np
+from datasets import load_dataset
+repo, out = sys.argv[1:]
+images = load_dataset(repo, revision="v1.0.0", split="train")
+floats = load_dataset(repo, "tensor", revision="v1.0.0", split="train").with_format("numpy")
+streamed = load_dataset(repo, "tensor", revision="v1.0.0", split="train", streaming=True).with_format("numpy")
+rows = list(load_dataset(repo, revision="v1.0.0", split="train", streaming=True))
+np.savez(out, pixels=np.stack(list(floats["pixel_values"])), labels=floats["label"],
+         soft=np.stack(list(images["soft_label"])), images=np.stack([np.asarray(i) for i in images["image"]]),
+         streamed=np.stack([row["pixel_values"] for row in streamed]),
+         streamed_images=np.stack([np.asarray(row["image"]) for row in rows]))
+print(json.dumps(images.features["label"].names))
+"""
+
+
+def test_datasets_alone_loads_a_private_set_exactly_and_streams_it(hub, online, tmp_path):
+    repo, made = f"{hub.namespace}/private", make(config=CONFIG)
+    made.push_to_hub(repo, tag="v1.0.0", private=True, token=hub.token)
+    read = online(READER, repo, tmp_path / "read.npz", env={"HF_TOKEN": hub.token})
+    assert read.status == [0], read.err
+    assert json.loads(read.out.splitlines()[-1]) == NAMES
+    found = np.load(tmp_path / "read.npz")
+    pixels = made.pixel_values.detach().numpy()
+    assert np.array_equal(found["pixels"], pixels)
+    assert np.array_equal(found["streamed"], pixels)
+    assert np.array_equal(found["labels"], made.labels.numpy())
+    assert np.array_equal(found["soft"].astype(np.float16), made.soft_labels.numpy())
+    for name in ("images", "streamed_images"):
+        assert np.array_equal(found[name], made.images_uint8().permute(0, 2, 3, 1).numpy())
+    stranger = online(READER, repo, tmp_path / "no.npz", env={"HF_HOME": str(tmp_path / "stranger")})
+    assert stranger.status != [0]
+    assert "doesn't exist on the Hub or cannot be accessed" in stranger.err
+
+
+def test_loading_fetches_no_picture_and_nothing_that_is_not_of_the_artifact(hub):
+    repo = f"{hub.namespace}/set"
+    make(report=REPORT).push_to_hub(repo, token=hub.token)
+    hub.put("dataset", repo, {"weights.pkl": b"junk", "tensor/other.bin": b"junk"})
+    hub.clear()
+    DistilledSet.from_pretrained(repo)
+    data_id = json.loads(hub.files("dataset", repo)["distill_config.json"])["data_id"]
+    expected = {"README.md", "distill_config.json", "results.json", f"train-00000-of-00001-{data_id}.parquet"}
+    assert set(asked(hub, "GET")) | set(asked(hub, "HEAD")) == expected
+
+
+def test_a_new_version_replaces_the_old_one_whose_tag_stays_what_it_was(hub):
+    repo, first, second = f"{hub.namespace}/set", make(), make(seed=1)
+    one = first.push_to_hub(repo, tag="v1", token=hub.token)
+    hub.put("dataset", repo, {"notes.md": b"mine"})
+    two = second.push_to_hub(repo, tag="v2", token=hub.token)
+    assert hub.tags("dataset", repo) == {"v1": one.oid, "v2": two.oid}
+    now = hub.files("dataset", repo)
+    assert now["notes.md"] == b"mine"
+    assert len([name for name in now if name.endswith(".parquet")]) == 2
+    assert torch.equal(DistilledSet.from_pretrained(repo, revision="v1").pixel_values, first.pixel_values)
+    assert torch.equal(DistilledSet.from_pretrained(repo).pixel_values, second.pixel_values)
+
+
+def test_the_card_pins_its_version_and_a_saved_copy_speaks_of_its_folder(hub, tmp_path):
+    repo = f"{hub.namespace}/set"
+    make(config=CONFIG).push_to_hub(repo, tag="v1.0.0", token=hub.token)
+    card = hub.files("dataset", repo)["README.md"].decode()
+    assert f'load_dataset("{repo}", revision="v1.0.0", split="train")' in card
+    assert f'load_dataset("{repo}", "tensor", revision="v1.0.0", split="train")' in card
+    saved = DistilledSet.from_pretrained(repo).save_pretrained(tmp_path / "copy")
+    assert "v1.0.0" not in (saved / "README.md").read_text()
+    assert "release" not in load_json(saved / "distill_config.json")
+
+
+# Experts
+
+
+def test_of_published_experts_only_the_files_that_are_touched_are_fetched(hub, experts, tmp_path):
+    repo = f"{hub.namespace}/experts"
+    commit = experts.push_to_hub(repo, tag="v1.0.0", token=hub.token)
+    hub.put("model", repo, {"expert-00000.safetensors": b"moved on"})
+    hub.clear()
+    there = ExpertTrajectories.from_pretrained(repo, revision="v1.0.0")
+    assert asked(hub, "GET") == ["expert_config.json"]
+    for _ in range(2):
+        for found, expected in zip(there.segment(2, 0, 2), experts.segment(2, 0, 2), strict=True):
+            assert torch.equal(found, expected)
+    assert [name for name in asked(hub, "HEAD") if name.startswith("expert-")] == ["expert-00002.safetensors"]
+    assert there.load_call == f'ExpertTrajectories.from_pretrained("{repo}", revision="{commit.oid}")'
+    saved = there.save_pretrained(tmp_path / "saved")
+    for path in experts.folder.glob("expert-*.safetensors"):
+        assert (saved / path.name).read_bytes() == path.read_bytes()
+
+
+def test_experts_in_a_local_folder_never_touch_the_network(hub, experts, tmp_path):
+    copy = experts.save_pretrained(tmp_path / "copy")
+    (copy / "expert-00003.safetensors").unlink()
+    local = ExpertTrajectories.from_pretrained(copy)
+    local.segment(0, 0, 2)
+    with pytest.raises(ValueError, match=r"lacks expert-00003\.safetensors"):
+        local.row(3, 0)
+    assert not hub.requests
+
+
+def test_the_card_of_experts_has_their_accuracy_in_both_formats_of_the_hub(hub, recipes, digits, tmp_path):
+    repo = f"{hub.namespace}/experts"
+    flags = {**TINY, "num_experts": 2, "dataset_name": digits, "output_dir": tmp_path / "experts"}
+    push = {"push_to_hub": True, "hub_model_id": repo, "hub_tag": "v1", "hub_token": hub.token}
+    done = recipes("experts", {**flags, **push}, tmp_path)
+    assert done.status == [0], done.err
+    assert f'load: ExpertTrajectories.from_pretrained("{repo}", revision="v1")' in done.out
+    files = hub.files("model", repo, "v1")
+    accuracies = json.loads(files["expert_config.json"])["results"]["test_accuracy"]
+    (tmp_path / "card.md").write_bytes(files["README.md"])
+    name, results = model_index_to_eval_results(metadata_load(tmp_path / "card.md")["model-index"])
+    test = next(result for result in results if result.dataset_split == "test")
+    assert (name, test.dataset_type, test.metric_type) == ("experts", digits, "accuracy")
+    assert test.metric_value == pytest.approx(np.mean(accuracies), abs=1e-6)
+    assert test.dataset_revision == hub.head("dataset", digits)
+    entry = yaml.safe_load(files[".eval_results/hf_distill.yaml"])
+    assert entry == [
+        {
+            "dataset": {"id": digits, "task_id": "image-classification", "revision": hub.head("dataset", digits)},
+            "value": test.metric_value,
+            "notes": "mean of 2 experts after 2 epochs",
+        }
+    ]
+    check = ModelCard.load(tmp_path / "card.md")
+    assert check.data.to_dict()["datasets"] == [digits]
+
+
+# Adapters: a folder with what PEFT writes and a JSON file of its own
+
+
+class Adapter(HubFolder):
+    """A PEFT adapter with a note of its own."""
+
+    repo_type = "model"
+    config_name = "note.json"
+    owned = ("README.md", "note.json", "adapter_config.json", "adapter_model.safetensors")
+    fetched = owned
+    loader = "PeftModel.from_pretrained"
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model, self.config = model, {}
+
+    def _write(self, folder: Path, home: Home) -> None:
+        self.model.save_pretrained(folder)
+        save_json(folder / "note.json", {"home": home.name})
+        (folder / "README.md").write_text("---\nlibrary_name: peft\n---\n")
+
+    @classmethod
+    def _read(cls, folder: Path) -> "Adapter":
+        return cls(PeftModel.from_pretrained(network(), folder))
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+
+
+def test_peft_alone_loads_an_adapter_that_was_published(hub):
+    repo, images = f"{hub.namespace}/adapter", torch.randn(2, 4)
+    adapted = get_peft_model(network(), LoraConfig(target_modules=["0"], init_lora_weights=False))
+    Adapter(adapted).push_to_hub(repo, tag="v1.0.0", token=hub.token)
+    loaded = PeftModel.from_pretrained(network(), repo, revision="v1.0.0")
+    assert torch.equal(loaded(images), adapted(images))
+    assert not torch.equal(loaded(images), network()(images))
+    assert torch.equal(Adapter.from_pretrained(repo, revision="v1.0.0").model(images), adapted(images))
+
+
+# Recipes
+
+
+def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, recipes, digits, tmp_path):
+    repo, folder = f"{hub.namespace}/digits-ipc1", tmp_path / "run"
+    trained = {**TINY, "dataset_name": digits, "output_dir": tmp_path / "experts"}
+    push = {"push_to_hub": True, "hub_token": hub.token}
+    done = recipes("experts", {**trained, **push, "hub_model_id": f"{hub.namespace}/experts"}, tmp_path)
+    assert done.status == [0], done.err
+    experts_commit = hub.head("model", f"{hub.namespace}/experts")
+    hub.put("model", f"{hub.namespace}/experts", {"notes.md": b"later"})
+    hub.clear()
+    flags = {name: value for name, value in TINY.items() if name not in ("num_experts", "expert_train_epochs")}
+    given = {"experts": f"{hub.namespace}/experts", "experts_revision": experts_commit, "dataset_name": digits}
+    target = {**push, "hub_model_id": repo, "hub_tag": "v0.1"}
+    done = recipes("tesla", {**flags, **DISTIL, **given, **target, "output_dir": folder}, tmp_path)
+    assert done.status == [0], done.err
+    assert f'load: datasets.load_dataset("{repo}", revision="v0.1")' in done.out
+    assert (
+        len({name for name in asked(hub, "HEAD") if name.startswith("expert-")}) == 1
+    )  # of four; one step, one expert
+
+    files = hub.files("dataset", repo, "v0.1")
+    config = json.loads(files["distill_config.json"])
+    assert config["experts"]["source"] == f"{hub.namespace}/experts"
+    assert config["experts"]["revision"] == experts_commit
+    assert config["source"]["revision"] == hub.head("dataset", digits)
+    assert config["release"] == {"repo_id": repo, "tag": "v0.1"}
+    assert set(files) == {name.format(config["data_id"]) for name in PUBLISHED}
+    saved = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert set(saved) - set(files)  # checkpoints, which stay at home
+    for name in set(files) - {".gitattributes", "README.md", "distill_config.json"}:
+        assert files[name] == saved[name].read_bytes(), name
+    card = files["README.md"].decode()
+    assert experts_commit in card
+    assert f'load_dataset("{repo}", revision="v0.1", split="train")' in card
+
+    evaluate = {"num_seeds": 1, "protocol": "tiny", "disable_tqdm": True, "full_data": False, "max_test_samples": 50}
+    evaluate |= {"distilled_dataset": repo, "distilled_revision": "v0.1", "student": "convnet_d2", **push}
+    done = recipes("evaluate", evaluate, tmp_path)
+    assert done.status == [0], done.err
+    now = hub.files("dataset", repo)
+    assert {name for name in now if now[name] != files.get(name)} == {"README.md", "results.json"}
+    rows = EvalReport.from_json(json.loads(now["results.json"])).rows
+    added = [row for row in rows if row.student == "convnet_d2" and row.set == "distilled"]
+    assert len(rows) > len(EvalReport.from_json(json.loads(files["results.json"])).rows)
+    assert added
+    assert all(row.percent() in now["README.md"].decode() for row in added)
+    assert f'load_dataset("{repo}", revision="v0.1", split="train")' in now["README.md"].decode()
+
+
+def test_what_cannot_be_published_is_said_before_the_work(hub, recipes, tmp_path):
+    repo = f"{hub.namespace}/set"
+    make().push_to_hub(repo, tag="v1.0.0", token=hub.token)
+    target = {"push_to_hub": True, "hub_model_id": repo, "hub_tag": "v1.0.0", "hub_token": hub.token}
+    done = recipes("tesla", {**TINY, **DISTIL, **target, "output_dir": tmp_path / "run"}, tmp_path)
+    assert done.status == [1]
+    assert done.err.startswith("error: dataset repository")
+    assert "v1.0.1 is free" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("run/*"))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_flags_of_publishing_that_would_do_nothing_are_refused():
+    with pytest.raises(ValueError, match="--hub_tag is given without --push_to_hub"):
+        HubArguments(hub_tag="v1")
+    with pytest.raises(ValueError, match="expected owner/name"):
+        HubArguments(push_to_hub=True, hub_model_id="justaname")
+    with pytest.raises(ValueError, match="give --hub_model_id owner/name"):
+        prepare_push(HubArguments(push_to_hub=True), DistilledSet, make_accelerator())
+
+
+def test_results_are_added_only_to_the_images_that_were_evaluated(hub):
+    repo = f"{hub.namespace}/set"
+    made = make(report=REPORT)
+    made.push_to_hub(repo, tag="v1", token=hub.token)
+    row = EvalRow("distilled", "soft", "vit", "quick", 12, [0.5], "cpu")
+    made.push_results(repo, EvalReport([row]), token=hub.token)
+    assert DistilledSet.from_pretrained(repo).report.rows == [*REPORT.rows, row]
+    assert DistilledSet.from_pretrained(repo, revision="v1").report.rows == REPORT.rows
+    with pytest.raises(ValueError, match="other images than those that were evaluated"):
+        make(seed=1).push_results(repo, EvalReport([row]), token=hub.token)
+
+
+# Cards
+
+
+def test_a_published_card_is_kept_as_a_golden_and_is_valid_on_the_hub(hub):
+    made = make(lr=0.0312, teacher=True, config={**CONFIG, "source": SOURCE}, report=REPORT)
+    made.push_to_hub("org/pets-distilled-ipc3", tag="v1.0.0", token=hub.token)  # which the Hub refuses if invalid
+    card = hub.files("dataset", "org/pets-distilled-ipc3")["README.md"].decode()
+    check_golden("distilled_published.md", card)
+    assert DatasetCard(card).data.to_dict()["license"] == "cc-by-nc-4.0"
+    assert "more information needed" not in card.lower()
