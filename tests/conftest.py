@@ -168,6 +168,7 @@ class Online:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._started: list[subprocess.Popen[str]] = []
         folder.mkdir()
 
     def start(
@@ -175,7 +176,7 @@ class Online:
     ) -> subprocess.Popen[str]:
         """Start a Python text, or an interpreter with a list of arguments; its output is captured as text."""
         command = [sys.executable, *(["-c", code] if isinstance(code, str) else code), *map(str, args)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=cwd or self.folder,
             env={**os.environ, "HF_HOME": str(self.folder / "home"), **(env or {})},
@@ -183,14 +184,23 @@ class Online:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
 
     def __call__(self, code: str | list[str], *args: Any, **options: Any) -> Finished:
         """What `start` with these arguments leaves."""
-        with self.start(code, *args, **options) as process:
-            out, err = process.communicate(timeout=120)
+        process = self.start(code, *args, **options)
+        out, err = process.communicate(timeout=120)
         return Finished([process.returncode], out, err)
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
-def online(hub: LoopbackHub, tmp_path: Path) -> Online:
-    return Online(tmp_path / "online")
+def online(hub: LoopbackHub, tmp_path: Path) -> Iterator[Online]:
+    runner = Online(tmp_path / "online")
+    yield runner
+    runner.close()

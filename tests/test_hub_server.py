@@ -9,7 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 from conftest import LoopbackHub
-from hub_server import GITATTRIBUTES, LICENSES, Hub, check_card
+from hub_cards import LICENSES, check_card
+from hub_server import GITATTRIBUTES, Hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -306,7 +307,7 @@ def test_names_that_leave_the_folder_can_be_listed(hub, api, repo):
     hub.put("model", repo, hostile)
     assert hostile.keys() < set(api.list_repo_files(repo))
     assert hostile.keys() < {sibling.rfilename for sibling in api.repo_info(repo).siblings}
-    with pytest.raises(ValueError, match=r"\.\."):
+    with pytest.raises(ValueError, match="Invalid filename"):
         snapshot_download(repo)
 
 
