@@ -24,6 +24,7 @@ import re
 import shutil
 import struct
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,12 +79,10 @@ UNREADABLE = (
     RuntimeError,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
+    LookupError,
     AttributeError,
     AssertionError,
     OverflowError,
-    MemoryError,
 )
 
 
@@ -101,6 +100,7 @@ def _load(path: Path) -> Any:
     """The content of a `.pt` file on the CPU, mapped where its format allows it; nothing in it is run."""
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a .pt file that torch.save wrote")
+    path.open("rb").close()  # who may not read it is told so
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
@@ -111,9 +111,9 @@ def _load(path: Path) -> Any:
                 f"{path} is refused: reading it would run code ({needs[1]}), and only plain tensors are read; ask its "
                 "authors for a file of tensors"
             ) from error
+        reason = textwrap.shorten(" ".join(str(error).split()), 100) or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}): it is damaged, or no file of plain tensors that "
-            "torch.save wrote; fetch it again"
+            f"{path} cannot be read ({reason}): it is damaged, or no file of plain tensors by torch.save; fetch it again"
         ) from error
 
 
@@ -148,7 +148,6 @@ def _find_images(path: Path) -> Path:
     if len(chosen) != 1:
         found = ", ".join(file.name for file in chosen) or "none"
         raise ValueError(f"{path} holds several .pt files of images, or none ({found}); name the one to import")
-    logger.info("%s: reading %s", path, chosen[0].name)
     return chosen[0]
 
 
@@ -543,9 +542,9 @@ def _match_folders(root: Path, folders: list[str], names: list[str]) -> dict[str
     # As export_image_folder writes them.
     cleaned = {re.sub(r"[/\\\0]", "_", name).strip() or "_": name for name in names}
     cleaned |= {f"_{name}": original for name, original in cleaned.items() if name.startswith(".")}
-    ways = [{folder: cleaned[folder] for folder in folders if folder in cleaned}, _numbers(folders, names)]
-    ways = [way for way in ways if len(way) == len(folders)] or ways
-    best = max(ways, key=len)
+    best = {folder: cleaned[folder] for folder in folders if folder in cleaned}
+    if len(best) < len(folders):
+        best = max(best, _numbers(folders, names), key=len)
     if len(best) < len(folders):
         odd = [folder for folder in folders if folder not in best]
         raise ValueError(

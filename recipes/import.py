@@ -64,6 +64,8 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError("an import is the work of one process; start it with python")
     require_empty(args.output_dir)
 
     alone = args.class_names or (args.images and describes_itself(args.images))

@@ -369,6 +369,29 @@ def test_a_file_that_is_cut_off_or_something_else_is_one_line(length, tmp_path):
         import_images(path, **GIVEN)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_is_read_or_refused_in_one_line(zipped, tmp_path):
+    path = tmp_path / "res_DC.pt"
+    content = {"data": [[syn(), blocks()]], "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    draw = np.random.default_rng(0)
+    said = []
+    for _ in range(150):
+        damaged = bytearray(whole)
+        where = draw.integers(len(damaged) if draw.random() < 0.5 else 600, size=4)
+        for place, value in zip(where, draw.integers(256, size=4), strict=True):
+            damaged[place] = value
+        path.write_bytes(damaged)
+        try:
+            import_images(path, **GIVEN)
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert not any("\n" in line for line in said)
+
+
 # Trajectories
 
 
@@ -653,9 +676,12 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
 
 
 def test_numbers_are_refused_where_names_are_other_numbers(tmp_path):
-    pictures(tmp_path, ["00000", "00001", "00002"])
+    pictures(tmp_path / "numbered", ["00000", "00001", "00002"])
+    pictures(tmp_path / "named", ["0", "1", "10", "2"])
+    named = import_image_folder(tmp_path / "named", **{**GIVEN, "class_names": ["0", "1", "10", "2"]})
+    assert named.images_uint8()[::2, 0, 0, 0].tolist() == [0, 40, 80, 120]
     with pytest.raises(ValueError, match="folder 00001 could be class '10' by its place or class '1' by its name"):
-        import_image_folder(tmp_path, **{**GIVEN, "class_names": ["0", "10", "2"]})
+        import_image_folder(tmp_path / "numbered", **{**GIVEN, "class_names": ["0", "10", "2"]})
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
