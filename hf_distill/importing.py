@@ -113,7 +113,7 @@ def _load(path: Path) -> Any:
             ) from error
         reason = textwrap.shorten(" ".join(str(error).split()), 100) or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read ({reason}): it is damaged, or no file of plain tensors by torch.save; fetch it again"
+            f"{path} cannot be read ({reason}): damaged, or no file of plain tensors by torch.save; fetch it again"
         ) from error
 
 
