@@ -380,6 +380,7 @@ class DistilledSet(nn.Module, HubFolder):
             papers=papers,
             student=(self.config.get("student") or {}).get("name"),
             experts={name: value for name, value in experts.items() if name != "training"},
+            imported_from=self.config.get("imported_from"),
             seed=self.config.get("seed"),
             hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
             versions=self.config.get("versions") or {},
@@ -466,7 +467,7 @@ class DistilledSet(nn.Module, HubFolder):
 
         It holds `images` (N, C, H, W) float32 in [0, 1], `pixel_values` (the same as they were optimised, beyond what
         a pixel can hold), `labels` (N,), `soft_labels` (N, K) logits or None, `lr` or None, `mean` and `std` (C,),
-        and `class_names`. With ZCA there are the tensors of the whitening too.
+        and `class_names`. With ZCA there is what whitens them too.
         """
         pixels = self.pixel_values.detach()
         content = {
@@ -480,6 +481,8 @@ class DistilledSet(nn.Module, HubFolder):
             "class_names": self.class_names,
             **self.preprocessing.tensors(),
         }
+        if self.preprocessing.zca is not None:
+            content |= {"zca_eps": self.preprocessing.zca.eps, "zca_digest": self.preprocessing.zca.digest}
         buffer = BytesIO()
         torch.save(content, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)

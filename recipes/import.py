@@ -13,8 +13,9 @@ import sys
 from dataclasses import dataclass, replace
 
 from hf_distill.augment import DEFAULT_STRATEGY
-from hf_distill.config import DataArguments, HfArg, check_choice, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, check_choice, parse_args
 from hf_distill.data import RealImages
+from hf_distill.distilled import DistilledSet
 from hf_distill.experts import ExpertConfig
 from hf_distill.importing import (
     SPACES,
@@ -25,7 +26,8 @@ from hf_distill.importing import (
     import_trajectories,
     require_empty,
 )
-from hf_distill.runs import disable_progress_bars, make_accelerator
+from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, push
+from hf_distill.trajectories import ExpertTrajectories
 
 
 @dataclass
@@ -60,13 +62,14 @@ class ImportArguments:
 
 
 def main() -> None:
-    data_args, args = parse_args(DataArguments, ImportArguments)
+    data_args, args, hub = parse_args(DataArguments, ImportArguments, HubArguments)
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator()
     if accelerator.num_processes > 1:
         raise ValueError("an import is the work of one process; start it with python")
     require_empty(args.output_dir)
+    prepare_push(hub, ExpertTrajectories if args.trajectories else DistilledSet, accelerator)
 
     alone = args.class_names or (args.images and describes_itself(args.images))
     train, test = (None, None) if alone and not data_args.dataset_name else RealImages.train_and_test(data_args)
@@ -81,6 +84,8 @@ def main() -> None:
         options |= {"device": accelerator.device, "disable_tqdm": args.disable_tqdm}
         experts = import_trajectories(args.trajectories, args.output_dir, spec, test=test, **known, **options)
         print(f"{experts.summary()}\n{experts.folder}   load: {experts.load_call}")
+        if hub.push_to_hub:
+            print(push(experts, hub, experts.folder))
         return
     if args.image_folder:
         original = class_order(replace(data_args, classes=None)) if train is not None and data_args.classes else None
@@ -92,6 +97,8 @@ def main() -> None:
     distilled.save_pretrained(args.output_dir)
     print(f"{len(distilled)} images of {distilled.num_classes} classes, {distilled.label_source.kind} labels")
     print(f'{args.output_dir}   load: DistilledSet.from_pretrained("{args.output_dir}")')
+    if hub.push_to_hub:
+        print(push(distilled, hub, args.output_dir))
 
 
 if __name__ == "__main__":

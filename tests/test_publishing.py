@@ -1,5 +1,6 @@
 """What is published is what was made: every artifact over HTTP and back, for readers with and without this library."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -372,3 +373,15 @@ def test_a_published_card_is_kept_as_a_golden_and_is_valid_on_the_hub(hub):
     check_golden("distilled_published.md", card)
     assert DatasetCard(card).data.to_dict()["license"] == "cc-by-nc-4.0"
     assert "more information needed" not in card.lower()
+
+
+def test_an_import_is_published_with_the_name_and_the_hash_of_its_files(hub, recipes, tmp_path):
+    path, repo = make(config=CONFIG).export_pt(tmp_path / "images.pt"), f"{hub.namespace}/imported"
+    flags = {"images": path, "output_dir": tmp_path / "imported", "disable_tqdm": True}
+    push = {"push_to_hub": True, "hub_model_id": repo, "hub_tag": "v1", "hub_token": hub.token}
+    done = recipes("import", {**flags, **push}, tmp_path)
+    assert done.status == [0], done.err
+    again = DistilledSet.from_pretrained(repo, revision="v1")
+    assert torch.equal(again.pixel_values, make().pixel_values)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"`images.pt` (SHA-256 `{sha256}`)" in hub.files("dataset", repo)["README.md"].decode()
