@@ -1,0 +1,170 @@
+"""Images from a folder with a folder of JPEG or PNG files for each class."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..config import DataArguments
+from ..data import RealImages
+from ..distilled import DistilledSet
+from ..pixels import BadImage, Plan, Target, decode, is_gray
+from ..source import Source
+from .files import config_of, known_classes, known_preprocessing
+
+PICTURES = (".jpg", ".jpeg", ".png")
+NUMBERED = re.compile(r"(?:new|class)?_?(\d+)")  # new007 by SRe2L, 00007 by RDED
+
+
+def _inside(path: Path, root: Path) -> Path:
+    if not path.resolve().is_relative_to(root):
+        raise ValueError(f"{path} leads out of {root}; copy what it points to there")
+    return path
+
+
+def _numbers(folders: list[str], names: list[str]) -> dict[str, str]:
+    """Class of each folder whose name is a number, by the place of the class in `names`."""
+    found = {}
+    numeric = all(name.isdecimal() for name in names)
+    for folder in folders:
+        match = NUMBERED.fullmatch(folder)
+        if match and int(match[1]) < len(names):
+            name = names[int(match[1])]
+            if numeric and int(name) != int(match[1]):
+                raise ValueError(
+                    f"folder {folder} could be class {name!r} by its place or class {match[1].lstrip('0') or '0'!r} by "
+                    "its name; rename the folders to the names of the classes"
+                )
+            found[folder] = name
+    return found
+
+
+def _match_folders(root: Path, folders: list[str], names: list[str]) -> dict[str, str]:
+    """Class name of each folder: all by name, or all by number.
+
+    Args:
+        folders: Names of the folders in `root`.
+        names: All classes of the source, in its order.
+    """
+    # As export_image_folder writes them.
+    cleaned = {re.sub(r"[/\\\0]", "_", name).strip() or "_": name for name in names}
+    cleaned |= {f"_{name}": original for name, original in cleaned.items() if name.startswith(".")}
+    best = {folder: cleaned[folder] for folder in folders if folder in cleaned}
+    if len(best) < len(folders):
+        best = max(best, _numbers(folders, names), key=len)
+    if len(best) < len(folders):
+        odd = [folder for folder in folders if folder not in best]
+        raise ValueError(
+            f"{len(odd)} of {len(folders)} folders in {root} are no class of the source ({', '.join(odd[:10])}); "
+            f"expected names such as {', '.join(names[:3])}, or numbers such as 00000 or new000 up to {len(names) - 1}"
+        )
+    if len(set(best.values())) < len(folders):
+        raise ValueError(f"two folders in {root} are the same class; expected one for each")
+    return best
+
+
+def _class_files(root: Path, names: list[str], original: list[str]) -> list[tuple[Path, int]]:
+    """Each picture of the classes `names` under `root`, with its class, class after class."""
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{root} holds no folders; expected one for each class")
+    by_name = {name: folder for folder, name in _match_folders(root, folders, original).items()}
+    absent = [name for name in names if name not in by_name]
+    if absent:
+        raise ValueError(
+            f"{root} has no folder for {len(absent)} of {len(names)} classes ({', '.join(absent[:10])}); name those it "
+            "has with --classes"
+        )
+    files = []
+    for label, name in enumerate(names):
+        folder = _inside(root / by_name[name], root)
+        pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES]
+        if not pictures:
+            raise ValueError(f"{folder} holds no JPEG or PNG files; expected the images of class {name!r}")
+        files += [(_inside(path, root), label) for path in pictures]
+    return files
+
+
+def class_order(args: DataArguments) -> list[str]:
+    """The classes of the source data in their order; no image is decoded unless it is streamed.
+
+    Raises:
+        ValueError: As `RealImages.from_hub`.
+    """
+    return Source.open(args, args.dataset_train_split, Target(None, "auto", False)).class_names
+
+
+def import_image_folder(
+    path: str | Path,
+    *,
+    real: RealImages | None = None,
+    class_names: Sequence[str] | None = None,
+    original_classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resolution: Sequence[int] | None = None,
+    method: str | None = None,
+) -> DistilledSet:
+    """The distilled set in a folder of JPEG or PNG files, in a folder for each class.
+
+    Args:
+        path: The folder of the class folders, which are named by the class or by its number in the source's order.
+        real: The training images it was made of: they give class names, size, preprocessing and provenance.
+        class_names: Where there is no `real`.
+        original_classes: All classes of the source in its order, where `real` holds only some of them: numbers count
+            in these.
+        mean: Per channel, where there is no `real`.
+        std: Per channel, where there is no `real`.
+        resolution: Height and width that pictures are brought to; without it they must have one size, that of `real`.
+        method: What made the images, as cards say it.
+
+    Raises:
+        ValueError: A folder is no class, a class lacks, a file cannot be decoded, has another size, or is elsewhere.
+    """
+    root = Path(path).resolve()
+    if not root.is_dir():
+        raise ValueError(f"{path} is no folder; expected one that holds a folder of images for each class")
+    names = known_classes(real, class_names, None, str(path))
+    files = _class_files(root, names, list(original_classes or names))
+    feature, digest = datasets.Image(), hashlib.sha256()
+
+    def picture(file: Path) -> Any:
+        content = file.read_bytes()
+        try:
+            return content, decode({"bytes": content, "path": str(file)}, feature, 0)
+        except BadImage as bad:
+            raise ValueError(bad.reason) from bad
+
+    size = (resolution[0], resolution[-1]) if resolution else None
+    first = picture(files[0][0])[1]
+    if real is None:
+        plan = Target(size, "auto", size is not None).plan((first.height, first.width), [is_gray(first)])
+    else:
+        plan = Plan(tuple(real.shape[1:]), real.shape[0], size is not None, False)
+    images = np.empty((len(files), *plan.shape), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), 256):  # the pool would read everything ahead
+            part = files[start : start + 256]
+            for row, (content, image) in enumerate(pool.map(picture, [file for file, _ in part]), start=start):
+                file = files[row][0]
+                digest.update(json.dumps([file.relative_to(root).as_posix(), len(content)]).encode() + content)
+                try:
+                    images[row] = plan.pixels(image)
+                except ValueError as error:
+                    raise ValueError(f"{file}: {error}") from error
+    preprocessing = known_preprocessing(real, plan.shape, mean, std, str(path))
+    imported_from = {
+        "layout": "image folder",
+        "space": "bytes",
+        "files": [{"file": root.name, "sha256": digest.hexdigest(), "images": len(files)}],
+    }
+    pixel_values = preprocessing(torch.from_numpy(images))
+    labels = torch.tensor([label for _, label in files])
+    return DistilledSet(pixel_values, labels, names, preprocessing, config=config_of(real, method, imported_from))
