@@ -7,12 +7,14 @@ the new one.
 """
 
 import fnmatch
+import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from json import JSONDecodeError
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -35,6 +37,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 
 __all__ = ["PushConflict", "Repository"]
 
@@ -45,7 +48,8 @@ BATCH_FILES = 100
 WAITS = (1.0, 2.0, 4.0)  # seconds between attempts, unless the Hub says how long
 LONGEST_WAIT = 300.0  # seconds that the Hub may ask for
 PASSING = (408, 429, 500, 502, 503, 504)
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What git takes for a name, and nobody for a commit or a branch.
+TAG = re.compile(r"(?!HEAD$|[0-9a-f]{40}$|.*\.\.|.*\.lock$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 
 Result = TypeVar("Result")
 
@@ -81,16 +85,23 @@ class Repository:
             ValueError: There is no such repository or revision, or no right to read it.
             OSError: The Hub does not answer.
         """
-        with self._explained():
-            folder = snapshot_download(
-                self.repo_id,
-                repo_type=self.repo_type,
-                revision=self.revision,
-                token=self.token,
-                local_files_only=self.local_files_only,
-                allow_patterns=list(patterns),
-            )
-        return Path(folder)
+
+        def download() -> str:
+            try:
+                return snapshot_download(
+                    self.repo_id,
+                    repo_type=self.repo_type,
+                    revision=self.revision,
+                    token=self.token,
+                    local_files_only=self.local_files_only,
+                    allow_patterns=list(patterns),
+                )
+            except LocalEntryNotFoundError as error:
+                if isinstance(error.__cause__, HfHubHTTPError):  # the client looks into the cache and asks only once
+                    raise error.__cause__ from None
+                raise
+
+        return self._downloaded(download)
 
     def fetch(self, name: str) -> Path:
         """The cached copy of the file `name`, in a folder named by its commit.
@@ -99,8 +110,9 @@ class Repository:
             ValueError: As `snapshot`, or the repository has no such file.
             OSError: As `snapshot`.
         """
-        with self._explained(name):
-            path = hf_hub_download(
+
+        def download() -> str:
+            return hf_hub_download(
                 self.repo_id,
                 name,
                 repo_type=self.repo_type,
@@ -108,7 +120,8 @@ class Repository:
                 token=self.token,
                 local_files_only=self.local_files_only,
             )
-        return Path(path)
+
+        return self._downloaded(download, name)
 
     def at(self, revision: str | None) -> "Repository":
         """The same repository at another revision."""
@@ -117,8 +130,7 @@ class Repository:
     def tags(self) -> dict[str, str]:
         """The commit of each tag."""
         with self._explained():
-            refs = _patiently(lambda: self._api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
-        return {tag.name: tag.target_commit for tag in refs.tags}
+            return _patiently(self._tags)
 
     def head(self) -> str:
         """The newest commit of the main branch."""
@@ -138,10 +150,15 @@ class Repository:
             raise ValueError(
                 f"the tag {tag!r} cannot name a version; expected letters, digits and . _ -, such as v1.0.0"
             )
+        if self.repo_id.count("/") != 1:  # the client would make one of the user's own, and not find it again
+            raise ValueError(f"{self.repo_id!r} cannot be a repository id; expected owner/name")
         with self._explained():
             _patiently(
                 lambda: self._api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True)
             )
+            # For a repository that exists the client does not mind a token that may not write; asking how a file would
+            # be uploaded tells.
+            self._upload([CommitOperationAdd("README.md", b"\n")], create_pr=False)
             self._check_private(private)
             self._check_tag(tag)
 
@@ -171,7 +188,7 @@ class Repository:
         Raises:
             PushConflict: The repository has got another version meanwhile.
             ValueError: As `prepare`.
-            OSError: The Hub does not answer, or failed; the repository is at its old version.
+            OSError: The Hub does not answer, or failed; the repository is at its old version, or lacks only the tag.
         """
         if create_pr and tag is not None:
             raise ValueError(
@@ -179,24 +196,45 @@ class Repository:
             )
         with self._explained():
             parent = parent or self._head()
+            self._check_tag(tag)  # again, as `prepare` may be hours ago: from here on another version is a conflict
             additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
             for batch in _batches(additions):
                 self._upload(batch, create_pr)
-            if create_pr:  # once: where only the answer was lost, another attempt would open a second one
-                commit = self._commit(additions, owned, parent, create_pr, message)
-            else:
-                commit = _patiently(lambda: self._commit(additions, owned, parent, create_pr, message))
+
+            def commit() -> CommitInfo:
+                return self._commit(additions, owned, parent, create_pr, message)
+
+            # A pull request once: where only the answer was lost, another attempt would open a second one.
+            published = commit() if create_pr else _patiently(commit)
             if tag is not None:
-                self._tag(tag, commit.oid)
-        return commit
+                self._tag(tag, published.oid)
+        return published
 
     @property
     def _api(self) -> HfApi:
         return HfApi(token=self.token)
 
+    def _downloaded(self, download: Callable[[], str], name: str | None = None) -> Path:
+        with self._explained(name):
+            try:
+                return Path(_patiently(download))
+            except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled):
+                raise
+            except OSError as error:  # other bytes than the Hub had announced, or no room for them
+                raise OSError(
+                    f"{f'{name} of ' if name else ''}{self} was not downloaded ({_reason(error)}); nothing of it is "
+                    "used: try again"
+                ) from error
+
+    def _newest(self) -> str:
+        return str(self._api.repo_info(self.repo_id, repo_type=self.repo_type, revision="main").sha)
+
     def _head(self) -> str:
-        info = _patiently(lambda: self._api.repo_info(self.repo_id, repo_type=self.repo_type, revision="main"))
-        return str(info.sha)
+        return _patiently(self._newest)
+
+    def _tags(self) -> dict[str, str]:
+        refs = self._api.list_repo_refs(self.repo_id, repo_type=self.repo_type)
+        return {tag.name: tag.target_commit for tag in refs.tags}
 
     def _check_private(self, private: bool | None) -> None:
         if private:
@@ -207,14 +245,14 @@ class Repository:
                     "private in its settings first"
                 )
 
-    def _check_tag(self, tag: str | None) -> None:
+    def _check_tag(self, tag: str | None, besides: str = "") -> None:
         if tag is None:
             return
         refs = _patiently(lambda: self._api.list_repo_refs(self.repo_id, repo_type=self.repo_type))
         taken = {ref.name for ref in (*refs.tags, *refs.branches)}
         if tag in taken:
             raise ValueError(
-                f"{self} has {tag} already, and a published version never changes; {_free(tag, taken)} is free"
+                f"{self} has {tag} already, and a published version never changes; {_free(tag, taken)} is free{besides}"
             )
 
     def _upload(self, batch: list[CommitOperationAdd], create_pr: bool) -> None:
@@ -234,30 +272,61 @@ class Repository:
     def _commit(
         self, additions: list[CommitOperationAdd], owned: Sequence[str], parent: str, create_pr: bool, message: str
     ) -> CommitInfo:
-        # Asked anew in each attempt: a commit whose answer was lost has nothing left to add or delete.
-        held = self._api.list_repo_files(self.repo_id, repo_type=self.repo_type)
+        # Looked at anew in each attempt: a commit whose answer was lost, or is late, is there already.
+        head = parent if create_pr else self._newest()
+        there, stale = self._compare(additions, owned, head)
+        if not there and head == parent:
+            try:
+                return self._api.create_commit(
+                    self.repo_id,
+                    [*additions, *(CommitOperationDelete(name) for name in stale)],
+                    commit_message=message,
+                    repo_type=self.repo_type,
+                    parent_commit=parent,
+                    create_pr=create_pr,
+                )
+            except HfHubHTTPError as error:
+                if error.response.status_code != 412:
+                    raise
+                head = self._newest()
+                there, _ = self._compare(additions, owned, head)
+        if not there:
+            raise PushConflict(
+                f"{self} got another version while this one was on its way; that one is whole. Run the same command "
+                "again to publish on top of it"
+            )
+        url = f"{self._api.endpoint}/{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}/commit/{head}"
+        return CommitInfo(commit_url=url, commit_message=message, commit_description="", oid=head)
+
+    def _compare(
+        self, additions: list[CommitOperationAdd], owned: Sequence[str], commit: str
+    ) -> tuple[bool, list[str]]:
+        """Whether a commit is the version that `additions` make, and what it holds of another one."""
+        entries = self._api.list_repo_tree(self.repo_id, repo_type=self.repo_type, revision=commit, recursive=True)
+        held = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
         kept = {addition.path_in_repo for addition in additions}
         stale = [name for name in held if name not in kept and any(_matches(name, pattern) for pattern in owned)]
-        return self._api.create_commit(
-            self.repo_id,
-            [*additions, *(CommitOperationDelete(name) for name in stale)],
-            commit_message=message,
-            repo_type=self.repo_type,
-            parent_commit=parent,
-            create_pr=create_pr,
-        )
+        same = all(_holds(held.get(addition.path_in_repo), addition) for addition in additions)
+        return same and not stale, stale
 
     def _tag(self, tag: str, oid: str) -> None:
+        def create() -> None:
+            try:
+                self._api.create_tag(self.repo_id, tag=tag, revision=oid, repo_type=self.repo_type)
+            except HTTPError:
+                # It may be there for all that: its answer can be lost.
+                if self._tags().get(tag) != oid:
+                    raise
+
         try:
-            self._api.create_tag(self.repo_id, tag=tag, revision=oid, repo_type=self.repo_type)
+            _patiently(create)
         except HTTPError as error:
-            # It may be there for all that: its answer can be lost, or somebody else can have taken the name.
-            tags = self.tags()
-            if tag not in tags and _passing(error):
-                _patiently(lambda: self._api.create_tag(self.repo_id, tag=tag, revision=oid, repo_type=self.repo_type))
-            elif tags.get(tag) != oid:
-                self._check_tag(tag)
-                raise
+            self._check_tag(tag, f". This version was published as commit {oid} without a tag")
+            kind = OSError if _passing(error) else ValueError
+            raise kind(
+                f"{self} has this version, published as commit {oid}, and lacks its tag {tag!r} ({_reason(error)}); "
+                "run the same command again"
+            ) from error
 
     # Mistakes
 
@@ -279,10 +348,13 @@ class Repository:
             LocalEntryNotFoundError,
             EntryNotFoundError,
             OfflineModeIsEnabled,
+            JSONDecodeError,
         ) as error:
             self._explain(error, name)
 
     def _explain(self, error: Exception, name: str | None) -> NoReturn:
+        if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+            error = error.__cause__
         # What is asked of a repository is often meant as a folder, so each message says that there is none.
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         at = f" at revision {self.revision!r}" if self.revision else ""
@@ -297,7 +369,7 @@ class Repository:
         if isinstance(error, LocalEntryNotFoundError):
             raise ValueError(
                 f"{what} is no folder here, is not in the local cache, and the Hub was not reached "
-                f"({_reason(error)}); check the name and the connection, or unset HF_HUB_OFFLINE"
+                f"({_reason(error.__cause__ or error)}); check the name and the connection, or unset HF_HUB_OFFLINE"
             ) from error
         if isinstance(error, GatedRepoError):
             raise ValueError(
@@ -320,11 +392,6 @@ class Repository:
         if status == 403:
             raise ValueError(
                 f"this token has no right to do that with {self} ({_reason(error)}); use one that has it"
-            ) from error
-        if status == 412:
-            raise PushConflict(
-                f"{self} got another version while this one was on its way; that one is whole. Run the same command "
-                "again to publish on top of it"
             ) from error
         if status is not None and status not in PASSING:
             raise ValueError(f"the Hub refused what was asked of {what}: {_reason(error)}") from error
@@ -365,13 +432,24 @@ def _batches(additions: list[CommitOperationAdd]) -> Iterator[list[CommitOperati
 def _free(tag: str, taken: set[str]) -> str:
     """The first name after `tag` that is not taken: its last number counted up, or one appended."""
     found = re.fullmatch(r"(.*?)(\d+)", tag)
-    stem, number = (found.group(1), int(found.group(2))) if found else (f"{tag}-", 1)
-    while f"{stem}{number}" in taken or f"{stem}{number}" == tag:
+    stem, digits = found.groups() if found else (f"{tag}-", "0")
+    number = int(digits) + 1
+    while f"{stem}{number:0{len(digits)}d}" in taken:
         number += 1
-    return f"{stem}{number}"
+    return f"{stem}{number:0{len(digits)}d}"
 
 
-def _passing(error: HTTPError) -> bool:
+def _holds(entry: RepoFile | None, addition: CommitOperationAdd) -> bool:
+    """Whether a file in a repository has the bytes that `addition` would give it."""
+    if entry is None or entry.size != addition.upload_info.size:
+        return False
+    if entry.lfs is not None:
+        return entry.lfs.sha256 == addition.upload_info.sha256.hex()
+    with addition.as_file() as file:
+        return entry.blob_id == hashlib.sha1(b"blob %d\0" % entry.size + file.read()).hexdigest()
+
+
+def _passing(error: Exception) -> bool:
     """Whether the same request may succeed in a moment."""
     return not isinstance(error, HfHubHTTPError) or error.response.status_code in PASSING
 
@@ -379,12 +457,12 @@ def _passing(error: HTTPError) -> bool:
 def _patiently(ask: Callable[[], Result]) -> Result:
     """The answer, asked for again where the Hub is busy or the connection breaks.
 
-    The client itself repeats uploads and downloads, and not what is asked before and after them.
+    The client itself repeats most requests of uploads and downloads, and not what is asked before and after them.
     """
     for wait in WAITS:
         try:
             return ask()
-        except HTTPError as error:
+        except (HTTPError, JSONDecodeError) as error:
             if not _passing(error):
                 raise
             seconds = min(_asked_for(error) or wait, LONGEST_WAIT)
@@ -393,7 +471,7 @@ def _patiently(ask: Callable[[], Result]) -> Result:
     return ask()
 
 
-def _asked_for(error: HTTPError) -> float | None:
+def _asked_for(error: Exception) -> float | None:
     """The seconds in Retry-After, where the Hub says them."""
     said = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return float(said) if re.fullmatch(r"\d+(\.\d+)?", said) else None
@@ -402,7 +480,9 @@ def _asked_for(error: HTTPError) -> float | None:
 def _reason(error: BaseException) -> str:
     """An error in one line of bounded length: what the Hub says of it, where it says something."""
     said = str(error)
-    if isinstance(error, HfHubHTTPError) and error.server_message:
-        said = f"{error.response.status_code}: {error.server_message}"
+    if isinstance(error, HfHubHTTPError):
+        said = f"{error.response.status_code}: {error.server_message or error.response.reason_phrase}"
+    elif isinstance(error, JSONDecodeError):
+        said = f"an answer that is no JSON: {error.doc[:100]!r}"
     said = " ".join(said.split()) or type(error).__name__
     return said if len(said) <= 200 else said[:199] + "…"
