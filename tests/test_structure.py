@@ -14,7 +14,7 @@ ROOMS = [
     {"distilled", "experts", "importing", "trajectories", "projector", "labels"},
     {"hub", "repository", "cards", "results"},
     {"data", "source", "pixels", "digits", "transforms"},
-    {"unroll", "functional", "augment", "models", "rng"},
+    {"unroll", "functional", "augment", "crops", "statistics", "models", "rng"},
     {"config", "files", "_version"},
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
