@@ -1,0 +1,170 @@
+"""What a trained network remembers of its data, against what images show it: the BatchNorm statistics of SRe2L and CDA.
+
+For each BatchNorm layer l with input h_l, running mean μ_l and running variance σ²_l,
+
+    R_BN = Σ_l w_l ( ‖σ²_l − Var(h_l)‖ + ‖μ_l − Mean(h_l)‖ )
+
+with mean and biased variance over images and places, plain L2 norms over channels, and w = 10 for the layer that runs
+first, 1 for the others (arXiv:2306.13092). The two priors on images beside it:
+
+    R_tv = ‖D→‖ + ‖D↓‖ + ‖D↙‖ + ‖D↘‖      differences of neighbours, each one norm over the whole batch
+    R_l2 = mean_i ‖vec(x_i)‖
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What one layer saw: its name, and mean and variance of its input, (C,) or (G, C)."""
+
+    name: str
+    layer: nn.BatchNorm2d
+    mean: Tensor
+    variance: Tensor
+
+
+class BatchNormStatistics:
+    """R_BN of every forward pass of a network, inside a `with`.
+
+    Each forward pass of the model starts anew; `loss()` afterwards is differentiable in the model's input. Reductions
+    are in float32, or float64 for such inputs, also under autocast.
+
+        with BatchNormStatistics(teacher) as statistics:
+            logits = teacher(images)
+            loss = statistics.loss()
+
+    Args:
+        model: A network in evaluation mode; all its BatchNorm2d layers count, with timm's BatchNormAct2d.
+        groups: Take each batch as this many blocks of equal size, one after the other, that do not see each other:
+            what several batches would give, in one pass.
+
+    Raises:
+        ValueError: No BatchNorm layer, or one whose statistics were never estimated or are no statistics.
+    """
+
+    def __init__(self, model: nn.Module, groups: int | None = None) -> None:
+        self.model, self.groups = model, groups
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+        if not self.layers:
+            raise ValueError(
+                f"{type(model).__name__} has no BatchNorm2d layer; expected a network with BatchNorm, such as resnet18"
+            )
+        for name, layer in self.layers.items():
+            _check(name, layer)
+        self._records: list[_Record] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "BatchNormStatistics":
+        # First: the model may itself be the only layer.
+        self._handles.append(self.model.register_forward_pre_hook(self._start))
+        for name, layer in self.layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._records.clear()
+
+    def loss(self, first_weight: float = 10.0) -> Tensor:
+        """R_BN of the last forward pass: a scalar, or (G,) with groups.
+
+        Args:
+            first_weight: w of the layer that ran first.
+
+        Raises:
+            ValueError: There was no forward pass, or a layer ran twice or not at all in it.
+        """
+        self._check_order()
+        total = torch.zeros((), device=self._records[0].mean.device)
+        for index, record in enumerate(self._records):
+            layer = record.layer
+            distance = _norm(layer.running_var - record.variance) + _norm(layer.running_mean - record.mean)
+            total = total + (distance if index else first_weight * distance)
+        return total
+
+    def _start(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._records.clear()
+
+    def _hook(self, name: str):
+        def record(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+            if layer.training:
+                raise ValueError(
+                    f"layer {name!r} is in training mode and would forget its statistics; call eval() on the network"
+                )
+            mean, variance = input_statistics(inputs[0], self.groups)
+            self._records.append(_Record(name, layer, mean, variance))
+
+        return record
+
+    def _check_order(self) -> None:
+        ran = [record.name for record in self._records]
+        if not ran:
+            raise ValueError("no forward pass to take statistics from; call the network inside `with`, before loss()")
+        for name in self.layers:
+            if ran.count(name) != 1:
+                raise ValueError(
+                    f"layer {name!r} ran {ran.count(name)} times in one forward pass; expected each BatchNorm layer "
+                    "to run once: take a network that neither shares nor skips them"
+                )
+
+
+def input_statistics(x: Tensor, groups: int | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of `x` (n, C, H, W), each (C,), or (groups, C) for blocks of images."""
+    x = x if x.dtype == torch.float64 else x.float()
+    if groups is None:
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        return mean, variance
+    if len(x) % groups:
+        raise ValueError(f"a batch of {len(x)} images does not split into {groups} groups of one size")
+    variance, mean = torch.var_mean(x.unflatten(0, (groups, -1)), dim=(1, 3, 4), correction=0)
+    return mean, variance
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """R_tv of images (n, C, H, W), a scalar: the norms of the steps right, down, down left and down right."""
+    steps = (
+        x[:, :, :, 1:] - x[:, :, :, :-1],
+        x[:, :, 1:] - x[:, :, :-1],
+        x[:, :, 1:, :-1] - x[:, :, :-1, 1:],
+        x[:, :, 1:, 1:] - x[:, :, :-1, :-1],
+    )
+    return torch.stack([torch.linalg.vector_norm(step) for step in steps]).sum()
+
+
+def mean_norm(x: Tensor) -> Tensor:
+    """R_l2 of images (n, C, H, W), a scalar: the mean L2 norm of an image."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Over channels; its gradient at zero is zero."""
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def _check(name: str, layer: nn.BatchNorm2d) -> None:
+    mean, variance = layer.running_mean, layer.running_var
+    if mean is None or variance is None:
+        raise ValueError(
+            f"layer {name!r} keeps no running statistics; expected a network trained with track_running_stats=True"
+        )
+    if not (torch.isfinite(mean).all() and torch.isfinite(variance).all() and (variance >= 0).all()):
+        raise ValueError(
+            f"layer {name!r} has running statistics that are NaN, infinite or negative variances; "
+            "expected those of a trained network: check how it was trained or loaded"
+        )
+    # Weights from other frameworks have statistics, but no count of batches.
+    if not mean.any() and (variance == 1).all():
+        raise ValueError(
+            f"layer {name!r} has never seen data: its mean is 0 and its variance 1; expected a trained network, "
+            "with its weights loaded"
+        )
