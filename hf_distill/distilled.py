@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetInfo, Features, List, Value
@@ -28,6 +30,7 @@ from .cards import image_grid, render_card, source_context
 from .files import atomic_write, check_format_version, load_json, save_json
 from .hub import Home, HubFolder
 from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
+from .models import NAMES, Rules, are_names, check_values, is_number, is_whole
 from .repository import PushConflict, Repository
 from .results import EvalReport
 from .transforms import Preprocessing
@@ -52,6 +55,68 @@ DERIVED = (
     "log_lr",
     "label_source",
 )
+LABEL_SOURCES = (HardLabels, StoredLabels, TeacherLabels)
+
+
+def _is_object(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or is_whole(value, least=0)
+
+
+def _are_papers(value: Any) -> bool:
+    papers = value if isinstance(value, list) else [] if value is None else [value]
+    return all(
+        isinstance(paper, dict) and all(isinstance(paper.get(key), str) for key in ("title", "arxiv_id", "bibtex"))
+        for paper in papers
+    )
+
+
+def _are_files(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(file, dict) for file in value))
+
+
+# What `distill_config.json` says, beside what `Preprocessing` and `TeacherLabels` know how to read.
+RULES: Rules = {
+    "images": ("a whole number from 1", is_whole),
+    "ipc": ("a whole number from 1", is_whole),
+    "class_names": (NAMES, are_names),
+    "preprocessing": ("an object", lambda value: isinstance(value, dict)),
+    "learned_lr": ("a number above 0, or null", lambda lr: lr is None or (is_number(lr) and lr > 0)),
+    "log_lr": ("a finite number, or null", lambda value: value is None or (is_number(value) and abs(value) < 700)),
+    "label_source": ("an object", lambda value: isinstance(value, dict)),
+    "label_source.kind": ("hard, soft or teacher", lambda kind: kind in [x.kind for x in LABEL_SOURCES]),
+    "label_source.teacher": ("an object, or null", _is_object),
+    "method": ("a text, or null", _is_text),
+    "seed": ("a whole number, or null", lambda seed: seed is None or type(seed) is int),
+    "source": ("an object, or null", _is_object),
+    **{f"source.{name}": ("a text, or null", _is_text) for name in ("name", "config", "split", "revision", "homepage")},
+    "source.num_images": ("a whole number, or null", _is_count),
+    "source.license": (
+        "a text, a list of texts, or null",
+        lambda value: all(isinstance(text, str) for text in (value if isinstance(value, list) else [value or ""])),
+    ),
+    "student": ("an object, or null", _is_object),
+    "student.name": ("a text, or null", _is_text),
+    "experts": ("an object, or null", _is_object),
+    "experts.training": ("an object, or null", _is_object),
+    "paper": ("an object with title, arxiv_id and bibtex, a list of them, or null", _are_papers),
+    "hyperparameters": ("an object, or null", _is_object),
+    "versions": ("an object, or null", _is_object),
+    "imported_from": ("an object, or null", _is_object),
+    "imported_from.files": ("a list of objects, or null", _are_files),
+    "release": ("an object, or null", _is_object),
+}
+ROW: Rules = {
+    **{name: ("a text", lambda value: isinstance(value, str)) for name in ("student", "protocol", "device", "split")},
+    "images": ("a whole number", lambda images: is_whole(images, least=0)),
+}
 
 
 class DistilledSet(nn.Module, HubFolder):
@@ -269,36 +334,46 @@ class DistilledSet(nn.Module, HubFolder):
             raise ValueError(f"{path} lacks {', '.join(missing)}; restore the file or save the artifact again")
         data_id = config["data_id"]
         if not (isinstance(data_id, str) and re.fullmatch("[0-9a-f]{8}", data_id)):
-            raise ValueError(f"{path} has data_id {data_id!r}; expected 8 hex digits, by which its files are found")
+            raise ValueError(
+                f"{path} has data_id {reprlib.repr(data_id)}; expected 8 hex digits, by which its files are found"
+            )
+        check_values(path, config, RULES)
         whitening = _load_tensors(folder / f"preprocessing-{data_id}.safetensors")
         networks = _load_tensors(folder / f"teacher-{data_id}.safetensors")
         try:
             preprocessing = Preprocessing.from_config(config["preprocessing"], whitening)
             described = config["label_source"].get("teacher")
             teacher = None if described is None else TeacherLabels.from_config(described, networks)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} does not describe a distilled set ({error!r}); save the artifact again"
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} does not describe a distilled set ({error}); save the artifact again") from error
         shape = (preprocessing.channels, *preprocessing.image_size)
+        made_for = shape if teacher is None else (teacher.spec.in_chans, *teacher.spec.img_size)
+        if teacher is not None and (made_for, teacher.spec.num_classes) != (shape, len(config["class_names"])):
+            raise ValueError(
+                f"{path} has a teacher for {teacher.spec.num_classes} classes and images {made_for}; expected "
+                f"{len(config['class_names'])} classes and {shape}, as of the set"
+            )
         columns = _read_parquet(folder / "tensor", data_id, config["images"], shape, len(config["class_names"]))
         report = None
         if (folder / RESULTS).exists():
             results = load_json(folder / RESULTS)
             if results.get("data_id", data_id) == data_id:
-                report = EvalReport.from_json(results)
+                report = _read_report(folder / RESULTS, results)
             else:
                 logger.warning("%s is about other images than those in %s; it is left out", folder / RESULTS, folder)
-        distilled = cls(
-            *columns[:2],
-            config["class_names"],
-            preprocessing,
-            lr=config["learned_lr"],
-            soft_labels=columns[2],
-            teacher=teacher,
-            config=config,
-            report=report,
-        )
+        try:
+            distilled = cls(
+                *columns[:2],
+                config["class_names"],
+                preprocessing,
+                lr=config["learned_lr"],
+                soft_labels=columns[2],
+                teacher=teacher,
+                config=config,
+                report=report,
+            )
+        except ValueError as error:
+            raise ValueError(f"{folder} does not hold a distilled set: {error}; save the artifact again") from error
         if distilled.log_lr is not None:
             distilled.log_lr.data.fill_(config["log_lr"])
         return distilled
@@ -504,13 +579,42 @@ def _nested(values: np.ndarray) -> pa.Array:
     return array
 
 
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    """The numbers in a column of lists (of lists), in one dimension."""
-    array = column.combine_chunks()
-    array = array.storage if isinstance(array, pa.ExtensionArray) else array
-    while pa.types.is_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
+def _block(table: pa.Table, name: str, shape: tuple[int, ...], kind: pa.DataType) -> np.ndarray:
+    """The column `name` as (rows, *shape); a one-line `ValueError` unless it is lists of `kind` of just that shape."""
+    found = table.schema.get_field_index(name)
+    expected = f"{kind} of shape {shape}" if shape else str(kind)
+    if found < 0:
+        raise ValueError(f"there is no column {name}; expected one with {expected}")
+    parts = []
+    for part in table.column(found).chunks:
+        values = part.storage if isinstance(part, pa.ExtensionArray) else part
+        for size in shape:
+            if not pa.types.is_list(values.type) or values.null_count:
+                raise ValueError(f"{name} is {reprlib.repr(str(part.type))}, or lacks values; expected {expected}")
+            if len(values) and set(pc.min_max(pc.list_value_length(values)).as_py().values()) != {size}:
+                raise ValueError(f"{name} has rows of other shapes; expected {expected}")
+            values = values.flatten()
+        if values.type != kind or values.null_count:
+            raise ValueError(f"{name} is {reprlib.repr(str(part.type))}, or lacks values; expected {expected}")
+        parts.append(values.to_numpy(zero_copy_only=False))
+    return np.concatenate(parts).reshape(-1, *shape) if parts else np.empty((0, *shape), kind.to_pandas_dtype())
+
+
+def _open_parquet(path: Path, shape: tuple[int, int, int]) -> pq.ParquetFile:
+    """A shard of config "tensor"; a one-line `ValueError` unless it says that it holds images of that shape."""
+    try:
+        file = pq.ParquetFile(path)
+        found = Features.from_arrow_schema(file.schema_arrow).get("pixel_values")
+    # The schema of a file of anybody's is decoded by `datasets`, which takes it as written by itself.
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = reprlib.repr(" ".join(str(error).split()))
+        raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
+    if found != Array3D(shape=shape, dtype="float32"):
+        raise ValueError(
+            f"{path} has pixel_values {' '.join(reprlib.repr(found).split())}; expected float32 {shape}, as "
+            "distill_config.json says"
+        )
+    return file
 
 
 def _read_parquet(
@@ -519,40 +623,49 @@ def _read_parquet(
     """Pixels, labels and soft labels in the shards of config "tensor", a row group at a time.
 
     Raises:
-        ValueError: A shard is missing or damaged, or a column has another shape.
+        ValueError: A shard is missing or damaged, or a column has another shape, or values that are not finite.
     """
     paths = sorted(folder.glob(f"train-*-{data_id}.parquet"))
-    pixels, labels, soft = np.empty((images, *shape), np.float32), np.empty(images, np.int64), None
-    row = 0
-    for path in paths:
-        try:
-            file = pq.ParquetFile(path)
-            features = Features.from_arrow_schema(file.schema_arrow)
-            found = features.get("pixel_values")
-            if found != Array3D(shape=shape, dtype="float32"):
-                raise ValueError(
-                    f"{path} has pixel_values {found}; expected float32 {shape}, as distill_config.json says"
-                )
-            if "soft_label" in features and soft is None:
-                soft = np.empty((images, num_classes), np.float16)
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                rows = slice(row, row + len(table))
-                row = rows.stop
-                if row > images:
-                    break
-                pixels[rows] = _flat(table["pixel_values"]).reshape(len(table), *shape)
-                labels[rows] = table["label"].to_numpy()
-                if soft is not None:
-                    soft[rows] = _flat(table["soft_label"]).reshape(len(table), num_classes)
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
-    if row != images:
+    files = [_open_parquet(path, shape) for path in paths]
+    rows = sum(file.metadata.num_rows for file in files)
+    if rows != images:
         raise ValueError(
-            f"{folder} holds {row} images in {len(paths)} file(s) train-*-{data_id}.parquet; expected {images}, as "
+            f"{folder} holds {rows} images in {len(paths)} file(s) train-*-{data_id}.parquet; expected {images}, as "
             "distill_config.json says; download it or save the artifact again"
         )
+    size, needed = sum(path.stat().st_size for path in paths), 4 * math.prod(shape) * images
+    # Pixels are stored as they are, so a smaller file lies about them, and no memory is taken on its word.
+    if size < needed:
+        raise ValueError(
+            f"{folder} has {size:,} bytes in train-*-{data_id}.parquet, where {images:,} images {shape} as float32 "
+            f"take {needed:,}; download it or save the artifact again"
+        )
+    pixels, labels, soft = np.empty((images, *shape), np.float32), np.empty(images, np.int64), None
+    row = 0
+    for path, file in zip(paths, files, strict=True):
+        names = file.schema_arrow.names
+        if soft is None and "soft_label" in names:
+            soft = np.empty((images, num_classes), np.float16)
+        try:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(
+                    group, ["pixel_values", "label", *(["soft_label"] if soft is not None else [])]
+                )
+                rows = slice(row, row + len(table))
+                row = rows.stop
+                pixels[rows] = _block(table, "pixel_values", shape, pa.float32())
+                labels[rows] = _block(table, "label", (), pa.int64())
+                if soft is not None:
+                    soft[rows] = _block(table, "soft_label", (num_classes,), pa.float16())
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
+    for name, values in (("pixel_values", pixels), ("soft_label", soft)):
+        finite = None if values is None else np.isfinite(values.reshape(images, -1)).all(1)
+        if finite is not None and not finite.all():
+            raise ValueError(
+                f"image {int(finite.argmin())} in {folder} has {name} that are not finite; make the set again"
+            )
     return torch.from_numpy(pixels), torch.from_numpy(labels), None if soft is None else torch.from_numpy(soft)
 
 
@@ -562,8 +675,21 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return {}
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); download it or save the artifact again") from error
+    except (SafetensorError, LookupError, AttributeError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
+
+
+def _read_report(path: Path, results: dict[str, Any]) -> EvalReport:
+    try:
+        report = EvalReport.from_json(results)
+        if not isinstance(report.meta, dict):
+            raise ValueError("its meta is no object")
+        for row in report.rows:
+            check_values("a row", vars(row), ROW)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); evaluate the set again, or delete it") from error
+    return report
 
 
 def _config(name: str, path: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ their classes and their row numbers in the set, and gives either classes or logi
 """
 
 import functools
+import reprlib
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .functional import FlatModel
-from .models import StudentSpec
+from .models import Rules, StudentSpec, check_values, is_whole
 
 
 class LabelSource(ABC):
@@ -115,13 +116,13 @@ class TeacherLabels(LabelSource):
     @functools.cached_property
     def model(self) -> FlatModel:
         """The architecture as a function of one row of `thetas`, built when it is first needed."""
-        model = FlatModel.from_spec(self.spec)
-        if model.num_params != self.thetas.shape[1]:
+        expected = self.spec.num_params()  # first, for a spec that was loaded can claim any size
+        if expected != self.thetas.shape[1]:
             raise ValueError(
                 f"the teacher's parameters are vectors of {self.thetas.shape[1]} values and {self.spec.name} has "
-                f"{model.num_params}; expected parameters of that architecture, classes, channels and image size"
+                f"{expected}; expected parameters of that architecture, classes, channels and image size"
             )
-        return model
+        return FlatModel.from_spec(self.spec)
 
     @property
     def num_bytes(self) -> int:
@@ -154,7 +155,19 @@ class TeacherLabels(LabelSource):
         Raises:
             ValueError: The two do not belong together.
         """
-        if "thetas" not in tensors or len(tensors["thetas"]) != config["num_networks"]:
-            found = {name: tuple(value.shape) for name, value in tensors.items()}
-            raise ValueError(f"a teacher of {config['num_networks']} networks comes with the tensors {found}")
-        return cls(StudentSpec.from_dict(config["spec"]), tensors["thetas"])
+        rules: Rules = {
+            "num_networks": ("a whole number from 1", is_whole),
+            "spec": ("the description of a student", lambda value: isinstance(value, dict)),
+        }
+        check_values("a teacher", config, rules)
+        thetas, count = tensors.get("thetas"), config["num_networks"]
+        fits = thetas is not None and thetas.is_floating_point() and thetas.dim() == 2 and len(thetas) == count
+        if thetas is None or not fits:
+            found = {name: (*value.shape, value.dtype) for name, value in tensors.items()}
+            raise ValueError(
+                f"a teacher of {count} networks comes with the tensors {reprlib.repr(found)}; expected thetas, a "
+                "matrix with a row for each"
+            )
+        if not thetas.isfinite().all():
+            raise ValueError("a teacher has parameters that are not finite; train it again")
+        return cls(StudentSpec.from_dict(config["spec"]), thetas)

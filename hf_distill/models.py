@@ -6,9 +6,12 @@ The family is registered with timm, so `timm.create_model` is the only factory o
 
 import dataclasses
 import difflib
+import math
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,6 +21,49 @@ from torch import Tensor, nn
 
 NORMS = ("instance", "batch", "none")
 MAX_DEPTH = 8
+LARGEST = 10_000  # of a size or an option of a network; what asks for more asks for a machine's memory
+MOST_CLASSES = 1_000_000
+
+Rules = dict[str, tuple[str, Callable[[Any], bool]]]
+
+
+def check_values(where: str | Path, values: Any, rules: Rules) -> None:
+    """Raise a one-line `ValueError` for the first value in a JSON object that is not as its rule says.
+
+    Args:
+        where: The file that the object comes from.
+        values: The object.
+        rules: By name ("results.loss" for one inside another), what is expected and whether a value is that; a value
+            that is absent is None.
+    """
+    for name, (expected, fits) in rules.items():
+        value = values
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not fits(value):
+            raise ValueError(f"{where} has {name} {reprlib.repr(value)}; expected {expected}")
+
+
+def is_whole(value: Any, least: int = 1, most: int = 2**53) -> bool:
+    """Whether a value of a JSON file is a whole number in a range."""
+    return type(value) is int and least <= value <= most
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def are_names(value: Any) -> bool:
+    """Whether a value of a JSON file can be the names of classes."""
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
+        return False
+    # A lone half of a surrogate pair is valid JSON, and no file can hold it.
+    written = all(isinstance(name, str) and not re.search("[\ud800-\udfff]", name) for name in value)
+    return written and len(set(value)) == len(value)
+
+
+NAMES = f"1 to {MOST_CLASSES:,} different texts"
 
 
 def _norm(kind: str, width: int) -> nn.Module:
@@ -153,7 +199,23 @@ class StudentSpec:
             kwargs["img_size"] = self.img_size
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
-            return timm.create_model(self.name, num_classes=self.num_classes, in_chans=self.in_chans, **kwargs)
+            try:
+                return timm.create_model(self.name, num_classes=self.num_classes, in_chans=self.in_chans, **kwargs)
+            except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+                reason = reprlib.repr(" ".join(str(error).split()))
+                raise ValueError(
+                    f"timm cannot build {self.name} for {self.num_classes} classes, {self.in_chans} channels and "
+                    f"{self.img_size} pixels with {reprlib.repr(self.kwargs)} ({reason}); use other sizes or options"
+                ) from error
+
+    def num_params(self) -> int:
+        """How many parameters the network has, without the memory for them.
+
+        Raises:
+            ValueError: As `build`.
+        """
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build(0).parameters())
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON types."""
@@ -166,18 +228,44 @@ class StudentSpec:
         Raises:
             ValueError: A value is missing, of another type, or would have a file loaded.
         """
-        try:
-            spec = cls(**{**values, "img_size": tuple(map(int, values["img_size"]))})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{values!r} does not describe a student ({error}); expected what to_dict gives"
-            ) from error
-        numbers = (spec.num_classes, spec.in_chans, *spec.img_size)
-        if not all(type(number) is int and number > 0 for number in numbers) or len(spec.img_size) != 2:
-            raise ValueError(f"a student has {numbers} classes, channels, height and width; expected whole numbers")
-        if not isinstance(spec.name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", spec.name):
-            raise ValueError(f"a student is called {spec.name!r}; expected the plain name of a timm model")
-        loading = [name for name in spec.kwargs if re.search("pretrained|checkpoint|path|dir|file", name)]
+        if not isinstance(values, dict) or set(values) - {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError(f"{reprlib.repr(values)} does not describe a student; expected what to_dict gives")
+        check_values("a student", values, SPEC)
+        loading = [name for name in values["kwargs"] if LOADING.search(name)]
         if loading:
-            raise ValueError(f"the student {spec.name} has {loading[0]}, which loads weights; expected an architecture")
-        return spec
+            raise ValueError(
+                f"the student {values['name']} has {loading[0]}, which loads weights; expected an architecture"
+            )
+        height, width = values["img_size"]
+        return cls(**{**values, "img_size": (height, width)})
+
+
+def _is_option(value: Any) -> bool:
+    """Whether a network may be told so: a text, a flag or a number, or a few of these."""
+    if isinstance(value, list):
+        return len(value) <= 100 and all(not isinstance(item, list) and _is_option(item) for item in value)
+    return value is None or isinstance(value, (bool, str)) or (is_number(value) and abs(value) <= LARGEST)
+
+
+LOADING = re.compile("pretrained|checkpoint|(?<!drop_)path|dir|file|cfg|weights|url|hub")
+SPEC: Rules = {
+    "name": (
+        "the plain name of a timm model",
+        lambda name: isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,200}", name) is not None,
+    ),
+    "num_classes": (f"a whole number from 1 to {MOST_CLASSES}", lambda count: is_whole(count, most=MOST_CLASSES)),
+    "in_chans": (f"a whole number from 1 to {LARGEST}", lambda count: is_whole(count, most=LARGEST)),
+    "img_size": (
+        f"height and width, from 1 to {LARGEST}",
+        lambda size: (
+            isinstance(size, (list, tuple)) and len(size) == 2 and all(is_whole(side, most=LARGEST) for side in size)
+        ),
+    ),
+    "kwargs": (
+        f"names with texts, flags or numbers up to {LARGEST}",
+        lambda kwargs: (
+            isinstance(kwargs, dict)
+            and all(re.fullmatch("[a-z][a-z0-9_]*", name) and _is_option(value) for name, value in kwargs.items())
+        ),
+    ),
+}

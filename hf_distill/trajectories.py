@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from typing_extensions import Self
@@ -25,7 +26,7 @@ from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, save_json
 from .functional import FlatModel
 from .hub import Home, HubFolder
-from .models import StudentSpec
+from .models import NAMES, Rules, StudentSpec, are_names, check_values, is_number, is_whole
 from .repository import Repository
 from .transforms import Preprocessing
 
@@ -35,7 +36,85 @@ ZCA_FILE = "preprocessing.safetensors"
 EXPERT_FILE = "expert-{:05d}.safetensors"
 FORMAT_VERSION = 1
 ANCHOR_EVERY = 10  # epochs between two float32 rows of a compact trajectory
+DTYPES = {"F32": torch.float32, "F16": torch.float16}
+# Of one value: the types that safetensors writes.
+ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1}
+HEADER_BYTES = 100_000_000  # as safetensors allows
 METADATA = "hf_distill"  # the one metadata key: safetensors writes several in an order that changes from run to run
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_object_or_absent(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_text_or_absent(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_accuracies(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(is_number(accuracy) and 0 <= accuracy <= 1 for accuracy in value)
+    )
+
+
+def _are_curves(value: Any) -> bool:
+    """Whether a value is a curve for each expert, all of one length: of numbers, or of nulls where nothing is known."""
+    if not isinstance(value, list) or not value or not all(isinstance(curve, list) and curve for curve in value):
+        return False
+    points = [point for curve in value for point in curve]
+    known = all(type(point) in (int, float) for point in points)  # the loss of an expert that diverged is no number
+    return len(set(map(len, value))) == 1 and (known or points.count(None) == len(points))
+
+
+# What the index says, beside the student and the preprocessing, which say themselves what they can be.
+RULES: Rules = {
+    "student": ("an object", _is_object),
+    "class_names": (NAMES, are_names),
+    "num_experts": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
+    "num_epochs": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
+    "num_params": ("a whole number from 1", is_whole),
+    "preprocessing": ("an object", _is_object),
+    "source": ("an object", _is_object),
+    "results": ("an object", _is_object),
+    "results.train_accuracy": ("numbers in [0, 1], or null", _are_accuracies),
+    "results.test_accuracy": ("numbers in [0, 1], or null", _are_accuracies),
+    "results.epoch_loss": ("a list of numbers for each expert, of one length", _are_curves),
+    "training": ("an object", _is_object_or_absent),
+    "versions": ("an object", _is_object_or_absent),
+    "device": ("a text, or null", _is_text_or_absent),
+    "bytes": ("a whole number", lambda count: count is None or is_whole(count, least=0)),
+    "release": ("an object, or null", _is_object_or_absent),
+    "imported_from": (
+        "an object with files, or null",
+        lambda value: value is None or (isinstance(value, dict) and isinstance(value.get("files"), list)),
+    ),
+    "source.name": ("a text, or null", _is_text_or_absent),
+    "source.homepage": ("a text, or null", _is_text_or_absent),
+    "source.split": ("a text, or null", _is_text_or_absent),
+    "source.config": ("a text, or null", _is_text_or_absent),
+    "source.revision": ("a text, or null", _is_text_or_absent),
+    "source.num_images": ("a whole number, or null", lambda count: count is None or is_whole(count, least=0)),
+    "source.license": (
+        "a text, a list of texts, or null",
+        lambda value: (
+            value is None
+            or isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(text, str) for text in value))
+        ),
+    ),
+}
+# What an expert's file says of its training.
+ABOUT: Rules = {
+    "loss": ("a list", lambda value: isinstance(value, list)),
+    "accuracy": ("a list", lambda value: isinstance(value, list)),
+    "train_accuracy": ("a number in [0, 1], or null", lambda value: value is None or _are_accuracies([value])),
+    "test_accuracy": ("a number in [0, 1], or null", lambda value: value is None or _are_accuracies([value])),
+}
 
 
 class TensorFile:
@@ -57,15 +136,25 @@ class TensorFile:
         path, size = self.path, os.fstat(file.fileno()).st_size
         self._version = _version(file)
         self._start = 8 + int.from_bytes(file.read(8), "little")
-        if self._start > size:
+        if self._start > min(size, 8 + HEADER_BYTES):
             raise ValueError(f"{path} is truncated or no safetensors file; fetch or train it again")
         try:
             header = json.loads(file.read(self._start - 8))
             self.metadata: dict[str, Any] = json.loads(header.pop("__metadata__", {}).get(METADATA, "{}"))
-        except ValueError as error:
+            end = 0
+            for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
+                begin, stop = entry["data_offsets"]
+                numbers = (begin, stop, *entry["shape"])
+                held = math.prod(entry["shape"]) * ITEM_BYTES[entry["dtype"]]
+                if not all(is_whole(number, least=0) for number in numbers) or begin != end or stop - begin != held:
+                    raise ValueError("its tensors do not lie one after another")
+                end = stop
+            if not isinstance(self.metadata, dict):
+                raise ValueError("its metadata is no JSON object")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} has a damaged header; fetch or train it again") from error
         self._tensors = header
-        expected = self._start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        expected = self._start + end
         if size != expected:
             raise ValueError(f"{path} is truncated: {size} bytes, and its header says {expected}; fetch it again")
 
@@ -84,7 +173,11 @@ class TensorFile:
             if _version(file) != self._version:
                 self._read_header(file)
             shape = self.shape(name) if row is None else self.shape(name)[1:]
-            dtype = {"F32": torch.float32, "F16": torch.float16}[self._tensors[name]["dtype"]]
+            dtype = DTYPES.get(self._tensors[name]["dtype"])
+            if dtype is None:
+                raise ValueError(
+                    f"{self.path} has {name} as {self._tensors[name]['dtype']}; expected one of {', '.join(DTYPES)}"
+                )
             buffer = bytearray(math.prod(shape) * dtype.itemsize)
             file.seek(self._start + self._tensors[name]["data_offsets"][0] + (row or 0) * len(buffer))
             if file.readinto(buffer) != len(buffer):
@@ -186,9 +279,21 @@ class ExpertTrajectories(HubFolder):
 
     @classmethod
     def _read(cls, folder: Path) -> Self:
-        config = load_json(folder / INDEX)
-        check_format_version(folder / INDEX, config, FORMAT_VERSION)
-        return cls(folder, config)
+        path = folder / INDEX
+        config = load_json(path)
+        check_format_version(path, config, FORMAT_VERSION)
+        check_values(path, config, RULES)
+        if None in config["results"]["epoch_loss"][0] and config.get("imported_from") is None:
+            raise ValueError(f"{path} has no losses, and no imported_from that says why; train or import it again")
+        try:
+            experts = cls(folder, config)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); fetch it or train the experts again") from error
+        if experts.spec.num_classes != len(experts.class_names):
+            raise ValueError(
+                f"{path} speaks of {len(experts.class_names)} classes and of a network for {experts.spec.num_classes}"
+            )
+        return experts
 
     def _path(self, name: str) -> Path:
         path = self.folder / name
@@ -202,7 +307,12 @@ class ExpertTrajectories(HubFolder):
     def preprocessing(self) -> Preprocessing:
         """What was done to the images before the experts saw them."""
         config = self.config["preprocessing"]
-        return Preprocessing.from_config(config, load_file(self._path(ZCA_FILE)) if config.get("zca") else None)
+        path = self._path(ZCA_FILE) if config.get("zca") else self.folder / INDEX
+        try:
+            return Preprocessing.from_config(config, load_file(path) if config.get("zca") else None)
+        except (SafetensorError, ValueError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged ({reason}); fetch it or train the experts again") from error
 
     def _file(self, expert: int) -> TensorFile:
         if not 0 <= expert < self.num_experts:
@@ -210,7 +320,16 @@ class ExpertTrajectories(HubFolder):
         if expert not in self._files:
             file = TensorFile(self._path(EXPERT_FILE.format(expert)))
             blocks = [file.shape(name) for name in (("anchors", "deltas") if "anchors" in file else ("params",))]
+            if any(len(block) != 2 or block[1] != blocks[0][1] for block in blocks):
+                raise ValueError(f"{file.path} holds tensors of shape {blocks}; expected matrices with a row per epoch")
             stored = sum(block[0] for block in blocks), blocks[0][1]
+            if "anchors" in file:
+                anchors = (stored[0] - 1) // ANCHOR_EVERY + 1
+                if blocks[0][0] != anchors or file.shape("scales") != blocks[1][:1]:
+                    raise ValueError(
+                        f"{file.path} holds {blocks[0][0]} anchors and scales {file.shape('scales')} for {stored[0]} "
+                        f"rows; expected {anchors} anchors and a scale for each other row"
+                    )
             if stored[0] <= self.num_epochs or stored[1] != self.num_params:
                 raise ValueError(
                     f"{file.path} holds {stored[0]} rows of {stored[1]} parameters, and {INDEX} speaks of "
@@ -270,6 +389,8 @@ class ExpertTrajectories(HubFolder):
                 "experts and at least 1 epoch"
             )
         files = [TensorFile(self._path(EXPERT_FILE.format(expert))) for expert in range(num_experts)]
+        for file in files:
+            check_values(file.path, file.metadata, ABOUT)
         held = [file.metadata for file in files]
         stored = {len(metadata["loss"]) for metadata in held}
         if min(stored) < num_epochs:
@@ -283,7 +404,7 @@ class ExpertTrajectories(HubFolder):
             results[f"{split}_accuracy"] = accuracies if stored == {num_epochs} and None not in accuracies else None
         for name in ("loss", "accuracy"):
             results[f"epoch_{name}"] = [metadata[name][:num_epochs] for metadata in held]
-        results["experts_at_once"] = [metadata["experts_at_once"] for metadata in held]
+        results["experts_at_once"] = [metadata.get("experts_at_once") for metadata in held]
         size = sum(file.path.stat().st_size for file in files)
         changes = {"num_experts": num_experts, "num_epochs": num_epochs, "results": results, "bytes": size}
         view = type(self)(self.folder, {**self.config, **changes})
@@ -312,13 +433,13 @@ class ExpertTrajectories(HubFolder):
         Raises:
             ValueError: The network that this version of timm builds has another number of parameters.
         """
-        model = FlatModel.from_spec(self.spec)
-        if model.num_params != self.num_params:
+        expected = self.spec.num_params()  # first, for an index can claim any size
+        if expected != self.num_params:
             raise ValueError(
                 f"the experts in {self.folder} have {self.num_params} parameters, and {self.spec} has "
-                f"{model.num_params}; use the versions named in their {INDEX}"
+                f"{expected}; use the versions named in their {INDEX}"
             )
-        return model
+        return FlatModel.from_spec(self.spec)
 
     def check_matches(self, real: RealImages, spec: StudentSpec | None = None) -> None:
         """Raise one `ValueError` that says what differs, unless these experts are for `real` (and for `spec`)."""

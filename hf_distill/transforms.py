@@ -11,6 +11,8 @@ are exact, whatever the order, the batches, the threads or the machine.
 
 import hashlib
 import json
+import math
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +25,7 @@ from torch import Tensor
 __all__ = ["ZCA", "Preprocessing", "fit_mean_std", "fit_zca"]
 
 EXACT_ROWS = 256  # 256 · 255² < 2²⁴
+LARGEST = 100_000  # of a side of an image, in a file of anybody's
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,17 +154,29 @@ class Preprocessing:
         """The preprocessing that `to_config()` and `tensors()` describe.
 
         Raises:
-            ValueError: The config speaks of ZCA and `tensors` lacks one of its three.
+            ValueError: A value is missing or of another kind, or the config speaks of ZCA and `tensors` lacks one of
+                its three or has it in another shape.
         """
+        size, channels = config.get("image_size"), config.get("channels")
+        sides = size if isinstance(size, (list, tuple)) else []
+        if not all(type(count) is int and 1 <= count <= LARGEST for count in (channels, *sides)) or len(sides) != 2:
+            raise ValueError(
+                f"preprocessing of {reprlib.repr(channels)} channels and {reprlib.repr(size)} pixels; expected whole "
+                f"numbers from 1 to {LARGEST}, and height and width"
+            )
+        mean, std = config.get("mean"), config.get("std")
+        for values in (mean, std):
+            if not isinstance(values, (list, tuple)) or not all(map(_finite, values)) or len(values) != channels:
+                raise ValueError(
+                    f"preprocessing with mean {reprlib.repr(mean)} and std {reprlib.repr(std)}; expected {channels} "
+                    "finite number(s) each"
+                )
+        if not all(value > 0 for value in std):
+            raise ValueError(f"preprocessing with std {std}; expected numbers above 0")
         zca = None
         if config.get("zca") is not None:
-            names = ("zca_mean", "zca_vectors", "zca_values")
-            missing = [name for name in names if name not in (tensors or {})]
-            if missing:
-                raise ValueError(f"ZCA preprocessing without its tensors {', '.join(missing)}: the artifact lacks them")
-            zca = ZCA(*((tensors or {})[name] for name in names), config["zca"]["eps"], config["zca"]["digest"])
-        height, width = config["image_size"]
-        return cls(config["channels"], (height, width), tuple(config["mean"]), tuple(config["std"]), zca)
+            zca = _whitening(config["zca"], tensors or {}, channels * sides[0] * sides[1])
+        return cls(channels, (sides[0], sides[1]), tuple(mean), tuple(std), zca)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -183,6 +198,31 @@ class Preprocessing:
         """Mean and std as (C, 1, 1) float32 on the device of `images`."""
         columns = torch.tensor([self.mean, self.std], dtype=torch.float32, device=images.device)
         return columns[0].reshape(-1, 1, 1), columns[1].reshape(-1, 1, 1)
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def _whitening(config: Any, tensors: dict[str, Tensor], pixels: int) -> ZCA:
+    """The whitening that the `zca` of a config and its tensors describe, of images of so many values."""
+    known = config if isinstance(config, dict) else {}
+    eps, digest = known.get("eps"), known.get("digest")
+    if not (_finite(eps) and eps >= 0 and isinstance(digest, str)):
+        raise ValueError(
+            f"ZCA is described as {reprlib.repr(config)}; expected eps, a number from 0, and digest, a text"
+        )
+    shapes = {"zca_mean": (pixels,), "zca_vectors": (pixels, pixels), "zca_values": (pixels,)}
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise ValueError(f"ZCA preprocessing without its tensors {', '.join(missing)}: the artifact lacks them")
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected finite float32 of shape {shape}"
+            )
+    return ZCA(*(tensors[name] for name in shapes), eps, digest)
 
 
 def fit_mean_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
