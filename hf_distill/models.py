@@ -1,6 +1,7 @@
-"""The ConvNet-D family that trajectory methods distil with, and the one description of a student.
+"""The ConvNet-D family that trajectory methods distil with, ResNets for small images, and the one description of a
+student.
 
-The family is registered with timm, so `timm.create_model` is the only factory of the package: a student is
+They are registered with timm, so `timm.create_model` is the only factory of the package: a student is
 `convnet_d3` as much as it is `resnet18` or `vit_tiny_patch16_224`.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 NORMS = ("instance", "batch", "none")
@@ -135,6 +137,21 @@ class ConvNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+class SmallResNet(ResNet):
+    """timm's ResNet for images of 32 to 64 pixels: a stem of one convolution 3x3 with stride 1, and no max-pooling.
+
+    The usual teacher on CIFAR and Tiny-ImageNet (SRe2L, arXiv:2306.13092). Takes what timm's ResNet takes.
+    """
+
+    def __init__(self, *args: Any, in_chans: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, in_chans=in_chans, **kwargs)
+        self.conv1 = nn.Conv2d(in_chans, self.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+        for stage in self.feature_info:
+            stage["reduction"] = max(1, stage["reduction"] // 4)
+
+
 CONVNETS = tuple(f"convnet_d{depth}" for depth in range(1, MAX_DEPTH + 1))
 
 default_cfgs = generate_default_cfgs(
@@ -149,6 +166,16 @@ default_cfgs = generate_default_cfgs(
             "license": "apache-2.0",
         }
         for name in CONVNETS
+    }
+    | {
+        name: {
+            "input_size": (3, 32, 32),
+            "pool_size": None,
+            "first_conv": "conv1",
+            "classifier": "fc",
+            "license": "apache-2.0",
+        }
+        for name in ("resnet18_small", "resnet50_small")
     }
 )
 
@@ -165,6 +192,20 @@ def _register(depth: int) -> Callable[..., nn.Module]:
 convnet_d1, convnet_d2, convnet_d3, convnet_d4, convnet_d5, convnet_d6, convnet_d7, convnet_d8 = map(
     _register, range(1, MAX_DEPTH + 1)
 )
+
+
+@register_model
+def resnet18_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 for images of 32 to 64 pixels."""
+    layers = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    return build_model_with_cfg(SmallResNet, "resnet18_small", pretrained, **layers, **kwargs)
+
+
+@register_model
+def resnet50_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 for images of 32 to 64 pixels."""
+    layers = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
+    return build_model_with_cfg(SmallResNet, "resnet50_small", pretrained, **layers, **kwargs)
 
 
 @dataclass(frozen=True)
