@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .distiller import Distiller
     from .evaluation import EvalProtocol, evaluate_distilled
     from .results import EvalReport
+    from .teachers import Teacher
     from .trajectories import ExpertTrajectories
     from .transforms import Preprocessing
 
@@ -25,6 +26,7 @@ _HOME = {
     "ExpertTrajectories": "trajectories",
     "Preprocessing": "transforms",
     "RealImages": "data",
+    "Teacher": "teachers",
     "evaluate_distilled": "evaluation",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "ExpertTrajectories",
     "Preprocessing",
     "RealImages",
+    "Teacher",
     "__version__",
     "evaluate_distilled",
 ]

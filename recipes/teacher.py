@@ -1,0 +1,69 @@
+"""Train a teacher: one network on all real images, with its running statistics. Methods distil from what it knows.
+
+    python recipes/teacher.py                            # scikit-learn's digits, half a minute on one core
+    accelerate launch --mixed_precision bf16 recipes/teacher.py --config recipes/configs/teacher/cifar100.yaml
+    accelerate launch recipes/teacher.py --dataset_name my/images --resolution 64 --student resnet50_small
+    python recipes/teacher.py --push_to_hub --hub_model_id me/digits-teacher --hub_tag v1.0.0
+
+Several processes share every batch. Go on after an interruption with the same command line and
+--resume_from_checkpoint latest.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
+from hf_distill.data import RealImages
+from hf_distill.runs import make_accelerator, prepare_push, push
+from hf_distill.teacher_training import TeacherConfig, train_teacher
+from hf_distill.teachers import Teacher
+
+DEMO = Path(__file__).parent / "configs" / "teacher" / "digits.yaml"
+
+
+@dataclass
+class RunArguments:
+    """Where the teacher goes, and from which seed."""
+
+    output_dir: str = HfArg(default="outputs/teacher", help="Folder of the teacher and its checkpoint.")
+    overwrite_output_dir: bool = HfArg(default=False, help="Replace the teacher that the output folder holds.")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None, help="`latest`, or the path of a checkpoint folder; a finished teacher is only loaded."
+    )
+    seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
+    disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
+
+
+def main() -> None:
+    classes = (DataArguments, TeacherConfig, RunArguments, HubArguments)
+    data_args, config, run, hub = parse_args(*classes, default_config=DEMO)
+    accelerator = make_accelerator()
+    prepare_push(hub, Teacher, accelerator)
+
+    train, test = RealImages.train_and_test(data_args)
+    # The held-out part selects distilled images later on, so no teacher may see it.
+    train, _ = train.split(data_args.validation_fraction, seed=0)
+    teacher = train_teacher(
+        train,
+        test,
+        config,
+        run.output_dir,
+        seed=run.seed,
+        accelerator=accelerator,
+        resume_from_checkpoint=run.resume_from_checkpoint,
+        overwrite=run.overwrite_output_dir,
+        disable_tqdm=run.disable_tqdm,
+    )
+    accelerator.print(f'{teacher.summary()}\n{run.output_dir}   load: Teacher.from_pretrained("{run.output_dir}")')
+    if hub.push_to_hub and accelerator.is_main_process:
+        print(push(teacher, hub, run.output_dir))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command with --resume_from_checkpoint latest goes on after the last epoch")
