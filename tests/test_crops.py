@@ -149,7 +149,8 @@ def test_partners_are_a_permutation_that_depends_on_seed_and_epoch():
     assert torch.equal(rows.sort().values, torch.arange(5000))
     assert torch.equal(rows, partners(0, 0, 5000))
     others = [torch.arange(5000), partners(0, 1, 5000), partners(1, 0, 5000)]
-    others.append(numbers(5000, 1)[:, 0].argsort())  # that of the crops' numbers
+    crop = numbers(5000, 1)[:, 0]  # of the same seed and epoch: it must not order the partners, in signed order either
+    others += [crop.argsort(), ((crop + 0.5) % 1).argsort()]
     for other in others:
         assert (rows == other).sum() < 10  # one in the mean
     assert partners(0, 0, 1).tolist() == [0]
