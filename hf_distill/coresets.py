@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import RealImages
+from .pools import TEST_BATCH, Pool
 from .rng import generator
-from .students import TEST_BATCH, Pool
 
 
 def herding(features: Tensor, n: int) -> Tensor:

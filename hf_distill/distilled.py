@@ -27,10 +27,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .cards import image_grid, render_card, source_context
+from .checks import NAMES, Rules, are_names, check_values, is_number, is_whole
 from .files import atomic_write, check_format_version, load_json, save_json
 from .hub import Home, HubFolder
 from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
-from .models import NAMES, Rules, are_names, check_values, is_number, is_whole
 from .repository import PushConflict, Repository
 from .results import EvalReport
 from .transforms import Preprocessing

@@ -24,20 +24,11 @@ from .data import RealImages
 from .distilled import DistilledSet
 from .labels import HardLabels
 from .models import StudentSpec
+from .pools import Pool, accuracy, topk_accuracy
+from .protocols import PROTOCOLS, EvalProtocol
 from .results import EvalReport, EvalRow
 from .rng import derive_seed
-from .students import (
-    PROTOCOLS,
-    EvalProtocol,
-    Pool,
-    accuracy,
-    check_student,
-    student_name,
-    students_at_once,
-    topk_accuracy,
-    train_student,
-    train_students,
-)
+from .students import check_student, student_name, students_at_once, train_student, train_students
 
 __all__ = [
     "BASELINES",

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .checks import Rules, check_values, is_whole
 from .functional import FlatModel
-from .models import Rules, StudentSpec, check_values, is_whole
+from .models import StudentSpec
+from .views import Views
 
 
 class LabelSource(ABC):
@@ -21,9 +23,12 @@ class LabelSource(ABC):
 
     Attributes:
         kind: The name on cards and in reports.
+        views: What the labels are of, where they were made for certain views of the images; None where they are of
+            the images as they are given.
     """
 
     kind: ClassVar[str]
+    views: Views | None = None
 
     @property
     @abstractmethod
@@ -31,13 +36,14 @@ class LabelSource(ABC):
         """Bytes that must travel with the images so that anybody gets these targets."""
 
     @abstractmethod
-    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """Targets of n images.
 
         Args:
             images: (n, C, H, W) float32, preprocessed.
             labels: (n,) classes.
             rows: (n,) positions of the images in their set.
+            epoch: Of the views, for labels that are of views.
 
         Returns:
             Classes (n,) or logits (n, K), on the device of `images`.
@@ -54,7 +60,7 @@ class HardLabels(LabelSource):
         """Nothing: a class comes with every image."""
         return 0
 
-    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """The classes (n,) as they are."""
         return labels.to(images.device)
 
@@ -81,7 +87,7 @@ class StoredLabels(LabelSource):
         """Two bytes per logit."""
         return self.logits.numel() * 2
 
-    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """The stored logits (n, K) of `rows`, float32."""
         return self.logits[rows.to(self.logits.device)].to(images.device, torch.float32)
 
@@ -134,7 +140,7 @@ class TeacherLabels(LabelSource):
         return TeacherLabels(self.spec, self.thetas.to(device), chunk_size=self.chunk_size)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """Logits (n, K) float32; a pure function of `images`."""
         model, thetas = self.model.to(images.device), self.thetas.to(images.device)
         chunks = [sum(model(theta, chunk) for theta in thetas) for chunk in images.split(self.chunk_size)]

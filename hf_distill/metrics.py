@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import torch
 
-from .students import topk_accuracy
+from .pools import topk_accuracy
 
 
 class TopKAccuracy(evaluate.Metric):

@@ -7,12 +7,10 @@ They are registered with timm, so `timm.create_model` is the only factory of the
 
 import dataclasses
 import difflib
-import math
 import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,51 +19,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from .checks import MOST_CLASSES, Rules, check_values, is_number, is_whole
+
 NORMS = ("instance", "batch", "none")
 MAX_DEPTH = 8
 LARGEST = 10_000  # of a size or an option of a network; what asks for more asks for a machine's memory
-MOST_CLASSES = 1_000_000
-
-Rules = dict[str, tuple[str, Callable[[Any], bool]]]
-
-
-def check_values(where: str | Path, values: Any, rules: Rules) -> None:
-    """Raise a one-line `ValueError` for the first value in a JSON object that is not as its rule says.
-
-    Args:
-        where: The file that the object comes from.
-        values: The object.
-        rules: By name ("results.loss" for one inside another), what is expected and whether a value is that; a value
-            that is absent is None.
-    """
-    for name, (expected, fits) in rules.items():
-        value = values
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not fits(value):
-            raise ValueError(f"{where} has {name} {reprlib.repr(value)}; expected {expected}")
-
-
-def is_whole(value: Any, least: int = 1, most: int = 2**53) -> bool:
-    """Whether a value of a JSON file is a whole number in a range."""
-    return type(value) is int and least <= value <= most
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number."""
-    return type(value) in (int, float) and abs(value) < math.inf
-
-
-def are_names(value: Any) -> bool:
-    """Whether a value of a JSON file can be the names of classes."""
-    if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
-        return False
-    # A lone half of a surrogate pair is valid JSON, and no file can hold it.
-    written = all(isinstance(name, str) and not re.search("[\ud800-\udfff]", name) for name in value)
-    return written and len(set(value)) == len(value)
-
-
-NAMES = f"1 to {MOST_CLASSES:,} different texts"
 
 
 def _norm(kind: str, width: int) -> nn.Module:

@@ -7,186 +7,22 @@ small set, from pinned memory, and nothing is read back before the end; there is
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .augment import DEFAULT_STRATEGY, DSA, DsaParams
-from .config import check_at_least
-from .data import RealImages
+from .augment import DSA, DsaParams
+from .crop_students import train_on_crops
 from .functional import FlatModel
 from .labels import LabelSource
 from .models import CONVNETS, StudentSpec
+from .pools import Pool, loss_targets, upload
+from .protocols import CropProtocol, EvalProtocol
 from .rng import derive_seed, generator
-from .transforms import Preprocessing
 
-RESIDENT_BYTES = 2**32  # real images up to this size stay on the device
 PREPARED_VALUES = 2**20  # pixel values augmented at a time: many steps of a small set, one step of a large one
 TOGETHER_PIXELS = 2**17  # students train side by side up to so many pixels in a step; beyond, one fills the device
-TEST_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class EvalProtocol:
-    """How a student is trained: SGD with momentum and DSA, and a learning rate that drops.
-
-    Attributes:
-        name: What reports call it.
-        epochs: Passes over a small set.
-        full_data_epochs: Passes over all real images.
-        batch_size: Images per step; a smaller set is one batch.
-        momentum: Of SGD.
-        weight_decay: L2, of SGD.
-        dsa_strategy: Augmentation of every batch.
-        decay_epochs: Fractions f of training at which the rate drops: after epoch ⌊f·E⌋ + 1, where epochs are 0 to E.
-        decay: Factor of each drop.
-        reset_momentum: A drop also empties the momentum.
-        lrs: Learning rates to choose from on held-out images; the first is used where there are none.
-        source: Where the numbers come from.
-    """
-
-    name: str
-    epochs: int
-    full_data_epochs: int
-    batch_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    dsa_strategy: str = DEFAULT_STRATEGY
-    decay_epochs: tuple[float, ...] = (0.5,)
-    decay: float = 0.1
-    reset_momentum: bool = True
-    lrs: tuple[float, ...] = (0.01,)
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        for flag, value in (("epochs", self.epochs), ("full_data_epochs", self.full_data_epochs)):
-            check_at_least(flag, value, 1)
-        check_at_least("batch_size", self.batch_size, 2)
-        if not self.lrs or min(self.lrs) <= 0:
-            raise ValueError(f"protocol {self.name!r} has the learning rates {self.lrs}; expected some above 0")
-
-    def schedule(self, epochs: int) -> list[tuple[float, bool]]:
-        """For each of `epochs` the factor of the learning rate, and whether the momentum is emptied before it."""
-        first_after = {math.floor(fraction * (epochs - 1)) + 2 for fraction in self.decay_epochs}
-        factors = [self.decay ** sum(epoch >= drop for drop in first_after) for epoch in range(epochs)]
-        return [(factor, self.reset_momentum and epoch in first_after) for epoch, factor in enumerate(factors)]
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        EvalProtocol(
-            "mtt",
-            epochs=1001,
-            full_data_epochs=101,
-            lrs=(0.01, 0.003, 0.03, 0.1),
-            source="The code of MTT (arXiv:2203.11932) and TESLA (arXiv:2211.10586): epochs 0 to 1000, after 501 a "
-            "tenth of the learning rate and a new optimizer. Their learning rate is the learned one; what the other "
-            "sets choose from, and the epochs on all real images, are this library's.",
-        ),
-        EvalProtocol(
-            "quick",
-            epochs=200,
-            full_data_epochs=30,
-            batch_size=128,
-            lrs=(0.03, 0.01, 0.1),
-            source="This library's, for small images on a CPU: on all of scikit-learn's digits convnet_d2 of width 32 "
-            "reaches 99.0 % in the 3 s of 30 epochs, and with many more, in batches of 256, 99.4 % to 100 %.",
-        ),
-    )
-}
-
-
-# Images and targets
-
-
-class Pool:
-    """Labelled images to train or test on, on the device: as a network sees them, or as the bytes of the source.
-
-    Args:
-        images: (R, C, H, W) float32, preprocessed; or real images, kept as uint8 and preprocessed batch by batch.
-        labels: (R,) classes.
-        preprocessing: What real images go through; None takes `images` as they are.
-        device: Where batches come out.
-    """
-
-    def __init__(
-        self,
-        images: Tensor | RealImages,
-        labels: Tensor,
-        *,
-        preprocessing: Preprocessing | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.device = torch.device(device)
-        self.labels = labels.to(self.device)
-        self.preprocessing = None if preprocessing is None else preprocessing.to(self.device)
-        self.shape: tuple[int, int, int] = tuple(images.shape[-3:])
-        if isinstance(images, Tensor):
-            self.source: Tensor | RealImages = images.detach().to(self.device)
-        else:
-            self.source = images.resident(self.device) if len(images) * self.values <= RESIDENT_BYTES else images
-
-    @property
-    def values(self) -> int:
-        """Values of one image."""
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def images(self, rows: Tensor) -> Tensor:
-        """What a network sees of `rows` (n,), which are on the CPU: a new tensor (n, C, H, W) float32."""
-        if isinstance(self.source, Tensor):
-            images = self.source[_upload(rows, self.device)]
-        else:
-            images = _upload(self.source.uint8(rows), self.device)
-        return images if self.preprocessing is None else self.preprocessing(images)
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Everything in order: rows (n,) on the CPU, and images (n, C, H, W)."""
-        for rows in torch.arange(len(self)).split(TEST_BATCH):
-            yield rows, self.images(rows)
-
-    def targets(self, source: LabelSource) -> Tensor:
-        """What `source` says of all images: classes (R,), or logits (R, K) as float16, which is how they travel."""
-        found = (source(images, self.labels[rows], rows) for rows, images in self.batches())
-        # Halved batch by batch: for all of ImageNet-1K the float32 logits would take gigabytes.
-        return torch.cat([part.half() if part.is_floating_point() else part for part in found]).to(self.device)
-
-
-def _upload(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`; the host does not wait for the copy."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
-
-
-def loss_targets(targets: Tensor) -> Tensor:
-    """What the cross-entropy takes: classes (N,) as they are, softmax(targets) for logits (N, K)."""
-    return targets.float().softmax(dim=-1) if targets.is_floating_point() else targets
-
-
-def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """The share of images, in [0, 1], whose class is among the `k` largest of their logits.
-
-    Args:
-        logits: (N, K).
-        labels: (N,) classes.
-        k: How many guesses count; all when there are fewer classes.
-    """
-    guesses = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (N, k)
-    return (guesses == labels[:, None]).any(dim=1).double().mean().item()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
-    """Top-k accuracy in [0, 1] of `model`, in evaluation mode, on all images of `pool`."""
-    model.eval()
-    return topk_accuracy(torch.cat([model(images) for _, images in pool.batches()]), pool.labels, k)
-
-
-# Students
 
 
 def student_name(spec: StudentSpec) -> str:
@@ -242,7 +78,7 @@ def train_student(
 
 def train_students(
     pool: Pool,
-    targets: Tensor,
+    targets: Tensor | LabelSource,
     rows: Tensor,
     spec: StudentSpec,
     protocol: EvalProtocol,
@@ -254,7 +90,7 @@ def train_students(
 
     Args:
         pool: R images.
-        targets: Classes (R,) or logits (R, K), on the device.
+        targets: Classes (R,) or logits (R, K), on the device; or what labels each view, for a protocol that asks.
         rows: (E, N) on the CPU: what each student is trained on.
         spec: The architecture.
         protocol: The schedule.
@@ -262,6 +98,9 @@ def train_students(
         lrs: One learning rate per student.
         seeds: One seed per student.
     """
+    if isinstance(protocol, CropProtocol):
+        each = zip(rows, lrs, seeds, strict=True)
+        return [train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed) for own, lr, seed in each]
     if _stateless(spec):
         return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
     each = zip(rows.split(1), lrs, seeds, strict=True)
@@ -376,7 +215,7 @@ def _prepared(pool: Pool, targets: Tensor, plan: Sequence[_Step]) -> Iterator[tu
     if not plan:
         return
     rows = torch.cat([batch.flatten() for _, _, batch, _ in plan])
-    images, wanted = pool.images(rows), loss_targets(targets[_upload(rows, pool.device)])
+    images, wanted = pool.images(rows), loss_targets(targets[upload(rows, pool.device)])
     parts: dict[str, list[tuple[Tensor, DsaParams]]] = {}
     start = 0
     for _, _, batch, drawn in plan:
@@ -387,9 +226,9 @@ def _prepared(pool: Pool, targets: Tensor, plan: Sequence[_Step]) -> Iterator[tu
     for operation, drawn in parts.items():
         if operation == "none":
             continue
-        where = _upload(torch.cat([positions for positions, _ in drawn]), pool.device)
+        where = upload(torch.cat([positions for positions, _ in drawn]), pool.device)
         names = drawn[0][1].values
-        values = {name: _upload(torch.cat([params.values[name] for _, params in drawn]), pool.device) for name in names}
+        values = {name: upload(torch.cat([params.values[name] for _, params in drawn]), pool.device) for name in names}
         images[where] = DSA.apply(images[where], DsaParams(operation, values))
     start = 0
     for factor, reset, batch, _ in plan:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -363,6 +364,14 @@ def _prepare(folder: Path, training: dict[str, Any], resume: str | None, overwri
         )
     if not finished and ((folder / "README.md").exists() or (folder / "config.json").exists()):
         raise ValueError(f"--output_dir {folder} holds something else; expected another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".checkpoint-*.partial"):
+            shutil.rmtree(leftover)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {folder} cannot be written to ({error.strerror}); expected a folder to write to"
+        ) from error
     if resume is None:
         return ""
     about = load_json(folder / INDEX) if finished else {}

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .cards import eval_results, eval_results_file, on_hub, render_card, source_context
+from .checks import Rules, are_names, check_values, is_number, is_whole
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .hub import Home, HubFolder
-from .models import Rules, StudentSpec, are_names, check_values, is_number, is_whole
+from .models import StudentSpec
 from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE
 from .transforms import Preprocessing
 

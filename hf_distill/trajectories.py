@@ -22,11 +22,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .cards import eval_results, eval_results_file, on_hub, render_card, source_context
+from .checks import NAMES, Rules, are_names, check_values, is_number, is_whole
 from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, save_json
 from .functional import FlatModel
 from .hub import Home, HubFolder
-from .models import NAMES, Rules, StudentSpec, are_names, check_values, is_number, is_whole
+from .models import StudentSpec
 from .repository import Repository
 from .transforms import Preprocessing
 

@@ -28,9 +28,10 @@ from hf_distill.functional import FlatModel
 from hf_distill.labels import TeacherLabels
 from hf_distill.metrics import TopKAccuracy
 from hf_distill.models import StudentSpec
+from hf_distill.pools import Pool, accuracy, loss_targets, topk_accuracy
 from hf_distill.results import EvalReport
 from hf_distill.rng import derive_seed, generator
-from hf_distill.students import Pool, accuracy, loss_targets, topk_accuracy, train_student, train_students
+from hf_distill.students import train_student, train_students
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "evaluate.py"
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})

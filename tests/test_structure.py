@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 ROOMS = [
     {"methods"},
     {"distiller", "checkpoints", "runs"},
-    {"evaluation", "students", "coresets", "metrics"},
+    {"evaluation", "students", "crop_students", "coresets", "metrics", "pools", "protocols"},
     {"distilled", "experts", "importing", "trajectories", "projector", "labels"},
     {"hub", "repository", "cards", "results"},
     {"data", "source", "pixels", "digits", "transforms"},
-    {"unroll", "functional", "augment", "crops", "statistics", "models", "rng"},
-    {"config", "files", "_version"},
+    {"views", "unroll", "functional", "augment", "crops", "statistics", "models", "rng"},
+    {"config", "checks", "files", "_version"},
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

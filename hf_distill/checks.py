@@ -1,0 +1,51 @@
+"""What the JSON files of others may say: each value is checked by a rule before anything is done on its word."""
+
+import math
+import re
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MOST_CLASSES = 1_000_000
+
+Rules = dict[str, tuple[str, Callable[[Any], bool]]]
+
+
+def check_values(where: str | Path, values: Any, rules: Rules) -> None:
+    """Raise a one-line `ValueError` for the first value in a JSON object that is not as its rule says.
+
+    Args:
+        where: The file that the object comes from.
+        values: The object.
+        rules: By name ("results.loss" for one inside another), what is expected and whether a value is that; a value
+            that is absent is None.
+    """
+    for name, (expected, fits) in rules.items():
+        value = values
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not fits(value):
+            raise ValueError(f"{where} has {name} {reprlib.repr(value)}; expected {expected}")
+
+
+def is_whole(value: Any, least: int = 1, most: int = 2**53) -> bool:
+    """Whether a value of a JSON file is a whole number in a range."""
+    return type(value) is int and least <= value <= most
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def are_names(value: Any) -> bool:
+    """Whether a value of a JSON file can be the names of classes."""
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
+        return False
+    # A lone half of a surrogate pair is valid JSON, and no file can hold it.
+    written = all(isinstance(name, str) and not re.search("[\ud800-\udfff]", name) for name in value)
+    return written and len(set(value)) == len(value)
+
+
+NAMES = f"1 to {MOST_CLASSES:,} different texts"

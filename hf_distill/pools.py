@@ -1,0 +1,105 @@
+"""`Pool`: labelled images to train or test on, on the device; and the accuracy of a network on them."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .data import RealImages
+from .labels import LabelSource
+from .transforms import Preprocessing
+
+RESIDENT_BYTES = 2**32  # real images up to this size stay on the device
+TEST_BATCH = 1024
+
+
+class Pool:
+    """Labelled images to train or test on, on the device: as a network sees them, or as the bytes of the source.
+
+    Args:
+        images: (R, C, H, W) float32, preprocessed; or real images, kept as uint8 and preprocessed batch by batch.
+        labels: (R,) classes.
+        preprocessing: What real images go through; None takes `images` as they are.
+        device: Where batches come out.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | RealImages,
+        labels: Tensor,
+        *,
+        preprocessing: Preprocessing | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.labels = labels.to(self.device)
+        self.preprocessing = None if preprocessing is None else preprocessing.to(self.device)
+        self.shape: tuple[int, int, int] = tuple(images.shape[-3:])
+        if isinstance(images, Tensor):
+            self.source: Tensor | RealImages = images.detach().to(self.device)
+        else:
+            self.source = images.resident(self.device) if len(images) * self.values <= RESIDENT_BYTES else images
+
+    @property
+    def values(self) -> int:
+        """Values of one image."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, rows: Tensor) -> Tensor:
+        """What a network sees of `rows` (n,), which are on the CPU: a new tensor (n, C, H, W) float32."""
+        if isinstance(self.source, Tensor):
+            images = self.source[upload(rows, self.device)]
+        else:
+            images = upload(self.source.uint8(rows), self.device)
+        return images if self.preprocessing is None else self.preprocessing(images)
+
+    @property
+    def black(self) -> Tensor | float:
+        """What a network sees of a black pixel, (C, 1, 1) on the device; 0 where nothing tells."""
+        if self.preprocessing is None or self.preprocessing.zca is not None:
+            return 0.0
+        return self.preprocessing(torch.zeros(1, *self.shape, device=self.device))[0, :, :1, :1]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Everything in order: rows (n,) on the CPU, and images (n, C, H, W)."""
+        for rows in torch.arange(len(self)).split(TEST_BATCH):
+            yield rows, self.images(rows)
+
+    def targets(self, source: LabelSource) -> Tensor:
+        """What `source` says of all images: classes (R,), or logits (R, K) as float16, which is how they travel."""
+        found = (source(images, self.labels[rows], rows) for rows, images in self.batches())
+        # Halved batch by batch: for all of ImageNet-1K the float32 logits would take gigabytes.
+        return torch.cat([part.half() if part.is_floating_point() else part for part in found]).to(self.device)
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`; the host does not wait for the copy."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def loss_targets(targets: Tensor) -> Tensor:
+    """What the cross-entropy takes: classes (N,) as they are, softmax(targets) for logits (N, K)."""
+    return targets.float().softmax(dim=-1) if targets.is_floating_point() else targets
+
+
+def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
+    """The share of images, in [0, 1], whose class is among the `k` largest of their logits.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) classes.
+        k: How many guesses count; all when there are fewer classes.
+    """
+    guesses = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (N, k)
+    return (guesses == labels[:, None]).any(dim=1).double().mean().item()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
+    """Top-k accuracy in [0, 1] of `model`, in evaluation mode, on all images of `pool`."""
+    model.eval()
+    return topk_accuracy(torch.cat([model(images) for _, images in pool.batches()]), pool.labels, k)

@@ -1,0 +1,111 @@
+"""`Views`: what is seen of each image in each epoch, as a function of (seed, epoch, row).
+
+Whoever labels a view and whoever trains on it see the same pixels, without a crop, a partner or a permutation ever
+being stored, and whatever the order, the batches, the workers or the processes are.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .crops import (
+    CROP_DRAWS,
+    CropParams,
+    apply_mix,
+    crop_resize,
+    draw_crops,
+    draw_cutmix,
+    draw_mixup,
+    partners,
+    uniform,
+)
+
+__all__ = ["Views"]
+
+CROP, MIX = 1, 2  # paths of the draws, after the epoch
+
+
+@dataclass(frozen=True)
+class Views:
+    """Random crops and flips of images, each mixed with that of a partner.
+
+    Differs from the authors' code of SRe2L and CDA (arXiv:2306.13092, arXiv:2311.18838): every image has a box of its
+    own and a partner out of the whole set, where theirs has one box for each batch and the partner in the batch. Theirs
+    cannot be made again without the batches.
+
+    Attributes:
+        seed: Everything random is a function of it, of the epoch and of the row.
+        crop: "resized", random boxes of `scale` resized to the whole image; "padded", whole images shifted by up to
+            `pad` pixels over black; or "none".
+        scale: Smallest and largest area of a box, as a share of the image.
+        pad: Pixels.
+        flip: Probability of mirroring.
+        mix: "cutmix", "mixup" or "none".
+        alpha: Of the Beta distribution that mixes; 1 is uniform.
+    """
+
+    seed: int = 0
+    crop: str = "resized"
+    scale: tuple[float, float] = (0.08, 1.0)
+    pad: int = 4
+    flip: float = 0.5
+    mix: str = "cutmix"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("crop", self.crop, ("resized", "padded", "none")),
+            ("mix", self.mix, ("cutmix", "mixup", "none")),
+        ):
+            if value not in known:
+                raise ValueError(f"views with {name}={value!r}; expected one of {', '.join(known)}")
+
+    def __call__(
+        self, images: Callable[[Tensor], Tensor], rows: Tensor, epoch: int, count: int, background: Tensor | float = 0.0
+    ) -> Tensor:
+        """The views of `rows` in an epoch.
+
+        Args:
+            images: Gives the images (n, C, H, W) of rows (n,).
+            rows: (n,) int64.
+            epoch: From 0.
+            count: Images in the whole set: partners are drawn from all of it.
+            background: What is beyond the edge of a padded image: black, (C, 1, 1) in the values of the images.
+        """
+        own = self._cropped(images, rows, epoch, background)
+        if self.mix == "none":
+            return own
+        other = partners(self.seed, epoch, count, device=rows.device)[rows]
+        u = uniform(self.seed, (epoch, MIX), rows, 3)
+        draw = draw_cutmix if self.mix == "cutmix" else draw_mixup
+        mix = draw(u, own.shape[2:], self.alpha) if self.mix == "cutmix" else draw(u, self.alpha)
+        return apply_mix(own, self._cropped(images, other, epoch, background), mix.to(own.device))
+
+    def _cropped(
+        self, images: Callable[[Tensor], Tensor], rows: Tensor, epoch: int, background: Tensor | float
+    ) -> Tensor:
+        x = images(rows)
+        u = uniform(self.seed, (epoch, CROP), rows, CROP_DRAWS)
+        height, width = x.shape[2:]
+        if self.crop == "resized":
+            params = draw_crops(u, (height, width), self.scale, flip=self.flip)
+            return crop_resize(x, params.to(x.device), (height, width))
+        boxes = torch.tensor([0, 0, height, width], device=u.device).repeat(len(rows), 1)
+        if self.crop == "padded":
+            boxes[:, :2] = (u[:, :2].double() * (2 * self.pad + 1)).floor().long()
+            x = F.pad(x - background, (self.pad,) * 4) + background
+        params = CropParams(boxes, u[:, CROP_DRAWS - 1] < self.flip)
+        return crop_resize(x, params.to(x.device), (height, width))
+
+    def to_config(self) -> dict[str, Any]:
+        """The attributes as JSON types."""
+        return {**asdict(self), "scale": list(self.scale)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Views":
+        """The views that `to_config` described."""
+        return cls(**{**config, "scale": tuple(config["scale"])})
