@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 # From the roof to the cellar; a file imports from its own room and from those below.
 ROOMS = [
     {"methods"},
-    {"distiller", "checkpoints", "runs"},
+    {"distiller", "teacher_training", "checkpoints", "runs"},
     {"evaluation", "students", "crop_students", "coresets", "metrics", "pools", "protocols"},
-    {"distilled", "experts", "importing", "trajectories", "projector", "labels"},
+    {"distilled", "experts", "importing", "teachers", "trajectories", "projector", "labels"},
     {"hub", "repository", "cards", "results"},
     {"data", "source", "pixels", "digits", "transforms"},
     {"views", "unroll", "functional", "augment", "crops", "statistics", "models", "rng"},
