@@ -13,7 +13,7 @@ quickstart: $(BIN)/.installed
 	$(BIN)/accelerate launch --quiet recipes/tesla.py
 
 test: $(BIN)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 hub: $(BIN)/.installed
 	$(BIN)/python tests/hub_server.py --folder outputs/hub --port $(PORT)
