@@ -180,14 +180,19 @@ class _Images:
             if kind == "dsa":  # one operation for the whole batch
                 draw = generator(self.seed, "dsa", epoch, step)
                 images = DSA.apply(images, self.dsa.sample(len(rows), draw, self.real.shape[1:])[part])
-            return images, labels
+            return self._laid_out(images), labels
         count = 3 if kind == "crop_flip" else CROP_DRAWS
         pixels, u = self._bytes(mine), uniform(self.seed, (epoch,), mine, count, self.device)
         if kind == "crop_flip":
             pixels = crop_flip(pixels, u)
         else:
             pixels = crop_resize(pixels, draw_crops(u, self.real.shape[1:]), self.real.shape[1:])
-        return self.preprocessing(pixels), self.labels[mine.to(self.device)]
+        return self._laid_out(self.preprocessing(pixels)), self.labels[mine.to(self.device)]
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """The same images in the layout of the network's weights."""
+        on_cuda = self.device.type == "cuda"
+        return images.contiguous(memory_format=torch.channels_last if on_cuda else torch.contiguous_format)
 
 
 # Statistics of a batch that several processes share
@@ -215,7 +220,8 @@ class _SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:  # (n, C, H, W) -> (n, C, H, W)
         if not self.training:
             return super().forward(x)
-        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         mean, var, count = mean.double(), var.double(), x.numel() // x.shape[1]  # of squares, floats lose too much
         ones = torch.ones_like(mean)
         total, mean, squares = _Sum.apply(torch.stack([ones, mean, var + mean**2]) * count)
@@ -232,7 +238,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         shift = -mean * scale
         if self.affine:
             scale, shift = scale * self.weight, shift * self.weight + self.bias
-        return (x * scale.float()[:, None, None] + shift.float()[:, None, None]).to(x.dtype)
+        return (x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]).to(kind)
 
 
 class _SharedBatchNormAct(_SharedBatchNorm, BatchNormAct2d):

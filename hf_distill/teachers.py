@@ -77,6 +77,7 @@ class Teacher(HubFolder):
     owned = ("README.md", TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, EVAL_RESULTS)
     fetched = (TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE)
     loader = "Teacher.from_pretrained"
+    _foreign = False  # of a repository that this library did not write
 
     def __init__(
         self,
@@ -221,10 +222,9 @@ class Teacher(HubFolder):
         teacher = super().from_pretrained(
             repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only
         )
-        weights, origin = teacher.config.get("weights"), teacher.origin
-        if weights is not None and origin is not None:
-            weights.setdefault("repo_id", origin.repo_id)
-            weights.setdefault("revision", origin.revision)
+        origin = teacher.origin
+        if teacher._foreign and origin is not None:
+            teacher.config["weights"] |= {"repo_id": origin.repo_id, "revision": origin.revision}
         if class_names is not None:
             if sorted(class_names) == sorted(teacher.class_names):
                 teacher.check_classes(class_names)
@@ -421,7 +421,10 @@ class Teacher(HubFolder):
             names = [names.get(str(index)) for index in range(spec.num_classes)]
         weights = {name: known[name] for name in ("tag", "license", "origin_url") if isinstance(known.get(name), str)}
         named = are_names(names) and len(names) == spec.num_classes
-        return cls(_load(folder / WEIGHTS, spec), spec, names if named else None, preprocessing, {"weights": weights})
+        model = _load(folder / WEIGHTS, spec)
+        teacher = cls(model, spec, names if named else None, preprocessing, {"weights": weights})
+        teacher._foreign = True
+        return teacher
 
 
 PLAIN: Rules = {

@@ -1,0 +1,666 @@
+"""Teachers: the same network for every reader and after any accident, with classes that are never assumed."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from safetensors.torch import load_file, save_file
+from test_hub import check_golden
+from timm.models import save_for_hf
+from torch import nn
+
+from hf_distill.config import DataArguments, parse_args
+from hf_distill.data import RealImages
+from hf_distill.files import load_json, save_json
+from hf_distill.models import StudentSpec
+from hf_distill.rng import generator
+from hf_distill.runs import make_accelerator
+from hf_distill.teacher_training import TeacherConfig, crop_flip, share_statistics, teacher_folder, train_teacher
+from hf_distill.teachers import Teacher
+from hf_distill.transforms import Preprocessing, fit_zca
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["cat", "Hund", "犬", "a/b | c"]
+SOURCE = {
+    "name": "org/pets",
+    "split": "train",
+    "revision": "0123456789abcdef0123456789abcdef01234567",
+    "license": "cc-by-nc-4.0",
+    "gated": "auto",
+    "homepage": "https://huggingface.co/datasets/org/pets",
+    "num_images": 7000,
+}
+CONFIG = {
+    "source": SOURCE,
+    "training": {"teacher_epochs": 50, "lr_teacher": 0.2, "seed": 7, "classes": None},
+    "results": {"train_accuracy": 0.995, "test_accuracy": 0.596, "epoch_loss": [2.5], "epoch_accuracy": [0.25]},
+    "versions": {"hf_distill": "0.0.0", "torch": "9.9"},
+    "device": "cpu",
+}
+TINY = {
+    "max_train_samples": 200,
+    "max_test_samples": 50,
+    "student": "convnet_d1",
+    "student_width": 8,
+    "teacher_epochs": 4,
+    "batch_train": 50,
+    "teacher_augment": "crop_flip",
+    "disable_tqdm": True,
+}
+
+
+def remember(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every BatchNorm running statistics of its own."""
+    draw = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=draw))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=draw))
+            module.num_batches_tracked.fill_(17)
+    return model
+
+
+def make(name: str = "test_resnet", *, size=(16, 24), channels=3, names=NAMES, zca=False, config=CONFIG, **kwargs):
+    spec = StudentSpec(name, len(names), channels, size, kwargs)
+    preprocessing = Preprocessing(channels, size, (0.4,) * channels, (0.3,) * channels)
+    if zca:
+        pixels = torch.randint(0, 256, (20, channels, *size), dtype=torch.uint8, generator=torch.Generator())
+        preprocessing = Preprocessing(channels, size, (0.0,) * channels, (1.0,) * channels, fit_zca([pixels], 0.1))
+    return Teacher(remember(spec.build(0)), spec, names, preprocessing, config)
+
+
+def pixels(teacher: Teacher, n: int = 3) -> torch.Tensor:
+    shape = (n, teacher.spec.in_chans, *teacher.spec.img_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def logits(teacher: Teacher) -> torch.Tensor:
+    return teacher.logits(teacher.preprocessing(pixels(teacher)))
+
+
+def check_same(found: Teacher, expected: Teacher) -> None:
+    assert found.model.state_dict().keys() == expected.model.state_dict().keys()
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], tensor), name
+    assert torch.equal(logits(found), logits(expected))
+    assert (found.spec, found.class_names, found.config) == (expected.spec, expected.class_names, expected.config)
+    assert found.preprocessing.fingerprint() == expected.preprocessing.fingerprint()
+    assert (found.digest, found.num_bytes) == (expected.digest, expected.num_bytes)
+
+
+# The same thing for every reader
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: make(),
+        lambda: make("convnet_d2", channels=1, size=(8, 8), width=4, norm="batch"),
+        lambda: make(zca=True, size=(6, 6), channels=1),
+        lambda: make("test_vit", size=(32, 32)),
+    ],
+    ids=["resnet", "convnet", "zca", "vit"],
+)
+def test_a_saved_teacher_comes_back_bit_for_bit(build, tmp_path):
+    teacher = build()
+    again = Teacher.from_pretrained(teacher.save_pretrained(tmp_path / "teacher"))
+    check_same(again, teacher)
+    assert again.origin is None
+    assert again.save_pretrained(tmp_path / "teacher") == tmp_path / "teacher"
+    check_same(Teacher.from_pretrained(tmp_path / "teacher"), teacher)
+
+
+def test_a_teacher_is_frozen_and_images_get_gradients_and_statistics_stay():
+    teacher = make()
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    images = torch.randn(4, 3, 16, 24, requires_grad=True)
+    teacher.logits(images).logsumexp(1).sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert not teacher.model.training
+    assert all(not parameter.requires_grad for parameter in teacher.model.parameters())
+    for name, tensor in teacher.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_digest_names_the_weights_and_the_statistics():
+    assert make().digest == make(names=NAMES[::-1]).digest
+    changed = make()
+    changed.model.bn1.running_var[0] += 1e-6
+    assert changed.digest != make().digest
+    assert make().num_bytes == sum(t.numel() * t.element_size() for t in timm_like().state_dict().values())
+
+
+def timm_like() -> nn.Module:
+    return timm.create_model("test_resnet", num_classes=len(NAMES))
+
+
+TIMM_ALONE = """
+import sys
+sys.modules["hf_distill"] = None  # as where it is not installed
+import json, numpy as np, timm, torch
+out, *names = sys.argv[1:]
+images = torch.from_numpy(np.load(out + ".npy"))
+found, labels = [], []
+for name in names:
+    model = timm.create_model(name, pretrained=True).eval()
+    cfg = model.pretrained_cfg
+    mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        found.append(model((images.float() / 255 - mean) / std).numpy())
+    labels.append([cfg["input_size"], cfg["label_names"]])
+np.save(out, np.stack(found))
+print(json.dumps(labels))
+"""
+
+
+def test_timm_alone_loads_a_teacher_from_the_hub_and_from_a_folder(hub, online, tmp_path):
+    repo, teacher = f"{hub.namespace}/teacher", make()
+    commit = teacher.push_to_hub(repo, tag="v1.0.0", token=hub.token)
+    again = Teacher.from_pretrained(repo, revision="v1.0.0")
+    check_same(again, teacher)
+    assert (again.origin.repo_id, again.origin.revision) == (repo, commit.oid)
+    assert again.release == {"repo_id": repo, "tag": "v1.0.0"}
+
+    out, folder = tmp_path / "logits", teacher.save_pretrained(tmp_path / "teacher")
+    np.save(f"{out}.npy", pixels(teacher).numpy())
+    read = online(TIMM_ALONE, out, f"hf-hub:{repo}@v1.0.0", f"local-dir:{folder}")
+    assert read.status == [0], read.err
+    assert json.loads(read.out.splitlines()[-1]) == [[[3, 16, 24], NAMES]] * 2
+    assert np.array_equal(np.load(f"{out}.npy"), torch.stack([logits(teacher)] * 2).numpy())
+
+
+def test_timm_loads_networks_of_this_library_once_it_is_imported(tmp_path):
+    teacher = make("convnet_d2", channels=1, size=(8, 8), width=4, norm="batch")
+    model = timm.create_model(f"local-dir:{teacher.save_pretrained(tmp_path / 't')}", pretrained=True).eval()
+    assert torch.equal(model(teacher.preprocessing(pixels(teacher))), logits(teacher))
+
+
+def plain(folder: Path, **changes: Any) -> nn.Module:
+    """A folder that timm's own function wrote."""
+    model = remember(timm_like()).eval()
+    model.pretrained_cfg.update(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), input_size=(3, 16, 24))
+    save_for_hf(model, folder, {"label_names": NAMES, **changes}, safe_serialization=True)
+    return model
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_repository_of_timm_alone_becomes_a_teacher_and_says_where_from(hub, tmp_path):
+    model, repo = plain(tmp_path / "plain"), f"{hub.namespace}/plain"
+    hub.put("model", repo, files(tmp_path / "plain"))
+    commit = hub.head("model", repo)
+    teacher = Teacher.from_timm(f"hf-hub:{repo}@{commit}")
+    wanted = (pixels(teacher).float() / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor(
+        [0.5, 0.6, 0.7]
+    )[:, None, None]
+    assert torch.equal(logits(teacher), model(wanted))
+    assert (teacher.class_names, teacher.spec.img_size, teacher.spec.name) == (NAMES, (16, 24), "test_resnet")
+    assert (teacher.config["weights"]["repo_id"], teacher.config["weights"]["revision"]) == (repo, commit)
+    teacher.push_to_hub(f"{hub.namespace}/own", token=hub.token)
+    check_same(Teacher.from_pretrained(f"{hub.namespace}/own"), teacher)
+    again = Teacher.from_pretrained(teacher.save_pretrained(tmp_path / "own"))
+    check_same(again, teacher)
+    assert repo in (tmp_path / "own" / "README.md").read_text()
+
+
+def test_classes_that_nobody_names_must_be_given_and_names_must_not_change_places(tmp_path):
+    plain(tmp_path, label_names=None)
+    with pytest.raises(ValueError, match=r"does not name its 4 classes.*give class_names"):
+        Teacher.from_pretrained(tmp_path)
+    teacher = Teacher.from_pretrained(tmp_path, class_names=NAMES)
+    assert teacher.class_names == NAMES
+    with pytest.raises(ValueError, match="3 class names"):
+        Teacher.from_pretrained(tmp_path, class_names=NAMES[1:])
+    folder = teacher.save_pretrained(tmp_path / "own")
+    assert Teacher.from_pretrained(folder, class_names=["w", "x", "y", "z"]).class_names == ["w", "x", "y", "z"]
+    with pytest.raises(ValueError, match="the order alone differs"):
+        Teacher.from_pretrained(folder, class_names=NAMES[::-1])
+
+
+def test_a_network_of_timm_can_be_taken_without_weights():
+    preprocessing = Preprocessing(3, (16, 24), (0.0,) * 3, (1.0,) * 3)
+    one, same, other = (
+        Teacher.from_timm("test_resnet", NAMES, pretrained=False, preprocessing=preprocessing, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    assert one.digest == same.digest != other.digest
+    with pytest.raises(ValueError, match="timm knows no weights of 'convnet_d3'"):
+        Teacher.from_timm("convnet_d3", NAMES)
+
+
+# Classes
+
+
+def test_classes_are_the_same_names_in_the_same_order_or_one_error():
+    teacher = make()
+    teacher.check_classes(tuple(NAMES))
+    with pytest.raises(
+        ValueError, match=r"calls class 1 'Hund', and here it is 'dog'; use a teacher of these classes$"
+    ):
+        teacher.check_classes(["cat", "dog", "犬", "a/b | c"])
+    with pytest.raises(ValueError, match="has 4 classes, and there are 3"):
+        teacher.check_classes(NAMES[:3])
+    with pytest.raises(ValueError, match=r"calls class 0 'cat', and here it is 'Hund'.*teacher\.reordered\(names\)"):
+        teacher.check_classes(["Hund", "cat", "犬", "a/b | c"])
+
+
+@pytest.mark.parametrize("head", ["linear", "convolution"])
+def test_a_reordered_teacher_says_the_same_of_every_class(head):
+    teacher, order = make(), [2, 0, 3, 1]
+    if head == "convolution":  # as some of timm's networks end
+        fc = teacher.model.fc
+        layer = nn.Conv2d(fc.in_features, fc.out_features, 1)
+        layer.weight.data, layer.bias.data = fc.weight.data[:, :, None, None], fc.bias.data
+        teacher.model.global_pool = nn.AdaptiveAvgPool2d(1)
+        teacher.model.fc = nn.Sequential(layer, nn.Flatten())
+        teacher.model.pretrained_cfg = {**teacher.model.pretrained_cfg, "classifier": "fc.0"}
+    names = [NAMES[index] for index in order]
+    again = teacher.reordered(names)
+    again.check_classes(names)
+    images = teacher.preprocessing(pixels(teacher))
+    torch.testing.assert_close(again.logits(images), teacher.logits(images)[:, order], rtol=1e-6, atol=1e-6)
+    assert again.digest != teacher.digest
+    assert again.reordered(NAMES).digest == teacher.digest
+
+
+def test_a_teacher_cannot_be_reordered_into_other_classes_or_without_a_linear_layer():
+    with pytest.raises(ValueError, match="calls class 3"):
+        make().reordered([*NAMES[:3], "dog"])
+    teacher = make()
+    teacher.model.pretrained_cfg = {**teacher.model.pretrained_cfg, "classifier": "layer4"}
+    with pytest.raises(ValueError, match="their order cannot be changed"):
+        teacher.reordered(NAMES[::-1])
+
+
+# Bad input
+
+
+def broken(folder: Path, how: str) -> None:
+    """Damage a saved teacher."""
+    path, index, weights = folder / "config.json", folder / "teacher_config.json", folder / "model.safetensors"
+    if how == "pickle":
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
+    elif how == "pickle under another name":
+        torch.save({"fc.weight": torch.zeros(1)}, weights)
+    elif how == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif how == "other weights":
+        save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    elif how == "not finite":
+        save_file({**load_file(weights), "bn1.running_var": torch.full((32,), math.nan)}, weights)
+    elif how == "class count":
+        save_json(index, {**load_json(index), "class_names": NAMES[:3]})
+    elif how == "weights for other classes":
+        held = load_file(weights)
+        save_file({**held, "fc.weight": held["fc.weight"][:3], "fc.bias": held["fc.bias"][:3]}, weights)
+    elif how == "no json":
+        index.write_text("{")
+    elif how == "newer":
+        save_json(index, {**load_json(index), "format_version": 99})
+    elif how == "loads a file":
+        student = load_json(index)["student"]
+        save_json(index, {**load_json(index), "student": {**student, "kwargs": {"checkpoint_path": "x.pt"}}})
+    elif how == "nothing of timm":
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("pickle", r"has no model\.safetensors.*pickles"),
+        ("pickle under another name", "is no whole safetensors file"),
+        ("cut short", "is no whole safetensors file"),
+        ("other weights", r"does not hold the weights that teacher_config\.json speaks of"),
+        ("not finite", r"values in bn1\.running_var that are not finite"),
+        ("class count", "3 class names.*4 logits"),
+        ("weights for other classes", r"has \(3,\) for fc\.bias.*for 4 classes \(4,\)"),
+        ("no json", "is not valid JSON"),
+        ("newer", "format_version 99.*upgrade hf_distill"),
+        ("loads a file", "checkpoint_path, which loads weights"),
+        ("nothing of timm", r"has no config\.json"),
+    ],
+)
+def test_a_damaged_teacher_is_one_line(how, says, tmp_path):
+    broken(make().save_pretrained(tmp_path / "t"), how)
+    with pytest.raises(ValueError, match=says) as caught:
+        Teacher.from_pretrained(tmp_path / "t")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_classes": "ten"}, "num_classes 'ten'"),
+        ({"architecture": "resnet_of_mine"}, "is no timm model"),
+        ({"architecture": None}, "architecture None"),
+        ({"pretrained_cfg": {"input_size": [3, 16, 24], "std": [1, 1, 1]}}, "has mean None"),
+        ({"pretrained_cfg": []}, "has input_size None"),
+        ({"model_args": {"pretrained_cfg": {}}}, "pretrained_cfg"),
+        ({"num_classes": 5}, r"has \(4,\) for fc\.bias"),
+    ],
+)
+def test_a_repository_of_timm_with_a_broken_description_is_one_line(changes, says, tmp_path):
+    plain(tmp_path)
+    save_json(tmp_path / "config.json", {**load_json(tmp_path / "config.json"), **changes})
+    with pytest.raises(ValueError, match=says) as caught:
+        Teacher.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_somebody_else_is_not_replaced(tmp_path):
+    plain(tmp_path)
+    with pytest.raises(ValueError, match=r"has a config\.json of something else"):
+        make().save_pretrained(tmp_path)
+
+
+# The card
+
+
+def test_the_card_is_kept_as_a_golden_and_has_the_accuracy_in_both_formats_of_the_hub(hub, tmp_path):
+    teacher = make()
+    for tensor in teacher.model.state_dict().values():
+        tensor.fill_(1)  # the card names the weights, and initial ones differ in the last bits between machines
+    teacher.push_to_hub("org/pets-teacher", tag="v1.0.0", token=hub.token)  # which the Hub refuses if invalid
+    published = hub.files("model", "org/pets-teacher")
+    card = published["README.md"].decode()
+    check_golden("teacher.md", card)
+    (tmp_path / "card.md").write_text(card)
+    name, results = model_index_to_eval_results(metadata_load(tmp_path / "card.md")["model-index"])
+    assert (name, [(r.dataset_split, r.metric_value) for r in results]) == (
+        "pets-teacher",
+        [("train", 0.995), ("test", 0.596)],
+    )
+    about = ModelCard(card).data.to_dict()
+    assert (about["library_name"], about["datasets"], about["license"]) == ("timm", ["org/pets"], "cc-by-nc-4.0")
+    (entry,) = yaml.safe_load(published[".eval_results/hf_distill.yaml"])
+    assert (entry["dataset"]["id"], entry["value"]) == ("org/pets", 0.596)
+
+
+# Small ResNets
+
+
+def test_a_small_resnet_is_timms_with_another_stem():
+    small, usual = (timm.create_model(name, num_classes=10).eval() for name in ("resnet18_small", "resnet18"))
+    assert sum(p.numel() for p in small.parameters()) == 11_173_962  # the ResNet-18 of CIFAR-10, known everywhere
+    usual.conv1, usual.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    usual.load_state_dict(small.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(small(images), usual(images))
+    assert [stage.shape[-1] for stage in timm.create_model("resnet50_small", features_only=True)(images)] == [
+        *(32, 32, 16, 8, 4)
+    ]
+
+
+# Training
+
+
+def test_the_learning_rate_is_that_of_torchs_schedulers():
+    steps, epochs = 7, 12
+    model = nn.Linear(1, 1)
+    sgd = torch.optim.SGD(model.parameters(), 0.2)
+    warm = torch.optim.lr_scheduler.LinearLR(sgd, start_factor=0.01, total_iters=5)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=epochs - 5)
+    schedule = torch.optim.lr_scheduler.SequentialLR(sgd, [warm, cosine], [5])
+    config = TeacherConfig(teacher_epochs=epochs, warmup_epochs=5, lr_teacher=0.2)
+    for epoch in range(epochs):
+        for step in range(steps):
+            assert config.lr(epoch * steps + step, steps) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
+        sgd.step()
+        schedule.step()
+
+    config = TeacherConfig(
+        teacher_epochs=epochs, lr_teacher=3e-4, teacher_schedule="onecycle", teacher_optimizer="adam"
+    )
+    adam = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        adam, 3e-4, epochs=epochs, steps_per_epoch=steps, pct_start=0.1, div_factor=20, cycle_momentum=False
+    )
+    for step in range(epochs * steps):
+        assert config.lr(step, steps) == pytest.approx(adam.param_groups[0]["lr"], rel=1e-6)
+        adam.step()
+        if step + 1 < epochs * steps:
+            schedule.step()
+
+
+def test_only_matrices_decay_under_adam_and_everything_under_sgd():
+    model = timm_like()
+    for kind in ("adam", "adamw"):
+        matrices, others = TeacherConfig(teacher_optimizer=kind, l2_teacher=0.1).optimizer(model).param_groups
+        assert (matrices["weight_decay"], others["weight_decay"]) == (0.1, 0)
+        assert min(p.ndim for p in matrices["params"]) > 1 >= max(p.ndim for p in others["params"])
+    (everything,) = TeacherConfig(l2_teacher=0.1).optimizer(model).param_groups
+    assert len(everything["params"]) == len(list(model.parameters()))
+
+
+def test_crop_flip_is_padding_cutting_and_mirroring():
+    images = torch.randint(0, 256, (64, 3, 6, 9), dtype=torch.uint8)
+    u = torch.rand(64, 3)
+    found = crop_flip(images, u)
+    for image, (down, right, mirrored), cut in zip(images.numpy(), u.tolist(), found.numpy(), strict=True):
+        padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
+        wanted = padded[:, int(down * 9) : int(down * 9) + 6, int(right * 9) : int(right * 9) + 9]
+        assert np.array_equal(cut, wanted[:, :, ::-1] if mirrored < 0.5 else wanted)
+
+
+def test_settings_that_cannot_be_are_refused():
+    for changes, says in (
+        ({"warmup_epochs": 9, "teacher_epochs": 9}, "--warmup_epochs is 9"),
+        ({"warmup_epochs": 1, "teacher_schedule": "onecycle"}, "a warm-up of its own"),
+        ({"label_smoothing": 1.0}, "--label_smoothing is 1"),
+        ({"teacher_augment": "mixup"}, "--teacher_augment is 'mixup'"),
+        ({"teacher_optimizer": "lion"}, "--teacher_optimizer is 'lion'"),
+        ({"batch_train": 1}, "--batch_train is 1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            TeacherConfig(**changes)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[RealImages, RealImages]:
+    return RealImages.train_and_test(DataArguments(max_train_samples=120, max_test_samples=40))
+
+
+@pytest.mark.parametrize("augment", ["rrc", "dsa", "none"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_way_of_training_learns_and_goes_on_to_the_bit(digits, tmp_path, augment, optimizer):
+    train, test = digits
+    lr = {"sgd": 0.05, "adamw": 3e-3}[optimizer]
+    config = TeacherConfig(
+        student="convnet_d1", student_width=8, teacher_epochs=3, batch_train=40, teacher_augment=augment
+    )
+    config.teacher_optimizer, config.lr_teacher, config.label_smoothing = optimizer, lr, 0.1
+    accelerator = make_accelerator()
+
+    def run(name: str, resume: str | None = None) -> Teacher:
+        where = {"resume_from_checkpoint": resume, "disable_tqdm": True}
+        return train_teacher(train, test, config, tmp_path / name, seed=1, accelerator=accelerator, **where)
+
+    whole = run("whole")
+    assert whole.results["epoch_loss"][-1] < whole.results["epoch_loss"][0]
+    assert whole.model.features[1].num_batches_tracked == 9
+    with torch.no_grad():
+        right = (whole.logits(test.images(range(len(test)))).argmax(1) == test.labels).double().mean().item()
+    assert whole.results["test_accuracy"] == pytest.approx(right)
+
+    stop = RuntimeError("stopped")
+    real_lr = TeacherConfig.lr
+
+    def dies(self: TeacherConfig, step: int, steps: int) -> float:
+        if step == 2 * steps + 1:
+            raise stop
+        return real_lr(self, step, steps)
+
+    TeacherConfig.lr = dies
+    try:
+        with pytest.raises(RuntimeError, match="stopped"):
+            run("parts")
+    finally:
+        TeacherConfig.lr = real_lr
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-2"]
+    again = run("parts", resume="latest")
+    assert again.digest == whole.digest
+    assert again.results == whole.results
+
+
+def test_other_settings_have_another_folder_and_the_same_have_the_same(digits):
+    accelerator, config = make_accelerator(), TeacherConfig()
+    folder = teacher_folder(digits[0], config, 0, accelerator)
+    assert folder == teacher_folder(digits[0], TeacherConfig(), 0, accelerator)
+    others = [TeacherConfig(lr_teacher=0.3), TeacherConfig(student="resnet50_small")]
+    assert len({folder, *(teacher_folder(digits[0], other, 0, accelerator) for other in others)}) == 3
+
+
+# The recipe
+
+
+@pytest.fixture(scope="module")
+def home(recipes, tmp_path_factory) -> Path:
+    """A folder with a finished teacher in `whole`."""
+    home = tmp_path_factory.mktemp("teachers")
+    done = recipes("teacher", {**TINY, "output_dir": "whole"}, home)
+    assert done.status == [0], done.err
+    assert "test accuracy" in done.out
+    return home
+
+
+KILL = """
+import os, signal
+import hf_distill.checkpoints as checkpoints
+save, calls = checkpoints.save_json, []
+def dies(*args):
+    calls.append(args)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(*args)
+checkpoints.save_json = dies
+"""
+
+
+def test_a_killed_recipe_goes_on_to_the_same_bits_and_a_finished_one_is_only_loaded(recipes, home):
+    flags = {**TINY, "output_dir": "killed"}
+    assert recipes("teacher", flags, home, before=KILL).status == [-9]
+    assert [path.name for path in (home / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
+    done = recipes("teacher", {**flags, "resume_from_checkpoint": "latest"}, home)
+    assert done.status == [0], done.err
+    assert not list((home / "killed").glob(".*partial"))
+    for name in ("model.safetensors", "teacher_config.json", "config.json"):
+        assert (home / "killed" / name).read_bytes() == (home / "whole" / name).read_bytes(), name
+    before = {path: path.stat().st_mtime_ns for path in (home / "whole").rglob("*")}
+    done = recipes("teacher", {**flags, "output_dir": "whole", "resume_from_checkpoint": "latest"}, home)
+    assert done.status == [0], done.err
+    assert before == {path: path.stat().st_mtime_ns for path in (home / "whole").rglob("*")}
+
+
+APART = """
+import hf_distill.teacher_training
+hf_distill.teacher_training.share_statistics = lambda model: None
+"""
+
+
+def test_two_processes_make_the_network_that_one_makes(recipes, home):
+    # 51 images, shared out as 25 and 26.
+    flags = {**TINY, "student": "convnet_d2", "student_norm": "batch", "teacher_epochs": 2, "batch_train": 51}
+    for processes in (1, 2):
+        done = recipes("teacher", {**flags, "output_dir": f"by-{processes}"}, home, processes=processes)
+        assert done.status == [0] * processes, done.err
+    one, two = (load_file(home / f"by-{processes}" / "model.safetensors") for processes in (1, 2))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+    results = [load_json(home / f"by-{processes}" / "teacher_config.json")["results"] for processes in (1, 2)]
+    assert results[0]["epoch_loss"] == pytest.approx(results[1]["epoch_loss"], rel=1e-4)
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    # Statistics of each half alone would be far from that.
+    done = recipes("teacher", {**flags, "output_dir": "apart"}, home, processes=2, before=APART)
+    assert done.status == [0, 0], done.err
+    apart = load_file(home / "apart" / "model.safetensors")
+    assert not torch.allclose(apart["features.5.running_var"], one["features.5.running_var"], rtol=1e-3)
+
+
+def test_shared_statistics_of_one_process_are_those_of_batchnorm(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        # With timm's BatchNorm that has an activation.
+        networks = [StudentSpec("test_efficientnet", 3, 3, (32, 32)).build(0).double() for _ in range(2)]
+        share_statistics(networks[1])
+        images = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=generator(0, "images"))
+        outs = [network.train()(images) for network in networks]
+        for out in outs:
+            out.square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(outs[1], outs[0], **close)
+    for (name, wanted), found in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, msg=name, **close)
+    for (name, wanted), found in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
+        torch.testing.assert_close(found, wanted, msg=name, **close)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"output_dir": "whole"}, "--output_dir whole already holds a teacher; use --resume_from_checkpoint latest"),
+        ({"output_dir": "whole", "resume_from_checkpoint": "latest", "lr_teacher": 0.3}, "its lr_teacher is 0.05"),
+        ({"output_dir": "new", "resume_from_checkpoint": "nowhere"}, "nowhere is no folder"),
+        ({"output_dir": "whole/README.md"}, "is a file"),
+        ({"output_dir": "new", "student": "convnet_d9"}, "is no timm model; did you mean convnet"),
+        ({"output_dir": "new", "student": "convnet_d7"}, "halves its images 7 times"),
+        ({"output_dir": "new", "lr_teacher": 1e30}, "is not finite in epoch"),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_a_mistake_is_one_line(recipes, home, flags, says):
+    done = recipes("teacher", {**TINY, **flags}, home)
+    assert done.status == [1]
+    (line,) = [line for line in done.err.splitlines() if "error" in line.lower()]
+    assert line.startswith("error: ")
+    assert says in line
+    assert not (home / "new" / "config.json").exists()
+
+
+def test_the_recipe_publishes_its_teacher(recipes, hub, home):
+    repo = f"{hub.namespace}/digits-teacher"
+    push = {"push_to_hub": True, "hub_model_id": repo, "hub_tag": "v1", "hub_token": hub.token}
+    flags = {**TINY, "output_dir": "whole", "resume_from_checkpoint": "latest"}
+    done = recipes("teacher", {**flags, **push}, home)
+    assert done.status == [0], done.err
+    assert f'load: Teacher.from_pretrained("{repo}", revision="v1")' in done.out
+    assert set(hub.files("model", repo)) - {".gitattributes"} == {
+        *("README.md", "config.json", "model.safetensors", "teacher_config.json")
+    }
+    assert Teacher.from_pretrained(repo, revision="v1").digest == Teacher.from_pretrained(home / "whole").digest
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "epochs", "warmup", "batch", "lr", "decay", "augment"),
+    [
+        ("cifar100", "resnet18_small", 200, 0, 128, 0.1, 5e-4, "crop_flip"),
+        ("tiny-imagenet", "resnet18_small", 50, 5, 256, 0.2, 1e-4, "rrc"),
+    ],
+)
+def test_presets_hold_what_the_authors_squeeze_with(name, student, epochs, warmup, batch, lr, decay, augment):
+    preset = ROOT / "recipes" / "configs" / "teacher" / f"{name}.yaml"
+    data, config = parse_args(DataArguments, TeacherConfig, args=["--config", str(preset)])
+    assert (config.student, config.teacher_epochs, config.warmup_epochs) == (student, epochs, warmup)
+    assert (config.batch_train, config.lr_teacher, config.mom_teacher, config.l2_teacher) == (batch, lr, 0.9, decay)
+    assert (config.teacher_optimizer, config.teacher_schedule, config.teacher_augment) == ("sgd", "cosine", augment)
+    assert data.validation_fraction == 0
+
+
+@pytest.mark.slow
+def test_the_demo_reads_digits(recipes, tmp_path):
+    done = recipes("teacher", ["--disable_tqdm", "true", "--output_dir", "demo"], tmp_path)
+    assert done.status == [0], done.err
+    assert Teacher.from_pretrained(tmp_path / "demo").results["test_accuracy"] > 0.97
