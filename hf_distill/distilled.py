@@ -8,18 +8,13 @@ import os
 import re
 import reprlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from datasets import Array3D, ClassLabel, Dataset, DatasetInfo, Features, List, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset
 from huggingface_hub import CommitInfo, DatasetCardData
 from PIL import Image
 from safetensors import SafetensorError
@@ -33,19 +28,18 @@ from .hub import Home, HubFolder
 from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
 from .repository import PushConflict, Repository
 from .results import EvalReport
+from .tables import COLUMN, FOLDER, GROUP_BYTES, PNG_MODES, Rows, pictures, png, read_rows
 from .transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # which sets of bytes need; those of floats are written as 1, for readers that know no other
 RESULTS = "results.json"
-SHARD_BYTES = 500_000_000
 PUSHES = 5  # attempts to add results where others publish at the same time
-GROUP_BYTES = 16_000_000  # of pixels in a row group: what writing and reading hold in memory at a time
-COLUMN = {"default": "image", "tensor": "pixel_values"}
-FOLDER = {"default": "data", "tensor": "tensor"}
+PIXELS = ("float32", "uint8")
 DERIVED = (
     "format_version",
+    "pixels",
     "data_id",
     "images",
     "ipc",
@@ -84,6 +78,7 @@ def _are_files(value: Any) -> bool:
 
 # What `distill_config.json` says, beside what `Preprocessing` and `TeacherLabels` know how to read.
 RULES: Rules = {
+    "pixels": (" or ".join(PIXELS), lambda kind: kind in PIXELS),
     "images": ("a whole number from 1", is_whole),
     "ipc": ("a whole number from 1", is_whole),
     "class_names": (NAMES, are_names),
@@ -122,12 +117,15 @@ ROW: Rules = {
 class DistilledSet(nn.Module, HubFolder):
     """A small set of images that trains a classifier like the whole one does, and everything that belongs to it.
 
-    The folder that `save_pretrained` writes is a dataset for `datasets.load_dataset`, with the configs "default" (PNG
-    images) and "tensor" (the exact floats). Its bulk files carry a name made of their content, and the card and
+    The images are floats that were optimised, or pictures: bytes that are the set themselves and are never trained.
+
+    The folder that `save_pretrained` writes is a dataset for `datasets.load_dataset`, with the config "default" (PNG
+    images) and, for floats, "tensor" (as they are). Its bulk files carry a name made of their content, and the card and
     `distill_config.json` name them: so a reader sees one artifact or the other whatever happens to a save.
 
     Args:
-        pixel_values: (N, C, H, W) float32 in the space of `preprocessing`; a parameter.
+        pixel_values: (N, C, H, W) floating-point in the space of `preprocessing`, which become a parameter; or uint8
+            on the CPU, which stay the very tensor that was given: it may be a memory-mapped file.
         labels: (N,) long, indices into `class_names`.
         class_names: K names.
         preprocessing: What brings real images into the same space, and these back to pixels.
@@ -154,7 +152,7 @@ class DistilledSet(nn.Module, HubFolder):
         "preprocessing-*.safetensors",
         "teacher-*.safetensors",
     )
-    fetched = tuple(pattern for pattern in owned if not pattern.startswith(("assets/", "data/")))
+    fetched = tuple(pattern for pattern in owned if not pattern.startswith("assets/"))
     loader = "datasets.load_dataset"
 
     def __init__(
@@ -184,7 +182,15 @@ class DistilledSet(nn.Module, HubFolder):
             )
         if lr is not None and not lr > 0:
             raise ValueError(f"lr is {lr}; expected a number above 0")
-        self.pixel_values = nn.Parameter(pixel_values.detach().float().clone())
+        if pixel_values.dtype == torch.uint8:
+            if pixel_values.device.type != "cpu" or preprocessing.channels not in PNG_MODES:
+                raise ValueError(
+                    f"uint8 images with {preprocessing.channels} channel(s) on {pixel_values.device}; expected 1 or 3 "
+                    "channels, on the CPU"
+                )
+            self.pixel_values: Tensor = pixel_values.detach()
+        else:
+            self.pixel_values = nn.Parameter(pixel_values.detach().float().clone())
         self.log_lr = None if lr is None else nn.Parameter(torch.tensor(math.log(lr), dtype=torch.float32))
         self.register_buffer("labels", labels.detach().long().clone())
         self.register_buffer("soft_labels", None if soft_labels is None else soft_labels.detach().half().clone())
@@ -201,6 +207,11 @@ class DistilledSet(nn.Module, HubFolder):
     def lr(self) -> Tensor | None:
         """The learned learning rate, a scalar that carries gradients; None where there is none."""
         return None if self.log_lr is None else self.log_lr.exp()
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the images are pictures (uint8), and not floats that were optimised."""
+        return self.pixel_values.dtype == torch.uint8
 
     @property
     def num_classes(self) -> int:
@@ -222,48 +233,49 @@ class DistilledSet(nn.Module, HubFolder):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images_uint8(self, rows: slice = slice(None)) -> Tensor:
-        """The images as a file can hold them, (N, C, H, W) uint8 on the CPU."""
+    def floats(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """What a network sees of some images, (n, C, H, W) float32 without gradients, on the device of the labels.
+
+        Args:
+            rows: A slice, or indices (n,).
+        """
+        if not self.is_bytes:
+            return self.pixel_values.detach()[rows]
+        return self.preprocessing(self._bytes(rows).to(self.labels.device))
+
+    def images_uint8(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """The images as a file can hold them, (n, C, H, W) uint8 on the CPU.
+
+        Args:
+            rows: A slice, or indices (n,).
+        """
+        if self.is_bytes:
+            return self._bytes(rows)
         return self.preprocessing.to_uint8(self.pixel_values[rows]).cpu()
 
-    def _pictures(self, rows: slice) -> list[Image.Image]:
-        arrays = self.images_uint8(rows).permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
-        return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+    def _bytes(self, rows: slice | Tensor) -> Tensor:
+        return self.pixel_values[rows if isinstance(rows, slice) else rows.cpu()]
 
     # Arrow
 
-    def _features(self, name: str) -> Features:
-        shape = tuple(self.pixel_values.shape[1:])
-        pixels = ImageFeature() if name == "default" else Array3D(shape=shape, dtype="float32")
-        features = {COLUMN[name]: pixels, "label": ClassLabel(names=self.class_names)}
-        if self.soft_labels is not None:
-            features["soft_label"] = List(Value("float16"))
-        return Features(features)
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """The configs of the dataset that the folder is."""
+        return ("default",) if self.is_bytes else tuple(COLUMN)
 
-    def _tables(self, name: str, start: int, stop: int) -> Iterator[pa.Table]:
-        """The rows from `start` to `stop` of config `name`, in parts of the size of a row group."""
-        schema = self._features(name).arrow_schema
-        size = max(1, GROUP_BYTES // (4 * self.pixel_values[0].numel()))
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            for first in range(start, stop, size):
-                rows = slice(first, min(first + size, stop))
-                if name == "default":
-                    encoded = list(pool.map(_png, self._pictures(rows)))
-                    pixels = pa.array([{"bytes": png, "path": None} for png in encoded], schema.field(0).type)
-                else:
-                    storage = _nested(self.pixel_values[rows].detach().cpu().numpy())
-                    pixels = pa.ExtensionArray.from_storage(schema.field(0).type, storage)
-                columns = [pixels, pa.array(self.labels[rows].cpu().numpy())]
-                if self.soft_labels is not None:
-                    columns.append(_nested(self.soft_labels[rows].cpu().numpy()))
-                yield pa.Table.from_arrays(columns, schema=schema)
+    def _rows(self, name: str) -> Rows:
+        channels, height, width = self.pixel_values.shape[1:]
+        pixels = self.images_uint8 if name == "default" else lambda rows: self.floats(rows).cpu()
+        return Rows(name, pixels, (channels, height, width), self.labels, self.class_names, self.soft_labels)
 
     def to_dataset(self, name: str = "default") -> Dataset:
-        """What `load_dataset(folder, name, split="train")` gives: "default" for PNG images, "tensor" for floats."""
-        if name not in COLUMN:
-            raise ValueError(f"there is no config {name!r}; expected one of {', '.join(COLUMN)}")
-        table = pa.concat_tables(self._tables(name, 0, len(self)))
-        return Dataset(table, info=DatasetInfo(features=self._features(name)))
+        """What `load_dataset(folder, name, split="train")` gives: "default" for PNG images, "tensor" for floats.
+
+        All of it is in memory.
+        """
+        if name not in self.configs:
+            raise ValueError(f"there is no config {name!r}; expected one of {', '.join(self.configs)}")
+        return self._rows(name).dataset()
 
     def _content_id(self) -> str:
         """8 hex digits of everything that the bulk files hold."""
@@ -272,7 +284,9 @@ class DistilledSet(nn.Module, HubFolder):
         for name, tensor in {**tensors, **self.preprocessing.tensors(), **self._teacher_tensors()}.items():
             if tensor is not None:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()))
+                # Part by part, for a tensor may be a file that is larger than memory.
+                for part in tensor.detach().split(max(1, GROUP_BYTES // max(1, tensor[0].nbytes))):
+                    digest.update(np.ascontiguousarray(part.cpu().numpy()))
         return digest.hexdigest()[:8]
 
     def _teacher_tensors(self) -> dict[str, Tensor]:
@@ -282,9 +296,9 @@ class DistilledSet(nn.Module, HubFolder):
 
     def _write(self, folder: Path, home: Home) -> None:
         data_id = self._content_id()
-        for name in COLUMN:
+        for name in self.configs:
             (folder / FOLDER[name]).mkdir()
-            self._write_parquet(folder / FOLDER[name], name, data_id)
+            self._rows(name).write(folder / FOLDER[name], data_id)
         for name, tensors in (("preprocessing", self.preprocessing.tensors()), ("teacher", self._teacher_tensors())):
             if tensors:
                 (folder / f"{name}-{data_id}.safetensors").write_bytes(save(tensors))
@@ -296,24 +310,13 @@ class DistilledSet(nn.Module, HubFolder):
         png_bytes = sum(path.stat().st_size for path in (folder / "data").iterdir())
         (folder / "README.md").write_text(self._card(home, data_id, png_bytes), encoding="utf-8")
 
-    def _write_parquet(self, folder: Path, name: str, data_id: str) -> None:
-        row_bytes = self.pixel_values[0].numel() * (1 if name == "default" else 4) + 2 * self.num_classes
-        shards = math.ceil(len(self) * row_bytes / SHARD_BYTES)
-        edges = [round(shard * len(self) / shards) for shard in range(shards + 1)]
-        for shard in range(shards):
-            path = folder / f"train-{shard:05d}-of-{shards:05d}-{data_id}.parquet"
-            schema = self._features(name).arrow_schema
-            # Neither PNG files nor optimised floats repeat themselves or get smaller.
-            with pq.ParquetWriter(path, schema, use_dictionary=["label"], compression="none") as writer:
-                for table in self._tables(name, edges[shard], edges[shard + 1]):
-                    writer.write_table(table)
-
     def _derived(self, data_id: str) -> dict[str, Any]:
         label_source = {"kind": self.label_source.kind}
         if self.teacher is not None:
             label_source["teacher"] = self.teacher.to_config()
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.is_bytes else 1,
+            "pixels": PIXELS[self.is_bytes],
             "data_id": data_id,
             "images": len(self),
             "ipc": self.ipc,
@@ -325,10 +328,22 @@ class DistilledSet(nn.Module, HubFolder):
         }
 
     @classmethod
+    def _download(cls, repository: Repository) -> tuple[Path, Repository]:
+        # The config tells which of two folders holds the images: a set of floats is large, and so are its pictures.
+        folder = repository.snapshot([cls.config_name])
+        origin = repository.at(folder.name)
+        try:
+            bulk = "tensor" if load_json(folder / cls.config_name).get("pixels") == "uint8" else "data"
+        except ValueError:  # which reading will find again, and say
+            return folder, origin
+        return origin.snapshot([pattern for pattern in cls.fetched if not pattern.startswith(f"{bulk}/")]), origin
+
+    @classmethod
     def _read(cls, folder: Path) -> "DistilledSet":
         path = folder / cls.config_name
         config = load_json(path)
         check_format_version(path, config, FORMAT_VERSION)
+        config.setdefault("pixels", "float32")  # which format 1 does not say
         missing = [key for key in DERIVED if key not in config]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}; restore the file or save the artifact again")
@@ -353,7 +368,8 @@ class DistilledSet(nn.Module, HubFolder):
                 f"{path} has a teacher for {teacher.spec.num_classes} classes and images {made_for}; expected "
                 f"{len(config['class_names'])} classes and {shape}, as of the set"
             )
-        columns = _read_parquet(folder / "tensor", data_id, config["images"], shape, len(config["class_names"]))
+        name = "default" if config["pixels"] == "uint8" else "tensor"
+        columns = read_rows(folder / FOLDER[name], name, data_id, config["images"], shape, len(config["class_names"]))
         report = None
         if (folder / RESULTS).exists():
             results = load_json(folder / RESULTS)
@@ -407,7 +423,7 @@ class DistilledSet(nn.Module, HubFolder):
         return image_grid(images, columns, captions=captions)
 
     def _picture(self, row: int | None) -> Image.Image | None:
-        return None if row is None else self._pictures(slice(row, row + 1))[0]
+        return None if row is None else pictures(self.images_uint8(slice(row, row + 1)))[0]
 
     def _card(self, home: Home, data_id: str, png_bytes: int) -> str:
         source = self.config.get("source") or {}
@@ -423,7 +439,7 @@ class DistilledSet(nn.Module, HubFolder):
         shown += [f"{per_class} of {self.ipc:,} images of each class"] if per_class < self.ipc else []
         sizes = {
             "images as PNG": png_bytes,
-            "images as float32": self.pixel_values.numel() * 4,
+            "images as float32": 0 if self.is_bytes else self.pixel_values.numel() * 4,
             "class of each image, as int64": self.labels.numel() * 8,
             "soft label of each image, as float16": 0 if self.soft_labels is None else self.soft_labels.numel() * 2,
             "network(s) that give the soft labels": 0 if self.teacher is None else self.teacher.num_bytes,
@@ -440,7 +456,7 @@ class DistilledSet(nn.Module, HubFolder):
             task_categories=["image-classification"],
             tags=["dataset-distillation", *filter(None, [self.config.get("method")]), f"ipc-{self.ipc}", "hf_distill"],
             size_categories=[_size_category(len(self))],
-            configs=[_config(config, f"{FOLDER[config]}/train-*-{data_id}.parquet") for config in COLUMN],
+            configs=[_config(config, f"{FOLDER[config]}/train-*-{data_id}.parquet") for config in self.configs],
         )
         return render_card(
             "distilled.md",
@@ -463,7 +479,7 @@ class DistilledSet(nn.Module, HubFolder):
             grid="assets/grid.png",
             grid_caption=f"{' and '.join(shown) or 'All images'}, rounded to 8 bits.",
             call=home.arguments(),
-            call_tensor=home.arguments("tensor"),
+            call_tensor=None if self.is_bytes else home.arguments("tensor"),
             folder=None if home.on_hub else home.name,
             zca=self.preprocessing.zca is not None,
             mean=[round(value, 4) for value in self.preprocessing.mean],
@@ -529,7 +545,7 @@ class DistilledSet(nn.Module, HubFolder):
         for row, label in enumerate(self.labels.tolist()):
             folder = directory / "train" / folders[label]
             folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / f"{row:05d}.png", _png(self._pictures(slice(row, row + 1))[0]))
+            atomic_write(folder / f"{row:05d}.png", png(pictures(self.images_uint8(slice(row, row + 1)))[0]))
         # Without it `load_dataset` would take a class such as "test tube" for a test split.
         atomic_write(
             directory / "README.md",
@@ -540,14 +556,18 @@ class DistilledSet(nn.Module, HubFolder):
     def export_pt(self, path: str | Path) -> Path:
         """Write one file of plain tensors that `torch.load(path, weights_only=True)` reads anywhere.
 
-        It holds `images` (N, C, H, W) float32 in [0, 1], `pixel_values` (the same as they were optimised, beyond what
-        a pixel can hold), `labels` (N,), `soft_labels` (N, K) logits or None, `lr` or None, `mean` and `std` (C,),
-        and `class_names`. With ZCA there is what whitens them too.
+        It holds `images` (N, C, H, W), `labels` (N,), `soft_labels` (N, K) logits or None, `lr` or None, `mean` and
+        `std` (C,), and `class_names`. Where the set is of floats, `images` are float32 in [0, 1] and `pixel_values` the
+        same as they were optimised, beyond what a pixel can hold; where it is of pictures, `images` are uint8. With ZCA
+        there is what whitens them too.
         """
-        pixels = self.pixel_values.detach()
+        if self.is_bytes:
+            images = {"images": self.pixel_values}
+        else:
+            pixels = self.pixel_values.detach()
+            images = {"images": self.preprocessing.inverse(pixels).clamp(0, 1).cpu(), "pixel_values": pixels.cpu()}
         content = {
-            "images": self.preprocessing.inverse(pixels).clamp(0, 1).cpu(),
-            "pixel_values": pixels.cpu(),
+            **images,
             "labels": self.labels.cpu(),
             "soft_labels": None if self.soft_labels is None else self.soft_labels.cpu(),
             "lr": None if self.lr is None else self.lr.detach().cpu(),
@@ -558,115 +578,24 @@ class DistilledSet(nn.Module, HubFolder):
         }
         if self.preprocessing.zca is not None:
             content |= {"zca_eps": self.preprocessing.zca.eps, "zca_digest": self.preprocessing.zca.digest}
-        buffer = BytesIO()
-        torch.save(content, buffer)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, buffer.getbuffer())
-        return Path(path)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(path) as aside:
+            torch.save(content, aside)
+        return path
 
 
-def _png(picture: Image.Image) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _nested(values: np.ndarray) -> pa.Array:
-    """An Arrow list of lists over the memory of `values`, (n, ...)."""
-    array = pa.array(values.reshape(-1))
-    for size in values.shape[:0:-1]:
-        array = pa.ListArray.from_arrays(pa.array(np.arange(0, len(array) + 1, size, dtype=np.int32)), array)
-    return array
-
-
-def _block(table: pa.Table, name: str, shape: tuple[int, ...], kind: pa.DataType) -> np.ndarray:
-    """The column `name` as (rows, *shape); a one-line `ValueError` unless it is lists of `kind` of just that shape."""
-    found = table.schema.get_field_index(name)
-    expected = f"{kind} of shape {shape}" if shape else str(kind)
-    if found < 0:
-        raise ValueError(f"there is no column {name}; expected one with {expected}")
-    parts = []
-    for part in table.column(found).chunks:
-        values = part.storage if isinstance(part, pa.ExtensionArray) else part
-        for size in shape:
-            if not pa.types.is_list(values.type) or values.null_count:
-                raise ValueError(f"{name} is {reprlib.repr(str(part.type))}, or lacks values; expected {expected}")
-            if len(values) and set(pc.min_max(pc.list_value_length(values)).as_py().values()) != {size}:
-                raise ValueError(f"{name} has rows of other shapes; expected {expected}")
-            values = values.flatten()
-        if values.type != kind or values.null_count:
-            raise ValueError(f"{name} is {reprlib.repr(str(part.type))}, or lacks values; expected {expected}")
-        parts.append(values.to_numpy(zero_copy_only=False))
-    return np.concatenate(parts).reshape(-1, *shape) if parts else np.empty((0, *shape), kind.to_pandas_dtype())
-
-
-def _open_parquet(path: Path, shape: tuple[int, int, int]) -> pq.ParquetFile:
-    """A shard of config "tensor"; a one-line `ValueError` unless it says that it holds images of that shape."""
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Where to write a file that is put at `path` when it is whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        file = pq.ParquetFile(path)
-        found = Features.from_arrow_schema(file.schema_arrow).get("pixel_values")
-    # The schema of a file of anybody's is decoded by `datasets`, which takes it as written by itself.
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        reason = reprlib.repr(" ".join(str(error).split()))
-        raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
-    if found != Array3D(shape=shape, dtype="float32"):
-        raise ValueError(
-            f"{path} has pixel_values {' '.join(reprlib.repr(found).split())}; expected float32 {shape}, as "
-            "distill_config.json says"
-        )
-    return file
-
-
-def _read_parquet(
-    folder: Path, data_id: str, images: int, shape: tuple[int, int, int], num_classes: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Pixels, labels and soft labels in the shards of config "tensor", a row group at a time.
-
-    Raises:
-        ValueError: A shard is missing or damaged, or a column has another shape, or values that are not finite.
-    """
-    paths = sorted(folder.glob(f"train-*-{data_id}.parquet"))
-    files = [_open_parquet(path, shape) for path in paths]
-    rows = sum(file.metadata.num_rows for file in files)
-    if rows != images:
-        raise ValueError(
-            f"{folder} holds {rows} images in {len(paths)} file(s) train-*-{data_id}.parquet; expected {images}, as "
-            "distill_config.json says; download it or save the artifact again"
-        )
-    size, needed = sum(path.stat().st_size for path in paths), 4 * math.prod(shape) * images
-    # Pixels are stored as they are, so a smaller file lies about them, and no memory is taken on its word.
-    if size < needed:
-        raise ValueError(
-            f"{folder} has {size:,} bytes in train-*-{data_id}.parquet, where {images:,} images {shape} as float32 "
-            f"take {needed:,}; download it or save the artifact again"
-        )
-    pixels, labels, soft = np.empty((images, *shape), np.float32), np.empty(images, np.int64), None
-    row = 0
-    for path, file in zip(paths, files, strict=True):
-        names = file.schema_arrow.names
-        if soft is None and "soft_label" in names:
-            soft = np.empty((images, num_classes), np.float16)
-        try:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(
-                    group, ["pixel_values", "label", *(["soft_label"] if soft is not None else [])]
-                )
-                rows = slice(row, row + len(table))
-                row = rows.stop
-                pixels[rows] = _block(table, "pixel_values", shape, pa.float32())
-                labels[rows] = _block(table, "label", (), pa.int64())
-                if soft is not None:
-                    soft[rows] = _block(table, "soft_label", (num_classes,), pa.float16())
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
-    for name, values in (("pixel_values", pixels), ("soft_label", soft)):
-        finite = None if values is None else np.isfinite(values.reshape(images, -1)).all(1)
-        if finite is not None and not finite.all():
-            raise ValueError(
-                f"image {int(finite.argmin())} in {folder} has {name} that are not finite; make the set again"
-            )
-    return torch.from_numpy(pixels), torch.from_numpy(labels), None if soft is None else torch.from_numpy(soft)
+        yield aside
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from huggingface_hub import DatasetCard
 
 import hf_distill
 import hf_distill.distilled as distilled_module
+import hf_distill.tables as tables
 from hf_distill.distilled import DistilledSet
 from hf_distill.functional import FlatModel
 from hf_distill.hub import Home
@@ -204,8 +205,8 @@ def test_to_dataset_is_what_load_dataset_gives(tmp_path):
 def test_large_sets_are_written_in_shards_that_read_as_one(tmp_path, monkeypatch):
     made = make(ipc=25)
     row_bytes = made.pixel_values[0].numel() * 4
-    monkeypatch.setattr(distilled_module, "SHARD_BYTES", 30 * row_bytes)
-    monkeypatch.setattr(distilled_module, "GROUP_BYTES", 7 * row_bytes)
+    monkeypatch.setattr(tables, "SHARD_BYTES", 30 * row_bytes)
+    monkeypatch.setattr(tables, "GROUP_BYTES", 7 * row_bytes)
     folder = made.save_pretrained(tmp_path / "set")
     shards = sorted(path.name for path in (folder / "tensor").iterdir())
     assert len(shards) == 4
@@ -406,7 +407,7 @@ def fewer_rows(folder: Path) -> None:
     ("damage", "says"),
     [
         (damage_config, r"distill_config\.json is not valid JSON"),
-        (lambda f: change_config(f, format_version=2), "upgrade hf_distill"),
+        (lambda f: change_config(f, format_version=3), "upgrade hf_distill"),
         (lambda f: change_config(f, preprocessing={}), "does not describe a distilled set"),
         (lambda f: change_config(f, images=99), "holds 12 images .* expected 99"),
         (lambda f: change_config(f, images=7), "expected 7"),

@@ -479,7 +479,7 @@ def test_no_memory_is_taken_on_the_word_of_a_file(hub, saved):
     config |= {"preprocessing__mean": [0.5] * 3, "preprocessing__std": [0.5] * 3, "label_source__teacher": None}
     (path,) = (saved / "tensor").glob("*.parquet")
     (saved / "distill_config.json").write_bytes(change(saved, "distill_config.json", **config))
-    schema = make(size=size)._features("tensor").arrow_schema
+    schema = make(size=size)._rows("tensor").features.arrow_schema
     pixel_type = schema.field("pixel_values").type
     soft = pa.array([[0.0] * 4], pa.list_(pa.float16()))
     table = pa.Table.from_arrays(
@@ -495,7 +495,7 @@ def test_no_memory_is_taken_on_the_word_of_a_file(hub, saved):
 # What the JSON files say
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"format_version": 2}, "upgrade hf_distill"),
+    ({"format_version": 3}, "upgrade hf_distill"),
     ({"format_version": "1"}, "format_version"),
     ({"format_version": None}, "format_version"),
     ({"data_id": "../../evil"}, "data_id"),

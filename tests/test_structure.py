@@ -11,7 +11,7 @@ ROOMS = [
     {"methods"},
     {"distiller", "teacher_training", "checkpoints", "runs"},
     {"evaluation", "students", "crop_students", "coresets", "metrics", "pools", "protocols"},
-    {"distilled", "experts", "importing", "teachers", "trajectories", "projector", "labels"},
+    {"distilled", "tables", "experts", "importing", "teachers", "trajectories", "projector", "labels"},
     {"hub", "repository", "cards", "results"},
     {"data", "source", "pixels", "digits", "transforms"},
     {"views", "unroll", "functional", "augment", "crops", "statistics", "models", "rng"},
