@@ -20,20 +20,22 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from .cards import image_grid, render_card, source_context
 from .checks import NAMES, Rules, are_names, check_values, is_number, is_whole
 from .files import atomic_write, check_format_version, load_json, save_json
 from .hub import Home, HubFolder
-from .labels import HardLabels, LabelSource, StoredLabels, TeacherLabels
+from .labels import HardLabels, LabelSource, NetworkLabels, StoredLabels, TeacherLabels
 from .repository import PushConflict, Repository
 from .results import EvalReport
 from .tables import COLUMN, FOLDER, GROUP_BYTES, PNG_MODES, Rows, pictures, png, read_rows
+from .teachers import Teacher
 from .transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # which sets of bytes need; those of floats are written as 1, for readers that know no other
+FORMAT_VERSION = 2  # of pictures and of networks with statistics; other sets are 1, which older readers know too
 RESULTS = "results.json"
 PUSHES = 5  # attempts to add results where others publish at the same time
 PIXELS = ("float32", "uint8")
@@ -49,7 +51,7 @@ DERIVED = (
     "log_lr",
     "label_source",
 )
-LABEL_SOURCES = (HardLabels, StoredLabels, TeacherLabels)
+LABEL_SOURCES = (HardLabels, StoredLabels, TeacherLabels, NetworkLabels)
 
 
 def _is_object(value: Any) -> bool:
@@ -131,7 +133,8 @@ class DistilledSet(nn.Module, HubFolder):
         preprocessing: What brings real images into the same space, and these back to pixels.
         lr: Learning rate that is learned with the images; its logarithm is a parameter.
         soft_labels: (N, K) logits, kept as float16.
-        teacher: The network(s) that made the soft labels; they travel with the images and label any other image.
+        teacher: The network(s) that label any image as they did these. They travel with the images, but for one that
+            came from a repository, which the set then names.
         config: What `distill_config.json` says beside what is derived from the other arguments: method,
             hyperparameters, versions, source, seed, experts, student, paper.
         report: What students reach on the set.
@@ -151,6 +154,7 @@ class DistilledSet(nn.Module, HubFolder):
         "tensor/train-*.parquet",
         "preprocessing-*.safetensors",
         "teacher-*.safetensors",
+        *(f"teacher/*/{name}" for name in Teacher.fetched),
     )
     fetched = tuple(pattern for pattern in owned if not pattern.startswith("assets/"))
     loader = "datasets.load_dataset"
@@ -164,7 +168,7 @@ class DistilledSet(nn.Module, HubFolder):
         *,
         lr: float | None = None,
         soft_labels: Tensor | None = None,
-        teacher: TeacherLabels | None = None,
+        teacher: TeacherLabels | NetworkLabels | None = None,
         config: dict[str, Any] | None = None,
         report: EvalReport | None = None,
     ) -> None:
@@ -182,6 +186,8 @@ class DistilledSet(nn.Module, HubFolder):
             )
         if lr is not None and not lr > 0:
             raise ValueError(f"lr is {lr}; expected a number above 0")
+        if isinstance(teacher, NetworkLabels):
+            teacher.check_fits(class_names, preprocessing)
         if pixel_values.dtype == torch.uint8:
             if pixel_values.device.type != "cpu" or preprocessing.channels not in PNG_MODES:
                 raise ValueError(
@@ -225,10 +231,18 @@ class DistilledSet(nn.Module, HubFolder):
 
     @property
     def label_source(self) -> LabelSource:
-        """The labels that the method trains with: stored soft ones, else those of the teacher, else the classes."""
-        if self.soft_labels is not None:
-            return StoredLabels(self.soft_labels)
-        return HardLabels() if self.teacher is None else self.teacher
+        """The labels that the method trains with: stored soft ones, else those of the teacher, else the classes.
+
+        Pictures are seen in parts, which a network with running statistics labels better than what is stored of each.
+        """
+        if self.is_bytes and isinstance(self.teacher, NetworkLabels):
+            return self.teacher
+        return self.stored_labels or self.teacher or HardLabels()
+
+    @property
+    def stored_labels(self) -> StoredLabels | None:
+        """One vector of logits per image, where there is."""
+        return None if self.soft_labels is None else StoredLabels(self.soft_labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -287,10 +301,12 @@ class DistilledSet(nn.Module, HubFolder):
                 # Part by part, for a tensor may be a file that is larger than memory.
                 for part in tensor.detach().split(max(1, GROUP_BYTES // max(1, tensor[0].nbytes))):
                     digest.update(np.ascontiguousarray(part.cpu().numpy()))
+        if isinstance(self.teacher, NetworkLabels):
+            digest.update(json.dumps(self.teacher.to_config()).encode())
         return digest.hexdigest()[:8]
 
     def _teacher_tensors(self) -> dict[str, Tensor]:
-        return {} if self.teacher is None else self.teacher.tensors()
+        return self.teacher.tensors() if isinstance(self.teacher, TeacherLabels) else {}
 
     # The folder
 
@@ -302,6 +318,8 @@ class DistilledSet(nn.Module, HubFolder):
         for name, tensors in (("preprocessing", self.preprocessing.tensors()), ("teacher", self._teacher_tensors())):
             if tensors:
                 (folder / f"{name}-{data_id}.safetensors").write_bytes(save(tensors))
+        if isinstance(self.teacher, NetworkLabels) and not self.teacher.shared:
+            self.teacher.save(folder / "teacher" / data_id)
         (folder / "assets").mkdir()
         self.grid().save(folder / "assets" / "grid.png", optimize=True)
         if self.report is not None:
@@ -315,7 +333,7 @@ class DistilledSet(nn.Module, HubFolder):
         if self.teacher is not None:
             label_source["teacher"] = self.teacher.to_config()
         return {
-            "format_version": FORMAT_VERSION if self.is_bytes else 1,
+            "format_version": FORMAT_VERSION if self.is_bytes or isinstance(self.teacher, NetworkLabels) else 1,
             "pixels": PIXELS[self.is_bytes],
             "data_id": data_id,
             "images": len(self),
@@ -326,6 +344,22 @@ class DistilledSet(nn.Module, HubFolder):
             "log_lr": None if self.log_lr is None else self.log_lr.item(),
             "label_source": label_source,
         }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """As `HubFolder.from_pretrained`; a teacher that is shared is fetched when it is first used, with `token`."""
+        where = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        distilled = super().from_pretrained(repo_id_or_path, **where)
+        if isinstance(distilled.teacher, NetworkLabels):
+            distilled.teacher.ask_with(token, local_files_only)
+        return distilled
 
     @classmethod
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
@@ -355,19 +389,20 @@ class DistilledSet(nn.Module, HubFolder):
         check_values(path, config, RULES)
         whitening = _load_tensors(folder / f"preprocessing-{data_id}.safetensors")
         networks = _load_tensors(folder / f"teacher-{data_id}.safetensors")
+        described = config["label_source"].get("teacher")
         try:
             preprocessing = Preprocessing.from_config(config["preprocessing"], whitening)
-            described = config["label_source"].get("teacher")
-            teacher = None if described is None else TeacherLabels.from_config(described, networks)
+            teacher = None if described is None else _read_teacher(described, networks, folder / "teacher" / data_id)
         except ValueError as error:
             raise ValueError(f"{path} does not describe a distilled set ({error}); save the artifact again") from error
         shape = (preprocessing.channels, *preprocessing.image_size)
-        made_for = shape if teacher is None else (teacher.spec.in_chans, *teacher.spec.img_size)
-        if teacher is not None and (made_for, teacher.spec.num_classes) != (shape, len(config["class_names"])):
-            raise ValueError(
-                f"{path} has a teacher for {teacher.spec.num_classes} classes and images {made_for}; expected "
-                f"{len(config['class_names'])} classes and {shape}, as of the set"
-            )
+        if isinstance(teacher, TeacherLabels):
+            made_for = (teacher.spec.in_chans, *teacher.spec.img_size)
+            if (made_for, teacher.spec.num_classes) != (shape, len(config["class_names"])):
+                raise ValueError(
+                    f"{path} has a teacher for {teacher.spec.num_classes} classes and images {made_for}; expected "
+                    f"{len(config['class_names'])} classes and {shape}, as of the set"
+                )
         name = "default" if config["pixels"] == "uint8" else "tensor"
         columns = read_rows(folder / FOLDER[name], name, data_id, config["images"], shape, len(config["class_names"]))
         report = None
@@ -437,12 +472,19 @@ class DistilledSet(nn.Module, HubFolder):
         rows, per_class = self._shown()
         shown = [f"{len(rows)} of {self.num_classes:,} classes"] if len(rows) < self.num_classes else []
         shown += [f"{per_class} of {self.ipc:,} images of each class"] if per_class < self.ipc else []
+        network, labeller = None, "network(s) that give the soft labels"
+        if isinstance(self.teacher, NetworkLabels):
+            shared = self.teacher.reference.home
+            network = {"name": self.teacher.name, "digest": self.teacher.digest, "home": shared}
+            labeller = "network that labels the images and their parts"
+            labeller += f", shared with everybody who has {shared.repo_id}" if shared else ""
+        caption = f"{' and '.join(shown) or 'All images'}{'' if self.is_bytes else ', rounded to 8 bits'}."
         sizes = {
             "images as PNG": png_bytes,
             "images as float32": 0 if self.is_bytes else self.pixel_values.numel() * 4,
             "class of each image, as int64": self.labels.numel() * 8,
             "soft label of each image, as float16": 0 if self.soft_labels is None else self.soft_labels.numel() * 2,
-            "network(s) that give the soft labels": 0 if self.teacher is None else self.teacher.num_bytes,
+            labeller: 0 if self.teacher is None else self.teacher.num_bytes,
             "whitening matrices": sum(tensor.nbytes for tensor in self.preprocessing.tensors().values()),
             "the source's images at this size, uncompressed": (source.get("num_images") or 0)
             * channels
@@ -477,7 +519,7 @@ class DistilledSet(nn.Module, HubFolder):
             versions=self.config.get("versions") or {},
             **about_source,
             grid="assets/grid.png",
-            grid_caption=f"{' and '.join(shown) or 'All images'}, rounded to 8 bits.",
+            grid_caption=caption,
             call=home.arguments(),
             call_tensor=None if self.is_bytes else home.arguments("tensor"),
             folder=None if home.on_hub else home.name,
@@ -485,7 +527,8 @@ class DistilledSet(nn.Module, HubFolder):
             mean=[round(value, 4) for value in self.preprocessing.mean],
             std=[round(value, 4) for value in self.preprocessing.std],
             soft_labels=self.soft_labels is not None,
-            teacher=self.teacher is not None,
+            teacher=isinstance(self.teacher, TeacherLabels),
+            network=network,
             learned_lr=None if self.log_lr is None else math.exp(self.log_lr.item()),
             results=None if self.report is None else self.report.markdown(),
             sizes={what: count for what, count in sizes.items() if count},
@@ -596,6 +639,12 @@ def _aside(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _read_teacher(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> TeacherLabels | NetworkLabels:
+    if "sha256" in config:
+        return NetworkLabels.from_config(config, folder)
+    return TeacherLabels.from_config(config, tensors)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -5,8 +5,12 @@ their classes and their row numbers in the set, and gives either classes or logi
 """
 
 import functools
+import re
 import reprlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +19,9 @@ from torch import Tensor
 from .checks import Rules, check_values, is_whole
 from .functional import FlatModel
 from .models import StudentSpec
+from .repository import Repository
+from .teachers import Teacher
+from .transforms import Preprocessing
 from .views import Views
 
 
@@ -177,3 +184,211 @@ class TeacherLabels(LabelSource):
         if not thetas.isfinite().all():
             raise ValueError("a teacher has parameters that are not finite; train it again")
         return cls(StudentSpec.from_dict(config["spec"]), thetas)
+
+
+def _is_home(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and isinstance(value.get("repo_id"), str)
+        and re.fullmatch(r"[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}", value["repo_id"]) is not None
+        and isinstance(value.get("revision"), str)
+        and re.fullmatch("[0-9a-f]{40}", value["revision"]) is not None
+    )
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+NETWORK: Rules = {
+    "network": ("the name of a timm model", lambda name: isinstance(name, str) and len(name) < 200),
+    "num_bytes": ("a whole number from 1", is_whole),
+    "sha256": ("64 hex digits", _is_sha256),
+    "shared": ("an object with repo_id, as owner/name, and revision, a commit; or null", _is_home),
+}
+
+
+@dataclass(frozen=True)
+class TeacherReference:
+    """Which teacher it is, and where its files are.
+
+    Attributes:
+        network: The architecture.
+        num_bytes: Of parameters and running statistics.
+        sha256: Of the same.
+        home: The repository that everybody has it from, at a commit; None where its files lie with what it labels.
+    """
+
+    network: str
+    num_bytes: int
+    sha256: str
+    home: Repository | None
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> "TeacherReference":
+        """The reference to a teacher that is at hand."""
+        return cls(teacher.spec.name, teacher.num_bytes, teacher._sha256, teacher.origin)
+
+    def check(self, teacher: Teacher, where: str | Path) -> None:
+        """Raise a `ValueError` unless `teacher`, found at `where`, has these very weights."""
+        if teacher._sha256 != self.sha256:
+            raise ValueError(
+                f"{where} holds the weights {teacher.digest} of {reprlib.repr(teacher.spec.name)}, and the labels are "
+                f"those of {self.sha256[:8]} of {reprlib.repr(self.network)}; use the weights that the labels were "
+                "made with"
+            )
+
+    def to_config(self) -> dict[str, Any]:
+        """The attributes as JSON types."""
+        shared = None if self.home is None else {"repo_id": self.home.repo_id, "revision": self.home.revision}
+        return {"network": self.network, "num_bytes": self.num_bytes, "sha256": self.sha256, "shared": shared}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TeacherReference":
+        """The reference that `to_config` described; a `ValueError` where it says nonsense."""
+        check_values("a teacher", config, NETWORK)
+        shared = config["shared"]
+        home = None if shared is None else Repository(shared["repo_id"], Teacher.repo_type, shared["revision"])
+        return cls(config["network"], config["num_bytes"], config["sha256"], home)
+
+
+class NetworkLabels(LabelSource):
+    """The logits of one network with running statistics, computed on the images at hand: any image, alone or not.
+
+    A teacher that came from a repository is not stored with what it labels: its weights, named by their SHA-256, are
+    fetched from there when they are first used.
+
+    Args:
+        teacher: The network with its classes and preprocessing, or where they are.
+        chunk_size: Images that go through it at once.
+
+    Attributes:
+        reference: Which teacher it is. Its `num_bytes` are what a reader must fetch, unless it is there already.
+    """
+
+    kind = "teacher"
+
+    def __init__(self, teacher: Teacher | TeacherReference, *, chunk_size: int = 512) -> None:
+        self.chunk_size = chunk_size
+        self._teacher = teacher if isinstance(teacher, Teacher) else None
+        self.reference = TeacherReference.of(teacher) if isinstance(teacher, Teacher) else teacher
+        self._device: torch.device | str | None = None
+        self._expected: tuple[list[str], Preprocessing] | None = None
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return self.reference.network
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits that name the weights."""
+        return self.reference.sha256[:8]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of parameters and running statistics."""
+        return self.reference.num_bytes
+
+    @property
+    def shared(self) -> bool:
+        """Whether the teacher is in a repository of its own, and not stored with each set that it labels."""
+        return self.reference.home is not None
+
+    @property
+    def teacher(self) -> Teacher:
+        """The network, fetched when it is first asked for.
+
+        Raises:
+            ValueError: The repository holds other weights than it did, or they do not fit what they label.
+            OSError: The Hub does not answer.
+        """
+        if self._teacher is None:
+            teacher = self._fetch()
+            if self._expected is not None:
+                _check_fits(teacher, *self._expected)
+            self._teacher = teacher if self._device is None else teacher.to(self._device)
+        return self._teacher
+
+    def _fetch(self) -> Teacher:
+        home = self.reference.home
+        if home is None:
+            raise ValueError(f"nothing says where the teacher {self.name} ({self.digest}) is; give the teacher itself")
+        teacher = Teacher.from_pretrained(
+            home.repo_id,
+            revision=home.revision,
+            token=home.token,
+            local_files_only=home.local_files_only,
+            # Repositories of timm's own name no classes: whoever made the labels did.
+            class_names=None if self._expected is None else self._expected[0],
+        )
+        self.reference.check(teacher, f"{home.repo_id} at {home.revision}")
+        return teacher
+
+    def ask_with(self, token: str | bool | None, local_files_only: bool) -> None:
+        """Fetch the teacher, where it is still to be fetched, with a token or from the cache alone."""
+        home = self.reference.home
+        if home is not None:
+            home = replace(home, token=token, local_files_only=local_files_only)
+            self.reference = replace(self.reference, home=home)
+
+    def check_fits(self, class_names: Sequence[str], preprocessing: Preprocessing) -> None:
+        """Raise a `ValueError` unless the teacher's classes are `class_names`, in order, and its images go through the
+        same preprocessing; for a teacher that is still to be fetched, then."""
+        self._expected = (list(class_names), preprocessing)
+        if self._teacher is not None:
+            _check_fits(self._teacher, *self._expected)
+
+    def to(self, device: torch.device | str) -> "NetworkLabels":
+        """Move the teacher to `device`, now or when it is fetched."""
+        self._device = device
+        if self._teacher is not None:
+            self._teacher.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
+        """Logits (n, K) float32; a function of each image alone."""
+        teacher = self.teacher
+        if next(teacher.model.parameters()).device != images.device:
+            self.to(images.device)
+        return torch.cat([teacher.logits(chunk).float() for chunk in images.split(self.chunk_size)])
+
+    def to_config(self) -> dict[str, Any]:
+        """The network, its SHA-256 and size, and the repository that it is shared from, as JSON types."""
+        return {"kind": self.kind, **self.reference.to_config()}
+
+    def save(self, folder: Path) -> None:
+        """Write the teacher into a folder that does not exist, as `Teacher.save_pretrained` does, without its card."""
+        self.teacher.save_pretrained(folder)
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+            elif path.relative_to(folder).as_posix() not in Teacher.fetched:
+                path.unlink()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], folder: Path) -> "NetworkLabels":
+        """The labels that `to_config` describes: of the teacher in `folder`, unless it is shared.
+
+        Raises:
+            ValueError: `config` says nonsense, or `folder` does not hold that teacher.
+        """
+        reference = TeacherReference.from_config(config)
+        if reference.home is not None:
+            return cls(reference)
+        if not folder.is_dir():
+            raise ValueError(f"its teacher is missing: there is no {folder}")
+        teacher = Teacher.from_pretrained(folder)
+        reference.check(teacher, folder)
+        return cls(teacher)
+
+
+def _check_fits(teacher: Teacher, class_names: Sequence[str], preprocessing: Preprocessing) -> None:
+    teacher.check_classes(class_names)
+    if teacher.preprocessing.fingerprint() != preprocessing.fingerprint():
+        raise ValueError(
+            f"the teacher {teacher.spec.name} ({teacher.digest}) sees images through "
+            f"{reprlib.repr(teacher.preprocessing.to_config())}, and the set is for "
+            f"{reprlib.repr(preprocessing.to_config())}; use the teacher's preprocessing"
+        )
