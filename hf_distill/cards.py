@@ -107,6 +107,9 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
     name, homepage = str(source.get("name") or "unknown dataset"), source.get("homepage")
     if os.path.isabs(name) or name.startswith((".", "~")):
         name = Path(name).resolve().name  # where it lies on the author's machine is nobody's business
+    name = _cell(name)
+    if not re.fullmatch(r"https?://[^\s<>()\[\]\"']+", str(homepage or "")):
+        homepage = None
     link = f"[{name}]({homepage})" if homepage else name
     stated = source.get("license") or []
     stated = [stated] if isinstance(stated, str) else list(stated)
@@ -131,8 +134,8 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
     return {
         "source_name": name,
         "source_link": link,
-        "source_split": source.get("split"),
-        "source_revision": source.get("revision"),
+        "source_split": source.get("split") and _cell(source["split"]),
+        "source_revision": source.get("revision") and _cell(source["revision"]),
         "source_images": source.get("num_images"),
         "license": license_id,
         "licence_note": note,

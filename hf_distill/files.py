@@ -8,6 +8,8 @@ from typing import Any
 
 from ._version import __version__
 
+LARGEST_JSON = 200_000_000  # bytes; ImageNet-21K's names and every hyper-parameter there is are less than one of them
+
 
 def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
     """Put `data` at `path` whole or not at all; text is UTF-8."""
@@ -35,10 +37,12 @@ def load_json(path: str | Path) -> dict[str, Any]:
         ValueError: The file is absent, is not JSON, or holds something else than an object.
     """
     try:
+        if Path(path).stat().st_size > LARGEST_JSON:
+            raise ValueError(f"larger than {LARGEST_JSON:,} bytes")
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; expected a complete artifact folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore the file or save the artifact again") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")

@@ -18,7 +18,7 @@ from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
 from hf_distill.results import EvalReport
-from hf_distill.runs import make_accelerator, prepare_push
+from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push
 
 
 @dataclass
@@ -76,6 +76,8 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
 
 def main() -> None:
     data_args, args, hub = parse_args(DataArguments, EvaluateArguments, HubArguments)
+    if args.disable_tqdm:
+        disable_progress_bars()
     accelerator = make_accelerator()
     if hub.push_to_hub and hub.hub_model_id is None and not Path(args.distilled_dataset).exists():
         hub = replace(hub, hub_model_id=args.distilled_dataset)

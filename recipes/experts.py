@@ -16,7 +16,7 @@ from pathlib import Path
 from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
 from hf_distill.data import RealImages
 from hf_distill.experts import ExpertConfig, train_experts
-from hf_distill.runs import make_accelerator, prepare_push, push
+from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, push
 from hf_distill.trajectories import ExpertTrajectories
 
 
@@ -33,6 +33,8 @@ def main() -> None:
     demo = Path(__file__).parent / "configs" / "experts_digits.yaml"
     classes = (DataArguments, ExpertConfig, RunArguments, HubArguments)
     data_args, config, run, hub = parse_args(*classes, default_config=demo)
+    if run.disable_tqdm:
+        disable_progress_bars()
     accelerator = make_accelerator()
     prepare_push(hub, ExpertTrajectories, accelerator)
 
