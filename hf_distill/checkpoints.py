@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 NAME = re.compile(r"checkpoint-(\d+)")
 STATE_FILE, TENSORS_FILE = "trainer_state.json", "state.safetensors"
 ARTIFACT_FILE = "distill_config.json"
+BLOCKS = "blocks"  # folder of methods that make images block by block
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -123,7 +124,7 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
         folder = Path(config.output_dir)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
-        taken = (folder / ARTIFACT_FILE).exists() or list_checkpoints(folder)
+        taken = (folder / ARTIFACT_FILE).exists() or list_checkpoints(folder) or (folder / BLOCKS).exists()
         if taken and not (config.resume_from_checkpoint or config.overwrite_output_dir):
             raise ValueError(
                 f"--output_dir {folder} already holds a run; use --resume_from_checkpoint latest to go on with it, "
@@ -136,6 +137,7 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
     elif config.overwrite_output_dir:
         for path in list_checkpoints(folder):
             _remove(path)
+        shutil.rmtree(folder / BLOCKS, ignore_errors=True)
     for leftover in folder.glob(".checkpoint-*.partial"):
         shutil.rmtree(leftover)
     try:

@@ -11,47 +11,28 @@ import json
 import logging
 import math
 import textwrap
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .cards import Paper
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from .config import DistillConfig, check_choice
+from .config import DistillConfig
 from .data import RealImages
 from .distilled import DistilledSet
-from .evaluation import PROTOCOLS, Pool, evaluate_distilled, real_pool, validation_accuracy
-from .files import package_versions
+from .evaluation import Pool, real_pool, validation_accuracy
 from .labels import StoredLabels
-from .results import EvalReport
+from .method import FREE_TO_CHANGE, SOURCE, DistillationDiverged, Method
 
 logger = logging.getLogger(__name__)
 
 MOVE_LIMIT = 1e6  # of normalised pixel values: no image is anywhere near
 LR_LIMIT = 100.0  # a learned learning rate that moved by this factor is diverging, not learning
-SOURCE = ("name", "config", "split", "revision")  # of the provenance: what a continued run must read again
-# What may differ between a run and its continuation without a word: it changes no update.
-FREE_TO_CHANGE = {
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "disable_tqdm",
-    "max_steps",
-}
-
-
-class DistillationDiverged(RuntimeError):
-    """The loss, a gradient or the learned learning rate left the numbers that training can use."""
 
 
 @dataclass
@@ -63,7 +44,7 @@ class _Best:
     tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Distiller(ABC):
+class Distiller(Method):
     """Runs a method: gradients from `step`, everything else from here.
 
     A method gives `paper`, `config_class`, `setup` and `step`. One that does not fit overrides `distill` openly.
@@ -75,8 +56,6 @@ class Distiller(ABC):
         accelerator: Processes, device and trackers (`runs.start_run` makes one); a plain one if not given.
     """
 
-    paper: ClassVar[Paper]
-    config_class: ClassVar[type[DistillConfig]]
     optimizer: torch.optim.Optimizer
 
     def __init__(
@@ -87,29 +66,10 @@ class Distiller(ABC):
         held_out: RealImages | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
-        if config.output_dir is None:
-            raise ValueError("the distiller's config has no output_dir; expected a folder for checkpoints")
-        check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
-        self.config = config
-        self.train = train
-        self.held_out = held_out if held_out is not None and len(held_out) else None
-        self.protocol = PROTOCOLS[config.eval_protocol]
-        self.accelerator = accelerator or Accelerator()
-        self.output_dir = Path(config.output_dir)
-        self.distilled: DistilledSet
+        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
         self.best = _Best()
         self.first_lr: float | None = None
         self._held_out_pool: Pool | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the synthetic images live."""
-        return self.accelerator.device
-
-    @property
-    def name(self) -> str:
-        """The method's name in lower case, as tags and folders have it."""
-        return type(self).__name__.lower()
 
     @abstractmethod
     def setup(self) -> DistilledSet:
@@ -180,23 +140,6 @@ class Distiller(ABC):
         if config.report_to != "none":
             accelerator.end_training()
         return self.distilled
-
-    def evaluate(self, test: RealImages) -> EvalReport:
-        """Students trained on the distilled set and on the baselines, tested on `test`. All processes call it."""
-        report = evaluate_distilled(
-            self.distilled,
-            self.train,
-            self.held_out,
-            test,
-            self.protocol,
-            num_seeds=self.config.eval_seeds,
-            full_data=self.config.eval_full_data,
-            seed=self.config.seed,
-            accelerator=self.accelerator,
-            disable_tqdm=self.config.disable_tqdm,
-        )
-        self.distilled.report = report
-        return report
 
     # What the loop is made of
 
@@ -290,19 +233,6 @@ class Distiller(ABC):
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         for key, parameter in self.distilled.named_parameters():
             parameter.copy_(tensors[key])
-
-    def _provenance(self) -> dict[str, Any]:
-        """What `distill_config.json` says of this run, beside what the set knows by itself."""
-        kept = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_TO_CHANGE or k == "max_steps"}
-        return {
-            "method": self.name,
-            "hyperparameters": kept,
-            "versions": package_versions(),
-            "source": self.train.provenance,
-            "seed": self.config.seed,
-            "processes": self.accelerator.num_processes,
-            "paper": dataclasses.asdict(self.paper),
-        }
 
     # Checkpoints
 

@@ -22,10 +22,10 @@ from .config import check_at_least, check_choice
 from .coresets import coresets, random_rows
 from .data import RealImages
 from .distilled import DistilledSet
-from .labels import HardLabels
+from .labels import HardLabels, LabelSource
 from .models import StudentSpec
 from .pools import Pool, accuracy, topk_accuracy
-from .protocols import PROTOCOLS, EvalProtocol
+from .protocols import PROTOCOLS, CropProtocol, EvalProtocol
 from .results import EvalReport, EvalRow
 from .rng import derive_seed
 from .students import check_student, student_name, students_at_once, train_student, train_students
@@ -61,7 +61,7 @@ class _Case:
     labels: str
     spec: StudentSpec
     pool: Pool
-    targets: Tensor
+    targets: Tensor | LabelSource
     rows: Tensor
     trial: Tensor
     lrs: tuple[float, ...]
@@ -213,9 +213,9 @@ def evaluate_distilled(
     train_pool, test_pool = (real_pool(distilled, real, accelerator) for real in (train, test))
     held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
     trainer = _Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
-    targets = {"hard": train_pool.labels}
+    targets: dict[str, Tensor | LabelSource] = {"hard": train_pool.labels}
     if distilled.teacher is not None and (baselines or full_data):
-        targets["soft"] = train_pool.targets(distilled.teacher)
+        targets["soft"] = _wanted(distilled.teacher, train_pool, protocol)
 
     def real_cases(name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[_Case]:
         return [
@@ -348,11 +348,12 @@ def _distilled_cases(
     device: torch.device,
 ) -> list[_Case]:
     """The rows of the distilled set: for each student its own labels first, then hard ones."""
-    pool = Pool(distilled.pixel_values, distilled.labels, device=device)
+    preprocessing = distilled.preprocessing if distilled.is_bytes else None
+    pool = Pool(distilled.pixel_values, distilled.labels, preprocessing=preprocessing, device=device)
     source = distilled.label_source
-    targets = {"hard": pool.labels}
+    targets: dict[str, Tensor | LabelSource] = {"hard": pool.labels}
     if source.kind != HardLabels.kind:
-        targets = {"soft": pool.targets(source), **targets}
+        targets = {"soft": _wanted(source, pool, protocol), **targets}
     own = next(iter(targets))
     learned = () if distilled.lr is None else (distilled.lr.item(),)
     rows = torch.arange(len(distilled))
@@ -365,6 +366,11 @@ def _distilled_cases(
             every = rows.expand(num_seeds, -1)
             cases.append(_Case("distilled", labels, spec, pool, wanted, every, rows, lrs, protocol.epochs))
     return cases
+
+
+def _wanted(source: LabelSource, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
+    """What students of a protocol are trained towards: one target for each image, or whatever labels its views."""
+    return source if protocol.per_view else pool.targets(source)
 
 
 def _report(
@@ -380,7 +386,10 @@ def _report(
     for case, lr, found in zip(cases, lrs, accuracies, strict=True):
         student = student_name(case.spec)
         report.rows.append(EvalRow(case.set, case.labels, student, protocol, case.rows.shape[1], found, name))
-        used = {"seed": trainer.seed, "dsa_strategy": trainer.protocol.dsa_strategy, "learning_rates": {}, "epochs": {}}
+        seen = {"dsa_strategy": trainer.protocol.dsa_strategy}
+        if isinstance(trainer.protocol, CropProtocol):
+            seen = {"views": trainer.protocol.views.to_config(), "temperature": trainer.protocol.temperature}
+        used = {"seed": trainer.seed, **seen, "learning_rates": {}, "epochs": {}}
         if compared is not None:
             used["coresets_compare"] = compared
         context = report.meta.setdefault(f"{protocol}, {student}", used)

@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,42 @@ def teacher_folder(real: RealImages, config: TeacherConfig, seed: int, accelerat
     described = json.dumps(describe(real, config, seed, accelerator), sort_keys=True)
     name = Path(str(real.provenance["name"])).name
     return Path("outputs", f"teacher-{name}-{config.student}-{hashlib.sha256(described.encode()).hexdigest()[:8]}")
+
+
+def find_teachers(
+    names: Sequence[str] | None,
+    train: RealImages,
+    test: RealImages | None,
+    config: TeacherConfig,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    disable_tqdm: bool = False,
+) -> list[Teacher]:
+    """The teachers that are named; without names the one of these settings, trained where there is none yet.
+
+    All processes call it.
+
+    Args:
+        names: Folders, repositories, or `timm:<name>` for pretrained weights that timm knows.
+        train: What the teacher is trained on, and what all must be for.
+        test: See `train_teacher`.
+        config: The settings of the one that is trained.
+
+    Raises:
+        ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`.
+    """
+    if names is None:
+        folder = teacher_folder(train, config, seed, accelerator)
+        latest = {"resume_from_checkpoint": "latest", "disable_tqdm": disable_tqdm}
+        return [train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)]
+    found = []
+    for name in names:
+        if name.startswith("timm:"):
+            found.append(Teacher.from_timm(name.removeprefix("timm:"), train.class_names))
+        else:
+            found.append(Teacher.from_pretrained(name))
+    return found
 
 
 def train_teacher(

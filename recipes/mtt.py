@@ -14,8 +14,8 @@ from pathlib import Path
 
 from hf_distill import RealImages
 from hf_distill.config import DataArguments, HubArguments, parse_args
-from hf_distill.distiller import DistillationDiverged
 from hf_distill.experts import ExpertConfig, experts_folder, train_experts
+from hf_distill.method import DistillationDiverged
 from hf_distill.methods import MTT, MTTConfig
 from hf_distill.runs import push, start_run
 

@@ -21,9 +21,10 @@ import torch
 import hf_distill.evaluation
 import hf_distill.experts
 import hf_distill.methods  # noqa: F401
-from hf_distill.evaluation import PROTOCOLS, EvalProtocol
+from hf_distill.protocols import PROTOCOLS, CropProtocol, EvalProtocol
 
 PROTOCOLS["tiny"] = EvalProtocol("tiny", epochs=12, full_data_epochs=2, lrs=(0.05,))
+PROTOCOLS["crops-tiny"] = CropProtocol("crops-tiny", epochs=3, full_data_epochs=1, batch_size=16, lrs=(0.005,))
 SECONDS = 120  # a run that hangs ends here
 
 

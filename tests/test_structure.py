@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 # From the roof to the cellar; a file imports from its own room and from those below.
 ROOMS = [
     {"methods"},
-    {"distiller", "teacher_training", "checkpoints", "runs"},
-    {"evaluation", "students", "crop_students", "coresets", "metrics", "pools", "protocols"},
+    {"distiller", "blocks", "method", "teacher_training", "checkpoints", "runs"},
+    {"evaluation", "epoch_labels", "students", "crop_students", "coresets", "metrics", "pools", "protocols"},
     {"distilled", "tables", "experts", "importing", "teachers", "trajectories", "projector", "labels"},
     {"hub", "repository", "cards", "results"},
     {"data", "source", "pixels", "digits", "transforms"},

@@ -1,0 +1,186 @@
+"""`BlockDistiller`: for methods whose images are made in blocks that know nothing of each other.
+
+Blocks are spread over the processes, and everything random in one derives from its number: so the images do not depend
+on how many processes there are, which of them died, or when. A block that is done is on disk with its checksum, and a
+run that is continued makes only the others.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import textwrap
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .checkpoints import BLOCKS
+from .distilled import DistilledSet
+from .files import load_json, save_json
+from .method import FREE_TO_CHANGE, SOURCE, DistillationDiverged, Method
+
+__all__ = ["Block", "BlockDistiller"]
+
+logger = logging.getLogger(__name__)
+
+IMAGES = "images.uint8"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images that are made together.
+
+    Attributes:
+        number: From 0; what is random in the block is a function of it.
+        rows: (B,) where in the set its images go.
+        labels: (B,) their classes.
+    """
+
+    number: int
+    rows: Tensor
+    labels: Tensor
+
+
+class BlockDistiller(Method):
+    """Runs a method that says which blocks there are and makes the images of one; see `Method` for the arguments."""
+
+    @abstractmethod
+    def blocks(self) -> list[Block]:
+        """All blocks; together they fill the set, row by row."""
+
+    @abstractmethod
+    def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
+        """The images of a block, (B, C, H, W) uint8.
+
+        Args:
+            block: Which one.
+            log: To be called with an iteration, and with what is to be seen of it.
+        """
+
+    @abstractmethod
+    def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
+        """The set of all images (N, C, H, W) uint8 and their labels (N,)."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued, beside the config, as JSON types."""
+        train = self.train
+        return {
+            "dataset": {key: train.provenance.get(key) for key in SOURCE},
+            "classes": train.class_names,
+            "images": [len(train), hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()[:16]],
+            "preprocessing": train.preprocessing.fingerprint(),
+        }
+
+    @property
+    def folder(self) -> Path:
+        """Where blocks are kept; the set reads its images from there until it is saved."""
+        return self.output_dir / BLOCKS
+
+    def distill(self) -> DistilledSet:
+        """The set, with blocks that are there already taken from disk. All processes call it, on storage they share.
+
+        Raises:
+            DistillationDiverged: Numbers of a block stopped being finite; blocks that were done stay.
+            ValueError: The folder holds blocks of another run.
+        """
+        blocks = self.blocks()
+        labels = torch.empty(sum(len(block.rows) for block in blocks), dtype=torch.long)
+        for block in blocks:
+            labels[block.rows] = block.labels
+        shape = (len(labels), *self.train.shape)
+        self._start(shape)
+        images = np.memmap(self.folder / IMAGES, np.uint8, "r+", shape=shape)
+        lacking = broadcast_object_list([[block.number for block in blocks if not self._done(block, images)]])[0]
+        todo = [block for block in blocks if block.number in set(lacking)]
+        mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
+        with self._bar(len(mine)) as bar:
+            for block in mine:
+                rows = block.rows.numpy()
+
+                def log(iteration: int, values: dict[str, float]) -> None:
+                    bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+                    self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=iteration)
+
+                images[rows] = self.make(block, log).cpu().numpy()
+                images.flush()
+                save_json(self._marker(block), {"sha256": _checksum(images, rows)})
+                bar.update()
+        self.accelerator.wait_for_everyone()
+        unfinished = [block.number for block in todo if not self._marker(block).exists()]
+        if unfinished:
+            raise ValueError(
+                f"block {unfinished[0]} is not in {self.folder}; expected a folder that all processes share"
+            )
+        self.distilled = self.assemble(
+            torch.from_numpy(np.memmap(self.folder / IMAGES, np.uint8, "c", shape=shape)), labels
+        )
+        self.distilled.config |= self._provenance()
+        return self.distilled
+
+    def _bar(self, total: int) -> tqdm:
+        hidden = self.config.disable_tqdm or not self.accelerator.is_main_process
+        return tqdm(total=total, desc=f"distil ({self.name})", unit="block", disable=hidden)
+
+    def _start(self, shape: tuple[int, ...]) -> None:
+        """Make the folder, or check that what it holds is of this run."""
+        config = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        free = FREE_TO_CHANGE - {"max_steps"} | {key for key in config if key.startswith("eval_")} | {"select"}
+        run = {"shape": list(shape), **{key: value for key, value in config.items() if key not in free}}
+        run = json.loads(json.dumps({**run, **self.identity()}))
+        problem = None
+        if self.accelerator.is_main_process:
+            try:
+                problem = self._prepare(run, shape)
+            except OSError as error:
+                problem = f"{self.folder} cannot be written to ({error.strerror}); make room, or give another folder"
+        problem = broadcast_object_list([problem])[0]
+        if problem:
+            raise ValueError(problem)
+
+    def _prepare(self, run: dict[str, Any], shape: tuple[int, ...]) -> str | None:
+        index = self.folder / "run.json"
+        if index.exists():
+            was = load_json(index)
+            changed = next((key for key in (*run, *was) if run.get(key) != was.get(key)), None)
+            if changed is not None:
+                before, now = (textwrap.shorten(str(it.get(changed)), 100) for it in (was, run))
+                return (
+                    f"{self.folder} is of another run: its {changed} is {before} and here it is {now}; resume with the "
+                    "flags of the first run, or use another --output_dir"
+                )
+            return None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        with open(self.folder / IMAGES, "wb") as file:
+            file.truncate(int(np.prod(shape)))
+        save_json(index, run)
+        return None
+
+    def _marker(self, block: Block) -> Path:
+        return self.folder / f"block-{block.number:06d}.json"
+
+    def _done(self, block: Block, images: np.ndarray) -> bool:
+        path = self._marker(block)
+        return path.exists() and load_json(path).get("sha256") == _checksum(images, block.rows.numpy())
+
+    def check_finite(self, values: dict[str, float], block: Block, iteration: int, advice: str) -> None:
+        """Raise unless all of `values` are numbers."""
+        bad = [key for key, value in values.items() if not np.isfinite(value)]
+        if bad:
+            raise DistillationDiverged(
+                f"{bad[0]} of block {block.number} is {values[bad[0]]} at iteration {iteration}; {advice}. Blocks that "
+                f"were done are in {self.folder}"
+            )
+
+
+def _checksum(images: np.ndarray, rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images[rows])).hexdigest()

@@ -1,0 +1,321 @@
+"""SRe2L and CDA: images that a trained network recognises, and whose BatchNorm statistics are those it remembers.
+
+SRe2L: Yin, Xing and Shen, NeurIPS 2023, arXiv:2306.13092. CDA: Yin and Shen, TMLR 2024, arXiv:2311.18838.
+
+    x'  = roll(flip(resize(crop(x))))                       one box, one coin and one offset for the whole block
+    L   = CE(φ(x'), y) + α_BN R_BN(x') + α_tv R_tv(x') + α_l2 R_l2(x')                          (`statistics`)
+    x  <- clamp(Adam(x, ∂L/∂x)),   η_t = η ½ (1 + cos(π t / T))
+
+    symbol   name             meaning
+    φ        teacher          network with running statistics, frozen
+    B        batch_classes    classes of a block; a block has one image of each of so many consecutive classes
+    T        max_steps        iterations of a block
+    η        lr_img           of Adam(0.5, 0.9)
+    α_BN     r_bn             weight of the statistics; the first layer counts `first_bn_multiplier` times
+    -        jitter           pixels by which the images are rolled at most
+    -        curriculum       CDA: how the smallest box falls from the whole image to 0.08 of it (`crops.min_scale`)
+
+A block starts from N(0, 1) and ends with its last iterate. CDA is SRe2L with a curriculum of crops.
+
+Differs from the authors' code:
+- A block is always on one device: they split it, and the statistics of one part of it win.
+- Images are kept as they are, rounded to bytes; theirs are cut off to bytes and saved as JPEG files of quality 75
+  (`--compat vila` does that to the bytes).
+- Nothing depends on processes or on the order of blocks; several teachers can take turns (`--teachers`).
+- Crop, resize, flip and roll are two matrices, for rows and for columns: the same pixels as theirs, and a gradient that
+  is the same on every run.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from ..blocks import Block, BlockDistiller
+from ..cards import Paper
+from ..config import DistillConfig, HfArg, check_at_least, check_choice
+from ..crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
+from ..data import RealImages
+from ..distilled import DistilledSet
+from ..labels import NetworkLabels
+from ..rng import derive_seed, generator
+from ..statistics import BatchNormStatistics, mean_norm, total_variation
+from ..teachers import Teacher
+from ..transforms import Preprocessing
+
+BETAS = (0.5, 0.9)
+CROP, ROLL = 1, 2  # paths of what is drawn for a block
+
+
+def learning_rate(t: int, steps: int, lr: float) -> float:
+    """η_t: half a cosine from `lr` at t = 0 towards 0 at t = `steps`."""
+    return lr * (1 + math.cos(math.pi * t / steps)) / 2
+
+
+def bounds(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """What a network sees of black and of white, each (1, C, 1, 1).
+
+    Raises:
+        ValueError: Whitened images have no such bounds.
+    """
+    if preprocessing.zca is not None:
+        raise ValueError("recovered images are kept between black and white, which --normalization zca mixes up; use "
+                         "--normalization mean_std")  # fmt: skip
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return (0 - mean) / std, (1 - mean) / std
+
+
+def placing(start: int, length: int, size: int, flip: bool, offset: int, device: torch.device | str = "cpu") -> Tensor:
+    """The matrix (size, size) that cuts `length` of `size` pixels out at `start`, resizes, mirrors and rolls them.
+
+    Row i holds the weights of the pixels that become pixel i, by bilinear interpolation within the cut
+    (`align_corners=False`, no smoothing).
+    """
+    place = (torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (length / size) - 0.5
+    place = place.clamp(0, length - 1)
+    below = place.floor()
+    above = (below + 1).clamp(max=length - 1)
+    part = (place - below)[:, None]
+    columns = torch.arange(size, device=device, dtype=torch.float64)
+    matrix = (1 - part) * (columns == (below + start)[:, None]) + part * (columns == (above + start)[:, None])
+    matrix = matrix.flip(0) if flip else matrix
+    return matrix.roll(offset, 0).float()
+
+
+@dataclass
+class SRe2LConfig(DistillConfig):
+    """Hyper-parameters of SRe2L; the defaults are those of its ImageNet-1K run."""
+
+    teachers: list[str] | None = HfArg(
+        default=None,
+        help="Trained networks with BatchNorm: folders, repositories, or timm:<name> for pretrained weights; several "
+        "take turns. Without it: one that is trained here.",
+    )
+    init: str = HfArg(default="noise", help="Start from noise, or from real images.")
+    max_steps: int = HfArg(default=4000, help="Iterations of each block.")
+    lr_img: float = HfArg(default=0.25, help="Largest learning rate of Adam on the images.")
+    r_bn: float = HfArg(default=0.01, help="Weight of the BatchNorm statistics.")
+    first_bn_multiplier: float = HfArg(default=10.0, help="Further weight of those of the first layer.")
+    r_tv: float = HfArg(default=0.0, help="Weight of the total variation.")
+    r_l2: float = HfArg(default=0.0, help="Weight of the norm of the images.")
+    batch_classes: int = HfArg(default=100, help="Classes of a block, with one image of each.")
+    jitter: int = HfArg(default=32, help="Pixels by which images are rolled at most, down and right.")
+    symmetric_jitter: bool = HfArg(default=False, help="Roll up and left too.")
+    random_crop: bool = HfArg(default=True, help="Look at a random box of the images in each iteration.")
+    random_flip: float = HfArg(default=0.5, help="Probability of mirroring in an iteration.")
+    curriculum: str = HfArg(default="none", help="Smallest box: none (0.08), step, linear or cosine.")
+    milestone: float = HfArg(default=1.0, help="Share of the iterations in which the curriculum runs.")
+    compat: str = HfArg(default="none", help="none, or vila: bytes cut off, and through a JPEG file of quality 75.")
+    eval_protocol: str = HfArg(default="sre2l", help="How students are trained on the set, such as sre2l, cda or rded.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("curriculum", self.curriculum, ("none", "step", "linear", "cosine"))
+        check_choice("compat", self.compat, ("none", "vila"))
+        check_at_least("batch_classes", self.batch_classes, 1)
+        for flag in ("lr_img", "r_bn", "first_bn_multiplier", "r_tv", "r_l2", "jitter", "random_flip", "milestone"):
+            check_at_least(flag, getattr(self, flag), 0)
+        for flag in ("random_flip", "milestone"):
+            if getattr(self, flag) > 1:
+                raise ValueError(f"--{flag} is {getattr(self, flag)}; expected 0 to 1")
+
+
+@dataclass
+class CDAConfig(SRe2LConfig):
+    """Hyper-parameters of CDA; the defaults are those of its ImageNet-1K run."""
+
+    curriculum: str = HfArg(default="cosine", help="Smallest box: none (0.08), step, linear or cosine.")
+    eval_protocol: str = HfArg(default="cda", help="How students are trained on the set, such as sre2l, cda or rded.")
+
+
+class SRe2L(BlockDistiller):
+    """Squeeze (the teacher), recover (here), relabel (the teacher again, view by view).
+
+    Args:
+        config: A `SRe2LConfig`.
+        train: The images to distil.
+        teachers: Networks with BatchNorm that were trained on them; the first one labels.
+        held_out: See `Method`.
+        accelerator: See `Method`.
+
+    Raises:
+        ValueError: A teacher has other classes or another input than `train`, or no BatchNorm statistics.
+    """
+
+    config_class = SRe2LConfig
+    config: SRe2LConfig
+    paper = Paper(
+        title="Squeeze, Recover and Relabel: Dataset Condensation at ImageNet Scale From A New Perspective",
+        authors="Zeyuan Yin, Eric Xing, Zhiqiang Shen",
+        year=2023,
+        arxiv_id="2306.13092",
+        bibtex="""@inproceedings{yin2023squeeze,
+  title={Squeeze, Recover and Relabel: Dataset Condensation at ImageNet Scale From A New Perspective},
+  author={Yin, Zeyuan and Xing, Eric and Shen, Zhiqiang},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2023}
+}""",
+    )
+
+    def __init__(
+        self,
+        config: SRe2LConfig,
+        train: RealImages,
+        teachers: Sequence[Teacher],
+        *,
+        held_out: RealImages | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
+        self.teachers = [teacher.to(self.device) for teacher in teachers]
+        for teacher in self.teachers:
+            _check_fits(teacher, train)
+            BatchNormStatistics(teacher.model)  # raises where there are none
+        self.preprocessing = self.teachers[0].preprocessing
+        self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
+
+    def blocks(self) -> list[Block]:
+        """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""
+        count, ipc = self.train.num_classes, self.config.ipc
+        found = []
+        for image in range(ipc):
+            for labels in torch.arange(count).split(self.config.batch_classes):
+                found.append(Block(len(found), labels * ipc + image, labels))
+        return found
+
+    def identity(self) -> dict:
+        """Beside the data, the weights of the teachers."""
+        return {**super().identity(), "teachers": [teacher.digest for teacher in self.teachers]}
+
+    def initial(self, block: Block) -> Tensor:
+        """What a block starts from, (B, C, H, W) float32 on the device."""
+        seed = derive_seed(self.config.seed, "init", block.number)
+        if self.config.init == "noise":
+            return torch.randn((len(block.labels), *self.train.shape), generator=generator(seed)).to(self.device)
+        random = [generator(seed, int(label)) for label in block.labels]
+        rows = [self.train.class_rows(int(label)) for label in block.labels]
+        chosen = [part[torch.randint(len(part), (1,), generator=draw)] for part, draw in zip(rows, random, strict=True)]
+        return self.preprocessing(self.train.uint8(torch.cat(chosen))).to(self.device)
+
+    def view(self, x: Tensor, t: int, crops: Tensor, rolls: Tensor) -> Tensor:
+        """x' of iteration `t`, (B, C, H, W); `crops` (T, ...) and `rolls` (T, 2) are numbers in [0, 1) on the CPU."""
+        config, (height, width) = self.config, x.shape[2:]
+        top, left, tall, wide, flip = 0, 0, height, width, bool(crops[t, CROP_DRAWS - 1] < config.random_flip)
+        if config.random_crop:
+            smallest = min_scale(t, config.milestone * config.max_steps, config.curriculum)
+            drawn = draw_crops(crops[t : t + 1], (height, width), (smallest, 1.0), flip=config.random_flip)
+            top, left, tall, wide = drawn.boxes[0].tolist()
+        down, right = draw_roll(rolls[t : t + 1], config.jitter, config.symmetric_jitter)[0].tolist()
+        if (top, left, tall, wide, flip, down, right) == (0, 0, height, width, False, 0, 0):
+            return x
+        rows = placing(top, tall, height, False, down, x.device)
+        columns = placing(left, wide, width, flip, right, x.device)
+        return rows @ x @ columns.T
+
+    def losses(self, x: Tensor, labels: Tensor, t: int) -> dict[str, Tensor]:
+        """The terms of L for the views `x` (B, C, H, W), without their weights, and "loss", with them."""
+        config, teacher = self.config, self.teachers[t % len(self.teachers)]
+        with self.accelerator.autocast(), BatchNormStatistics(teacher.model) as statistics:
+            logits = teacher.model(x)
+            found = {"ce": F.cross_entropy(logits.float(), labels), "bn": statistics.loss(config.first_bn_multiplier)}
+        weights = {"bn": config.r_bn, "tv": config.r_tv, "l2": config.r_l2}
+        for name, measure in (("tv", total_variation), ("l2", mean_norm)):
+            if weights[name]:
+                found[name] = measure(x)
+        found["loss"] = found["ce"] + sum(weights[name] * found[name] for name in weights if name in found)
+        return found
+
+    def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
+        """Recover a block: its images after T iterations, (B, C, H, W) uint8."""
+        config, device = self.config, self.device
+        x = self.initial(block)
+        if device.type == "cuda":
+            x = x.contiguous(memory_format=torch.channels_last)
+        x.requires_grad_(True)
+        labels = block.labels.to(device)
+        optimizer = torch.optim.Adam([x], lr=config.lr_img, betas=BETAS, fused=device.type == "cuda")
+        iterations, seed = torch.arange(config.max_steps), derive_seed(config.seed, "views", block.number)
+        crops = uniform(seed, (CROP,), iterations, CROP_DRAWS)
+        rolls = uniform(seed, (ROLL,), iterations, 2)
+        for t in range(config.max_steps):
+            optimizer.param_groups[0]["lr"] = learning_rate(t, config.max_steps, config.lr_img)
+            found = self.losses(self.view(x, t, crops, rolls), labels, t)
+            (x.grad,) = torch.autograd.grad(found["loss"], x)
+            optimizer.step()
+            with torch.no_grad():
+                x.copy_(x.clamp(self.low, self.high))
+            if (t + 1) % config.logging_steps == 0 or t + 1 == config.max_steps:
+                values = {name: value.item() for name, value in found.items()}
+                self.check_finite(values, block, t + 1, f"lower --lr_img {config.lr_img:g} or --r_bn {config.r_bn:g}")
+                log(block.number * config.max_steps + t + 1, values)
+        return self.finished(x.detach())
+
+    def finished(self, x: Tensor) -> Tensor:
+        """The bytes of recovered images (B, C, H, W)."""
+        if self.config.compat == "none":
+            return self.preprocessing.to_uint8(x)
+        cut_off = (self.preprocessing.inverse(x).clamp(0, 1) * 255).to(torch.uint8).cpu()
+        return torch.stack([_through_jpeg(image) for image in cut_off])
+
+    def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
+        """The set with the first teacher, which labels its views."""
+        teacher = self.teachers[0]
+        return DistilledSet(
+            images,
+            labels,
+            self.train.class_names,
+            self.preprocessing,
+            teacher=NetworkLabels(teacher),
+            config={"student": teacher.spec.to_dict(), "teachers": [self._named(each) for each in self.teachers]},
+        )
+
+    @staticmethod
+    def _named(teacher: Teacher) -> dict[str, str | None]:
+        origin = teacher.origin
+        where = {} if origin is None else {"repo_id": origin.repo_id, "revision": origin.revision}
+        return {"network": teacher.spec.name, "digest": teacher.digest, **where}
+
+
+class CDA(SRe2L):
+    """SRe2L whose crops begin as the whole image and get smaller."""
+
+    config_class = CDAConfig
+    config: CDAConfig
+    paper = Paper(
+        title="Dataset Distillation via Curriculum Data Synthesis in Large Data Era",
+        authors="Zeyuan Yin, Zhiqiang Shen",
+        year=2024,
+        arxiv_id="2311.18838",
+        bibtex="""@article{yin2024cda,
+  title={Dataset Distillation via Curriculum Data Synthesis in Large Data Era},
+  author={Yin, Zeyuan and Shen, Zhiqiang},
+  journal={Transactions on Machine Learning Research},
+  year={2024}
+}""",
+    )
+
+
+def _check_fits(teacher: Teacher, train: RealImages) -> None:
+    teacher.check_classes(train.class_names)
+    wanted = (teacher.preprocessing.channels, *teacher.preprocessing.image_size)
+    if wanted != tuple(train.shape):
+        raise ValueError(
+            f"the teacher {teacher.spec.name} takes images {wanted} (channels, height, width) and the data are "
+            f"{tuple(train.shape)}; give --resolution {wanted[1]} {wanted[2]}, or another teacher"
+        )
+
+
+def _through_jpeg(image: Tensor) -> Tensor:
+    """A picture (C, H, W) uint8 as a JPEG file of quality 75 keeps it."""
+    array = image.permute(1, 2, 0).numpy()
+    buffer = BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "JPEG", quality=75)
+    read = np.array(Image.open(buffer))
+    return torch.from_numpy(read.reshape(array.shape)).permute(2, 0, 1)

@@ -1,0 +1,177 @@
+"""What every method owes whose images are made in blocks: killed, resumed or spread, a run leaves the same bytes.
+
+Each run is the method's recipe in processes of its own, with a teacher that is trained once. A new method is tested by
+being in `METHODS`; its recipe has its name.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_distill.blocks import BlockDistiller
+from hf_distill.distilled import DistilledSet
+from hf_distill.methods import METHODS
+from hf_distill.teachers import Teacher
+
+BLOCKED = [method for method in METHODS if issubclass(method, BlockDistiller)]
+TEACHER = {
+    "max_train_samples": 200,
+    "max_test_samples": 50,
+    "student": "convnet_d1",
+    "student_width": 8,
+    "student_norm": "batch",
+    "teacher_epochs": 2,
+    "batch_train": 50,
+    "teacher_augment": "none",
+    "disable_tqdm": True,
+}
+# What makes a run short, where the method has it.
+TINY = {
+    **{name: TEACHER[name] for name in ("max_train_samples", "max_test_samples", "disable_tqdm")},
+    "ipc": 2,
+    "max_steps": 4,
+    "batch_classes": 4,
+    "jitter": 1,
+    "logging_steps": 2,
+    "eval_seeds": 1,
+    "eval_protocol": "crops-tiny",
+}
+
+
+class Runs:
+    """Runs one method with tiny settings."""
+
+    def __init__(self, method: type, recipes: Any, home: Path, teacher: Path) -> None:
+        self.name, self.recipes, self.home, self.teacher = method.__name__.lower(), recipes, home, teacher
+        self.known = {field.name for part in recipes.dataclasses(self.name) for field in dataclasses.fields(part)}
+        self.count = 0
+
+    def start(self, folder: Path, processes: int = 1, before: str = "", **flags: Any) -> Any:
+        tiny = {name: value for name, value in TINY.items() if name in self.known}
+        flags = {"teachers": self.teacher, **tiny, **flags, "output_dir": folder}
+        return self.recipes(self.name, flags, self.home, processes=processes, before=before)
+
+    def finish(self, folder: Path | None = None, processes: int = 1, **flags: Any) -> Path:
+        """The folder of a run that must end well."""
+        if folder is None:
+            self.count += 1
+            folder = self.home / f"run-{self.count}"
+        done = self.start(folder, processes, **flags)
+        assert done.status == [0] * processes, done.err
+        return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(recipes, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    done = recipes("teacher", {**TEACHER, "output_dir": folder / "teacher"}, folder)
+    assert done.status == [0], done.err
+    return folder / "teacher"
+
+
+@pytest.fixture(scope="module", params=BLOCKED, ids=lambda method: method.__name__)
+def runs(request, recipes, tmp_path_factory, teacher) -> Runs:
+    return Runs(request.param, recipes, tmp_path_factory.mktemp("runs"), teacher)
+
+
+@pytest.fixture(scope="module")
+def whole(runs) -> Path:
+    """A run that nothing interrupted."""
+    return runs.finish()
+
+
+def check_same_bytes(folder: Path, other: Path) -> None:
+    """The images are the same files, byte for byte, and the students on them reach the same."""
+    names = [sorted(path.name for path in (each / "data").iterdir()) for each in (folder, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (folder / "data" / name).read_bytes() == (other / "data" / name).read_bytes()
+    reports = [DistilledSet.from_pretrained(each).report for each in (folder, other)]
+    assert reports[0].rows == reports[1].rows
+
+
+def test_a_run_leaves_a_whole_artifact_with_random_images_and_hard_labels_beside_it(runs, whole, teacher, tmp_path):
+    distilled = DistilledSet.from_pretrained(whole)
+    assert distilled.is_bytes
+    assert len(distilled) == 20
+    assert distilled.labels.bincount().tolist() == [2] * 10
+    assert distilled.config["method"] == runs.name
+    assert distilled.teacher.digest == Teacher.from_pretrained(teacher).digest
+    rows = {(row.set, row.labels) for row in distilled.report.rows}
+    assert {(name, labels) for name in ("random", "distilled") for labels in ("soft", "hard")} <= rows
+    card = (whole / "README.md").read_text()
+    assert all(row.percent() in card for row in distilled.report.rows)
+    again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "copy"))
+    assert torch.equal(again.pixel_values, distilled.pixel_values)
+    assert again.config == distilled.config
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_set(runs, whole):
+    check_same_bytes(runs.finish(), whole)
+    other = DistilledSet.from_pretrained(runs.finish(seed=1))
+    assert not torch.equal(other.pixel_values, DistilledSet.from_pretrained(whole).pixel_values)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_bytes(runs, whole):
+    check_same_bytes(runs.finish(processes=2), whole)
+
+
+# Dies when the third block is done and before that is written down, or in the middle of its images.
+KILL = """
+import os, signal
+from hf_distill import blocks
+known = blocks.save_json
+written = []
+def save_json(path, value):
+    if path.name.startswith("block-"):
+        written.append(path)
+        if len(written) == 3:
+            {damage}
+            os.kill(os.getpid(), signal.SIGKILL)
+    known(path, value)
+blocks.save_json = save_json
+"""
+DAMAGE = {
+    "before it is written down": "pass",
+    "with bytes missing in a block that was done": "(path.parent / 'images.uint8').open('r+b').write(b'x' * 100)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", DAMAGE)
+def test_a_killed_run_goes_on_with_the_blocks_that_are_not_whole(runs, whole, moment):
+    folder = runs.home / f"killed {moment}"
+    killed = runs.start(folder, before=KILL.format(damage=DAMAGE[moment]))
+    assert killed.status == [-9], killed.err
+    assert not (folder / "README.md").exists()
+    done = {path.name: path.stat().st_mtime_ns for path in folder.glob("blocks/block-*.json")}
+    assert len(done) == 2
+    check_same_bytes(runs.finish(folder, resume_from_checkpoint="latest"), whole)
+    kept = [name for name, when in done.items() if (folder / "blocks" / name).stat().st_mtime_ns == when]
+    assert len(kept) == (2 if DAMAGE[moment] == "pass" else 1)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"seed": 5}, {"max_train_samples": 150}, {"ipc": 1}], ids=lambda flags: "".join(flags)
+)
+def test_blocks_of_another_run_are_refused(runs, whole, flags):
+    before = sorted(path.name for path in whole.rglob("*"))
+    stopped = runs.start(whole, resume_from_checkpoint="latest", **flags)
+    assert stopped.status == [1]
+    (line,) = [line for line in stopped.err.splitlines() if line.startswith("error:")]
+    assert "is of another run" in line
+    assert sorted(path.name for path in whole.rglob("*")) == before
+    taken = runs.start(whole)
+    assert "already holds a run" in taken.err
+
+
+def test_blocks_lie_where_the_images_of_their_classes_belong(runs, whole):
+    run = json.loads((whole / "blocks" / "run.json").read_text())
+    assert run["shape"][0] == 20
+    distilled = DistilledSet.from_pretrained(whole)
+    assert torch.equal(distilled.labels, torch.arange(10).repeat_interleave(2))
