@@ -274,9 +274,21 @@ def _decode(data: bytes | None, into: np.ndarray) -> None:
             f"a PNG of {found[0]}x{found[1]} pixels, {found[2]} bits and colour type {found[3]}; expected "
             f"{width}x{height}, 8 bits and {colour} ({mode})"
         )
+    _check_chunks(data)
     with Image.open(BytesIO(data), formats=["PNG"]) as picture:
         values = np.asarray(picture)
     into[...] = values if channels == 1 else values.transpose(2, 0, 1)
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raise unless every chunk of a PNG file has its checksum: Pillow does not look at those of the pixels."""
+    at, kind = len(PNG_BEGINS) - 8, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if struct.unpack_from(">I", data, end)[0] != zlib.crc32(memoryview(data)[at + 4 : end]):
+            raise ValueError(f"a PNG file with a damaged chunk {kind!r}")
+        at = end + 4
 
 
 def _block(table: pa.Table, name: str, shape: tuple[int, ...], kind: pa.DataType) -> np.ndarray:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, load_dataset
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, constants
+from PIL import Image
 
 import hf_distill
 import hf_distill.distilled as distilled_module
@@ -24,9 +26,11 @@ import hf_distill.tables as tables
 from hf_distill.distilled import DistilledSet
 from hf_distill.functional import FlatModel
 from hf_distill.hub import Home
-from hf_distill.labels import HardLabels, StoredLabels, TeacherLabels
+from hf_distill.labels import HardLabels, NetworkLabels, StoredLabels, TeacherLabels, TeacherReference
 from hf_distill.models import StudentSpec
+from hf_distill.repository import Repository
 from hf_distill.results import EvalReport, EvalRow
+from hf_distill.teachers import Teacher
 from hf_distill.transforms import Preprocessing, fit_zca
 
 ROOT = Path(hf_distill.__file__).parents[1]
@@ -85,7 +89,8 @@ def same(a: DistilledSet, b: DistilledSet) -> bool:
         (a.teacher and a.teacher(x, *labels), b.teacher and b.teacher(x, *labels)),
     ]
     return (
-        a.pixel_values.detach().numpy().tobytes() == b.pixel_values.detach().numpy().tobytes()
+        a.pixel_values.dtype == b.pixel_values.dtype
+        and a.pixel_values.detach().numpy().tobytes() == b.pixel_values.detach().numpy().tobytes()
         and torch.equal(a.labels, b.labels)
         and all((p is None and q is None) or torch.equal(p, q) for p, q in optional)
         and a.class_names == b.class_names
@@ -442,6 +447,346 @@ def test_results_of_other_images_are_left_out(tmp_path, caplog):
     assert "other images" in caplog.text
 
 
+# Images that are pictures
+
+
+def pictures(ipc=3, channels=3, size=(6, 8), *, names=NAMES, zca=False, soft=False, seed=0, **kwargs):
+    """A set of random bytes."""
+    g = torch.Generator().manual_seed(seed)
+    n, k = ipc * len(names), len(names)
+    pixels = torch.randint(0, 256, (n, channels, *size), generator=g, dtype=torch.uint8)
+    preprocessing = Preprocessing(channels, size, (0.4,) * channels, (0.3,) * channels)
+    if zca:
+        preprocessing = Preprocessing(channels, size, (0.0,) * channels, (1.0,) * channels, fit_zca([pixels], 0.1))
+    if soft:
+        kwargs["soft_labels"] = 9 * torch.randn(n, k, generator=g)
+    return DistilledSet(pixels, torch.arange(k).repeat_interleave(ipc), names, preprocessing, **kwargs)
+
+
+def network(channels=3, size=(6, 8), names=NAMES, seed=0, config=None, **changes) -> Teacher:
+    """A network with running statistics that are not those of its start."""
+    spec = StudentSpec("test_resnet", len(names), channels, size)
+    model, draw = spec.build(seed), torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=draw))
+    preprocessing = Preprocessing(channels, size, (0.4,) * channels, (0.3,) * channels)
+    return Teacher(model, spec, names, preprocessing, config)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"channels": 1, "soft": True},
+        {"zca": True, "lr": 0.0312, "report": REPORT, "config": CONFIG},
+        {"soft": True, "teacher": True},
+    ],
+)
+def test_saved_pictures_come_back_byte_for_byte(tmp_path, options):
+    if options.get("teacher"):
+        options = {**options, "teacher": NetworkLabels(network())}
+    made = pictures(**options)
+    folder = made.save_pretrained(tmp_path / "set")
+    back = DistilledSet.from_pretrained(folder)
+    assert back.is_bytes
+    assert back.pixel_values.dtype == torch.uint8
+    assert same(back, made)
+    assert same(DistilledSet.from_pretrained(back.save_pretrained(tmp_path / "again")), made)
+    assert files(tmp_path / "again").keys() == files(folder).keys()
+    assert not (folder / "tensor").exists()
+    config = json.loads((folder / "distill_config.json").read_text())
+    assert (config["format_version"], config["pixels"]) == (2, "uint8")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_load_without_this_package(tmp_path, channels):
+    made = pictures(channels=channels, soft=True, teacher=NetworkLabels(network(channels)))
+    folder = str(made.save_pretrained(tmp_path / "set"))
+    code = """
+import sys
+sys.modules["hf_distill"] = None
+import numpy as np
+from datasets import get_dataset_config_names, load_dataset
+assert get_dataset_config_names(sys.argv[1]) == ["default"]
+for streaming in (False, True):
+    rows = list(load_dataset(sys.argv[1], split="train", streaming=streaming))
+    np.savez(
+        f"{sys.argv[1]}-{streaming}.npz",
+        pixels=np.stack([np.asarray(row["image"]) for row in rows]),
+        labels=[row["label"] for row in rows],
+        soft=np.array([row["soft_label"] for row in rows], np.float16),
+    )
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=tmp_path, env=environment)
+    expected = made.pixel_values.permute(0, 2, 3, 1).numpy()
+    for streaming in (False, True):
+        found = np.load(f"{folder}-{streaming}.npz")
+        np.testing.assert_array_equal(found["pixels"], expected[..., 0] if channels == 1 else expected, strict=True)
+        assert found["labels"].tolist() == made.labels.tolist()
+        np.testing.assert_array_equal(found["soft"], made.soft_labels.numpy())
+
+
+def test_sets_of_floats_are_still_what_older_readers_know(tmp_path):
+    folder = make(teacher=True).save_pretrained(tmp_path / "set")
+    config = json.loads((folder / "distill_config.json").read_text())
+    assert (config["format_version"], config.pop("pixels")) == (1, "float32")
+    (folder / "distill_config.json").write_text(json.dumps(config))  # as they wrote it
+    assert same(DistilledSet.from_pretrained(folder), make(teacher=True))
+
+
+def test_pictures_are_never_trained_copied_or_in_the_state(tmp_path):
+    stored = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=(4, 3, 6, 8))
+    stored[:] = np.random.default_rng(0).integers(0, 256, stored.shape)
+    pixels = torch.from_numpy(stored)
+    made = DistilledSet(pixels, torch.arange(4), NAMES, pictures().preprocessing, lr=0.1)
+    assert made.pixel_values.data_ptr() == pixels.data_ptr()
+    assert made.images_uint8().data_ptr() == pixels.data_ptr()
+    assert made.images_uint8(slice(2, 3)).data_ptr() == pixels[2].data_ptr()
+    assert {name for name, _ in made.named_parameters()} == {"log_lr"}
+    assert set(made.state_dict()) == {"log_lr", "labels"}
+    moved = made.to("cpu", torch.float64)
+    assert moved.pixel_values.data_ptr() == pixels.data_ptr()
+    made.save_pretrained(tmp_path / "set")
+    assert torch.equal(DistilledSet.from_pretrained(tmp_path / "set").pixel_values, pixels)
+
+
+@pytest.mark.parametrize("zca", [False, True])
+@pytest.mark.parametrize("rows", [slice(None), slice(2, 7), torch.tensor([9, 0, 9])])
+def test_a_network_sees_the_preprocessed_bytes_or_the_floats_themselves(zca, rows):
+    made = pictures(zca=zca)
+    shown = made.pixel_values[rows].numpy().astype(np.float32) / 255
+    found = made.floats(rows)
+    if not zca:
+        np.testing.assert_allclose(found.numpy(), (shown - 0.4) / 0.3, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(made.preprocessing.inverse(found).numpy(), shown, atol=1e-3)
+    assert found.dtype == torch.float32
+    optimised = make(zca=zca)
+    assert torch.equal(optimised.floats(rows), optimised.pixel_values.detach()[rows])
+    assert not optimised.floats(rows).requires_grad
+
+
+def test_the_dataset_of_pictures_has_one_config(tmp_path):
+    made = pictures(soft=True)
+    here, there = made.to_dataset(), load_dataset(str(made.save_pretrained(tmp_path / "set")), split="train")
+    assert here.features == there.features
+    assert here.with_format("arrow")[:] == there.with_format("arrow")[:]
+    with pytest.raises(ValueError, match="no config 'tensor'; expected one of default"):
+        made.to_dataset("tensor")
+
+
+def test_pictures_are_exported_as_they_are(tmp_path):
+    made = pictures(lr=0.02, soft=True)
+    content = torch.load(made.export_pt(tmp_path / "set.pt"), weights_only=True)
+    assert torch.equal(content["images"], made.pixel_values)
+    assert "pixel_values" not in content
+    assert torch.equal(content["soft_labels"], made.soft_labels)
+    assert [path.name for path in tmp_path.iterdir()] == ["set.pt"]
+    folder = made.export_image_folder(tmp_path / "folder")
+    with Image.open(folder / "train" / "cat" / "00002.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), made.pixel_values[2].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_are_gray_or_rgb(channels):
+    with pytest.raises(ValueError, match=f"{channels} channel.*expected 1 or 3"):
+        pictures(channels=channels)
+
+
+def test_pictures_are_written_in_shards_and_small_groups_that_read_as_one(tmp_path, monkeypatch):
+    made = pictures(ipc=25, soft=True)
+    row_bytes = made.pixel_values[0].numel()
+    monkeypatch.setattr(tables, "SHARD_BYTES", 30 * (row_bytes + 8))
+    monkeypatch.setattr(tables, "GROUP_BYTES", 7 * row_bytes)
+    folder = made.save_pretrained(tmp_path / "set")
+    shards = sorted((folder / "data").iterdir())
+    assert len(shards) == 4
+    assert pq.ParquetFile(shards[0]).num_row_groups == 4
+    assert same(DistilledSet.from_pretrained(folder), made)
+    assert load_dataset(str(folder), split="train")["label"][:] == made.labels.tolist()
+
+
+def test_data_ids_are_those_of_whole_tensors_whatever_the_parts(monkeypatch):
+    wanted = [made._content_id() for made in (pictures(), make(zca=True, teacher=True))]
+    assert len(set(wanted)) == 2
+    monkeypatch.setattr(distilled_module, "GROUP_BYTES", 1)
+    assert [made._content_id() for made in (pictures(), make(zca=True, teacher=True))] == wanted
+    changed = pictures()
+    changed.pixel_values[11, 2, 5, 7] ^= 1
+    assert changed._content_id() != wanted[0]
+
+
+MEMORY = """
+import resource, sys
+import numpy as np, torch
+import hf_distill.distilled, hf_distill.tables as tables
+from hf_distill.distilled import DistilledSet
+from hf_distill.transforms import Preprocessing
+tables._threads = lambda: 1  # each has a stack
+tables.GROUP_BYTES = hf_distill.distilled.GROUP_BYTES = 1_000_000
+stored = np.memmap(sys.argv[1], np.uint8, "r", shape=(2000, 3, 64, 64))
+preprocessing = Preprocessing(3, (64, 64), (0.5,) * 3, (0.5,) * 3)
+made = DistilledSet(torch.from_numpy(stored), torch.arange(2000) % 10, list("abcdefghij"), preprocessing)
+next(made._rows("default").tables(0, 100))
+used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (used + 16_000_000,) * 2)
+made.save_pretrained(sys.argv[2])
+try:
+    list(made._rows("default").tables(0, 2000))
+except MemoryError:
+    print("there is no room for all of it")
+"""
+
+
+def test_writing_holds_a_few_row_groups_and_not_the_whole(tmp_path):
+    """24.6 MB of noise, which no PNG makes smaller, in 16 MB of memory."""
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 3, 64, 64), dtype=np.uint8)
+    noise.tofile(tmp_path / "pixels")
+    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", MEMORY, str(tmp_path / "pixels"), str(tmp_path / "set")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "there is no room for all of it\n"), done.stderr
+    assert np.array_equal(DistilledSet.from_pretrained(tmp_path / "set").pixel_values.numpy(), noise)
+
+
+# Networks that label
+
+
+def test_the_network_labels_pictures_and_stored_labels_floats():
+    teacher = NetworkLabels(network())
+    seen = pictures(soft=True, teacher=teacher)
+    assert seen.label_source is teacher
+    assert torch.equal(seen.stored_labels.logits, seen.soft_labels)
+    assert isinstance(make(soft=True).label_source, StoredLabels)
+    floats = make(soft=False)
+    with_network = DistilledSet(floats.pixel_values, floats.labels, NAMES, floats.preprocessing, teacher=teacher)
+    assert with_network.label_source is teacher
+    assert with_network.stored_labels is None
+    assert isinstance(pictures(soft=True).label_source, StoredLabels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"names": NAMES[::-1]}, "class 0 .*the order alone differs"),
+        ({"names": NAMES[:3]}, "has 3 classes"),
+        ({"size": (8, 8)}, "use the teacher's preprocessing"),
+    ],
+)
+def test_a_network_of_other_classes_or_preprocessing_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says) as error:
+        pictures(teacher=NetworkLabels(network(**changes)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_that_is_nobodys_travels_with_the_images(tmp_path):
+    teacher = network(config={"source": {"name": "org/pets"}, "results": {"test_accuracy": 0.5}})
+    made = pictures(teacher=NetworkLabels(teacher))
+    folder = made.save_pretrained(tmp_path / "set")
+    (inside,) = (folder / "teacher").iterdir()
+    # No card, for `load_dataset` reads cards, and no results of another repository.
+    assert sorted(files(inside)) == ["config.json", "model.safetensors", "teacher_config.json"]
+    assert Teacher.from_pretrained(inside).digest == teacher.digest
+    back = DistilledSet.from_pretrained(folder)
+    x = made.floats()
+    assert torch.equal(back.teacher(x, made.labels, torch.arange(12)), made.teacher(x, made.labels, torch.arange(12)))
+    assert not back.teacher.shared
+    assert len(load_dataset(str(folder), split="train")) == 12
+    other = pictures(teacher=NetworkLabels(network(seed=1)))
+    other.save_pretrained(folder)
+    assert DistilledSet.from_pretrained(folder).teacher.digest == network(seed=1).digest
+    assert len([name for name in files(folder) if name.startswith("teacher/")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: truncate(f, "teacher/*/model.safetensors"), "no whole safetensors file"),
+        (lambda f: next(f.glob("teacher/*/model.safetensors")).unlink(), "model.safetensors"),
+        (lambda f: next(f.glob("teacher/*")).rename(f / "elsewhere"), "teacher is missing"),
+        (lambda f: network(seed=1).save_pretrained(next(f.glob("teacher/*"))), "holds the weights"),
+        (lambda f: network(size=(8, 8)).save_pretrained(next(f.glob("teacher/*"))), "use the teacher's preprocessing"),
+        (lambda f: network(names=NAMES[::-1]).save_pretrained(next(f.glob("teacher/*"))), "the order alone differs"),
+        (lambda f: truncate(f, "data/*.parquet"), "parquet is damaged"),
+        (lambda f: next(f.glob("data/*.parquet")).unlink(), "holds 0 images"),
+        (lambda f: change_config(f, images=99), "expected 99"),
+    ],
+)
+def test_a_damaged_folder_of_pictures_is_one_clear_line(tmp_path, damage, says):
+    folder = pictures(teacher=NetworkLabels(network())).save_pretrained(tmp_path / "set")
+    for path in folder.glob("teacher/*"):
+        (path / "README.md").unlink(missing_ok=True)
+    damage(folder)
+    with pytest.raises(ValueError, match=says) as error:
+        DistilledSet.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+# Over the Hub
+
+
+def test_only_the_images_that_are_needed_come_down(hub):
+    for name, made, kept, left in (
+        ("floats", make(soft=False), "tensor", "data"),
+        ("pictures", pictures(), "data", "tensor"),
+    ):
+        repo = f"{hub.namespace}/{name}"
+        made.push_to_hub(repo, tag="v1", token=hub.token)
+        loaded = DistilledSet.from_pretrained(repo, revision="v1")
+        assert same(loaded, made)
+        snapshot = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "snapshots"
+        (folder,) = snapshot.iterdir()
+        assert (folder / kept).is_dir()
+        assert not (folder / left).exists()
+        assert not (folder / "assets").exists()
+        assert loaded.origin.revision == hub.head("dataset", repo)
+
+
+def test_a_network_of_a_repository_is_named_and_fetched_when_it_is_used(hub, tmp_path):
+    home, repo = f"{hub.namespace}/teacher", f"{hub.namespace}/pictures"
+    network().push_to_hub(home, tag="v1", token=hub.token)
+    teacher = Teacher.from_pretrained(home)
+    made = pictures(teacher=NetworkLabels(teacher))
+    assert made.teacher.shared
+    made.push_to_hub(repo, token=hub.token)
+    assert not any(name.startswith("teacher") for name in hub.files("dataset", repo))
+    card = hub.files("dataset", repo)["README.md"].decode()
+    assert f"shared with everybody who has {home}" in card
+    network(seed=1).push_to_hub(home, token=hub.token)  # what is newest there does not matter
+    shutil.rmtree(Path(constants.HF_HUB_CACHE) / f"models--{home.replace('/', '--')}")
+    back = DistilledSet.from_pretrained(repo)
+    assert not (Path(constants.HF_HUB_CACHE) / f"models--{home.replace('/', '--')}").exists()
+    assert (back.teacher.digest, back.teacher.num_bytes) == (teacher.digest, teacher.num_bytes)
+    assert back.teacher.to_config() == made.teacher.to_config()
+    assert DistilledSet.from_pretrained(back.save_pretrained(tmp_path / "copy")).teacher.shared
+    x, rows = made.floats(), torch.arange(12)
+    assert torch.equal(back.teacher(x, made.labels, rows), made.teacher(x, made.labels, rows))
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        (lambda: network(seed=1), "holds the weights .* use the weights that the labels were made with"),
+        (lambda: network(names=NAMES[::-1]), "the order alone differs"),
+        (lambda: network(size=(8, 8)), "use the teacher's preprocessing"),
+    ],
+)
+def test_a_repository_of_another_network_is_refused_where_it_is_used(hub, tmp_path, there, says):
+    home = f"{hub.namespace}/teacher"
+    network().push_to_hub(home, token=hub.token)
+    made = pictures(teacher=NetworkLabels(Teacher.from_pretrained(home)))
+    folder = made.save_pretrained(tmp_path / "set")
+    there().push_to_hub(home, token=hub.token)
+    about = json.loads((folder / "distill_config.json").read_text())["label_source"]
+    about["teacher"]["shared"]["revision"] = hub.head("model", home)
+    change_config(folder, label_source=about)
+    back = DistilledSet.from_pretrained(folder)
+    with pytest.raises(ValueError, match=says) as error:
+        back.teacher(back.floats(), back.labels, torch.arange(12))
+    assert "\n" not in str(error.value)
+
+
 # For people
 
 
@@ -494,6 +839,9 @@ def test_one_file_of_plain_tensors_has_everything(tmp_path, zca):
 
 
 def golden_sets() -> dict[str, DistilledSet]:
+    sha256, home = "0123456789abcdef" * 4, Repository("org/teacher", "model", "0123456789" * 4)
+    shared = NetworkLabels(TeacherReference("resnet18", 46_800_000, sha256, home))
+    embedded = NetworkLabels(TeacherReference("resnet18", 46_800_000, sha256, None))
     many = make(1, names=[f"class {k}" for k in range(60)], size=(4, 4), zca=True, soft=False, teacher=True)
     many.config = {
         "source": {"name": "/home/x/faces", "license": "Ask us first.", "gated": "auto"},
@@ -503,6 +851,8 @@ def golden_sets() -> dict[str, DistilledSet]:
         "distilled.md": make(lr=0.0312, config=CONFIG, report=REPORT),
         "distilled_bare.md": make(channels=1, soft=False),
         "distilled_many.md": many,
+        "distilled_pictures.md": pictures(soft=True, teacher=embedded, config=CONFIG, report=REPORT),
+        "distilled_shared.md": pictures(2, channels=1, size=(224, 224), teacher=shared),
     }
 
 

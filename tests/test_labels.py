@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from hf_distill.functional import FlatModel
-from hf_distill.labels import HardLabels, StoredLabels, TeacherLabels
+from hf_distill.labels import HardLabels, NetworkLabels, StoredLabels, TeacherLabels
 from hf_distill.models import StudentSpec
+from hf_distill.repository import Repository
+from hf_distill.teachers import Teacher
+from hf_distill.transforms import Preprocessing
 
 SPEC = StudentSpec("convnet_d2", 5, 1, (8, 8), {"width": 8})
 
@@ -73,6 +76,79 @@ def test_one_parameter_vector_is_a_teacher_of_one_network(images, rows):
     model = FlatModel.from_spec(SPEC)
     one, theta = TeacherLabels(SPEC, model.init(4)), model.init(4)
     torch.testing.assert_close(one(images, rows, rows), model(theta, images).detach())
+
+
+def network(seed: int = 0) -> Teacher:
+    """A network with running statistics that are not those of its start."""
+    spec = StudentSpec("test_resnet", 5, 1, (8, 8))
+    model, draw = spec.build(seed), torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=draw))
+    return Teacher(model, spec, list("abcde"), Preprocessing(1, (8, 8), (0.5,), (0.5,)))
+
+
+def test_a_network_labels_each_image_by_itself_with_its_running_statistics(images, rows):
+    source = NetworkLabels(network())
+    found = source(images.requires_grad_(), rows, rows, epoch=3)
+    assert not found.requires_grad
+    one_by_one = torch.cat([network().logits(image[None]) for image in images])
+    torch.testing.assert_close(found, one_by_one.detach(), rtol=1e-4, atol=1e-5)
+    parts = NetworkLabels(network(), chunk_size=3)(images, rows, rows)
+    torch.testing.assert_close(parts, found, rtol=1e-4, atol=1e-5)
+    for before, after in zip(network().model.buffers(), source.teacher.model.buffers(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_network_says_what_it_is_and_what_it_costs():
+    source, state = NetworkLabels(network()), network().model.state_dict()
+    assert source.num_bytes == sum(tensor.nbytes for tensor in state.values())
+    assert (source.name, source.digest, source.shared, source.views) == (
+        "test_resnet",
+        network().digest,
+        False,
+        None,
+    )
+    assert source.digest != NetworkLabels(network(1)).digest
+    assert source.kind == "teacher"
+
+
+def test_a_network_comes_back_from_its_config_and_folder(tmp_path, images, rows):
+    source = NetworkLabels(network())
+    source.save(tmp_path / "teacher")
+    assert sorted(path.name for path in (tmp_path / "teacher").rglob("*")) == [
+        "config.json",
+        "model.safetensors",
+        "teacher_config.json",
+    ]
+    config = json.loads(json.dumps(source.to_config()))
+    again = NetworkLabels.from_config(config, tmp_path / "teacher")
+    assert torch.equal(again(images, rows, rows), source(images, rows, rows))
+    with pytest.raises(ValueError, match="holds the weights"):
+        NetworkLabels.from_config(NetworkLabels(network(1)).to_config(), tmp_path / "teacher")
+
+
+def test_a_shared_network_is_its_repository_at_a_commit(tmp_path):
+    teacher = network()
+    teacher.origin = Repository("org/teacher", "model", "0123456789" * 4, token="hf_secret")
+    config = NetworkLabels(teacher).to_config()
+    assert config["shared"] == {"repo_id": "org/teacher", "revision": "0123456789" * 4}
+    assert "secret" not in json.dumps(config)
+    again = NetworkLabels.from_config(config, tmp_path / "nowhere")
+    assert again.shared
+    assert again.to_config() == config
+    again.ask_with(False, True)
+    with pytest.raises(ValueError, match=r"org/teacher.*is not in the local cache"):
+        _ = again.teacher
+
+
+def test_classes_and_preprocessing_of_a_network_are_checked_by_name(images):
+    source = NetworkLabels(network())
+    source.check_fits(list("abcde"), Preprocessing(1, (8, 8), (0.5,), (0.5,)))
+    with pytest.raises(ValueError, match="the order alone differs"):
+        source.check_fits(list("edcba"), Preprocessing(1, (8, 8), (0.5,), (0.5,)))
+    with pytest.raises(ValueError, match="use the teacher's preprocessing"):
+        source.check_fits(list("abcde"), Preprocessing(1, (8, 8), (0.4,), (0.5,)))
 
 
 @pytest.mark.parametrize(
