@@ -12,6 +12,7 @@ Layouts:
   experiment.
 - `DistilledSet.export_pt`, which says everything itself, and any `{"images": ..., "labels": ...}`.
 - MTT's `replay_buffer_<n>.pt`: list[expert][epoch][parameter].
+- FKD's, SRe2L's and CDA's `epoch_<e>/batch_<b>.tar`: crops and logits of a batch (`epoch_labels.BatchLabels`).
 - SRe2L, CDA, RDED: a folder of JPEG or PNG files for each class, named by the class or its number (`new007`, `00007`).
 """
 

@@ -1,0 +1,620 @@
+"""Stored labels: of the very views that students see, the same bytes from any run, at the price that they are said to
+have."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import load_dataset
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from hf_distill import crop_students, epoch_labels
+from hf_distill.epoch_labels import Codec, EpochLabels, relabel
+from hf_distill.importing.epoch_labels import BatchLabels, sampler_order, whole_pixels
+from hf_distill.labels import HardLabels, LabelSource, NetworkLabels, TeacherLabels
+from hf_distill.models import StudentSpec
+from hf_distill.pools import Pool
+from hf_distill.protocols import CropProtocol
+from hf_distill.rng import generator
+from hf_distill.teachers import Teacher
+from hf_distill.transforms import Preprocessing
+from hf_distill.views import Views
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE, CLASSES, COUNT, EPOCHS = (12, 14), 6, 150, 5
+NAMES = [f"class {number}" for number in range(CLASSES)]
+SPEC = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 8, "norm": "batch"})
+VIEWS = Views(seed=11)
+
+
+def make_teacher(scale: float = 3.0) -> NetworkLabels:
+    model = SPEC.build(1)
+    draw = generator(0, "statistics")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=draw))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=draw))
+    with torch.no_grad():
+        for parameter in list(model.parameters())[-2:]:
+            parameter.mul_(scale)
+    return NetworkLabels(Teacher(model, SPEC, NAMES, Preprocessing(3, SIZE, (0.4,) * 3, (0.3,) * 3)))
+
+
+def make_pool(count: int = COUNT) -> Pool:
+    images = torch.randn(count, 3, *SIZE, generator=generator(0, "images"))
+    return Pool(images, torch.arange(count) % CLASSES)
+
+
+def label(folder: Path, teacher: LabelSource | None = None, pool: Pool | None = None, **options) -> EpochLabels:
+    options = {"views": VIEWS, "epochs": EPOCHS, "disable_tqdm": True, **options}
+    views, epochs = options.pop("views"), options.pop("epochs")
+    return relabel(teacher or make_teacher(), pool or make_pool(), views, epochs, folder, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def small_files() -> None:
+    """Two epochs in a file, and three row groups in each."""
+    epoch_labels.FILE_VIEWS, epoch_labels.GROUP_BYTES = 2 * COUNT, 2 * CLASSES * 120
+
+
+@pytest.fixture
+def files_of_two(monkeypatch):
+    for name in ("FILE_VIEWS", "GROUP_BYTES"):
+        monkeypatch.setattr(epoch_labels, name, getattr(epoch_labels, name))
+    small_files()
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory) -> EpochLabels:
+    return label(tmp_path_factory.mktemp("whole") / "labels")
+
+
+class Watched(NetworkLabels):
+    """A teacher that remembers what it saw, and what it said."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(teacher)
+        self.seen, self.said = {}, {}
+
+    def __call__(self, images, labels, rows, epoch=None):
+        logits = super().__call__(images, labels, rows, epoch)
+        for index, row in enumerate(rows.tolist()):
+            self.seen[epoch, row], self.said[epoch, row] = images[index].clone(), logits[index].clone()
+        return logits
+
+
+# --- what is labelled, and what is seen -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_students_see_the_bits_that_were_labelled_in_any_order_and_batch(tmp_path, mix):
+    teacher, pool = Watched(make_teacher().teacher), make_pool()
+    found = label(tmp_path / "labels", teacher, pool, views=Views(seed=3, mix=mix), epochs=2)
+    assert set(teacher.seen) == {(epoch, row) for epoch in range(2) for row in range(COUNT)}
+    assert not torch.equal(teacher.seen[0, 5], teacher.seen[1, 5])
+    for epoch, size in ((0, 1), (1, 7), (0, 64), (1, COUNT)):
+        for rows in torch.randperm(COUNT, generator=generator(0, epoch, size)).split(size):
+            x = found.views(pool.images, rows, epoch, COUNT, pool.black)
+            assert torch.equal(x, torch.stack([teacher.seen[epoch, row] for row in rows.tolist()]))
+            said = torch.stack([teacher.said[epoch, row] for row in rows.tolist()])
+            assert torch.equal(found(x, pool.labels[rows], rows, epoch), said.half().float())
+
+
+def test_stored_logits_are_those_of_the_network_on_these_views_to_the_last_bit_of_float16(labels):
+    pool, model = make_pool(), make_teacher().teacher.model
+    for epoch in range(EPOCHS):
+        for rows in torch.arange(COUNT).split(epoch_labels.AT_ONCE):
+            x = VIEWS(pool.images, rows, epoch, COUNT)
+            with torch.no_grad():
+                assert torch.equal(labels(x, rows, rows, epoch), model(x).half().float())
+
+
+@pytest.mark.parametrize("stored", [6, 2])
+def test_training_on_stored_labels_is_training_with_the_teacher_online(tmp_path, monkeypatch, stored):
+    pool, online = make_pool(), make_teacher(12.0)
+    found = label(tmp_path / "labels", online, pool, epochs=stored)
+    protocol = CropProtocol("tiny", 6, 6, batch_size=32, lrs=(0.001,), temperature=1.0)
+    curves = []
+
+    def remembered(*args, **kwargs):
+        curves[-1].append(loss := real(*args, **kwargs))
+        return loss
+
+    real = crop_students.distillation_loss
+    monkeypatch.setattr(crop_students, "distillation_loss", remembered)
+
+    for source, views in ((found, found.views), (online, found.views), (online, Views(seed=12))):
+        curves.append([])
+        source.views = views
+        crop_students.train_on_crops(pool, source, torch.arange(COUNT), SPEC, protocol, 6, 0.001, 0)
+    stored_curve, online_curve, other = (torch.stack(curve).detach() for curve in curves)
+    assert len(stored_curve) == 6 * math.ceil(COUNT / 32)
+    torch.testing.assert_close(stored_curve, online_curve, rtol=1e-3, atol=1e-6)
+    assert ((other - online_curve).abs() > 1e-2 * online_curve).sum() > len(other) / 2
+
+
+def test_fewer_stored_epochs_are_the_first_ones_again_with_their_views(labels, tmp_path):
+    pool, rows = make_pool(), torch.tensor([149, 0, 77])
+    pruned = label(tmp_path / "pruned", epochs=2)
+    for epoch in range(7):
+        x = pruned.views(pool.images, rows, epoch, COUNT)
+        assert torch.equal(x, VIEWS(pool.images, rows, epoch % 2, COUNT))
+        assert torch.equal(pruned(x, rows, rows, epoch), labels(x, rows, rows, epoch % 2))
+    assert pruned.num_bytes < 0.5 * labels.num_bytes
+
+
+def test_teachers_that_are_parameter_vectors_label_too(tmp_path):
+    spec = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 8})
+    thetas = torch.randn(2, spec.num_params(), generator=generator(0, "theta")) * 0.1
+    pool, rows = make_pool(20), torch.arange(20)
+    found = label(tmp_path / "labels", TeacherLabels(spec, thetas), pool, epochs=1)
+    x = VIEWS(pool.images, rows, 0, 20)
+    expected = TeacherLabels(spec, thetas)(x, rows, rows)
+    assert torch.equal(found(x, rows, rows, 0), expected.half().float())
+    with pytest.raises(ValueError, match=r"labels of kind 'hard' cannot label views; expected a teacher"):
+        label(tmp_path / "hard", HardLabels())
+
+
+# --- codecs and bytes -------------------------------------------------------------------------------------------------
+
+
+def halves(*shape: int) -> torch.Tensor:
+    """Logits that float16 holds exactly."""
+    return (4 * torch.randn(*shape, generator=generator(0, "logits"))).half().float()
+
+
+@pytest.mark.parametrize("kept", [1, 10, 99])
+def test_top_k_keeps_the_largest_exactly_and_the_mass_of_the_rest(kept):
+    logits = halves(50, 100)
+    columns = Codec(kept).encode(logits)
+    found = Codec(kept).decode(columns, 100)
+    order = logits.numpy().argsort(1)[:, ::-1]
+    largest = np.take_along_axis(logits.numpy(), order[:, :kept].copy(), 1)
+    assert np.array_equal(np.sort(columns["values"].float().numpy(), 1)[:, ::-1], largest)
+    ids = columns["ids"].long()
+    assert torch.equal(found.gather(1, ids), logits.gather(1, ids))
+    true, decoded = logits.double().softmax(1), found.double().softmax(1)
+    torch.testing.assert_close(decoded.gather(1, ids), true.gather(1, ids), rtol=1e-5, atol=0)
+    torch.testing.assert_close(1 - decoded.gather(1, ids).sum(1), 1 - true.gather(1, ids).sum(1), rtol=1e-4, atol=1e-9)
+    absent = torch.ones(50, 100, dtype=torch.bool).scatter(1, ids, False)
+    rest = found[absent].view(50, 100 - kept)
+    assert torch.equal(rest, rest[:, :1].expand_as(rest))
+    # Another temperature is that of these logits: the shares of the kept classes among each other are the true ones.
+    warm, truth = (found / 20).softmax(1).gather(1, ids), (logits / 20).softmax(1).gather(1, ids)
+    torch.testing.assert_close(warm / warm[:, :1], truth / truth[:, :1])
+
+
+def test_to_keep_all_logits_is_the_same_as_not_to_choose():
+    logits = torch.randn(20, 9, generator=generator(0))
+    assert torch.equal(Codec(9).decode(Codec(9).encode(logits), 9), logits.half().float())
+    assert torch.equal(Codec().decode(Codec().encode(logits), 9), logits.half().float())
+    with pytest.raises(ValueError, match="10 logits of 9 classes are to be kept"):
+        Codec(10).encode(logits)
+
+
+def test_top_k_labels_come_back_from_their_files(labels, tmp_path, files_of_two):
+    found = label(tmp_path / "top", codec=Codec(2))
+    rows, x = torch.arange(COUNT), torch.zeros(COUNT, 1)
+    for epoch in (4, 0, 3):
+        whole = labels(x, rows, rows, epoch)
+        assert torch.equal(found(x, rows, rows, epoch).topk(2).values, whole.topk(2).values)
+    again = EpochLabels.from_pretrained(tmp_path / "top")
+    assert torch.equal(again(x, rows, rows, 1), found(x, rows, rows, 1))
+
+
+@pytest.mark.parametrize(
+    ("kept", "classes", "count", "epochs"),
+    [(None, 10, 500, 40), (None, 1000, 200, 10), (10, 1000, 500, 60), (100, 1000, 500, 10), (3, 70_000, 200, 50)],
+)
+def test_files_cost_what_the_formula_says_and_at_most_a_hundredth_more(tmp_path, kept, classes, count, epochs):
+    codec, draw = Codec(kept), np.random.default_rng(0)
+    width = kept or classes
+    # Every bit is drawn: nothing can be compressed, as little as the noise in real logits.
+    values = draw.integers(0, 2**16, (epochs * count, width)).astype(np.uint16).view(np.float16)
+    columns = {"logits": values}
+    if kept:
+        ids = draw.integers(0, classes, (epochs * count, width), dtype=np.int32)
+        columns = {"ids": ids, "values": values, "tail": draw.standard_normal(epochs * count).astype(np.float32)}
+    epoch_labels._write_file(tmp_path / "file", range(epochs), columns, codec.schema(classes), count)
+    wide = 4 if classes > 2**16 else 2
+    formula = epochs * count * (2 * classes if kept is None else kept * (2 + wide) + 4)
+    assert codec.label_bytes(classes) * epochs * count == formula
+    assert (tmp_path / "file").stat().st_size <= 1.01 * formula
+
+
+def test_bytes_are_those_of_the_files(labels):
+    sizes = [path.stat().st_size for path in labels.folder.glob("soft_labels/*")]
+    assert labels.num_bytes == sum(sizes)
+    # A few kilobytes of labels: what a file costs by itself shows.
+    assert COUNT * EPOCHS * 2 * CLASSES * 0.5 < labels.num_bytes < COUNT * EPOCHS * 2 * CLASSES + 4000
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+# Two ranks that finish, and one that is killed: in one process that imports once.
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[2])
+import test_epoch_labels as shared
+from accelerate import Accelerator
+
+class Slow(shared.NetworkLabels):
+    def __call__(self, *arguments):
+        time.sleep(0.05)
+        return super().__call__(*arguments)
+
+def start(folder, ranks, teacher):
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                torch.set_num_threads(1)
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
+                shared.small_files()
+                source = teacher(shared.make_teacher().teacher)
+                shared.label(Path(folder), source, accelerator=Accelerator(cpu=True))
+                Path(f"{folder}-{rank}").write_text(str(len(source.seen)))
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    return children
+
+root = sys.argv[1]
+for child in start(root + "/two", 2, shared.Watched):
+    assert os.waitpid(child, 0)[1] == 0
+(child,) = start(root + "/killed", 1, Slow)
+while len(list(Path(root, "killed").glob("soft_labels/epochs-*"))) < 1:
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    time.sleep(0.001)
+os.kill(child, signal.SIGKILL)
+assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+
+
+def test_two_processes_and_a_run_that_was_killed_leave_the_bytes_of_one(tmp_path, files_of_two):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, tmp_path, ROOT / "tests"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Epochs 0, 1 and 4; and 2 and 3, with the two views by which a teacher shows how many logits it has.
+    assert [int((tmp_path / f"two-{rank}").read_text()) for rank in range(2)] == [3 * COUNT, 2 * COUNT + 2]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = label(tmp_path / "one")
+        expected = {name: data for name, data in contents(whole.folder).items() if name.endswith(".parquet")}
+        assert len(expected) == 3
+        before = {path.name: path.stat() for path in (tmp_path / "killed").glob("soft_labels/epochs-*")}
+        assert 1 <= len(before) < 3
+        (tmp_path / "killed" / "soft_labels" / ".epochs-00002-00003.parquet.77.tmp").write_bytes(b"half")
+        with pytest.raises(ValueError, match=r"killed has no labels_config\.json"):
+            EpochLabels.from_pretrained(tmp_path / "killed")
+        resumed = label(tmp_path / "killed")
+    finally:
+        torch.set_num_threads(threads)
+    after = {path.name: path.stat() for path in resumed.folder.glob("soft_labels/epochs-*")}
+    for name, status in before.items():
+        assert (status.st_ino, status.st_mtime_ns) == (after[name].st_ino, after[name].st_mtime_ns)
+    for folder in ("killed", "two"):
+        found = contents(tmp_path / folder)
+        assert {name: data for name, data in found.items() if name.startswith("soft_labels/")} == expected
+        assert json.loads(found["labels_config.json"]) == whole.config
+
+
+def test_what_decides_the_labels_names_them_and_replaces_others_when_it_is_complete(tmp_path):
+    folder = tmp_path / "labels"
+    names = set()
+    for options in ({}, {"views": Views(seed=12)}, {"teacher": make_teacher(2.0)}, {"codec": Codec(3)}, {"epochs": 2}):
+        found = label(folder, **options)
+        (path,) = folder.glob("soft_labels/*")
+        names.add(path.name.rsplit("-", 1)[1])
+        assert found.config["id"] in path.name
+    pool = make_pool()
+    pool.source[3, 0, 0, 0] += 1
+    names.add(label(folder, pool=pool).config["id"])
+    assert len(names) == 6
+
+
+def test_plain_load_dataset_reads_the_same_numbers(labels, tmp_path):
+    data = load_dataset(str(labels.folder), split="train", cache_dir=str(tmp_path))
+    assert data.num_rows == COUNT * EPOCHS
+    table = data.with_format("numpy")[:]
+    rows = torch.arange(COUNT)
+    for epoch in (0, EPOCHS - 1):
+        inside = table["epoch"] == epoch
+        assert np.array_equal(table["row"][inside], rows)
+        expected = labels(torch.zeros(1), rows, rows, epoch).numpy()
+        assert np.array_equal(np.asarray(table["logits"][inside], np.float32), expected)
+
+
+def test_an_epoch_is_read_row_group_by_row_group_and_held_alone(tmp_path, files_of_two):
+    found = label(tmp_path / "labels")
+    rows = torch.arange(COUNT)
+    first, columns = found._read_rows(0, COUNT, 2 * COUNT)
+    assert (first, len(columns["logits"])) == (120, 2 * COUNT - 120)  # groups of 120 rows; the first is not touched
+    said = [found(torch.zeros(1), rows, rows, epoch) for epoch in range(EPOCHS)]
+    assert len(found._held[2]["logits"]) < 2 * COUNT
+    for epoch in (2, 0, 4, 4, 1, 3):
+        assert torch.equal(found(torch.zeros(1), rows, rows, epoch), said[epoch])
+
+
+def test_published_labels_come_file_by_file_and_are_saved_whole(hub, tmp_path, files_of_two):
+    made, repo = label(tmp_path / "labels"), f"{hub.namespace}/labels"
+    made.push_to_hub(repo, tag="v1", token=hub.token)
+    there = EpochLabels.from_pretrained(repo, revision="v1", token=hub.token)
+    files = {path.name for path in made.folder.glob("soft_labels/*")}
+
+    def fetched() -> set[str]:
+        return {path.name for path in Path(os.environ["HF_HOME"]).rglob("epochs-*.parquet")} & files
+
+    assert there.num_bytes == made.num_bytes
+    assert fetched() == set()
+    rows = torch.arange(COUNT)
+    assert torch.equal(there(torch.zeros(1), rows, rows, 3), made(torch.zeros(1), rows, rows, 3))
+    assert fetched() == {name for name in files if name.startswith("epochs-00002-00003-")}
+    saved = there.save_pretrained(tmp_path / "saved")
+    expected = contents(made.folder)
+    found = contents(saved)
+    assert {name: data for name, data in found.items() if "soft" in name} == {
+        name: data for name, data in expected.items() if "soft" in name
+    }
+    card = hub.files("dataset", repo, "v1")["README.md"].decode()
+    assert f'EpochLabels.from_pretrained("{repo}", revision="v1")' in card
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def one_line(match: str):
+    return pytest.raises(ValueError, match=rf"(?s)^[^\n]*{match}[^\n]*$")
+
+
+@pytest.mark.parametrize("damage", ["short", "rubbish", "empty", "missing", "other epochs", "other columns", "nan"])
+def test_a_damaged_file_is_named_in_one_line(labels, tmp_path, damage):
+    copy = EpochLabels.from_pretrained(labels.save_pretrained(tmp_path / "copy"))
+    (path,) = copy.folder.glob("soft_labels/*")
+    data = path.read_bytes()
+    path.unlink()
+    codec, count = copy.codec, COUNT * EPOCHS
+    columns = {"logits": np.zeros((count, CLASSES), np.float16)}
+    if damage == "short":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage in ("rubbish", "empty"):
+        path.write_bytes(b"no parquet" * 9 if damage == "rubbish" else b"")
+    elif damage == "other epochs":
+        epoch_labels._write_file(path, range(1, 1 + EPOCHS), columns, codec.schema(CLASSES), COUNT)
+    elif damage == "other columns":
+        columns = {"logits": np.zeros((count, 7), np.float16)}
+        epoch_labels._write_file(path, range(EPOCHS), columns, codec.schema(7), COUNT)
+    elif damage == "nan":
+        columns["logits"][-1, 0] = math.nan
+        epoch_labels._write_file(path, range(EPOCHS), columns, codec.schema(CLASSES), COUNT)
+    what = {"missing": "lacks", "nan": "not finite", "other epochs": "other rows or epochs"}
+    with one_line(f"{path.name}.*|{what.get(damage, 'damaged or cut short')}") as error:
+        copy(torch.zeros(1), torch.tensor([0]), torch.tensor([0]), 0)
+    assert what.get(damage, "damaged or cut short") in str(error.value)
+    assert path.name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", "../../abc"),
+        ("images", 0),
+        ("classes", "6"),
+        ("epochs", -1),
+        ("epochs_per_file", 0),
+        ("kept", 7),
+        ("views", {"seed": 1}),
+        ("views", {**VIEWS.to_config(), "mix": "blend"}),
+        ("views", {**VIEWS.to_config(), "scale": [0, math.nan]}),
+        ("bytes", None),
+        ("teacher", "resnet"),
+        ("format_version", 2),
+    ],
+)
+def test_an_index_that_says_nonsense_is_refused_in_one_line(labels, tmp_path, name, value):
+    folder = labels.save_pretrained(tmp_path / "copy")
+    config = json.loads((folder / "labels_config.json").read_text())
+    (folder / "labels_config.json").write_text(json.dumps({**config, name: value}))
+    with one_line(r"labels_config\.json"):
+        EpochLabels.from_pretrained(folder)
+
+
+def test_labels_of_other_images_or_classes_are_refused_in_one_line(labels):
+    pool, rows = make_pool(), torch.arange(COUNT)
+    labels.check_matches(pool, NAMES)
+    with one_line("are 6 logits, and the images have 7 classes"):
+        labels.check_matches(pool, [*NAMES, "another"])
+    shuffled = Pool(pool.source.flip(0), pool.labels)
+    scaled = Pool((pool.source * 9).byte(), pool.labels, preprocessing=make_teacher().teacher.preprocessing)
+    for other in (shuffled, make_pool(COUNT - 1), scaled):
+        with one_line("of 150 other images than these"):
+            labels.check_matches(other)
+    with one_line("labels of 150 images for a student on 149"):
+        labels.views(pool.images, rows[:5], 0, COUNT - 1)
+    with one_line("no epoch was given"):
+        labels(pool.source, pool.labels, rows)
+
+
+def test_a_folder_of_something_else_and_a_teacher_gone_wrong_are_refused_in_one_line(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("mine")
+    with one_line("holds something else"):
+        label(tmp_path / "other")
+    (tmp_path / "file").touch()
+    with one_line("is a file"):
+        label(tmp_path / "file")
+    with one_line("epochs"):
+        label(tmp_path / "none", epochs=0)
+    for scale in (1e6, math.inf):
+        with one_line("not finite, or beyond 65,504, in epochs 0 to 4"):
+            label(tmp_path / "wrong", make_teacher(scale))
+    assert not list((tmp_path / "wrong").rglob("*.parquet"))
+    with one_line("7 logits of 6 classes are to be kept"):
+        label(tmp_path / "wide", codec=Codec(7))
+
+
+# --- the authors' files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("side", [64, 224, 256, 500])
+def test_rounding_recovers_every_pixel_of_a_fraction_and_cutting_off_does_not(side, dtype):
+    pixels = torch.arange(side + 1)
+    fractions = (pixels.double() / side).to(dtype)[:, None].repeat(1, 4)
+    assert torch.equal(whole_pixels(fractions, (side, side)), pixels[:, None].expand(-1, 4))
+    wrong = int(((fractions[:, 0] * side).long() != pixels).sum())
+    # Sides that are powers of two have exact fractions in float32.
+    assert (wrong > 0) == (side not in (64, 256))
+
+
+def foreign(folder: Path, order: torch.Tensor, mix: str, batch: int = 8) -> dict:
+    """The authors' layout for images of SIZE, with the types that their scripts pickle; what they mean, by epoch."""
+    height, width = SIZE
+    draw, known = np.random.default_rng(0), {}
+    for epoch, rows in enumerate(order):
+        (folder / f"epoch_{epoch}").mkdir(parents=True)
+        for number, own in enumerate(rows.split(batch)):
+            n = len(own)
+            tall, wide = draw.integers(1, height + 1, n), draw.integers(1, width + 1, n)
+            top, left = draw.integers(0, height - tall + 1), draw.integers(0, width - wide + 1)
+            coords = torch.FloatTensor(np.stack([top / height, left / width, tall / height, wide / width], 1))
+            flip, partners = torch.from_numpy(draw.random(n) < 0.5), torch.from_numpy(draw.permutation(n))
+            logits = torch.from_numpy(draw.normal(size=(n, CLASSES))).half()
+            weight, box = draw.beta(0.8, 0.8), None
+            if mix == "cutmix":
+                box = [np.clip(number, 0, height), 2, np.clip(number + 5, 0, height), np.int64(9)]
+            state = [coords, flip, partners, weight, box, logits]
+            if mix == "none":
+                state[2:5] = [None] * 3
+            torch.save(state, folder / f"epoch_{epoch}" / f"batch_{number}.tar")
+            known[epoch, number] = (own, (top, left, tall, wide), flip, partners, weight, box, logits)
+    return known
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_the_authors_files_are_replayed_crop_by_crop(tmp_path, mix):
+    pool, order = make_pool(20), sampler_order(20, 2)
+    known = foreign(tmp_path, order, mix)
+    source = BatchLabels(tmp_path, order, SIZE)
+    assert (source.num_images, source.num_classes, source.num_epochs) == (20, CLASSES, 2)
+    assert source.num_bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.tar"))
+    shuffled = torch.randperm(20, generator=generator(0))
+    for epoch in range(2):
+        views, said = torch.empty(20, 3, *SIZE), torch.empty(20, CLASSES)
+        for rows in shuffled.split(6):  # other batches than those of the files
+            views[rows] = x = source.views(pool.images, rows, epoch, 20)
+            said[rows] = source(x, pool.labels[rows], rows, epoch)
+        for number in range(3):
+            own, boxes, flip, partners, weight, box, logits = known[epoch, number]
+            crops = []
+            for row, top, left, tall, wide, mirrored in zip(own, *boxes, flip, strict=True):
+                part = pool.source[row : row + 1, :, top : top + tall, left : left + wide]
+                part = F.interpolate(part, SIZE, mode="bilinear", align_corners=False)[0]
+                crops.append(part.flip(2) if mirrored else part)
+            crops = torch.stack(crops)
+            expected = crops.clone()
+            if mix == "cutmix":  # as in the authors' loop
+                expected[:, :, box[0] : box[2], box[1] : box[3]] = crops[partners][
+                    :, :, box[0] : box[2], box[1] : box[3]
+                ]
+            elif mix == "mixup":
+                expected = crops * weight + crops[partners] * (1 - weight)
+            torch.testing.assert_close(views[own], expected.float(), rtol=0, atol=1e-5)
+            assert torch.equal(said[own], logits.float())
+    assert torch.equal(
+        source.views(pool.images, torch.arange(4), 3, 20), source.views(pool.images, torch.arange(4), 1, 20)
+    )
+    protocol = CropProtocol("tiny", 3, 3, batch_size=6, lrs=(0.01,))
+    student = crop_students.train_on_crops(pool, source, torch.arange(20), SPEC, protocol, 3, 0.01, 0)
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+
+
+def test_the_order_is_that_of_a_loader_with_such_a_sampler():
+    sampler = RandomSampler(range(23), generator=torch.Generator().manual_seed(42))
+    loader = DataLoader(range(23), batch_size=5, sampler=sampler)
+    assert torch.equal(sampler_order(23, 3), torch.stack([torch.cat(list(loader)) for _ in range(3)]))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        ("code", "is refused: reading it would run code"),
+        ("short", "cannot be read"),
+        ("gap", r"holds 2 file\(s\) batch_<number>.tar; expected batch_0.tar and all after it"),
+        ("parts", "not six parts"),
+        ("crops", "crops beyond images of 12x14 pixels"),
+        ("partners", "partners that are no permutation of 8"),
+        ("box", "a box beyond images"),
+        ("nan", "logits that are not finite"),
+        ("fewer", "labels 12 images, and there are 20"),
+        ("classes", "differ in classes or in how they are mixed"),
+        ("order", "does not name each of 20 images once"),
+    ],
+)
+def test_a_bad_file_of_the_authors_is_refused_in_one_line(tmp_path, damage, match):
+    order = sampler_order(20, 1)
+    known = foreign(tmp_path, order, "cutmix")
+    path = tmp_path / "epoch_0" / "batch_1.tar"
+    _, _, flip, partners, weight, box, logits = known[0, 1]
+    coords = torch.tensor([[0.0, 0, 1, 1]]).repeat(8, 1)
+    parts = [coords, flip, partners, weight, box, logits]
+    if damage == "code":
+        torch.save(Evil(), path)
+    elif damage == "short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "gap":
+        path.unlink()
+    elif damage == "order":
+        order[0, 0] = order[0, 1]
+    else:
+        if damage == "parts":
+            parts = parts[:5]
+        elif damage == "crops":
+            coords[3, 0] = 0.5
+        elif damage == "partners":
+            parts[2] = torch.zeros(8, dtype=torch.long)
+        elif damage == "box":
+            parts[4] = [0, 0, 5, 15]
+        elif damage == "nan":
+            logits[0, 0] = math.nan
+        elif damage == "fewer":
+            parts = [part[:0] if isinstance(part, torch.Tensor) else part for part in parts]
+            (tmp_path / "epoch_0" / "batch_2.tar").rename(path)
+            parts = torch.load(path, weights_only=False)
+        elif damage == "classes":
+            parts[5] = logits[:, :3]
+        torch.save(parts, path)
+    with one_line(match):
+        BatchLabels(tmp_path, order, SIZE)
