@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
-__all__ = ["DataArguments", "DistillConfig", "HfArg", "HubArguments", "load_yaml", "parse_args"]
+__all__ = ["BASELINES", "DataArguments", "DistillConfig", "HfArg", "HubArguments", "load_yaml", "parse_args"]
+
+BASELINES = ("random", "herding", "k-center")  # subsets of the real images that a distilled set is compared with
 
 
 def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
@@ -123,6 +125,10 @@ class DistillConfig:
     eval_protocol: str = HfArg(default="mtt", help="How students are trained on the set: mtt (the papers'), or quick.")
     eval_seeds: int = HfArg(default=5, help="Students trained for each line of the final table.")
     eval_full_data: bool = HfArg(default=True, help="Train on all real images too, for the last line of that table.")
+    eval_baselines: list[str] = HfArg(
+        default_factory=lambda: list(BASELINES),
+        help="What that table compares with, of random, herding and k-center; the latter two look at every real image.",
+    )
     select: str = HfArg(default="best", help="Keep the best step by held-out accuracy, or the last one.")
     report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
@@ -131,6 +137,8 @@ class DistillConfig:
         check_choice("init", self.init, ("real", "noise"))
         check_choice("select", self.select, ("best", "last"))
         check_choice("report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio"))
+        for name in self.eval_baselines:
+            check_choice("eval_baselines", name, BASELINES)
         for flag in ("ipc", "gradient_accumulation_steps", "logging_steps", "save_steps"):
             check_at_least(flag, getattr(self, flag), 1)
         for flag in ("eval_steps", "eval_nets", "eval_seeds"):

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .config import check_at_least, check_choice
+from .config import BASELINES, check_at_least, check_choice
 from .coresets import coresets, random_rows
 from .data import RealImages
 from .distilled import DistilledSet
@@ -44,8 +44,6 @@ __all__ = [
     "train_student",
     "validation_accuracy",
 ]
-
-BASELINES = ("random", "herding", "k-center")
 
 
 def made_for(distilled: DistilledSet) -> StudentSpec | None:

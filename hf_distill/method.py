@@ -92,6 +92,7 @@ class Method(ABC):
             test,
             self.protocol,
             num_seeds=self.config.eval_seeds,
+            baselines=self.config.eval_baselines,
             full_data=self.config.eval_full_data,
             seed=self.config.seed,
             accelerator=self.accelerator,
