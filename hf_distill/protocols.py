@@ -157,7 +157,8 @@ PROTOCOLS = {
             views=Views(mix="none"),
             squared=True,
             warmup_epochs=5,
-            source="The code of SRe2L and CDA for Tiny-ImageNet: SGD, five epochs of warm-up, no mixing.",
+            source="The code of SRe2L and CDA for Tiny-ImageNet: SGD, five epochs of warm-up, no mixing; batches of 64 "
+            "are those of LPLD's reproduction, where the code has 256.",
         ),
         CropProtocol(
             "cda-cifar",
