@@ -615,6 +615,8 @@ def test_data_ids_are_those_of_whole_tensors_whatever_the_parts(monkeypatch):
     changed = pictures()
     changed.pixel_values[11, 2, 5, 7] ^= 1
     assert changed._content_id() != wanted[0]
+    networks = [pictures(teacher=NetworkLabels(network(seed=seed)))._content_id() for seed in (0, 1)]
+    assert len({wanted[0], *networks}) == 3
 
 
 MEMORY = """
