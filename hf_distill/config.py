@@ -166,7 +166,7 @@ class HubArguments:
     def __post_init__(self) -> None:
         if self.hub_model_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id):
             raise ValueError(f"--hub_model_id is {self.hub_model_id!r}; expected owner/name")
-        given = [flag for flag in ("hub_model_id", "hub_tag", "hub_private_repo", "hub_token") if getattr(self, flag)]
+        given = [flag for flag in ("hub_model_id", "hub_tag", "hub_private_repo") if getattr(self, flag)]
         if given and not self.push_to_hub:
             raise ValueError(f"--{given[0]} is given without --push_to_hub, so nothing would be published; add it")
 

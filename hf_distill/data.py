@@ -121,7 +121,9 @@ class RealImages(torch.utils.data.Dataset):
         at = [torch.searchsorted(rows, part) for part in (train_rows, test_rows)]
         preprocessing = _fit(args, pixels, positions[at[0]])
         whole = cls(pixels, positions, source.labels[rows], source.class_names, preprocessing, source.provenance)
-        return whole.subset(at[0]), whole.subset(at[1])
+        test = whole.subset(at[1])
+        test.provenance = {**test.provenance, "split": f"a fifth of {source.split}"}
+        return whole.subset(at[0]), test
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import reprlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,6 +159,7 @@ class DistilledSet(nn.Module, HubFolder):
     )
     fetched = tuple(pattern for pattern in owned if not pattern.startswith("assets/"))
     loader = "datasets.load_dataset"
+    stored_id: str | None = None  # by which the files are named that the set was read from
 
     def __init__(
         self,
@@ -322,10 +324,13 @@ class DistilledSet(nn.Module, HubFolder):
             self.teacher.save(folder / "teacher" / data_id)
         (folder / "assets").mkdir()
         self.grid().save(folder / "assets" / "grid.png", optimize=True)
+        self._write_about(folder, home, data_id, sum(path.stat().st_size for path in (folder / "data").iterdir()))
+
+    def _write_about(self, folder: Path, home: Home, data_id: str, png_bytes: int) -> None:
+        """What is written of the bulk files that `data_id` names."""
         if self.report is not None:
             save_json(folder / RESULTS, {"data_id": data_id, **self.report.to_json()})
         save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
-        png_bytes = sum(path.stat().st_size for path in (folder / "data").iterdir())
         (folder / "README.md").write_text(self._card(home, data_id, png_bytes), encoding="utf-8")
 
     def _derived(self, data_id: str) -> dict[str, Any]:
@@ -425,6 +430,7 @@ class DistilledSet(nn.Module, HubFolder):
             )
         except ValueError as error:
             raise ValueError(f"{folder} does not hold a distilled set: {error}; save the artifact again") from error
+        distilled.stored_id = data_id
         if distilled.log_lr is not None:
             distilled.log_lr.data.fill_(config["log_lr"])
         return distilled
@@ -554,21 +560,52 @@ class DistilledSet(nn.Module, HubFolder):
         attempt = 0
         while True:
             attempt += 1
-            latest = type(self).from_pretrained(repo_id, revision="main", token=token)
-            if latest.origin is None or latest._content_id() != self._content_id():
-                raise ValueError(
-                    f"{repo_id} now holds other images than those that were evaluated; evaluate its newest version"
-                )
+            latest = self.check_published(repo_id, token=token)
             latest.report = (latest.report or EvalReport()).merge(report)
             release = latest.release or {}
             released = release.get("tag") if release.get("repo_id") == repo_id else None
-            home, parent = Home(repo_id, tag or released, on_hub=True), latest.origin.revision
-            repository = Repository(repo_id, self.repo_type, token=token)
-            try:
-                return latest._publish(repository, home, tag, "Add the results of an evaluation", parent=parent)
-            except PushConflict:
-                if attempt == PUSHES:
-                    raise
+            home, about = Home(repo_id, tag or released, on_hub=True), ("README.md", RESULTS, self.config_name)
+            repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
+            pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
+            with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
+                latest._write_about(Path(aside), home, latest.stored_id or latest._content_id(), sum(pictures))
+                files = {name: Path(aside, name) for name in about}
+                message, parent = "Add the results of an evaluation", repository.revision
+                try:
+                    return repository.publish(files, about, tag=tag, parent=parent, message=message)
+                except PushConflict:
+                    if attempt == PUSHES:
+                        raise
+
+    def check_published(self, repo_id: str, *, token: str | bool | None = None) -> "DistilledSet":
+        """The newest version of a repository, which holds these very images.
+
+        Raises:
+            ValueError: There is no such repository, or it holds others.
+            OSError: The Hub does not answer.
+        """
+        latest = type(self).from_pretrained(repo_id, revision="main", token=token)
+        if not self._is(latest):
+            raise ValueError(
+                f"{repo_id} now holds other images than those that are evaluated; evaluate its newest version"
+            )
+        return latest
+
+    def reloaded(self, folder: str | Path) -> "DistilledSet":
+        """What a folder holds now: these very images, and whatever results others have added.
+
+        Raises:
+            ValueError: It holds other images.
+        """
+        latest = type(self).from_pretrained(folder)
+        if not self._is(latest):
+            raise ValueError(f"{folder} holds other images than those that were evaluated; evaluate it again")
+        return latest
+
+    def _is(self, other: "DistilledSet") -> bool:
+        """Whether both train students alike: the same images, labels and learning rate."""
+        rates = [None if each.log_lr is None else each.log_lr.item() for each in (self, other)]
+        return rates[0] == rates[1] and self._content_id() == other._content_id()
 
     def export_image_folder(self, directory: str | Path) -> Path:
         """Write `<directory>/train/<class>/<number>.png`, which torchvision's `ImageFolder` and `load_dataset` read.

@@ -259,7 +259,8 @@ def evaluate_distilled(
     small_lrs = trainer.choose(small)
     accuracies += trainer.train(small, small_lrs, test_accuracy)
     compared = "pixels" if guide is None else f"features of {student_name(guide)}, trained on full data"
-    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared if greedy else None)
+    split = str(test.provenance["split"])
+    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared if greedy else None, split)
 
 
 def validation_accuracy(
@@ -377,13 +378,14 @@ def _report(
     accuracies: Sequence[list[float]],
     trainer: _Trainer,
     compared: str | None,
+    split: str,
 ) -> EvalReport:
     protocol, device = trainer.protocol.name, trainer.accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     report = EvalReport()
     for case, lr, found in zip(cases, lrs, accuracies, strict=True):
         student = student_name(case.spec)
-        report.rows.append(EvalRow(case.set, case.labels, student, protocol, case.rows.shape[1], found, name))
+        report.rows.append(EvalRow(case.set, case.labels, student, protocol, case.rows.shape[1], found, name, split))
         seen = {"dsa_strategy": trainer.protocol.dsa_strategy}
         if isinstance(trainer.protocol, CropProtocol):
             seen = {"views": trainer.protocol.views.to_config(), "temperature": trainer.protocol.temperature}

@@ -618,11 +618,11 @@ def _train_lacking(
             time.sleep(0.5)
     if accelerator.is_main_process and (lacking or folder.run.exists() or not folder.index.exists()):
         with folder.writing(folder.index):
-            _write_index(folder, real, accelerator.device)
+            _write_index(folder, real, accelerator.device, None if test is None else str(test.provenance["split"]))
         shutil.rmtree(folder.aside, ignore_errors=True)
 
 
-def _write_index(folder: _Folder, real: RealImages, device: torch.device) -> None:
+def _write_index(folder: _Folder, real: RealImages, device: torch.device, test_split: str | None) -> None:
     """Write the card and, last, the index of a folder whose expert files are all there."""
     count = 0
     while folder.expert(count).exists():
@@ -639,6 +639,7 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device) -> Non
         "class_names": training.pop("class_names"),
         "preprocessing": training.pop("preprocessing"),
         "source": real.provenance,
+        "test_split": test_split,
         "training": training,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": package_versions(),

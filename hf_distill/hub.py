@@ -169,6 +169,11 @@ class HubFolder(ABC):
             OSError: The Hub does not answer.
         """
         folder, origin = Path(repo_id_or_path), None
+        if folder.is_dir() and revision is not None:
+            raise ValueError(
+                f"{folder} is a folder here, which has no revision {revision!r}; leave the revision out, or call from "
+                "another place to get the repository of that name"
+            )
         if not folder.is_dir():
             if folder.exists():
                 raise ValueError(f"{folder} is a file; expected the folder that holds it, or a repository id")
@@ -186,8 +191,9 @@ class HubFolder(ABC):
     @classmethod
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
         """The cached folder of what loading needs, and the repository at the commit that it is of."""
-        folder = repository.snapshot(cls.fetched)
-        return folder, repository.at(folder.name)
+        folder = repository.snapshot([cls.config_name])  # first: without it nothing else is of use
+        origin = repository.at(folder.name)
+        return origin.snapshot(cls.fetched) if (folder / cls.config_name).is_file() else folder, origin
 
     def push_to_hub(
         self,
@@ -224,7 +230,7 @@ class HubFolder(ABC):
         """
         repository = Repository(repo_id, self.repo_type, token=token)
         if not create_pr:
-            repository.prepare(tag=tag, private=private)  # before the work of writing
+            repository.prepare(tag=tag, private=private, again=True)  # before the work of writing
         if (self.config.get("source") or {}).get("gated"):
             logger.warning(
                 "access to the source of this artifact is conditional, and the card says that the same conditions hold "

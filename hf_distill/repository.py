@@ -132,6 +132,12 @@ class Repository:
         with self._explained():
             return _patiently(self._tags)
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file at this revision."""
+        with self._explained():
+            entries = _patiently(lambda: list(self._tree(self.revision)))
+        return {entry.path: entry.size for entry in entries}
+
     def head(self) -> str:
         """The newest commit of the main branch."""
         with self._explained():
@@ -139,17 +145,19 @@ class Repository:
 
     # Up
 
-    def prepare(self, *, tag: str | None = None, private: bool | None = None) -> None:
+    def prepare(self, *, tag: str | None = None, private: bool | None = None, again: bool = False) -> None:
         """Make sure that a version can be published here, and make the repository where there is none.
+
+        Args:
+            tag: Of the version.
+            private: For a repository that is made now; True is an error where there is a public one.
+            again: The tag may be there already: publishing finds out whether it is that of the same version.
 
         Raises:
             ValueError: No right to write, a tag that exists, or a public repository that was to be private.
             OSError: The Hub does not answer.
         """
-        if tag is not None and not TAG.fullmatch(tag):
-            raise ValueError(
-                f"the tag {tag!r} cannot name a version; expected letters, digits and . _ -, such as v1.0.0"
-            )
+        _check_name(tag)
         if self.repo_id.count("/") != 1:  # the client would make one of the user's own, and not find it again
             raise ValueError(f"{self.repo_id!r} cannot be a repository id; expected owner/name")
         with self._explained():
@@ -160,7 +168,8 @@ class Repository:
             # be uploaded tells.
             self._upload([CommitOperationAdd("README.md", b"\n")], create_pr=False)
             self._check_private(private)
-            self._check_tag(tag)
+            if not again:
+                self._check_tag(tag)
 
     def publish(
         self,
@@ -194,10 +203,15 @@ class Repository:
             raise ValueError(
                 f"a pull request has no commit to tag yet; leave the tag {tag!r} out, and tag after merging"
             )
+        _check_name(tag)
         with self._explained():
             parent = parent or self._head()
-            self._check_tag(tag)  # again, as `prepare` may be hours ago: from here on another version is a conflict
             additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+            # Again, as `prepare` may be hours ago: from here on another version is a conflict.
+            published = _patiently(self._tags).get(tag) if tag is not None else None
+            if published is not None and self._compare(additions, owned, published)[0]:
+                return self._info(published, message)  # by an earlier run of the same command
+            self._check_tag(tag)
             for batch in _batches(additions):
                 self._upload(batch, create_pr)
 
@@ -220,7 +234,7 @@ class Repository:
                 return Path(_patiently(download))
             except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled):
                 raise
-            except OSError as error:  # other bytes than the Hub had announced, or no room for them
+            except (OSError, RuntimeError) as error:  # other bytes than the Hub had announced, or no room for them
                 raise OSError(
                     f"{f'{name} of ' if name else ''}{self} was not downloaded ({_reason(error)}); nothing of it is "
                     "used: try again"
@@ -263,7 +277,9 @@ class Repository:
 
         try:
             _patiently(upload)
-        except (RuntimeError, ConnectionError) as error:  # what the client makes of an upload that failed for good
+        except HTTPError:
+            raise
+        except (RuntimeError, OSError) as error:  # what the client makes of an upload that failed for good
             raise OSError(
                 f"uploading to {self} failed ({_reason(error.__cause__ or error)}); nothing was published. The files "
                 "that are there need not be uploaded again: run the same command again"
@@ -295,15 +311,31 @@ class Repository:
                 f"{self} got another version while this one was on its way; that one is whole. Run the same command "
                 "again to publish on top of it"
             )
-        url = f"{self._api.endpoint}/{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}/commit/{head}"
-        return CommitInfo(commit_url=url, commit_message=message, commit_description="", oid=head)
+        return self._info(self._first(additions, owned, head), message)
+
+    def _first(self, additions: list[CommitOperationAdd], owned: Sequence[str], head: str) -> str:
+        """The commit that made `head` this version: what others did to their own files since is not of it."""
+        found = head
+        for commit in self._api.list_repo_commits(self.repo_id, repo_type=self.repo_type, revision=head):
+            if not self._compare(additions, owned, commit.commit_id)[0]:
+                break
+            found = commit.commit_id
+        return found
+
+    def _info(self, oid: str, message: str) -> CommitInfo:
+        where = f"{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}"
+        url = f"{self._api.endpoint}/{where}/commit/{oid}"
+        return CommitInfo(commit_url=url, commit_message=message, commit_description="", oid=oid)
+
+    def _tree(self, revision: str | None) -> Iterator[RepoFile]:
+        entries = self._api.list_repo_tree(self.repo_id, repo_type=self.repo_type, revision=revision, recursive=True)
+        return (entry for entry in entries if isinstance(entry, RepoFile))
 
     def _compare(
         self, additions: list[CommitOperationAdd], owned: Sequence[str], commit: str
     ) -> tuple[bool, list[str]]:
         """Whether a commit is the version that `additions` make, and what it holds of another one."""
-        entries = self._api.list_repo_tree(self.repo_id, repo_type=self.repo_type, revision=commit, recursive=True)
-        held = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        held = {entry.path: entry for entry in self._tree(commit)}
         kept = {addition.path_in_repo for addition in additions}
         stale = [name for name in held if name not in kept and any(_matches(name, pattern) for pattern in owned)]
         same = all(_holds(held.get(addition.path_in_repo), addition) for addition in additions)
@@ -408,6 +440,11 @@ class Repository:
         return (
             f"expected one of its tags ({', '.join(sorted(tags))}), a branch or a commit" if tags else "it has no tags"
         )
+
+
+def _check_name(tag: str | None) -> None:
+    if tag is not None and not TAG.fullmatch(tag):
+        raise ValueError(f"the tag {tag!r} cannot name a version; expected letters, digits and . _ -, such as v1.0.0")
 
 
 def _matches(name: str, pattern: str) -> bool:

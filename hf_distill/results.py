@@ -58,9 +58,9 @@ class EvalRow:
         return statistics.stdev(self.accuracies) if self.n > 1 else math.nan
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
+    def key(self) -> tuple[str, str, int, str, str, str]:
         """What makes two rows the same measurement."""
-        return (self.set, self.labels, self.student, self.protocol, self.split)
+        return (self.set, self.labels, self.images, self.student, self.protocol, self.split)
 
     def percent(self) -> str:
         """For people: `61.2 ± 3.1 (5)`, in percent with the number of seeds."""
@@ -92,7 +92,7 @@ class EvalReport:
     def merge(self, other: "EvalReport") -> "EvalReport":
         """Both reports; where both have a measurement, that of `other`."""
         rows = {row.key: row for row in (*self.rows, *other.rows)}
-        return EvalReport(list(rows.values()), {**self.meta, **other.meta})
+        return EvalReport(list(rows.values()), _merged(self.meta, other.meta))
 
     def _lines(self) -> tuple[list[list[str]], str]:
         """Header and cells, one line for each set and student, and a caption of what all lines share."""
@@ -134,3 +134,10 @@ class EvalReport:
         rule = ["---"] + ["---:"] * (len(table[0]) - 1)
         lines = [[cell.replace("|", "\\|") for cell in line] for line in table]
         return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])) + f"\n\n{caption}"
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both objects, to their last entry; where both have one, that of `other`."""
+    both = {key: _merged(one[key], value) for key, value in other.items() if isinstance(one.get(key), dict)
+            and isinstance(value, dict)}  # fmt: skip
+    return {**one, **other, **both}

@@ -42,6 +42,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16}
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1}
 HEADER_BYTES = 100_000_000  # as safetensors allows
+TRAINED = ("student", "class_names", "preprocessing", "training", "imported_from")
 METADATA = "hf_distill"  # the one metadata key: safetensors writes several in an order that changes from run to run
 
 
@@ -484,7 +485,7 @@ class ExpertTrajectories(HubFolder):
             datasets=[source["name"]] if on_hub(source) else None,
             tags=["dataset-distillation", "expert-trajectories", "image-classification", "hf_distill"],
             model_name=Path(home.name).name if scores else None,
-            eval_results=eval_results(source, scores) or None,
+            eval_results=eval_results(source, self._by_split(scores)) or None,
         )
         lines = []
         if results["train_accuracy"]:
@@ -514,6 +515,26 @@ class ExpertTrajectories(HubFolder):
             results="\n".join(lines),
             **about_source,
         )
+
+    def _by_split(self, scores: dict[str, float]) -> dict[str, float]:
+        """Scores of "train" and "test" by the names that these splits have in the source."""
+        names = {"train": self.config["source"].get("split"), "test": self.config.get("test_split")}
+        return {names[split] or split: score for split, score in scores.items()}
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the experts into `directory`; see `HubFolder.save_pretrained`.
+
+        Raises:
+            ValueError: Also where `directory` holds other experts: their files have the same names, and a folder in
+                which some are replaced cannot be told from a whole one.
+        """
+        held = Path(directory) / INDEX
+        if held.is_file():
+            known = load_json(held)
+            mixed = [key for key in TRAINED if known.get(key) != self.config.get(key)]
+            if mixed:
+                raise ValueError(f"{directory} holds experts of another {mixed[0]}; give another folder")
+        return super().save_pretrained(directory)
 
     def _write_about(self, folder: Path, preprocessing: Preprocessing, home: Home) -> None:
         if preprocessing.zca is not None:

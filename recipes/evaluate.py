@@ -17,6 +17,7 @@ from hf_distill.config import DataArguments, HfArg, HubArguments, check_at_least
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
+from hf_distill.files import save_json
 from hf_distill.results import EvalReport
 from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push
 
@@ -79,13 +80,14 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator()
-    if hub.push_to_hub and hub.hub_model_id is None and not Path(args.distilled_dataset).exists():
-        hub = replace(hub, hub_model_id=args.distilled_dataset)
-    prepare_push(hub, DistilledSet, accelerator)
-
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
     )
+    if hub.push_to_hub and hub.hub_model_id is None and distilled.origin is not None:
+        hub = replace(hub, hub_model_id=distilled.origin.repo_id)
+    if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
+        distilled.check_published(hub.hub_model_id, token=hub.hub_token)
+    prepare_push(hub, DistilledSet, accelerator)
     data_args = source_arguments(distilled, data_args)
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
@@ -111,13 +113,19 @@ def main() -> None:
         return
     folder = args.output_dir or args.distilled_dataset
     if args.output_dir is not None or Path(folder).is_dir():
+        if args.output_dir is None:
+            distilled = distilled.reloaded(folder)  # with the rows that others added meanwhile
         distilled.report = (distilled.report or EvalReport()).merge(report)
         distilled.save_pretrained(folder)
         print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
     elif not hub.push_to_hub:
         print("\nNothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
     if hub.push_to_hub:
-        commit = distilled.push_results(hub.hub_model_id, report, tag=hub.hub_tag, token=hub.hub_token)
+        try:
+            commit = distilled.push_results(hub.hub_model_id, report, tag=hub.hub_tag, token=hub.hub_token)
+        except (ValueError, OSError) as error:
+            save_json("evaluation.json", report.to_json())
+            raise ValueError(f"{error}. The results are in evaluation.json") from error
         print(f"\nadded to the card and results.json of {hub.hub_model_id}: {commit.commit_url}")
 
 

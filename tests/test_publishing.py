@@ -359,7 +359,7 @@ def test_results_are_added_only_to_the_images_that_were_evaluated(hub):
     made.push_results(repo, EvalReport([row]), token=hub.token)
     assert DistilledSet.from_pretrained(repo).report.rows == [*REPORT.rows, row]
     assert DistilledSet.from_pretrained(repo, revision="v1").report.rows == REPORT.rows
-    with pytest.raises(ValueError, match="other images than those that were evaluated"):
+    with pytest.raises(ValueError, match="other images than those that are evaluated"):
         make(seed=1).push_results(repo, EvalReport([row]), token=hub.token)
 
 
@@ -385,3 +385,91 @@ def test_an_import_is_published_with_the_name_and_the_hash_of_its_files(hub, rec
     assert torch.equal(again.pixel_values, make().pixel_values)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert f"`images.pt` (SHA-256 `{sha256}`)" in hub.files("dataset", repo)["README.md"].decode()
+
+
+# Said again
+
+
+def test_a_push_that_had_ended_says_again_what_it_published_whatever_others_added_since(hub):
+    repo, made = f"{hub.namespace}/set", make()
+    first = made.push_to_hub(repo, tag="v1", token=hub.token)
+    hub.put("dataset", repo, {"notes.md": b"mine"})
+    assert made.push_to_hub(repo, tag="v1", token=hub.token).oid == first.oid
+    with pytest.raises(ValueError, match="v2 is free"):
+        make(seed=1).push_to_hub(repo, tag="v1", token=hub.token)
+
+
+def test_a_tag_that_comes_late_names_the_commit_that_made_the_version(hub):
+    repo, made = f"{hub.namespace}/set", make()
+    hub.fail("POST .*/tag/", status=403)
+    with pytest.raises(ValueError, match="lacks its tag 'v1'"):
+        made.push_to_hub(repo, tag="v1", token=hub.token)
+    first = hub.head("dataset", repo)
+    hub.put("dataset", repo, {"data/extra.md": b"of somebody else"})
+    assert made.push_to_hub(repo, tag="v1", token=hub.token).oid == first
+    assert hub.tags("dataset", repo) == {"v1": first}
+
+
+def test_results_get_no_tag_that_cannot_name_a_version(hub):
+    repo, made = f"{hub.namespace}/set", make()
+    first = made.push_to_hub(repo, token=hub.token)
+    for tag in ("a b", "HEAD", "refs/heads/x"):
+        with pytest.raises(ValueError, match="cannot name a version"):
+            made.push_results(repo, REPORT, tag=tag, token=hub.token)
+    assert hub.head("dataset", repo) == first.oid
+
+
+def test_results_touch_nothing_but_what_tells_of_them(hub):
+    repo, made = f"{hub.namespace}/set", make(config=CONFIG)
+    made.push_to_hub(repo, token=hub.token)
+    before = hub.files("dataset", repo)
+    hub.clear()
+    made.push_results(repo, REPORT, tag="v2", token=hub.token)
+    after = hub.files("dataset", repo)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "README.md",
+        "distill_config.json",
+        "results.json",
+    }
+    assert not any(request.method == "PUT" for request in hub.requests)
+    assert DistilledSet.from_pretrained(repo, revision="v2").report == REPORT
+
+
+def test_a_learning_rate_is_part_of_what_was_evaluated(hub):
+    repo = f"{hub.namespace}/set"
+    make(lr=0.1).push_to_hub(repo, token=hub.token)
+    with pytest.raises(ValueError, match="other images"):
+        make(lr=1.0).push_results(repo, REPORT, token=hub.token)
+
+
+def test_a_revision_of_a_folder_is_a_mistake(tmp_path):
+    folder = make().save_pretrained(tmp_path / "set")
+    with pytest.raises(ValueError, match="has no revision 'v1'"):
+        DistilledSet.from_pretrained(folder, revision="v1")
+
+
+def test_experts_of_another_training_are_not_saved_over(experts, tmp_path):
+    folder = experts.save_pretrained(tmp_path / "copy")
+    config = load_json(folder / "expert_config.json")
+    save_json(folder / "expert_config.json", {**config, "training": {**config["training"], "lr_teacher": 9}})
+    with pytest.raises(ValueError, match="holds experts of another training"):
+        experts.save_pretrained(folder)
+
+
+def test_an_evaluation_for_a_repository_that_does_not_hold_the_set_is_refused_before_the_work(hub, recipes, tmp_path):
+    folder = make(config=CONFIG).save_pretrained(tmp_path / "set")
+    flags = {"distilled_dataset": folder, "push_to_hub": True, "hub_model_id": f"{hub.namespace}/typo"}
+    done = recipes("evaluate", {**flags, "hub_token": hub.token, "disable_tqdm": True}, tmp_path)
+    assert done.status == [1]
+    assert "no dataset repository on the Hub" in done.err
+    assert not hub.repos()
+
+
+def test_rows_of_other_splits_and_sizes_are_other_rows_and_what_is_known_of_them_stays():
+    row = {"labels": "soft", "student": "vit", "protocol": "quick", "accuracies": [0.5], "device": "cpu"}
+    one = EvalReport([EvalRow("full data", images=10, **row)], {"quick, vit": {"epochs": {"full data": 3}}})
+    other = EvalReport([EvalRow("full data", images=5, **row)], {"quick, vit": {"epochs": {"random": 4}}})
+    third = EvalReport([EvalRow("full data", images=10, split="validation", **row)])
+    merged = one.merge(other).merge(third)
+    assert len(merged.rows) == 3
+    assert merged.meta == {"quick, vit": {"epochs": {"full data": 3, "random": 4}}}
