@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .data import RealImages
     from .distilled import DistilledSet
     from .distiller import Distiller
+    from .epoch_labels import EpochLabels
     from .evaluation import EvalProtocol, evaluate_distilled
     from .results import EvalReport
     from .teachers import Teacher
@@ -21,6 +22,7 @@ _HOME = {
     "DataArguments": "config",
     "DistilledSet": "distilled",
     "Distiller": "distiller",
+    "EpochLabels": "epoch_labels",
     "EvalProtocol": "evaluation",
     "EvalReport": "results",
     "ExpertTrajectories": "trajectories",
@@ -34,6 +36,7 @@ __all__ = [
     "DataArguments",
     "DistilledSet",
     "Distiller",
+    "EpochLabels",
     "EvalProtocol",
     "EvalReport",
     "ExpertTrajectories",

@@ -9,6 +9,7 @@ compare images by comes from a network trained on all of them, and where full da
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .cards import human_bytes
 from .config import BASELINES, check_at_least, check_choice
 from .coresets import coresets, random_rows
 from .data import RealImages
 from .distilled import DistilledSet
+from .epoch_labels import EpochLabels
 from .labels import HardLabels, LabelSource
 from .models import StudentSpec
 from .pools import Pool, accuracy, topk_accuracy
@@ -123,16 +126,18 @@ class _Trainer:
         ) as bar:
             for index, part in mine:
                 case, rows, lrs, seeds = jobs[index]
-                students = train_students(
-                    case.pool,
-                    case.targets,
-                    rows[part],
-                    case.spec,
-                    self.protocol,
-                    epochs=case.epochs,
-                    lrs=lrs[part],
-                    seeds=seeds[part],
-                )
+                # The launcher's precision, for networks of many layers; trajectories are matched in single precision.
+                with self.accelerator.autocast() if self.protocol.per_view else nullcontext():
+                    students = train_students(
+                        case.pool,
+                        case.targets,
+                        rows[part],
+                        case.spec,
+                        self.protocol,
+                        epochs=case.epochs,
+                        lrs=lrs[part],
+                        seeds=seeds[part],
+                    )
                 for number, student in enumerate(students, start=part.start):
                     found.append((index, number, judge(index, number, student)))
                 bar.update(len(students))
@@ -164,6 +169,7 @@ def evaluate_distilled(
     accelerator: Accelerator | None = None,
     baselines: Sequence[str] = BASELINES,
     full_data: bool = True,
+    labels: EpochLabels | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
     """Train students on a distilled set and on the sets to compare it with, and test them. All processes call it.
@@ -185,6 +191,7 @@ def evaluate_distilled(
         full_data: Also train on all of `train`. Herding and k-center then compare images by what such a network has
             before its logits: the student that the set was made for, whatever the `students` (the first of them where
             the set names none). Without it they compare pixels.
+        labels: Stored labels of views of the set, in place of its own soft ones; for protocols of views.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -249,7 +256,7 @@ def evaluate_distilled(
     else:
         subsets = coresets(train, train_pool, counts, greedy, None)
 
-    small = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device)
+    small = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
     for name in baselines:
         if name == "random":
             rows = torch.stack([random_rows(train, counts, seed, number) for number in range(num_seeds)])
@@ -313,6 +320,12 @@ def real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerato
     return Pool(real, real.labels, preprocessing=distilled.preprocessing, device=accelerator.device)
 
 
+def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:
+    """The images of the set as its students see them."""
+    preprocessing = distilled.preprocessing if distilled.is_bytes else None
+    return Pool(distilled.pixel_values, distilled.labels, preprocessing=preprocessing, device=device)
+
+
 def _check_data(distilled: DistilledSet, real: RealImages) -> None:
     def describe(shape: Sequence[int], names: Sequence[str]) -> str:
         more = ", ..." if len(names) > 3 else ""
@@ -345,11 +358,17 @@ def _distilled_cases(
     protocol: EvalProtocol,
     num_seeds: int,
     device: torch.device,
+    labels: EpochLabels | None = None,
 ) -> list[_Case]:
     """The rows of the distilled set: for each student its own labels first, then hard ones."""
-    preprocessing = distilled.preprocessing if distilled.is_bytes else None
-    pool = Pool(distilled.pixel_values, distilled.labels, preprocessing=preprocessing, device=device)
-    source = distilled.label_source
+    pool = distilled_pool(distilled, device)
+    source: LabelSource = labels or distilled.label_source
+    if labels is not None:
+        if not protocol.per_view:
+            raise ValueError(
+                f"the protocol {protocol.name} looks at no views, and the labels are of views; use another"
+            )
+        labels.check_matches(pool, distilled.class_names)
     targets: dict[str, Tensor | LabelSource] = {"hard": pool.labels}
     if source.kind != HardLabels.kind:
         targets = {"soft": _wanted(source, pool, protocol), **targets}
@@ -358,12 +377,12 @@ def _distilled_cases(
     rows = torch.arange(len(distilled))
     cases = []
     for spec in specs:
-        for labels, wanted in targets.items():
+        for kind, wanted in targets.items():
             # Where everything is as in the distillation, the learned rate is part of the result and not to be tuned.
-            as_made = learned and labels == own and spec == made_for(distilled)
+            as_made = learned and kind == own and spec == made_for(distilled)
             lrs = learned if as_made else (*learned, *protocol.lrs)
             every = rows.expand(num_seeds, -1)
-            cases.append(_Case("distilled", labels, spec, pool, wanted, every, rows, lrs, protocol.epochs))
+            cases.append(_Case("distilled", kind, spec, pool, wanted, every, rows, lrs, protocol.epochs))
     return cases
 
 
@@ -384,8 +403,10 @@ def _report(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     report = EvalReport()
     for case, lr, found in zip(cases, lrs, accuracies, strict=True):
-        student = student_name(case.spec)
-        report.rows.append(EvalRow(case.set, case.labels, student, protocol, case.rows.shape[1], found, name, split))
+        student, trained = student_name(case.spec), protocol
+        if isinstance(case.targets, EpochLabels):
+            trained = f"{protocol}, stored labels ({human_bytes(case.targets.num_bytes)})"
+        report.rows.append(EvalRow(case.set, case.labels, student, trained, case.rows.shape[1], found, name, split))
         seen = {"dsa_strategy": trainer.protocol.dsa_strategy}
         if isinstance(trainer.protocol, CropProtocol):
             seen = {"views": trainer.protocol.views.to_config(), "temperature": trainer.protocol.temperature}

@@ -4,6 +4,7 @@ Whoever labels a view and whoever trains on it see the same pixels, without a cr
 being stored, and whatever the order, the batches, the workers or the processes are.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +28,12 @@ from .crops import (
 __all__ = ["Views"]
 
 CROP, MIX = 1, 2  # paths of the draws, after the epoch
+
+
+@functools.lru_cache(maxsize=2)
+def _partners(seed: int, epoch: int, count: int) -> Tensor:
+    """Those of a whole epoch, which each of its batches asks for."""
+    return partners(seed, epoch, count)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Views:
         own = self._cropped(images, rows, epoch, background)
         if self.mix == "none":
             return own
-        other = partners(self.seed, epoch, count, device=rows.device)[rows]
+        other = _partners(self.seed, epoch, count)[rows.cpu()].to(rows.device)
         u = uniform(self.seed, (epoch, MIX), rows, 3)
         draw = draw_cutmix if self.mix == "cutmix" else draw_mixup
         mix = draw(u, own.shape[2:], self.alpha) if self.mix == "cutmix" else draw(u, self.alpha)

@@ -16,6 +16,7 @@ from pathlib import Path
 from hf_distill.config import DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
+from hf_distill.epoch_labels import EpochLabels
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
 from hf_distill.files import save_json
 from hf_distill.results import EvalReport
@@ -37,6 +38,9 @@ class EvaluateArguments:
     num_seeds: int = HfArg(default=5, help="Students per set and kind of labels.")
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
     full_data: bool = HfArg(default=True, help="Also train on all images; without it coresets compare pixels.")
+    labels: str | None = HfArg(
+        default=None, help="Folder or repository of stored labels of its views (recipes/relabel.py), for its soft row."
+    )
     output_dir: str | None = HfArg(default=None, help="Folder for the set with its results. Without it: its own.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
@@ -105,6 +109,7 @@ def main() -> None:
         seed=args.seed,
         accelerator=accelerator,
         full_data=args.full_data,
+        labels=None if args.labels is None else EpochLabels.from_pretrained(args.labels, token=hub.hub_token),
         disable_tqdm=args.disable_tqdm,
     )
     accelerator.print(report.table())

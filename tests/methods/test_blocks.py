@@ -175,3 +175,18 @@ def test_blocks_lie_where_the_images_of_their_classes_belong(runs, whole):
     assert run["shape"][0] == 20
     distilled = DistilledSet.from_pretrained(whole)
     assert torch.equal(distilled.labels, torch.arange(10).repeat_interleave(2))
+
+
+def test_labels_of_every_view_are_stored_and_trained_on_without_the_teacher(runs, whole, recipes, tmp_path):
+    flags = {"distilled_dataset": whole, "disable_tqdm": True}
+    done = recipes("relabel", {**flags, "kept": 3, "label_epochs": 2, "output_dir": tmp_path / "labels"}, tmp_path)
+    assert done.status == [0], done.err
+    few = {"max_train_samples": 200, "max_test_samples": 50, "num_seeds": 1, "full_data": False}
+    out = {"labels": tmp_path / "labels", "output_dir": tmp_path / "evaluated"}
+    done = recipes("evaluate", {**flags, **few, **out}, tmp_path)
+    assert done.status == [0], done.err
+    rows = DistilledSet.from_pretrained(tmp_path / "evaluated").report.rows
+    stored = [row for row in rows if "stored labels" in row.protocol]
+    assert [(row.set, row.labels) for row in stored] == [("distilled", "soft")]
+    mtt = recipes("evaluate", {**flags, **few, **out, "protocol": "quick"}, tmp_path)
+    assert "looks at no views" in mtt.err

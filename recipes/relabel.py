@@ -1,0 +1,81 @@
+"""Store what the teacher of a set says of every view of its images: students then train without the teacher.
+
+    python recipes/relabel.py --distilled_dataset outputs/cda-digits-ipc5
+    accelerate launch recipes/relabel.py --distilled_dataset org/name --label_epochs 300 --kept 10 \\
+        --push_to_hub --hub_model_id org/name-labels --hub_tag v1.0.0
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --labels org/name-labels
+
+The views are those of the set's evaluation protocol. What an interrupted run stored is kept when it is started again.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hf_distill.config import HfArg, HubArguments, check_at_least, check_choice, parse_args
+from hf_distill.distilled import DistilledSet
+from hf_distill.epoch_labels import Codec, EpochLabels, relabel
+from hf_distill.evaluation import PROTOCOLS, CropProtocol, distilled_pool
+from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, push
+
+
+@dataclass
+class RelabelArguments:
+    """What to label, and how much of it to keep."""
+
+    distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of a set with a teacher.")
+    distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
+    protocol: str | None = HfArg(default=None, help="Whose views to label. Without it: that of the set.")
+    label_epochs: int | None = HfArg(default=None, help="Epochs to store. Without it: those of the protocol.")
+    kept: int | None = HfArg(default=None, help="Largest logits to keep of each label, with the mass of the rest.")
+    seed: int = HfArg(default=0, help="Of the views.")
+    output_dir: str | None = HfArg(default=None, help="Folder of the labels. Without it: outputs/labels-<set>.")
+    disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
+
+    def __post_init__(self) -> None:
+        if self.distilled_dataset is None:
+            raise ValueError("--distilled_dataset is missing; give the folder or repository of a distilled set")
+        if self.protocol is not None:
+            views = [name for name, protocol in PROTOCOLS.items() if isinstance(protocol, CropProtocol)]
+            check_choice("protocol", self.protocol, views)
+        check_at_least("label_epochs", self.label_epochs, 1)
+
+
+def main() -> None:
+    args, hub = parse_args(RelabelArguments, HubArguments)
+    if args.disable_tqdm:
+        disable_progress_bars()
+    accelerator = make_accelerator()
+    prepare_push(hub, EpochLabels, accelerator)
+
+    distilled = DistilledSet.from_pretrained(
+        args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
+    )
+    if distilled.teacher is None:
+        raise ValueError(f"{args.distilled_dataset} has no teacher, so nobody can label its views; give another set")
+    name = args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol")
+    protocol = PROTOCOLS.get(name)
+    if not isinstance(protocol, CropProtocol):
+        raise ValueError(f"the set's protocol is {name}, which looks at no views; choose one with --protocol")
+    labels = relabel(
+        distilled.teacher.to(accelerator.device),
+        distilled_pool(distilled, accelerator.device),
+        replace(protocol.views, seed=args.seed),
+        args.label_epochs or protocol.epochs,
+        args.output_dir or Path("outputs", f"labels-{Path(args.distilled_dataset).name}"),
+        codec=Codec(kept=args.kept),
+        source=distilled.config.get("source"),
+        accelerator=accelerator,
+        disable_tqdm=args.disable_tqdm,
+    )
+    if accelerator.is_main_process:
+        print(f'{labels.num_bytes:,} bytes in {labels.folder}   load: EpochLabels.from_pretrained("{labels.folder}")')
+        if hub.push_to_hub:
+            print(push(labels, hub, labels.folder))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
