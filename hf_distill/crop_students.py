@@ -72,6 +72,8 @@ def train_on_crops(
         epochs: Passes over the rows.
         lr: The largest learning rate.
         seed: Of initialisation, order, views and dropout.
+
+    Forward passes are in the autocast that the caller is in.
     """
     device, count = pool.device, len(rows)
     model = spec.build(derive_seed(seed, "init")).to(device).train()
@@ -81,6 +83,13 @@ def train_on_crops(
     views = protocol.views_for(targets, seed)
     order = generator(seed, "order")
     background = pool.black
+    # Without its cache, which would keep the first weights for as long as the caller's autocast lasts.
+    precision = torch.autocast(
+        device.type,
+        dtype=torch.get_autocast_dtype(device.type),
+        enabled=torch.is_autocast_enabled(device.type),
+        cache_enabled=False,
+    )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
         for epoch in range(epochs):
@@ -94,15 +103,16 @@ def train_on_crops(
                 if device.type == "cuda":
                     x = x.contiguous(memory_format=torch.channels_last)
                 chosen = rows[places]
-                if isinstance(targets, Tensor):
-                    wanted = targets[upload(chosen, device)]
-                    loss = F.cross_entropy(model(x), wanted, label_smoothing=protocol.label_smoothing)
-                else:
-                    with torch.no_grad():
-                        wanted = targets(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
-                    loss = distillation_loss(
-                        model(x), wanted, protocol.temperature, protocol.squared, protocol.label_smoothing
-                    )
+                with precision:
+                    if isinstance(targets, Tensor):
+                        wanted = targets[upload(chosen, device)]
+                        loss = F.cross_entropy(model(x), wanted, label_smoothing=protocol.label_smoothing)
+                    else:
+                        with torch.no_grad():
+                            wanted = targets(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
+                        loss = distillation_loss(
+                            model(x), wanted, protocol.temperature, protocol.squared, protocol.label_smoothing
+                        )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
