@@ -165,6 +165,6 @@ def import_image_folder(
         "space": "bytes",
         "files": [{"file": root.name, "sha256": digest.hexdigest(), "images": len(files)}],
     }
-    pixel_values = preprocessing(torch.from_numpy(images))
+    pixel_values = torch.from_numpy(images)  # the pictures themselves
     labels = torch.tensor([label for _, label in files])
     return DistilledSet(pixel_values, labels, names, preprocessing, config=config_of(real, method, imported_from))
