@@ -1,9 +1,22 @@
 """The methods, one file each."""
 
 from .mtt import MTT, MTTConfig
+from .rded import RDED, RDEDConfig
 from .sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
 from .tesla import Tesla, TeslaConfig
 
-METHODS = (MTT, Tesla, SRe2L, CDA)
+METHODS = (MTT, Tesla, SRe2L, CDA, RDED)
 
-__all__ = ["CDA", "METHODS", "MTT", "CDAConfig", "MTTConfig", "SRe2L", "SRe2LConfig", "Tesla", "TeslaConfig"]
+__all__ = [
+    "CDA",
+    "METHODS",
+    "MTT",
+    "RDED",
+    "CDAConfig",
+    "MTTConfig",
+    "RDEDConfig",
+    "SRe2L",
+    "SRe2LConfig",
+    "Tesla",
+    "TeslaConfig",
+]

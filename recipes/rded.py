@@ -1,0 +1,55 @@
+"""Distil a dataset with RDED: crops of real images that a trained network recognises best, tiled.
+
+    accelerate launch recipes/rded.py                                   # scikit-learn's digits, minutes on two cores
+    accelerate launch --mixed_precision bf16 recipes/rded.py --config recipes/configs/rded/imagenet1k-ipc10.yaml
+    accelerate launch recipes/rded.py --dataset_name my/images --resolution 64 --ipc 10 --teachers my/teacher
+    accelerate launch recipes/rded.py --push_to_hub --hub_model_id me/digits-rded --hub_tag v1.0.0
+
+A teacher is trained first where none is given. Go on after an interruption with the same command line and
+--resume_from_checkpoint latest.
+"""
+
+import sys
+from pathlib import Path
+
+from hf_distill import RealImages
+from hf_distill.config import DataArguments, HubArguments, parse_args
+from hf_distill.method import DistillationDiverged
+from hf_distill.methods import RDED, RDEDConfig
+from hf_distill.runs import push, start_run
+from hf_distill.teacher_training import TeacherConfig, find_teachers
+
+DEMO = Path(__file__).parent / "configs" / "rded" / "digits-ipc5.yaml"
+
+
+def main() -> None:
+    classes = (DataArguments, TeacherConfig, RDEDConfig, HubArguments)
+    data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
+    config, accelerator = start_run(config, hub, f"rded-{data_args.short_name}-ipc{config.ipc}")
+
+    train, test = RealImages.train_and_test(data_args)
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    train.require_per_class(config.ipc)
+    config.check_fits(train)  # before a teacher is trained
+    options = {"seed": config.seed, "accelerator": accelerator, "disable_tqdm": config.disable_tqdm}
+    (teacher,) = find_teachers(config.teachers, train, test, teacher_config, **options)
+    rded = RDED(config, train, teacher, held_out=held_out, accelerator=accelerator)
+    distilled = rded.distill()
+    if accelerator.is_main_process:
+        distilled.save_pretrained(config.output_dir)  # before the table, which can take longer than the distillation
+    report = rded.evaluate(test)
+    if accelerator.is_main_process:
+        folder = distilled.save_pretrained(config.output_dir)
+        print(f"\n{report.table()}\n\nThe picture: {folder}/assets/grid.png. Load the images with:")
+        print(f'  datasets.load_dataset("{folder}", split="train")')
+        if hub.push_to_hub:
+            print(push(distilled, hub, folder))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, DistillationDiverged) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command with --resume_from_checkpoint latest goes on with the next block")
