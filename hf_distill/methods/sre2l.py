@@ -235,10 +235,8 @@ class SRe2L(BlockDistiller):
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """Recover a block: its images after T iterations, (B, C, H, W) uint8."""
         config, device = self.config, self.device
-        x = self.initial(block)
-        if device.type == "cuda":
-            x = x.contiguous(memory_format=torch.channels_last)
-        x.requires_grad_(True)
+        x = self.initial(block).requires_grad_(True)
+        x.grad = torch.zeros_like(x)  # gradients come in the layout of the network's; a fused Adam wants that of x
         labels = block.labels.to(device)
         optimizer = torch.optim.Adam([x], lr=config.lr_img, betas=BETAS, fused=device.type == "cuda")
         iterations, seed = torch.arange(config.max_steps), derive_seed(config.seed, "views", block.number)
@@ -247,10 +245,11 @@ class SRe2L(BlockDistiller):
         for t in range(config.max_steps):
             optimizer.param_groups[0]["lr"] = learning_rate(t, config.max_steps, config.lr_img)
             found = self.losses(self.view(x, t, crops, rolls), labels, t)
-            (x.grad,) = torch.autograd.grad(found["loss"], x)
+            (gradient,) = torch.autograd.grad(found["loss"], x)
+            x.grad.copy_(gradient)
             optimizer.step()
             with torch.no_grad():
-                x.copy_(x.clamp(self.low, self.high))
+                x.clamp_(self.low, self.high)
             if (t + 1) % config.logging_steps == 0 or t + 1 == config.max_steps:
                 values = {name: value.item() for name, value in found.items()}
                 self.check_finite(values, block, t + 1, f"lower --lr_img {config.lr_img:g} or --r_bn {config.r_bn:g}")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hf_distill.blocks import Block
 from hf_distill.config import DataArguments
@@ -310,6 +311,23 @@ def test_the_teacher_learns_nothing_and_is_left_as_it_was(make, train):
     method.make(method.blocks()[0], silent)
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
+
+
+def test_gradients_have_the_layout_of_the_images_whatever_that_of_the_network(make, train):
+    # A fused Adam on an accelerator refuses others.
+    teacher, seen = make_teacher(train), []
+    teacher.model.to(memory_format=torch.channels_last)
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.extend(
+            (x.stride(), x.grad.stride()) for group in optimizer.param_groups for x in group["params"]
+        )
+    )
+    for flags in ({}, {"random_crop": False, "random_flip": 0, "jitter": 0}):
+        method = make(teacher, **flags)
+        method.make(method.blocks()[0], silent)
+    handle.remove()
+    assert len(seen) == 6
+    assert all(own == gradient for own, gradient in seen)
 
 
 def test_several_teachers_take_turns(make, train):

@@ -1,0 +1,207 @@
+"""SRe2L's recover step, beside a plain float32 loop written from the paper: images x iterations per second, and memory.
+
+    python benchmarks/recover.py --output recover.json                                        # 64x64, two CPU cores
+    accelerate launch --mixed_precision bf16 benchmarks/recover.py --resolution 224 --batch 100 --steps 20 \\
+        --output recover.json
+
+Both sides take the same steps: a random box of the batch is resized, mirrored and rolled, the network's BatchNorm
+inputs are compared with its running statistics, and Adam moves the images. The plain loop is what a script does that
+follows the paper: a hook for each layer, the backward pass through everything that requires gradients, float32. Ours
+is `hf_distill.methods.SRe2L` as its recipe runs it, in the precision of the launcher. The network is not trained and
+its statistics are arbitrary, which changes no time. Each round takes both in turn; the median over the rounds counts.
+"""
+
+import math
+import platform
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torchvision.transforms import RandomResizedCrop
+
+from hf_distill.blocks import Block
+from hf_distill.config import HfArg, check_at_least, parse_args
+from hf_distill.data import RealImages
+from hf_distill.files import package_versions, save_json
+from hf_distill.methods import SRe2L, SRe2LConfig
+from hf_distill.models import StudentSpec
+from hf_distill.rng import generator
+from hf_distill.runs import make_accelerator
+from hf_distill.teachers import Teacher
+from hf_distill.transforms import Preprocessing
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure."""
+
+    network: str = HfArg(default="resnet18", help="timm name of the teacher; it needs BatchNorm.")
+    resolution: int = HfArg(default=64, help="Side of the images in pixels.")
+    batch: int = HfArg(default=16, help="Images of a block, each of a class of its own.")
+    steps: int = HfArg(default=10, help="Iterations in a measurement.")
+    rounds: int = HfArg(default=3, help="Times that each side is measured.")
+    output: str | None = HfArg(default=None, help="JSON file for the numbers.")
+
+    def __post_init__(self) -> None:
+        for flag in ("resolution", "steps", "rounds"):
+            check_at_least(flag, getattr(self, flag), 1)
+        check_at_least("batch", self.batch, 2)
+
+
+class FeatureLoss:
+    """The distance of one BatchNorm layer's input from what the layer remembers."""
+
+    def __init__(self, layer: nn.BatchNorm2d) -> None:
+        self.value: Tensor
+        layer.register_forward_hook(self.hook)
+
+    def hook(self, layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0]
+        mean = x.mean([0, 2, 3])
+        variance = x.transpose(0, 1).flatten(1).var(1, unbiased=False)
+        self.value = torch.norm(layer.running_var - variance, 2) + torch.norm(layer.running_mean - mean, 2)
+
+
+class PlainLoop:
+    """Iterations on one batch, as the paper says and as simply as it can be written."""
+
+    def __init__(self, model: nn.Module, args: BenchmarkArguments, config: SRe2LConfig, device: torch.device) -> None:
+        self.model, self.args, self.config, self.device = model, args, config, device
+        self.losses = [FeatureLoss(layer) for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+    def __call__(self, steps: int) -> None:
+        side, config = self.args.resolution, self.config
+        x = torch.randn(self.args.batch, 3, side, side, device=self.device, requires_grad=True)
+        labels = torch.arange(self.args.batch, device=self.device)
+        optimizer = torch.optim.Adam([x], lr=config.lr_img, betas=(0.5, 0.9))
+        for t in range(steps):
+            optimizer.param_groups[0]["lr"] = config.lr_img * (1 + math.cos(math.pi * t / steps)) / 2
+            top, left, height, width = RandomResizedCrop.get_params(x, (0.08, 1.0), (3 / 4, 4 / 3))
+            view = x[:, :, top : top + height, left : left + width]
+            view = F.interpolate(view, (side, side), mode="bilinear", align_corners=False)
+            if random.random() < 0.5:
+                view = view.flip(3)
+            view = torch.roll(view, (random.randint(0, config.jitter), random.randint(0, config.jitter)), (2, 3))
+            loss = F.cross_entropy(self.model(view), labels)
+            weights = [config.first_bn_multiplier, *[1.0] * (len(self.losses) - 1)]
+            parts = [weight * part.value for weight, part in zip(weights, self.losses, strict=True)]
+            loss = loss + config.r_bn * sum(parts)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+                x.data[:, channel] = x.data[:, channel].clamp(-mean / std, (1 - mean) / std)
+        x.detach().cpu()
+
+
+class NoImages(RealImages):
+    """Classes and a size, which is all that noise needs."""
+
+    def __init__(self, names: list[str], preprocessing: Preprocessing) -> None:
+        self.class_names, self.preprocessing = names, preprocessing
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (3, *self.preprocessing.image_size)
+
+
+def untrained(spec: StudentSpec) -> nn.Module:
+    """The network in evaluation mode, with statistics that are not those of a fresh one."""
+    model, draw = spec.build(0), generator(0, "statistics")
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.copy_(0.1 * torch.randn(layer.num_features, generator=draw))
+            layer.running_var.copy_(0.5 + torch.rand(layer.num_features, generator=draw))
+    return model.eval()
+
+
+def measure(run: Callable[[int], None], steps: int, device: torch.device) -> tuple[float, int | None]:
+    """Seconds for `steps` iterations, and the most bytes that were allocated on an accelerator."""
+    run(1)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    run(steps)
+    if device.type != "cuda":
+        return time.perf_counter() - start, None
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start, torch.cuda.max_memory_allocated(device)
+
+
+def main() -> None:
+    (args,) = parse_args(BenchmarkArguments)
+    accelerator: Accelerator = make_accelerator()
+    device = accelerator.device
+    names = [str(number) for number in range(max(args.batch, 10))]
+    size = (args.resolution, args.resolution)
+    spec = StudentSpec(args.network, len(names), 3, size)
+    preprocessing = Preprocessing(3, size, MEAN, STD)
+    # Nothing is written: a block is all that is made.
+    config = SRe2LConfig(jitter=min(32, args.resolution - 1), output_dir=".", logging_steps=10**9)
+    teacher = Teacher(untrained(spec), spec, names, preprocessing)
+    sre2l = SRe2L(config, NoImages(names, preprocessing), [teacher], accelerator=accelerator)
+    block = Block(0, torch.arange(args.batch), torch.arange(args.batch))
+    model = untrained(spec)
+
+    def ours(steps: int) -> None:
+        config.max_steps = steps
+        sre2l.make(block, lambda iteration, values: None)
+
+    sides = {"plain": (PlainLoop(model, args, config, device), model), "hf_distill": (ours, teacher.model)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    peaks: dict[str, int | None] = {}
+    for _ in range(args.rounds):
+        for name, (run, network) in sides.items():
+            for _, other in sides.values():  # the network of the other side is not to count as memory of this one
+                other.zero_grad()
+                other.to(device if other is network else "cpu")
+            torch.backends.cudnn.deterministic = name == "hf_distill"  # as the recipes do
+            taken, peaks[name] = measure(run, args.steps, device)
+            seconds[name].append(taken)
+    done = args.batch * args.steps
+    rates = {name: done / statistics.median(taken) for name, taken in seconds.items()}
+    ratio = rates["hf_distill"] / rates["plain"]
+
+    on_cuda = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if on_cuda else platform.processor() or platform.machine()
+    precision = accelerator.mixed_precision
+    print(f"{args.network}, {args.batch} images of {args.resolution}x{args.resolution}, {machine}, {precision}\n")
+    print("              images x iterations / s   peak memory")
+    for name, rate in rates.items():
+        peak = peaks[name]
+        print(f"{name:12s}  {rate:23.1f}   {'-' if peak is None else f'{peak / 2**30:.2f} GiB'}")
+    print(f"\nratio: {ratio:.2f}")
+    if args.output is not None:
+        save_json(
+            args.output,
+            {
+                "command": shlex.join(sys.argv),
+                "device": machine,
+                "threads": torch.get_num_threads(),
+                "mixed_precision": precision,
+                "versions": package_versions(),
+                "network": args.network,
+                "resolution": args.resolution,
+                "batch": args.batch,
+                "steps": args.steps,
+                "images_iterations_per_s": rates,
+                "ratio": ratio,
+                "seconds": seconds,
+                "peak_bytes": peaks,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
