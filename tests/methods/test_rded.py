@@ -411,7 +411,7 @@ def test_a_preset_holds_the_values_of_the_authors_scripts(name):
 
 
 def test_without_flags_the_recipe_trains_a_teacher_and_tiles_digits(recipes, tmp_path):
-    short = {"max_train_samples": 200, "max_test_samples": 50, "teacher_epochs": 1, "eval_full_data": False}
+    short = {"max_train_samples": 200, "max_test_samples": 50, "teacher_epochs": 1, "student_width": 8}
     flags = {
         **short,
         "eval_protocol": "crops-tiny",
