@@ -648,7 +648,7 @@ def test_source_data_say_colour_size_and_preprocessing(digits, tmp_path):
         Image.fromarray(raw).save(tmp_path / f"{label:05d}" / "x.png")
     distilled = import_image_folder(tmp_path, real=real)
     wanted = torch.cat([real.images(real.class_rows(label)[:1]) for label in range(10)])
-    assert torch.equal(distilled.pixel_values, wanted)
+    assert torch.equal(distilled.floats(), wanted)
     assert distilled.config["source"] == real.provenance
 
 
