@@ -23,6 +23,7 @@ from typing_extensions import Self
 
 from .cards import eval_results, eval_results_file, on_hub, render_card, source_context
 from .checks import Rules, are_names, check_values, is_number, is_whole
+from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .hub import Home, HubFolder
 from .models import StudentSpec
@@ -169,6 +170,16 @@ class Teacher(HubFolder):
             if sorted(names) == sorted(self.class_names):
                 wanted = "the order alone differs: use teacher.reordered(names), which permutes its logits"
         raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {wanted}")
+
+    def check_matches(self, real: RealImages) -> None:
+        """Raise one `ValueError` that says what differs, unless the classes and the size are those of `real`."""
+        self.check_classes(real.class_names)
+        wanted = (self.preprocessing.channels, *self.preprocessing.image_size)
+        if wanted != tuple(real.shape):
+            raise ValueError(
+                f"the teacher {self.spec.name} takes images {wanted} (channels, height, width) and the data are "
+                f"{tuple(real.shape)}; give --resolution {wanted[1]} {wanted[2]}, or another teacher"
+            )
 
     def reordered(self, names: Sequence[str]) -> "Teacher":
         """The same teacher with its logits in the order of `names`: a copy whose last layer has its rows permuted.

@@ -205,7 +205,7 @@ class RDED(BlockDistiller):
         config.check_fits(train)
         self.teacher = teacher.to(self.device)
         self.preprocessing = teacher.preprocessing
-        _check_teacher(teacher, train)
+        teacher.check_matches(train)
         if config.factor > 1 and self.preprocessing.zca is not None:
             raise ValueError(
                 "crops are smaller than what --normalization zca whitens; use --normalization mean_std, or --factor 1"
@@ -310,14 +310,4 @@ class RDED(BlockDistiller):
             self.preprocessing,
             teacher=NetworkLabels(teacher),
             config={"student": teacher.spec.to_dict(), "teachers": [named]},
-        )
-
-
-def _check_teacher(teacher: Teacher, train: RealImages) -> None:
-    teacher.check_classes(train.class_names)
-    wanted = (teacher.preprocessing.channels, *teacher.preprocessing.image_size)
-    if wanted != tuple(train.shape):
-        raise ValueError(
-            f"the teacher {teacher.spec.name} takes images {wanted} (channels, height, width) and the data are "
-            f"{tuple(train.shape)}; give --resolution {wanted[1]} {wanted[2]}, or another teacher"
         )

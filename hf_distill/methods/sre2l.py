@@ -176,7 +176,7 @@ class SRe2L(BlockDistiller):
         super().__init__(config, train, held_out=held_out, accelerator=accelerator)
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         for teacher in self.teachers:
-            _check_fits(teacher, train)
+            teacher.check_matches(train)
             BatchNormStatistics(teacher.model)  # raises where there are none
         self.preprocessing = self.teachers[0].preprocessing
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
@@ -299,16 +299,6 @@ class CDA(SRe2L):
   year={2024}
 }""",
     )
-
-
-def _check_fits(teacher: Teacher, train: RealImages) -> None:
-    teacher.check_classes(train.class_names)
-    wanted = (teacher.preprocessing.channels, *teacher.preprocessing.image_size)
-    if wanted != tuple(train.shape):
-        raise ValueError(
-            f"the teacher {teacher.spec.name} takes images {wanted} (channels, height, width) and the data are "
-            f"{tuple(train.shape)}; give --resolution {wanted[1]} {wanted[2]}, or another teacher"
-        )
 
 
 def _through_jpeg(image: Tensor) -> Tensor:
