@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from .checkpoints import BLOCKS
 from .distilled import DistilledSet
 from .files import load_json, save_json
-from .method import FREE_TO_CHANGE, SOURCE, DistillationDiverged, Method
+from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
 __all__ = ["Block", "BlockDistiller"]
 
@@ -72,13 +72,7 @@ class BlockDistiller(Method):
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, beside the config, as JSON types."""
-        train = self.train
-        return {
-            "dataset": {key: train.provenance.get(key) for key in SOURCE},
-            "classes": train.class_names,
-            "images": [len(train), hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()[:16]],
-            "preprocessing": train.preprocessing.fingerprint(),
-        }
+        return self._data_identity()
 
     @property
     def folder(self) -> Path:
@@ -99,8 +93,11 @@ class BlockDistiller(Method):
         shape = (len(labels), *self.train.shape)
         self._start(shape)
         images = np.memmap(self.folder / IMAGES, np.uint8, "r+", shape=shape)
-        lacking = broadcast_object_list([[block.number for block in blocks if not self._done(block, images)]])[0]
-        todo = [block for block in blocks if block.number in set(lacking)]
+        lacking: list[Any] = [None]
+        if self.accelerator.is_main_process:  # reading and summing all images is the work of one
+            lacking = [{block.number for block in blocks if not self._done(block, images)}]
+        lacking = broadcast_object_list(lacking)
+        todo = [block for block in blocks if block.number in lacking[0]]
         mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         with self._bar(len(mine)) as bar:
             for block in mine:

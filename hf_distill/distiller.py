@@ -6,7 +6,6 @@ finite, updates, logs, selects the best step on held-out images, writes checkpoi
 
 import copy
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -27,7 +26,7 @@ from .data import RealImages
 from .distilled import DistilledSet
 from .evaluation import Pool, real_pool, validation_accuracy
 from .labels import StoredLabels
-from .method import FREE_TO_CHANGE, SOURCE, DistillationDiverged, Method
+from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
 logger = logging.getLogger(__name__)
 
@@ -261,12 +260,9 @@ class Distiller(Method):
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, as JSON types: the images and what is imitated."""
-        train, config = self.train, self.distilled.config
+        config = self.distilled.config
         identity = {
-            "dataset": {key: train.provenance.get(key) for key in SOURCE},
-            "classes": train.class_names,
-            "images": [len(train), hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()[:16]],
-            "preprocessing": train.preprocessing.fingerprint(),
+            **self._data_identity(),
             **{key: config[key] for key in ("student", "dsa_strategy") if key in config},
             "experts": {key: value for key, value in config.get("experts", {}).items() if key != "source"},
         }

@@ -238,19 +238,8 @@ class HubFolder(ABC):
                 repo_id,
             )
         message = message or f"Publish {tag or type(self).__name__} with hf_distill"
-        return self._publish(repository, Home(repo_id, tag, on_hub=True), tag, message, create_pr, parent)
-
-    def _publish(
-        self,
-        repository: Repository,
-        home: Home,
-        tag: str | None,
-        message: str,
-        create_pr: bool = False,
-        parent: str | None = None,
-    ) -> CommitInfo:
         with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
             staged = Path(aside)
-            self._write(staged, home)
+            self._write(staged, Home(repo_id, tag, on_hub=True))
             files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
             return repository.publish(files, self.owned, tag=tag, create_pr=create_pr, parent=parent, message=message)

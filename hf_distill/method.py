@@ -1,6 +1,7 @@
 """`Method`: what every method is, whatever makes its images: a paper, a config, real images, and its evaluation."""
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,6 +83,16 @@ class Method(ABC):
     @abstractmethod
     def distill(self) -> DistilledSet:
         """The distilled set. All processes call it."""
+
+    def _data_identity(self) -> dict[str, Any]:
+        """What says that a continued run reads the images that it began with, as JSON types."""
+        train = self.train
+        return {
+            "dataset": {key: train.provenance.get(key) for key in SOURCE},
+            "classes": train.class_names,
+            "images": [len(train), hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()[:16]],
+            "preprocessing": train.preprocessing.fingerprint(),
+        }
 
     def evaluate(self, test: RealImages) -> EvalReport:
         """Students trained on the distilled set and on the baselines, tested on `test`. All processes call it."""

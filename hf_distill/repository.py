@@ -127,21 +127,11 @@ class Repository:
         """The same repository at another revision."""
         return replace(self, revision=revision)
 
-    def tags(self) -> dict[str, str]:
-        """The commit of each tag."""
-        with self._explained():
-            return _patiently(self._tags)
-
     def sizes(self) -> dict[str, int]:
         """The bytes of each file at this revision."""
         with self._explained():
             entries = _patiently(lambda: list(self._tree(self.revision)))
         return {entry.path: entry.size for entry in entries}
-
-    def head(self) -> str:
-        """The newest commit of the main branch."""
-        with self._explained():
-            return self._head()
 
     # Up
 
@@ -208,9 +198,9 @@ class Repository:
             parent = parent or self._head()
             additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
             # Again, as `prepare` may be hours ago: from here on another version is a conflict.
-            published = _patiently(self._tags).get(tag) if tag is not None else None
-            if published is not None and self._compare(additions, owned, published)[0]:
-                return self._info(published, message)  # by an earlier run of the same command
+            tagged = _patiently(self._tags).get(tag) if tag is not None else None
+            if tagged is not None and self._compare(additions, owned, tagged)[0]:
+                return self._info(tagged, message)  # by an earlier run of the same command
             self._check_tag(tag)
             for batch in _batches(additions):
                 self._upload(batch, create_pr)
