@@ -284,6 +284,13 @@ class Mix:
         partners = None if self.partners is None else self.partners.to(device, non_blocking=True)
         return Mix(self.kind, self.values.to(device, non_blocking=True), partners)
 
+    def own_share(self, image_size: tuple[int, int]) -> Tensor:
+        """The share of each mixed image that is the image itself, (n,) float32: of its pixels, or its weight."""
+        if self.kind == "mixup":
+            return self.values
+        area = self.values[:, 2] * self.values[:, 3]
+        return 1 - area / (image_size[0] * image_size[1])
+
 
 def draw_cutmix(
     u: Tensor, image_size: int | tuple[int, int], alpha: float = 1.0, partners: Tensor | None = None

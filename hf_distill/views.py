@@ -16,6 +16,7 @@ from torch import Tensor
 from .crops import (
     CROP_DRAWS,
     CropParams,
+    Mix,
     apply_mix,
     crop_resize,
     draw_crops,
@@ -86,11 +87,31 @@ class Views:
         own = self._cropped(images, rows, epoch, background)
         if self.mix == "none":
             return own
+        mix = self._mix(rows, epoch, count, own.shape[2:])
+        return apply_mix(own, self._cropped(images, mix.partners, epoch, background), mix.to(own.device))
+
+    def mixing(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Whom the views of `rows` are mixed with, and the share of each view that is its own image's.
+
+        Args:
+            rows, epoch, count: As the views are asked for.
+            size: Height and width of the images.
+
+        Returns:
+            Rows of the partners (n,) and shares (n,) float32 in [0, 1], both where `rows` are; without mixing an image
+            is its own partner.
+        """
+        if self.mix == "none":
+            return rows, torch.ones(len(rows), device=rows.device)
+        mix = self._mix(rows, epoch, count, size)
+        return mix.partners, mix.own_share(size)
+
+    def _mix(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> Mix:
         other = _partners(self.seed, epoch, count)[rows.cpu()].to(rows.device)
         u = uniform(self.seed, (epoch, MIX), rows, 3)
-        draw = draw_cutmix if self.mix == "cutmix" else draw_mixup
-        mix = draw(u, own.shape[2:], self.alpha) if self.mix == "cutmix" else draw(u, self.alpha)
-        return apply_mix(own, self._cropped(images, other, epoch, background), mix.to(own.device))
+        if self.mix == "cutmix":
+            return draw_cutmix(u, size, self.alpha, other)
+        return draw_mixup(u, self.alpha, other)
 
     def _cropped(
         self, images: Callable[[Tensor], Tensor], rows: Tensor, epoch: int, background: Tensor | float

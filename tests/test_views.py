@@ -158,3 +158,14 @@ def test_views_survive_their_description():
 def test_a_name_that_is_none_is_refused_in_one_line(values, message):
     with pytest.raises(ValueError, match=message):
         Views(**values)
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup", "none"])
+def test_the_shares_of_a_mix_are_those_of_its_pixels(kind):
+    """Images of one colour each: the mean of a mixed one says how much of it is whose."""
+    views = Views(seed=5, crop="none", flip=0.0, mix=kind, alpha=0.8)
+    flat = torch.arange(COUNT, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, 12, 10)
+    rows = torch.randperm(COUNT, generator=generator(2))
+    seen = views(lambda chosen: flat[chosen], rows, 4, COUNT)
+    partners, share = views.mixing(rows, 4, COUNT, (12, 10))
+    torch.testing.assert_close(seen.mean((1, 2, 3)), share * rows + (1 - share) * partners)
