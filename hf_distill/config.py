@@ -17,7 +17,17 @@ from typing import Any, NoReturn
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
-__all__ = ["BASELINES", "DataArguments", "DistillConfig", "HfArg", "HubArguments", "load_yaml", "parse_args"]
+__all__ = [
+    "BASELINES",
+    "DataArguments",
+    "DistillConfig",
+    "HfArg",
+    "HubArguments",
+    "LoopConfig",
+    "OptimizedConfig",
+    "load_yaml",
+    "parse_args",
+]
 
 BASELINES = ("random", "herding", "k-center")  # subsets of the real images that a distilled set is compared with
 
@@ -101,11 +111,9 @@ class DataArguments:
 
 @dataclass
 class DistillConfig:
-    """What every method has: how many images, how long, how often to look, and where to put things."""
+    """What every method has: how many images, how they are evaluated, and where to put things."""
 
     ipc: int = HfArg(default=1, help="Images per class.")
-    init: str = HfArg(default="real", help="Start from real images or from noise.")
-    max_steps: int = HfArg(default=5000, help="Distillation iterations.")
     output_dir: str | None = HfArg(
         default=None, help="Folder of the artifact and checkpoints. Without it: a fresh one under outputs/."
     )
@@ -114,14 +122,6 @@ class DistillConfig:
         default=None, help="`latest`, or the path of a checkpoint folder. The same command line goes on, bit for bit."
     )
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
-    gradient_accumulation_steps: int = HfArg(
-        default=1, help="Gradients averaged by each process before an update; N processes average N times as many."
-    )
-    logging_steps: int = HfArg(default=10, help="Iterations between two lines in the trackers.")
-    save_steps: int = HfArg(default=500, help="Iterations between two checkpoints.")
-    save_total_limit: int | None = HfArg(default=2, help="Checkpoints to keep; the oldest go first.")
-    eval_steps: int = HfArg(default=100, help="Iterations between two evaluations on the held-out part of train.")
-    eval_nets: int = HfArg(default=3, help="Fresh students trained at each such evaluation.")
     eval_protocol: str = HfArg(default="mtt", help="How students are trained on the set: mtt (the papers'), or quick.")
     eval_seeds: int = HfArg(default=5, help="Students trained for each line of the final table.")
     eval_full_data: bool = HfArg(default=True, help="Train on all real images too, for the last line of that table.")
@@ -129,23 +129,52 @@ class DistillConfig:
         default_factory=lambda: list(BASELINES),
         help="What that table compares with, of random, herding and k-center; the latter two look at every real image.",
     )
-    select: str = HfArg(default="best", help="Keep the best step by held-out accuracy, or the last one.")
     report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
     def __post_init__(self) -> None:
-        check_choice("init", self.init, ("real", "noise"))
-        check_choice("select", self.select, ("best", "last"))
         check_choice("report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio"))
         for name in self.eval_baselines:
             check_choice("eval_baselines", name, BASELINES)
-        for flag in ("ipc", "gradient_accumulation_steps", "logging_steps", "save_steps"):
-            check_at_least(flag, getattr(self, flag), 1)
-        for flag in ("eval_steps", "eval_nets", "eval_seeds"):
-            check_at_least(flag, getattr(self, flag), 1)
-        check_at_least("max_steps", self.max_steps, 0)
-        check_at_least("save_total_limit", self.save_total_limit, 1)
+        check_at_least("ipc", self.ipc, 1)
+        check_at_least("eval_seeds", self.eval_seeds, 1)
         check_at_least("seed", self.seed, 0)
+
+
+@dataclass
+class OptimizedConfig(DistillConfig):
+    """What methods have beside that which optimise their images."""
+
+    init: str = HfArg(default="real", help="Start from real images or from noise.")
+    max_steps: int = HfArg(default=5000, help="Distillation iterations.")
+    logging_steps: int = HfArg(default=10, help="Iterations between two lines in the trackers.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("init", self.init, ("real", "noise"))
+        check_at_least("max_steps", self.max_steps, 0)
+        check_at_least("logging_steps", self.logging_steps, 1)
+
+
+@dataclass
+class LoopConfig(OptimizedConfig):
+    """What methods have beside that which optimise the whole set at once: how often to look, and what to keep."""
+
+    gradient_accumulation_steps: int = HfArg(
+        default=1, help="Gradients averaged by each process before an update; N processes average N times as many."
+    )
+    save_steps: int = HfArg(default=500, help="Iterations between two checkpoints.")
+    save_total_limit: int | None = HfArg(default=2, help="Checkpoints to keep; the oldest go first.")
+    eval_steps: int = HfArg(default=100, help="Iterations between two evaluations on the held-out part of train.")
+    eval_nets: int = HfArg(default=3, help="Fresh students trained at each such evaluation.")
+    select: str = HfArg(default="best", help="Keep the best step by held-out accuracy, or the last one.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("select", self.select, ("best", "last"))
+        for flag in ("gradient_accumulation_steps", "save_steps", "eval_steps", "eval_nets"):
+            check_at_least(flag, getattr(self, flag), 1)
+        check_at_least("save_total_limit", self.save_total_limit, 1)
 
 
 @dataclass(repr=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from .config import DistillConfig
+from .config import LoopConfig
 from .data import RealImages
 from .distilled import DistilledSet
 from .evaluation import Pool, real_pool, validation_accuracy
@@ -55,11 +55,12 @@ class Distiller(Method):
         accelerator: Processes, device and trackers (`runs.start_run` makes one); a plain one if not given.
     """
 
+    config: LoopConfig
     optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
-        config: DistillConfig,
+        config: LoopConfig,
         train: RealImages,
         *,
         held_out: RealImages | None = None,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hf_distill.config import DataArguments, DistillConfig, HfArg, load_yaml, parse_args
+from hf_distill.config import DataArguments, HfArg, LoopConfig, load_yaml, parse_args
 
 
 @dataclass
@@ -23,7 +23,7 @@ def yaml(tmp_path):
     return write
 
 
-def refused(capsys, *words: str, classes=(DataArguments, DistillConfig, Extra), **kwargs) -> str:
+def refused(capsys, *words: str, classes=(DataArguments, LoopConfig, Extra), **kwargs) -> str:
     """The one line that a mistake leaves on stderr, and nothing on stdout."""
     with pytest.raises(SystemExit) as stop:
         parse_args(*classes, args=words, **kwargs)
@@ -37,7 +37,7 @@ def refused(capsys, *words: str, classes=(DataArguments, DistillConfig, Extra), 
 
 def test_defaults_then_yaml_then_the_command_line(yaml):
     path = yaml("ipc: 10\nmax_steps: 7\nsizes: [3, 4]\nloud: false\nclasses: [cat, dog]\n")
-    data, config, extra = parse_args(DataArguments, DistillConfig, Extra, args=["--config", path, "--ipc", "50"])
+    data, config, extra = parse_args(DataArguments, LoopConfig, Extra, args=["--config", path, "--ipc", "50"])
     assert (config.ipc, config.max_steps, config.seed) == (50, 7, 0)
     assert (extra.sizes, extra.loud, extra.rate) == ([3, 4], False, 0.5)
     assert data.classes == ["cat", "dog"]
@@ -56,7 +56,7 @@ def test_a_number_may_be_written_as_papers_write_it(yaml, written):
 
 
 def test_an_empty_value_leaves_what_may_be_absent(yaml):
-    data, _ = parse_args(DataArguments, DistillConfig, args=["--config", yaml("dataset_name:\noutput_dir: null\n")])
+    data, _ = parse_args(DataArguments, LoopConfig, args=["--config", yaml("dataset_name:\noutput_dir: null\n")])
     assert data.dataset_name is None
 
 
@@ -70,7 +70,7 @@ def test_the_demo_counts_only_where_neither_a_config_nor_a_dataset_is_named(yaml
     other.write_text("seed: 5\n")
 
     def ipc(*words: str) -> int:
-        return parse_args(DataArguments, DistillConfig, args=words, default_config=demo)[1].ipc
+        return parse_args(DataArguments, LoopConfig, args=words, default_config=demo)[1].ipc
 
     assert ipc() == 3
     assert ipc("--ipc", "4") == 4

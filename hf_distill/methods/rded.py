@@ -18,7 +18,7 @@ Sun, Shi, Yu and Lin, CVPR 2024, arXiv:2312.03526. For each class y:
 A crop has the shape of the whole image and 0.08 (`min_scale`) to 1 of its area, and is not mirrored. The teacher sees
 it in the middle of an image of the usual size, with the mean colour (zeros, after standardisation) around it. Tile k of
 image number i is the crop ranked k n + i, so that each image has some of the best. A side S that f does not divide has
-its first tiles one pixel longer. Nothing is optimised: `max_steps` and `init` mean nothing here.
+its first tiles one pixel longer. Nothing is optimised.
 
 Differs from the authors' code:
 - A class with fewer than n f² images gives second-best crops as well, after the best of each image, then third-best
@@ -130,7 +130,6 @@ class RDEDConfig(DistillConfig):
     min_scale: float = HfArg(default=MIN_SCALE, help="Smallest area of a crop, as a share of the image.")
     factor: int = HfArg(default=2, help="Crops along each side of a distilled image; 1 for small images.")
     batch_score: int = HfArg(default=100, help="Crops that go through the teacher at once.")
-    max_steps: int = HfArg(default=0, help="Means nothing here: crops are chosen, not optimised.")
     eval_protocol: str = HfArg(default="rded", help="How students are trained on the set, such as rded, sre2l or cda.")
 
     def __post_init__(self) -> None:

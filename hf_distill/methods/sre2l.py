@@ -40,7 +40,7 @@ from torch import Tensor
 
 from ..blocks import Block, BlockDistiller
 from ..cards import Paper
-from ..config import DistillConfig, HfArg, check_at_least, check_choice
+from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
 from ..crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
 from ..data import RealImages
 from ..distilled import DistilledSet
@@ -90,7 +90,7 @@ def placing(start: int, length: int, size: int, flip: bool, offset: int, device:
 
 
 @dataclass
-class SRe2LConfig(DistillConfig):
+class SRe2LConfig(OptimizedConfig):
     """Hyper-parameters of SRe2L; the defaults are those of its ImageNet-1K run."""
 
     teachers: list[str] | None = HfArg(

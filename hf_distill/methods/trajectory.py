@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..augment import DSA
-from ..config import DistillConfig, HfArg, check_at_least
+from ..config import HfArg, LoopConfig, check_at_least
 from ..data import RealImages
 from ..distilled import DistilledSet
 from ..distiller import Distiller
@@ -40,7 +40,7 @@ from ..unroll import MatchingGradient, Student, StudentStep
 
 
 @dataclass
-class TrajectoryConfig(DistillConfig):
+class TrajectoryConfig(LoopConfig):
     """Hyper-parameters of trajectory matching, under the names that the papers' code gives them."""
 
     syn_steps: int = HfArg(default=30, help="Steps of the student on synthetic images (T).")

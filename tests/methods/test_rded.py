@@ -321,6 +321,9 @@ def test_the_set_holds_the_bytes_and_the_teacher_that_labels_them(tmp_path):
     assert torch.equal(again.pixel_values, distilled.pixel_values)
     assert again.teacher.digest == method.teacher.digest
     assert again.config["hyperparameters"]["num_crops"] == 5
+    meaningless = {"init", "max_steps", "logging_steps", "save_steps", "eval_steps", "eval_nets", "select"}
+    assert not meaningless & set(again.config["hyperparameters"])
+    assert "max_steps" not in (tmp_path / "saved" / "README.md").read_text()
     assert again.config["teachers"][0]["digest"] == method.teacher.digest
 
 
