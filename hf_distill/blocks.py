@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,6 +26,7 @@ from .checkpoints import BLOCKS
 from .distilled import DistilledSet
 from .files import load_json, save_json
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
+from .runs import on_main
 
 __all__ = ["Block", "BlockDistiller"]
 
@@ -93,11 +93,9 @@ class BlockDistiller(Method):
         shape = (len(labels), *self.train.shape)
         self._start(shape)
         images = np.memmap(self.folder / IMAGES, np.uint8, "r+", shape=shape)
-        lacking: list[Any] = [None]
-        if self.accelerator.is_main_process:  # reading and summing all images is the work of one
-            lacking = [{block.number for block in blocks if not self._done(block, images)}]
-        lacking = broadcast_object_list(lacking)
-        todo = [block for block in blocks if block.number in lacking[0]]
+        # Reading and summing all images is the work of one.
+        lacking = on_main(self.accelerator, lambda: {block.number for block in blocks if not self._done(block, images)})
+        todo = [block for block in blocks if block.number in lacking]
         mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         with self._bar(len(mine)) as bar:
             for block in mine:
@@ -130,37 +128,33 @@ class BlockDistiller(Method):
     def _start(self, shape: tuple[int, ...]) -> None:
         """Make the folder, or check that what it holds is of this run."""
         config = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        free = FREE_TO_CHANGE - {"max_steps"} | {key for key in config if key.startswith("eval_")} | {"select"}
+        free = FREE_TO_CHANGE - {"max_steps"} | {key for key in config if key.startswith("eval_")}
         run = {"shape": list(shape), **{key: value for key, value in config.items() if key not in free}}
         run = json.loads(json.dumps({**run, **self.identity()}))
-        problem = None
-        if self.accelerator.is_main_process:
-            try:
-                problem = self._prepare(run, shape)
-            except OSError as error:
-                problem = f"{self.folder} cannot be written to ({error.strerror}); make room, or give another folder"
-        problem = broadcast_object_list([problem])[0]
-        if problem:
-            raise ValueError(problem)
+        on_main(self.accelerator, lambda: self._prepare(run, shape))
 
-    def _prepare(self, run: dict[str, Any], shape: tuple[int, ...]) -> str | None:
+    def _prepare(self, run: dict[str, Any], shape: tuple[int, ...]) -> None:
         index = self.folder / "run.json"
         if index.exists():
             was = load_json(index)
             changed = next((key for key in (*run, *was) if run.get(key) != was.get(key)), None)
             if changed is not None:
                 before, now = (textwrap.shorten(str(it.get(changed)), 100) for it in (was, run))
-                return (
+                raise ValueError(
                     f"{self.folder} is of another run: its {changed} is {before} and here it is {now}; resume with the "
                     "flags of the first run, or use another --output_dir"
                 )
-            return None
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        with open(self.folder / IMAGES, "wb") as file:
-            file.truncate(int(np.prod(shape)))
-        save_json(index, run)
-        return None
+        try:
+            self.folder.mkdir(parents=True)
+            with open(self.folder / IMAGES, "wb") as file:
+                file.truncate(int(np.prod(shape)))
+            save_json(index, run)
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder} cannot be written to ({error.strerror}); make room, or give another folder"
+            ) from error
 
     def _marker(self, block: Block) -> Path:
         return self.folder / f"block-{block.number:06d}.json"

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import datasets
 import huggingface_hub.utils
@@ -22,6 +23,8 @@ from .repository import Repository
 
 # Processes share unequal work (experts, students) and meet at its end; the default of minutes would end them there.
 PATIENCE = timedelta(days=7)
+
+T = TypeVar("T")
 
 
 def make_accelerator(report_to: str = "none", project_dir: str | None = None) -> Accelerator:
@@ -51,9 +54,9 @@ def make_accelerator(report_to: str = "none", project_dir: str | None = None) ->
     return accelerator
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], str]) -> str:
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """What `work` gives on the main process, on all of them; where it fails, that one says why and all end."""
-    told: list[str | None] = [None, None]
+    told: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             told[0] = work()
@@ -103,12 +106,11 @@ def prepare_push(hub: HubArguments, artifact: type[HubFolder], accelerator: Acce
         ValueError: No repository is given, the token may not write there, or the tag exists already.
     """
 
-    def prepare() -> str:
+    def prepare() -> None:
         if hub.hub_model_id is None:
             raise ValueError("--push_to_hub needs the name of a repository; give --hub_model_id owner/name")
         repository = Repository(hub.hub_model_id, artifact.repo_type, token=hub.hub_token)
         repository.prepare(tag=hub.hub_tag, private=hub.hub_private_repo or None)
-        return ""
 
     if hub.push_to_hub:
         on_main(accelerator, prepare)
