@@ -32,92 +32,19 @@ The defaults are those of their scripts, M = 300, m = 5 and f = 2; for images of
 Students see the tiled images as any other: their shuffle of the patches is not part of the protocol here.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 
-from ..blocks import Block, BlockDistiller
 from ..cards import Paper
-from ..config import DistillConfig, HfArg, check_at_least
-from ..crops import CROP_DRAWS, MIN_SCALE, draw_crops, uniform
-from ..data import RealImages
+from ..config import HfArg
 from ..distilled import DistilledSet
 from ..labels import NetworkLabels
-from ..rng import derive_seed, generator
-from ..teachers import Teacher
-from ..transforms import Preprocessing
-
-
-def shrinking(first: Tensor, length: Tensor, full: int, size: int) -> Tensor:
-    """The matrices (n, size, full) that cut `length` of `full` pixels out at `first` and resize them to `size`.
-
-    Row i holds the weights of the pixels that become pixel i: a triangle around its middle, as wide as two pixels of
-    the result, or of the cut where that is the smaller one. That is bilinear interpolation with antialiasing.
-
-    Args:
-        first, length: (n,) int64, in pixels.
-    """
-    first, length = first[:, None, None].double(), length[:, None, None].double()
-    scale = length / size
-    middle = (torch.arange(size, device=first.device)[:, None] + 0.5) * scale
-    place = torch.arange(full, device=first.device) + 0.5 - first
-    weights = (1 - (place - middle).abs() / scale.clamp(min=1)).clamp(min=0)
-    weights = weights * ((place > 0) & (place < length))
-    return (weights / weights.sum(2, keepdim=True)).float()
-
-
-def take_crops(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The boxes of `images`, each resized with antialiasing as if it were an image of its own, (n, C, *size) uint8.
-
-    Args:
-        images: (n, C, H, W) uint8.
-        boxes: (n, 4) int64: top, left, height, width; on the images' device.
-        size: Height and width of the result.
-    """
-    top, left, tall, wide = boxes.unbind(1)
-    down = shrinking(top, tall, images.shape[2], size[0])[:, None]
-    across = shrinking(left, wide, images.shape[3], size[1])[:, None]
-    return (down @ images.float() @ across.mT).round().clamp(0, 255).to(torch.uint8)
-
-
-def centred(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network sees of `crops` (n, C, h, w) uint8 in the middle of an image of the usual size.
-
-    Around them it sees zeros, the mean colour.
-    """
-    (height, width), (tall, wide) = preprocessing.image_size, crops.shape[2:]
-    top, left = (height - tall) // 2, (width - wide) // 2
-    return F.pad(preprocessing(crops), (left, width - wide - left, top, height - tall - top))
-
-
-def choose(losses: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` crops to keep, best first: their images and their numbers within the image, both (count,).
-
-    The best crops of all images come first, by loss, then all second-best ones, and so on; of equals the first.
-
-    Args:
-        losses: (M, m), of m crops of M images.
-    """
-    ordered, numbers = losses.sort(dim=1, stable=True)
-    place = torch.cat([rank * len(losses) + ordered[:, rank].argsort(stable=True) for rank in range(losses.shape[1])])
-    place = place[:count]
-    images, ranks = place % len(losses), place // len(losses)
-    return images, numbers[images, ranks]
-
-
-def edges(side: int, factor: int) -> list[int]:
-    """Where tiles begin and end along a side: `factor` + 1 pixels, and the first tiles are the longer ones."""
-    short, rest = divmod(side, factor)
-    return [short * tile + min(tile, rest) for tile in range(factor + 1)]
+from .patches import PatchConfig, PatchMethod
 
 
 @dataclass
-class RDEDConfig(DistillConfig):
+class RDEDConfig(PatchConfig):
     """Hyper-parameters of RDED; the defaults are those of its ImageNet-1K run."""
 
     teachers: list[str] | None = HfArg(
@@ -125,44 +52,15 @@ class RDEDConfig(DistillConfig):
         help="The trained network that scores and labels: a folder, a repository, or timm:<name> for pretrained "
         "weights. Without it: one that is trained here.",
     )
-    num_candidates: int = HfArg(default=300, help="Images of a class that are looked at; all where it has fewer.")
-    num_crops: int = HfArg(default=5, help="Random crops of each of them.")
-    min_scale: float = HfArg(default=MIN_SCALE, help="Smallest area of a crop, as a share of the image.")
-    factor: int = HfArg(default=2, help="Crops along each side of a distilled image; 1 for small images.")
-    batch_score: int = HfArg(default=100, help="Crops that go through the teacher at once.")
     eval_protocol: str = HfArg(default="rded", help="How students are trained on the set, such as rded, sre2l or cda.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag in ("num_candidates", "num_crops", "factor", "batch_score"):
-            check_at_least(flag, getattr(self, flag), 1)
-        if not 0 < self.min_scale <= 1:
-            raise ValueError(f"--min_scale is {self.min_scale}; expected above 0, and at most 1")
         if self.teachers is not None and len(self.teachers) != 1:
             raise ValueError(f"--teachers names {len(self.teachers)} networks; expected the one that scores and labels")
 
-    @property
-    def per_class(self) -> int:
-        """Crops that the images of a class are made of."""
-        return self.ipc * self.factor**2
 
-    def check_fits(self, train: RealImages) -> None:
-        """Raise a `ValueError` unless every class has enough crops, and an image room for its tiles."""
-        if self.factor > min(train.shape[1:]):
-            raise ValueError(
-                f"--factor is {self.factor} for images of {train.shape[1]}x{train.shape[2]} pixels; expected at most "
-                f"{min(train.shape[1:])}"
-            )
-        for label, name in enumerate(train.class_names):
-            count = min(len(train.class_rows(label)), self.num_candidates)
-            if count * self.num_crops < self.per_class:
-                raise ValueError(
-                    f"class {name!r} gives {self.num_crops} crops of each of {count} images, and --ipc {self.ipc} with "
-                    f"--factor {self.factor} takes {self.per_class}; raise --num_crops, or lower --ipc or --factor"
-                )
-
-
-class RDED(BlockDistiller):
+class RDED(PatchMethod):
     """Crops (by chance), scored (by the teacher), tiled, relabelled (the teacher again, view by view).
 
     Args:
@@ -190,112 +88,6 @@ class RDED(BlockDistiller):
   year={2024}
 }""",
     )
-
-    def __init__(
-        self,
-        config: RDEDConfig,
-        train: RealImages,
-        teacher: Teacher,
-        *,
-        held_out: RealImages | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
-        config.check_fits(train)
-        self.teacher = teacher.to(self.device)
-        self.preprocessing = teacher.preprocessing
-        teacher.check_matches(train)
-        if config.factor > 1 and self.preprocessing.zca is not None:
-            raise ValueError(
-                "crops are smaller than what --normalization zca whitens; use --normalization mean_std, or --factor 1"
-            )
-
-    def blocks(self) -> list[Block]:
-        """A block is a class."""
-        ipc = self.config.ipc
-        return [
-            Block(label, torch.arange(label * ipc, (label + 1) * ipc), torch.full((ipc,), label))
-            for label in range(self.train.num_classes)
-        ]
-
-    def identity(self) -> dict:
-        """Beside the data, the weights of the teacher."""
-        return {**super().identity(), "teacher": self.teacher.digest}
-
-    def candidates(self, label: int) -> Tensor:
-        """Rows of the images of a class that are looked at, (M,) int64."""
-        rows = self.train.class_rows(label)
-        order = torch.randperm(len(rows), generator=generator(self.config.seed, "candidates", label))
-        return rows[order[: self.config.num_candidates]]
-
-    def boxes(self, rows: Tensor) -> Tensor:
-        """The boxes of the crops of images, (M, m, 4) int64: functions of the seed and of each image's row."""
-        height, width = self.train.shape[1:]
-        seed = derive_seed(self.config.seed, "crops")
-        scale, ratio = (self.config.min_scale, 1.0), (width / height, width / height)
-        drawn = [
-            draw_crops(uniform(seed, (number,), rows, CROP_DRAWS), (height, width), scale, ratio, flip=0.0)
-            for number in range(self.config.num_crops)
-        ]
-        return torch.stack([crops.boxes for crops in drawn], dim=1)
-
-    @torch.no_grad()
-    def losses(self, rows: Tensor, boxes: Tensor, label: int) -> Tensor:
-        """The teacher's cross-entropy of each crop for the class `label`, (M, m) float32 on the CPU.
-
-        Args:
-            rows: (M,) of the images.
-            boxes: (M, m, 4) of their crops.
-        """
-        size = tuple(side // self.config.factor for side in self.train.shape[1:])
-        found = torch.empty(boxes.shape[:2], device=self.device)
-        for part in torch.arange(len(rows)).split(self.config.batch_score):
-            images = self.train.uint8(rows[part]).to(self.device)
-            target = torch.full((len(part),), label, device=self.device)
-            for number in range(boxes.shape[1]):
-                crops = take_crops(images, boxes[part, number].to(self.device), size)
-                x = centred(crops, self.preprocessing)
-                if self.device.type == "cuda":
-                    x = x.contiguous(memory_format=torch.channels_last)
-                with self.accelerator.autocast():
-                    logits = self.teacher.logits(x)
-                found[part, number] = F.cross_entropy(logits.float(), target, reduction="none")
-        return found.cpu()
-
-    def tiled(self, rows: Tensor, boxes: Tensor) -> Tensor:
-        """Images of crops, (n, C, H, W) uint8 on the CPU: tile k of image i is the crop k n + i.
-
-        Args:
-            rows: (n f²,) of the images that the crops are from.
-            boxes: (n f², 4).
-        """
-        count, factor = self.config.ipc, self.config.factor
-        channels, height, width = self.train.shape
-        canvas = torch.empty((count, channels, height, width), dtype=torch.uint8)
-        tiles = [
-            (slice(*down), slice(*across))
-            for down in pairwise(edges(height, factor))
-            for across in pairwise(edges(width, factor))
-        ]
-        for number, (down, across) in enumerate(tiles):
-            size = (down.stop - down.start, across.stop - across.start)
-            for part in torch.arange(count).split(self.config.batch_score):
-                ranked = number * count + part
-                images = self.train.uint8(rows[ranked]).to(self.device)
-                canvas[part, :, down, across] = take_crops(images, boxes[ranked].to(self.device), size).cpu()
-        return canvas
-
-    def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
-        """The images of a class, (ipc, C, H, W) uint8: the best of its crops."""
-        label = int(block.labels[0])
-        rows = self.candidates(label)
-        boxes = self.boxes(rows)
-        losses = self.losses(rows, boxes, label)
-        images, numbers = choose(losses, self.config.per_class)
-        values = {"ce": losses[images, numbers].mean().item(), "ce_all": losses.mean().item()}
-        self.check_finite(values, block, 0, "use another teacher, or no --mixed_precision")
-        log(block.number, values)
-        return self.tiled(rows[images], boxes[images, numbers])
 
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
         """The set with the teacher, which labels its views."""

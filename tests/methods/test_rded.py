@@ -14,7 +14,7 @@ from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.method import DistillationDiverged
 from hf_distill.methods import RDED, RDEDConfig
-from hf_distill.methods.rded import choose, edges, shrinking, take_crops
+from hf_distill.methods.patches import choose, edges, shrinking, take_crops
 from hf_distill.models import StudentSpec
 from hf_distill.pixels import Pixels
 from hf_distill.protocols import PROTOCOLS
