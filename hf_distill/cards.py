@@ -4,6 +4,7 @@ import importlib.resources
 import math
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,29 @@ def human_bytes(count: int) -> str:
         return f"{count} B"
     power = next((power for power in (1, 2, 3) if count < 999.95 * 1000**power), 4)
     return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def text_table(table: Sequence[Sequence[str]], caption: str, to_left: Sequence[str]) -> str:
+    """A header and its lines as aligned plain text, with what is said of them all below.
+
+    Args:
+        table: Cells; the first line is the header.
+        caption: Wrapped at 100 characters.
+        to_left: Titles of the columns that start at the left; numbers end at the right.
+    """
+    padded = []
+    for cells in zip(*table, strict=True):
+        width = max(map(len, cells))
+        padded.append([cell.ljust(width) if cells[0] in to_left else cell.rjust(width) for cell in cells])
+    text = ["   ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *textwrap.wrap(caption, 100)])
+
+
+def markdown_table(table: Sequence[Sequence[str]], caption: str) -> str:
+    """The same for a card: the first column starts at the left, the others end at the right."""
+    rule = ["---"] + ["---:"] * (len(table[0]) - 1)
+    lines = [[_cell(cell) for cell in line] for line in table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])) + f"\n\n{caption}"
 
 
 def render_card(template: str, **context: Any) -> str:
@@ -143,7 +167,7 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """`text`, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
@@ -192,8 +216,8 @@ def image_grid(
         if image is not None:
             picture.paste(image.convert("RGB").resize((width, height), method), (x, y))
         if texts[row]:
-            text = _fit(texts[row][column], font, width)
+            text = fitted(texts[row][column], font, width)
             draw.text((x + width / 2, y + height + 11), text, fill=ink, font=font, anchor="mm")
     for top, text in zip(tops, row_labels or (), strict=False):
-        draw.text((left - 8, top + height / 2), _fit(text, font, left - gap - 8), fill=ink, font=font, anchor="rm")
+        draw.text((left - 8, top + height / 2), fitted(text, font, left - gap - 8), fill=ink, font=font, anchor="rm")
     return picture

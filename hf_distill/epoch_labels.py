@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from .accounting import label_bytes
 from .cards import render_card, source_context
 from .checks import MOST_CLASSES, Rules, check_values, is_number, is_whole
 from .config import check_at_least
@@ -93,9 +94,7 @@ class Codec:
 
     def label_bytes(self, num_classes: int) -> int:
         """Bytes of one label, before any compression."""
-        if self.kept is None:
-            return 2 * num_classes
-        return self.kept * (2 + _ids_type(num_classes).bit_width // 8) + 4
+        return label_bytes(num_classes, self.kept)
 
     def schema(self, num_classes: int) -> pa.Schema:
         """Of the parquet files."""

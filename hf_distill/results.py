@@ -2,16 +2,52 @@
 
 import math
 import statistics
-import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from .cards import human_bytes, markdown_table, text_table
 
 SETS = ("random", "herding", "k-center", "distilled", "full data")
 CONTEXT = ("student", "protocol", "split", "device")
 
 
+class Measured:
+    """What a row of numbers says of its accuracies.
+
+    Attributes:
+        accuracies: One in [0, 1] for each seed.
+    """
+
+    accuracies: list[float]
+
+    @property
+    def n(self) -> int:
+        """Number of seeds."""
+        return len(self.accuracies)
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in [0, 1]."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the sample (n - 1); NaN for a single seed."""
+        return statistics.stdev(self.accuracies) if self.n > 1 else math.nan
+
+    def percent(self) -> str:
+        """For people: `61.2 ± 3.1 (5)`, in percent with the number of seeds."""
+        spread = f" ± {100 * self.std:.1f}" if self.n > 1 else ""
+        return f"{100 * self.mean:.1f}{spread} ({self.n})"
+
+    def _check_accuracies(self) -> None:
+        if not self.accuracies or not all(0 <= accuracy <= 1 for accuracy in self.accuracies):
+            raise ValueError(f"the accuracies of a result are {self.accuracies}; expected numbers in [0, 1]")
+
+
 @dataclass(frozen=True)
-class EvalRow:
+class EvalRow(Measured):
     """The accuracies of students that were trained on one set.
 
     Attributes:
@@ -39,65 +75,107 @@ class EvalRow:
             raise ValueError(f"the set of a result is {self.set!r}; expected one of {', '.join(SETS)}")
         if self.labels not in ("soft", "hard"):
             raise ValueError(f"the labels of a result are {self.labels!r}; expected soft or hard")
-        if not self.accuracies or not all(0 <= accuracy <= 1 for accuracy in self.accuracies):
-            raise ValueError(f"the accuracies of a result are {self.accuracies}; expected numbers in [0, 1]")
-
-    @property
-    def n(self) -> int:
-        """Number of seeds."""
-        return len(self.accuracies)
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy in [0, 1]."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the sample (n - 1); NaN for a single seed."""
-        return statistics.stdev(self.accuracies) if self.n > 1 else math.nan
+        self._check_accuracies()
 
     @property
     def key(self) -> tuple[str, str, int, str, str, str]:
         """What makes two rows the same measurement."""
         return (self.set, self.labels, self.images, self.student, self.protocol, self.split)
 
-    def percent(self) -> str:
-        """For people: `61.2 ± 3.1 (5)`, in percent with the number of seeds."""
-        spread = f" ± {100 * self.std:.1f}" if self.n > 1 else ""
-        return f"{100 * self.mean:.1f}{spread} ({self.n})"
+
+@dataclass(frozen=True)
+class LabelRow(Measured):
+    """The accuracies of students that were trained on the same images with labels from one source.
+
+    Attributes:
+        labels: What they are, for people: unlike `EvalRow.labels`, any name.
+        num_bytes: What they cost beside the images and their classes.
+        student: Name of the network.
+        protocol: Name of the training schedule.
+        images: How many images the set has.
+        accuracies: One in [0, 1] for each seed.
+        device: What the students were trained on.
+        split: The split of the source that the accuracies are measured on.
+        lr: The learning rate, where it is known.
+    """
+
+    labels: str
+    num_bytes: int
+    student: str
+    protocol: str
+    images: int
+    accuracies: list[float]
+    device: str
+    split: str = "test"
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("labels of a comparison have no name; expected a text")
+        if self.num_bytes < 0:
+            raise ValueError(f"the labels {self.labels!r} have {self.num_bytes} bytes; expected a number from 0")
+        self._check_accuracies()
+
+    @property
+    def context(self) -> tuple[int, str, str, str]:
+        """What rows must have in common to be compared."""
+        return (self.images, self.student, self.protocol, self.split)
+
+    @property
+    def key(self) -> tuple[str, int, str, str, str]:
+        """What makes two rows the same measurement."""
+        return (self.labels, *self.context)
+
+
+def _to_json(row: EvalRow | LabelRow) -> dict[str, Any]:
+    """The row with its mean and std, for other readers; std is null for a single seed."""
+    return {**asdict(row), "mean": row.mean, "std": row.std if row.n > 1 else None}
+
+
+def _fields(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("mean", "std")}
 
 
 @dataclass
 class EvalReport:
-    """What students reach on a distilled set, and on the sets that it is compared with."""
+    """What students reach on a distilled set, and on the sets that it is compared with.
+
+    Attributes:
+        rows: One for each set, kind of labels and student.
+        meta: How they were trained.
+        labels: What they reach on the same images with labels of several sources.
+    """
 
     rows: list[EvalRow] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    labels: list[LabelRow] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON types; mean and std are there for other readers (std is null for a single seed)."""
-        rows = [{**asdict(row), "mean": row.mean, "std": row.std if row.n > 1 else None} for row in self.rows]
-        return {"rows": rows, "meta": self.meta}
+        """The report as JSON types."""
+        return {
+            "rows": [_to_json(row) for row in self.rows],
+            "meta": self.meta,
+            "labels": [_to_json(row) for row in self.labels],
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "EvalReport":
         """The report that `to_json` gave."""
         try:
-            rows = [EvalRow(**{k: v for k, v in row.items() if k not in ("mean", "std")}) for row in value["rows"]]
-            return cls(rows, value.get("meta", {}))
+            rows = [EvalRow(**_fields(row)) for row in value["rows"]]
+            return cls(rows, value.get("meta", {}), [LabelRow(**_fields(row)) for row in value.get("labels", [])])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the results of an evaluation ({error}); expected what EvalReport wrote") from error
 
     def merge(self, other: "EvalReport") -> "EvalReport":
         """Both reports; where both have a measurement, that of `other`."""
         rows = {row.key: row for row in (*self.rows, *other.rows)}
-        return EvalReport(list(rows.values()), _merged(self.meta, other.meta))
+        labels = {row.key: row for row in (*self.labels, *other.labels)}
+        return EvalReport(list(rows.values()), _merged(self.meta, other.meta), list(labels.values()))
 
     def _lines(self) -> tuple[list[list[str]], str]:
         """Header and cells, one line for each set and student, and a caption of what all lines share."""
-        varying = [name for name in CONTEXT if len({getattr(row, name) for row in self.rows}) > 1]
-        shared = [name for name in CONTEXT if name not in varying]
+        varying, caption = _context(self.rows, CONTEXT)
         kinds = [kind for kind in ("soft", "hard") if any(row.labels == kind for row in self.rows)]
         titles = {"soft": "method's labels", "hard": "hard labels"}
         lines: dict[tuple, dict[str, EvalRow]] = {}
@@ -109,31 +187,40 @@ class EvalReport:
             images = next(iter(cells.values())).images
             measured = [cells[kind].percent() if kind in cells else "" for kind in kinds]
             table.append([place[-1], f"{images:,}", *place[:-1], *measured])
-        what = [f"{name} {getattr(self.rows[0], name)}" for name in shared] if self.rows else []
-        return table, " · ".join(["accuracy in %, mean ± standard deviation (number of seeds)", *what])
+        return table, caption
 
     def table(self) -> str:
         """The results as aligned plain text for a terminal."""
-        if not self.rows:
-            return "no results"
-        table, caption = self._lines()
-        columns = list(zip(*table, strict=True))
-        padded = []
-        for cells in columns:
-            width = max(map(len, cells))
-            to_left = cells[0] in ("set", *CONTEXT)
-            padded.append([cell.ljust(width) if to_left else cell.rjust(width) for cell in cells])
-        text = ["   ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
-        return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *textwrap.wrap(caption, 100)])
+        return text_table(*self._lines(), to_left=("set", *CONTEXT)) if self.rows else "no results"
 
     def markdown(self) -> str:
         """The results as a table for a card, with everything a number needs to be compared."""
-        if not self.rows:
-            return ""
-        table, caption = self._lines()
-        rule = ["---"] + ["---:"] * (len(table[0]) - 1)
-        lines = [[cell.replace("|", "\\|") for cell in line] for line in table]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])) + f"\n\n{caption}"
+        return markdown_table(*self._lines()) if self.rows else ""
+
+    def _label_lines(self) -> tuple[list[list[str]], str]:
+        """Header and cells, one line for each source of labels from the dearest to the cheapest, and a caption."""
+        varying, caption = _context(self.labels, ("images", *CONTEXT))
+        table = [["labels", "bytes", *varying, "accuracy"]]
+        for row in sorted(self.labels, key=lambda row: (*(getattr(row, name) for name in varying), -row.num_bytes)):
+            cells = [str(getattr(row, name)) for name in varying]
+            table.append([row.labels, human_bytes(row.num_bytes), *cells, row.percent()])
+        return table, caption
+
+    def labels_table(self) -> str:
+        """The comparison of labels as aligned plain text for a terminal."""
+        return text_table(*self._label_lines(), to_left=("labels", *CONTEXT)) if self.labels else "no results"
+
+    def labels_markdown(self) -> str:
+        """The comparison of labels as a table for a card."""
+        return markdown_table(*self._label_lines()) if self.labels else ""
+
+
+def _context(rows: Sequence[EvalRow | LabelRow], names: Sequence[str]) -> tuple[list[str], str]:
+    """The names of what differs between `rows`, and a caption of what does not."""
+    varying = [name for name in names if len({getattr(row, name) for row in rows}) > 1]
+    shared = {name: getattr(rows[0], name) for name in names if name not in varying}
+    what = [f"{value:,} images" if name == "images" else f"{name} {value}" for name, value in shared.items()]
+    return varying, " · ".join(["accuracy in %, mean ± standard deviation (number of seeds)", *what])
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
