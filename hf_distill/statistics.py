@@ -13,6 +13,7 @@ first, 1 for the others (arXiv:2306.13092). The two priors on images beside it:
 
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,9 @@ class _Record:
 class BatchNormStatistics:
     """R_BN of every forward pass of a network, inside a `with`.
 
-    Each forward pass of the model starts anew; `loss()` afterwards is differentiable in the model's input. Reductions
-    are in float32, or float64 for such inputs, also under autocast.
+    Each forward pass of the model starts anew; `loss()`, once afterwards, is differentiable in the model's input.
+    Reductions are in float32, or float64 for such inputs, also under autocast. What is inside may be compiled, from the
+    forward pass to its `loss()`; entering may not.
 
         with BatchNormStatistics(teacher) as statistics:
             logits = teacher(images)
@@ -90,6 +92,7 @@ class BatchNormStatistics:
             layer = record.layer
             distance = _norm(layer.running_var - record.variance) + _norm(layer.running_mean - record.mean)
             total = total + (distance if index else first_weight * distance)
+        self._records.clear()  # what is kept would be a result of a graph that was compiled
         return total
 
     def _start(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -119,15 +122,35 @@ class BatchNormStatistics:
 
 
 def input_statistics(x: Tensor, groups: int | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel of `x` (n, C, H, W), each (C,), or (groups, C) for blocks of images."""
-    x = x if x.dtype == torch.float64 else x.float()
+    """Mean and biased variance of each channel of `x` (n, C, H, W), each (C,), or (groups, C) for blocks of images.
+
+    Float32, or float64 of float64. Backward needs `x` itself, which the layer holds anyway, and no copy in float32.
+    """
     if groups is None:
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-        return mean, variance
+        return _Statistics.apply(x)
     if len(x) % groups:
         raise ValueError(f"a batch of {len(x)} images does not split into {groups} groups of one size")
-    variance, mean = torch.var_mean(x.unflatten(0, (groups, -1)), dim=(1, 3, 4), correction=0)
-    return mean, variance
+    return _Statistics.apply(x.unflatten(0, (groups, -1)))
+
+
+class _Statistics(torch.autograd.Function):
+    """Mean m and biased variance of (n, C, H, W), or (G, n, C, H, W): ∂m/∂x = 1/places and ∂v/∂x = 2 (x − m)/places."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        exact = x if x.dtype == torch.float64 else x.float()
+        variance, mean = torch.var_mean(exact, dim=(-4, -2, -1), correction=0)
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        places = x.shape[-4] * x.shape[-2] * x.shape[-1]
+        constant, mean, slope = (
+            it.unsqueeze(-2)[..., None, None] for it in (of_mean / places, mean, of_variance * (2 / places))
+        )
+        return torch.addcmul(constant, x - mean, slope).to(x.dtype)
 
 
 def total_variation(x: Tensor) -> Tensor:

@@ -164,6 +164,59 @@ def test_a_shift_of_one_channel_costs_its_length_and_ten_times_that_in_the_layer
             assert r_bn(model, x).item() == own
 
 
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_mean_and_variance_are_those_of_finite_differences(groups, layout):
+    x = (noise(4, 3, 2, 5, dtype=torch.float64) + 2).to(memory_format=layout).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: input_statistics(x, groups), x)
+
+
+def test_gradients_hold_for_inputs_far_from_zero_in_single_precision():
+    x = noise(8, 3, 9, 9, dtype=torch.float64) * 0.1 + 1000
+    weights = noise(2, 3, seed=1, dtype=torch.float64)
+    gradients = []
+    for leaf in (x.clone(), x.float()):
+        leaf.requires_grad_()
+        mean, variance = input_statistics(leaf)
+        (gradient,) = torch.autograd.grad((weights[0] * mean + weights[1] * variance).sum(), leaf)
+        gradients.append(gradient.double())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3 * gradients[0].abs().max().item())
+
+
+def held(model: nn.Module, x: torch.Tensor, statistics: bool) -> int:
+    """Bytes that autograd keeps for backward, each storage once, under autocast."""
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other takes its place
+        return tensor
+
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = r_bn(model, leaf) if statistics else model(leaf)
+    assert result.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_statistics_hold_no_copy_of_the_activations_for_backward():
+    model = timm.create_model("resnet18", num_classes=3).eval().requires_grad_(False)
+    x = noise(8, 3, 64, 64)
+    remember(model, noise(2, 3, 64, 64, seed=1))
+    without = held(model, x, statistics=False)
+    assert without < held(model, x, statistics=True) < 1.01 * without
+
+
+def test_gradients_under_autocast_point_where_those_in_single_precision_do():
+    model = timm.create_model("resnet18", num_classes=3).eval().requires_grad_(False)
+    remember(model, noise(6, 3, 48, 48, seed=1))
+    x = (2 * noise(6, 3, 48, 48)).requires_grad_()
+    (exact,) = torch.autograd.grad(r_bn(model, x), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (rough,) = torch.autograd.grad(r_bn(model, x), x)
+    assert rough.dtype == torch.float32
+    assert torch.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.99
+
+
 def test_norms_are_over_channels_neither_squared_nor_averaged():
     model = nn.BatchNorm2d(2).eval()
     x = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 2, 1, 1)
