@@ -6,8 +6,10 @@ there are no workers. Labels come batch by batch, from a teacher that looks at t
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .compiling import compiled, compiled_labels
 from .labels import LabelSource
 from .models import StudentSpec
 from .pools import Pool, upload
@@ -51,6 +53,11 @@ def _optimizer(model: nn.Module, protocol: CropProtocol, lr: float) -> torch.opt
     )
 
 
+def _forward(model: nn.Module, x: Tensor) -> Tensor:
+    """Compiled in place of `model`: students of one architecture share its graph."""
+    return model(x)
+
+
 def train_on_crops(
     pool: Pool,
     targets: Tensor | LabelSource,
@@ -60,6 +67,7 @@ def train_on_crops(
     epochs: int,
     lr: float,
     seed: int,
+    accelerator: Accelerator | None = None,
 ) -> nn.Module:
     """One student, freshly initialised, trained on the views of some rows of `pool`; in evaluation mode.
 
@@ -72,6 +80,7 @@ def train_on_crops(
         epochs: Passes over the rows.
         lr: The largest learning rate.
         seed: Of initialisation, order, views and dropout.
+        accelerator: Says whether forward passes, the student's and a teacher's, are compiled.
 
     Forward passes are in the autocast that the caller is in.
     """
@@ -83,6 +92,8 @@ def train_on_crops(
     views = protocol.views_for(targets, seed)
     order = generator(seed, "order")
     background = pool.black
+    forward = compiled(_forward, accelerator)
+    label = targets if isinstance(targets, Tensor) else compiled_labels(targets, accelerator, device)
     # Without its cache, which would keep the first weights for as long as the caller's autocast lasts.
     precision = torch.autocast(
         device.type,
@@ -104,14 +115,14 @@ def train_on_crops(
                     x = x.contiguous(memory_format=torch.channels_last)
                 chosen = rows[places]
                 with precision:
-                    if isinstance(targets, Tensor):
-                        wanted = targets[upload(chosen, device)]
-                        loss = F.cross_entropy(model(x), wanted, label_smoothing=protocol.label_smoothing)
+                    if isinstance(label, Tensor):
+                        wanted = label[upload(chosen, device)]
+                        loss = F.cross_entropy(forward(model, x), wanted, label_smoothing=protocol.label_smoothing)
                     else:
                         with torch.no_grad():
-                            wanted = targets(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
+                            wanted = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
                         loss = distillation_loss(
-                            model(x), wanted, protocol.temperature, protocol.squared, protocol.label_smoothing
+                            forward(model, x), wanted, protocol.temperature, protocol.squared, protocol.label_smoothing
                         )
                 optimizer.zero_grad()
                 loss.backward()

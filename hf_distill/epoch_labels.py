@@ -35,6 +35,7 @@ from typing_extensions import Self
 from .accounting import label_bytes
 from .cards import render_card, source_context
 from .checks import MOST_CLASSES, Rules, check_values, is_number, is_whole
+from .compiling import compiled_labels
 from .config import check_at_least
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .hub import Home, HubFolder
@@ -428,8 +429,8 @@ def relabel(
     always sees the same rows together.
 
     Args:
-        teacher: A network, or several. It sees images in the launcher's mixed precision; labels that another began are
-            not gone on with.
+        teacher: A network, or several. It sees images in the launcher's mixed precision, compiled where the launcher
+            says so; labels that another began, or began in another way, are not gone on with.
         pool: The whole set, in the order in which students will have it.
         views: What is seen of it.
         epochs: To store. A student that is trained for more sees them again.
@@ -459,6 +460,9 @@ def relabel(
         "teacher": _identity(teacher),
         "mixed_precision": str(accelerator.mixed_precision),
     }
+    label = compiled_labels(teacher, accelerator, pool.device)
+    if label is not teacher:
+        config["compiled"] = accelerator.state.dynamo_plugin.backend.value.lower()  # other last bits
     config["id"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     with torch.no_grad():
         num_classes = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator).shape[1]
@@ -477,7 +481,7 @@ def relabel(
         disable=disable_tqdm or not accelerator.is_main_process,
     ) as bar:
         for part in mine:
-            columns = _label_file(teacher, pool, views, part, codec, accelerator, bar)
+            columns = _label_file(label, pool, views, part, codec, accelerator, bar)
             _write_file(paths[part], part, columns, codec.schema(num_classes), len(pool))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

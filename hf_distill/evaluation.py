@@ -137,6 +137,7 @@ class _Trainer:
                         epochs=case.epochs,
                         lrs=lrs[part],
                         seeds=seeds[part],
+                        accelerator=self.accelerator,
                     )
                 for number, student in enumerate(students, start=part.start):
                     found.append((index, number, judge(index, number, student)))

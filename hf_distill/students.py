@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .augment import DSA, DsaParams
@@ -85,6 +86,7 @@ def train_students(
     epochs: int,
     lrs: Sequence[float],
     seeds: Sequence[int],
+    accelerator: Accelerator | None = None,
 ) -> list[nn.Module]:
     """E students of one architecture, each on its own rows of `pool`; in evaluation mode.
 
@@ -97,10 +99,13 @@ def train_students(
         epochs: Passes of each student over its rows.
         lrs: One learning rate per student.
         seeds: One seed per student.
+        accelerator: Says whether networks on crops are compiled.
     """
     if isinstance(protocol, CropProtocol):
         each = zip(rows, lrs, seeds, strict=True)
-        return [train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed) for own, lr, seed in each]
+        return [
+            train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed, accelerator) for own, lr, seed in each
+        ]
     if _stateless(spec):
         return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
     each = zip(rows.split(1), lrs, seeds, strict=True)

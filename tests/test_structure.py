@@ -12,7 +12,7 @@ ROOMS = [
     {"distiller", "blocks", "method", "teacher_training", "checkpoints", "runs"},
     {"evaluation", "students", "crop_students", "protocols"},
     {"epoch_labels", "coresets", "metrics", "pools"},
-    {"distilled", "tables", "experts", "importing", "teachers", "trajectories", "projector", "labels"},
+    {"distilled", "tables", "experts", "importing", "teachers", "trajectories", "projector", "labels", "compiling"},
     {"hub", "repository", "cards", "results", "accounting"},
     {"data", "source", "pixels", "digits", "transforms"},
     {"views", "unroll", "functional", "augment", "crops", "statistics", "models", "rng"},

@@ -36,10 +36,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks import Block, BlockDistiller
 from ..cards import Paper
+from ..compiling import compiled
 from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
 from ..crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
 from ..data import RealImages
@@ -87,6 +88,22 @@ def placing(start: int, length: int, size: int, flip: bool, offset: int, device:
     matrix = (1 - part) * (columns == (below + start)[:, None]) + part * (columns == (above + start)[:, None])
     matrix = matrix.flip(0) if flip else matrix
     return matrix.roll(offset, 0).float()
+
+
+def terms(
+    model: nn.Module, statistics: BatchNormStatistics, x: Tensor, labels: Tensor, config: "SRe2LConfig"
+) -> dict[str, Tensor]:
+    """The terms of L for views `x` (B, C, H, W), without their weights, and "loss", with them.
+
+    All that is compiled: the views are made outside, for each has another box.
+    """
+    found = {"ce": F.cross_entropy(model(x).float(), labels), "bn": statistics.loss(config.first_bn_multiplier)}
+    weights = {"bn": config.r_bn, "tv": config.r_tv, "l2": config.r_l2}
+    for name, measure in (("tv", total_variation), ("l2", mean_norm)):
+        if weights[name]:
+            found[name] = measure(x)
+    found["loss"] = found["ce"] + sum(weights[name] * found[name] for name in weights if name in found)
+    return found
 
 
 @dataclass
@@ -177,9 +194,10 @@ class SRe2L(BlockDistiller):
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         for teacher in self.teachers:
             teacher.check_matches(train)
-            BatchNormStatistics(teacher.model)  # raises where there are none
+        self.statistics = [BatchNormStatistics(teacher.model) for teacher in self.teachers]
         self.preprocessing = self.teachers[0].preprocessing
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
+        self._terms = compiled(terms, self.accelerator)
 
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""
@@ -220,17 +238,10 @@ class SRe2L(BlockDistiller):
         return rows @ x @ columns.T
 
     def losses(self, x: Tensor, labels: Tensor, t: int) -> dict[str, Tensor]:
-        """The terms of L for the views `x` (B, C, H, W), without their weights, and "loss", with them."""
-        config, teacher = self.config, self.teachers[t % len(self.teachers)]
-        with self.accelerator.autocast(), BatchNormStatistics(teacher.model) as statistics:
-            logits = teacher.model(x)
-            found = {"ce": F.cross_entropy(logits.float(), labels), "bn": statistics.loss(config.first_bn_multiplier)}
-        weights = {"bn": config.r_bn, "tv": config.r_tv, "l2": config.r_l2}
-        for name, measure in (("tv", total_variation), ("l2", mean_norm)):
-            if weights[name]:
-                found[name] = measure(x)
-        found["loss"] = found["ce"] + sum(weights[name] * found[name] for name in weights if name in found)
-        return found
+        """What `terms` gives of the teacher of iteration `t`, in the launcher's precision."""
+        turn = t % len(self.teachers)
+        with self.accelerator.autocast(), self.statistics[turn] as statistics:
+            return self._terms(self.teachers[turn].model, statistics, x, labels, self.config)
 
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """Recover a block: its images after T iterations, (B, C, H, W) uint8."""

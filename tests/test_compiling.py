@@ -1,0 +1,173 @@
+"""What the launcher has compiled does what it does otherwise, in whole graphs, one for each shape."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from hf_distill.compiling import compiled, compiled_labels
+from hf_distill.config import DataArguments
+from hf_distill.crop_students import train_on_crops
+from hf_distill.data import RealImages
+from hf_distill.epoch_labels import relabel
+from hf_distill.labels import HardLabels, NetworkLabels
+from hf_distill.methods import SRe2L, SRe2LConfig
+from hf_distill.models import StudentSpec
+from hf_distill.pools import Pool
+from hf_distill.protocols import CropProtocol
+from hf_distill.rng import generator
+from hf_distill.teachers import Teacher
+
+SPEC = StudentSpec("convnet_d2", 10, 1, (8, 8), {"width": 6, "norm": "batch"})
+PROTOCOL = CropProtocol("tiny", epochs=2, full_data_epochs=1, batch_size=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def start() -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one, from its environment
+    torch.compiler.reset()
+    counters.clear()
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def plain(monkeypatch) -> Accelerator:
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
+    return start()
+
+
+@pytest.fixture
+def launched() -> Iterator[pytest.MonkeyPatch]:
+    """To be called once what is not compiled is done: what `accelerate launch --dynamo_backend aot_eager` gives."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def launch() -> Accelerator:
+            patch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+            return start()
+
+        yield launch
+    start()
+
+
+@pytest.fixture(scope="module")
+def train() -> RealImages:
+    return RealImages.from_hub(DataArguments(max_train_samples=100))
+
+
+def make_teacher(train: RealImages, seed: int = 0) -> Teacher:
+    """A network that was never trained, with statistics of its own."""
+    model, draw = SPEC.build(seed), generator(seed, "statistics")
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.copy_(torch.randn(layer.num_features, generator=draw))
+            layer.running_var.copy_(0.5 + torch.rand(layer.num_features, generator=draw))
+    return Teacher(model, SPEC, train.class_names, train.preprocessing)
+
+
+def graphs() -> int:
+    """Compiled since `start`, none of them in parts."""
+    assert not counters["graph_break"], counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+class Watched(SRe2L):
+    """Keeps the last iterates, which `finished` is given, before they become bytes."""
+
+    def finished(self, x: Tensor) -> Tensor:
+        self.iterates = [*getattr(self, "iterates", []), x.clone()]
+        return super().finished(x)
+
+
+@pytest.mark.parametrize("priors", [{}, {"r_tv": 0.01, "r_l2": 0.02}], ids=["released", "with priors"])
+def test_recovered_images_are_the_same_and_each_size_of_block_is_compiled_once(
+    train, plain, launched, tmp_path, priors
+):
+    def run(accelerator: Accelerator, folder: str) -> list[Tensor]:
+        flags = {"ipc": 2, "max_steps": 4, "batch_classes": 4, "jitter": 1, "disable_tqdm": True, "lr_img": 0.1}
+        config = SRe2LConfig(output_dir=str(tmp_path / folder), eval_protocol="crops-quick", **flags, **priors)
+        # Networks of one architecture share a graph.
+        teachers = [make_teacher(train, 0), make_teacher(train, 1)]
+        method = Watched(config, train, teachers, accelerator=accelerator)
+        method.distill()
+        return method.iterates
+
+    expected = run(plain, "plain")
+    assert graphs() == 0
+    found = run(launched(), "compiled")
+    assert graphs() == 2  # blocks of four and of two
+    assert [len(block) for block in found] == [4, 4, 2] * 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
+
+
+def test_gradients_of_images_are_the_same_in_double_precision(train, plain, launched, tmp_path):
+    def gradient(accelerator: Accelerator) -> Tensor:
+        config = SRe2LConfig(output_dir=str(tmp_path), eval_protocol="crops-quick", disable_tqdm=True)
+        teacher = make_teacher(train)
+        teacher.model.double()
+        method = SRe2L(config, train, [teacher], accelerator=accelerator)
+        x = torch.randn(5, 1, 8, 8, dtype=torch.float64, generator=generator(0, "x")).requires_grad_()
+        return torch.autograd.grad(method.losses(x, torch.arange(5), 0)["loss"], x)[0]
+
+    expected, found = gradient(plain), gradient(launched())
+    assert graphs() == 1
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-9)
+
+
+def test_students_and_their_teacher_are_compiled_once_for_all_seeds(train, plain, launched):
+    pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing)
+    rows, x = torch.arange(20), pool.images(torch.arange(20))
+
+    def logits(accelerator: Accelerator, seed: int, hard: bool) -> Tensor:
+        targets = pool.labels if hard else NetworkLabels(make_teacher(train, 5))
+        protocol = replace(PROTOCOL, squared=True)
+        return train_on_crops(pool, targets, rows, SPEC, protocol, 2, 0.003, seed, accelerator)(x).detach()
+
+    cases = [(seed, hard) for hard in (True, False) for seed in (1, 2)]
+    expected = [logits(plain, *case) for case in cases]
+    assert graphs() == 0
+    accelerator = launched()
+    for case, wanted in zip(cases, expected, strict=True):
+        torch.testing.assert_close(logits(accelerator, *case), wanted, atol=0.02, rtol=0)
+    assert graphs() == 4  # batches of eight and of four, students and teacher
+
+
+def test_stored_labels_are_the_same_but_not_gone_on_with(train, plain, launched, tmp_path):
+    pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing)
+
+    def stored(accelerator: Accelerator, folder: str):
+        teacher = NetworkLabels(make_teacher(train))
+        return relabel(teacher, pool, PROTOCOL.views, 2, tmp_path / folder, accelerator=accelerator, disable_tqdm=True)
+
+    first = stored(plain, "labels")
+    rows = torch.arange(20)
+    expected = [first(rows, rows, rows, epoch) for epoch in range(2)]
+    second = stored(launched(), "labels")
+    assert graphs() == 1
+    assert second.config["id"] != first.config["id"]
+    assert (first.config.get("compiled"), second.config["compiled"]) == (None, "aot_eager")
+    for epoch, wanted in enumerate(expected):
+        torch.testing.assert_close(second(rows, rows, rows, epoch), wanted, atol=2e-3, rtol=2e-3)
+
+
+def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train, plain, launched):
+    labels = NetworkLabels(make_teacher(train))
+    for accelerator in (None, plain):
+        assert compiled(len, accelerator) is len
+        assert compiled_labels(labels, accelerator, torch.device("cpu")) is labels
+    hard = HardLabels()
+    accelerator = launched()
+    assert compiled_labels(hard, accelerator, torch.device("cpu")) is hard
+    assert compiled_labels(labels, accelerator, torch.device("cpu")) is not labels
