@@ -32,10 +32,12 @@ from .crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from .data import RealImages
 from .files import load_json
 from .models import CONVNETS, NORMS, StudentSpec
+from .randaugment import DRAWS as RANDAUGMENT_DRAWS
+from .randaugment import cutout_randaugment
 from .rng import derive_seed, generator
 from .runs import on_main
 from .students import check_student
-from .teachers import INDEX, Teacher
+from .teachers import INDEX, Teacher, classifiers
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ PAD = 4  # black pixels around an image before a crop of its own size
 WARMUP_FROM = 0.01  # of the learning rate, in the first epoch of a warm-up
 ONE_CYCLE = {"pct_start": 0.1, "div_factor": 20.0, "final_div_factor": 1e4}
 OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTATIONS = ("crop_flip", "rrc", "cutout_randaugment", "dsa", "none")
+START = "pretrained_revision"
 PARTS = ("student", "class_names", "preprocessing")  # of a teacher, which its file has beside the settings of training
 
 
@@ -57,6 +61,11 @@ class TeacherConfig:
     student_norm: str = HfArg(
         default="batch", help="Normalisation of a convnet: batch, instance or none. Some methods need batch."
     )
+    pretrained_weights: str | None = HfArg(
+        default=None,
+        help="Start the teacher's training from pretrained weights: timm:<name>, a folder or a repository. The "
+        "classifier is new unless the classes are the same.",
+    )
     teacher_epochs: int = HfArg(default=200, help="Passes over the training images.")
     warmup_epochs: int = HfArg(default=0, help="Of these, epochs in which the learning rate of cosine grows.")
     batch_train: int = HfArg(default=128, help="Images per step, of all processes together.")
@@ -68,7 +77,8 @@ class TeacherConfig:
     label_smoothing: float = HfArg(default=0.0, help="Share of the target that is spread over all classes.")
     teacher_augment: str = HfArg(
         default="crop_flip",
-        help="crop_flip (shift by up to 4 pixels, mirror), rrc (random resized crop, mirror), dsa or none.",
+        help="crop_flip (shift by up to 4 pixels, mirror), rrc (random resized crop, mirror), cutout_randaugment (that "
+        "of ImageNet-21K-P), dsa or none.",
     )
     dsa_strategy: str = HfArg(default=DEFAULT_STRATEGY, help="Augmentations of dsa, joined by underscores.")
 
@@ -76,7 +86,7 @@ class TeacherConfig:
         check_choice("student_norm", self.student_norm, NORMS)
         check_choice("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
         check_choice("teacher_schedule", self.teacher_schedule, ("cosine", "onecycle"))
-        check_choice("teacher_augment", self.teacher_augment, ("crop_flip", "rrc", "dsa", "none"))
+        check_choice("teacher_augment", self.teacher_augment, AUGMENTATIONS)
         check_at_least("student_width", self.student_width, 1)
         check_at_least("teacher_epochs", self.teacher_epochs, 1)
         check_at_least("batch_train", self.batch_train, 2)
@@ -182,12 +192,14 @@ class _Images:
                 draw = generator(self.seed, "dsa", epoch, step)
                 images = DSA.apply(images, self.dsa.sample(len(rows), draw, self.real.shape[1:])[part])
             return self._laid_out(images), labels
-        count = 3 if kind == "crop_flip" else CROP_DRAWS
-        pixels, u = self._bytes(mine), uniform(self.seed, (epoch,), mine, count, self.device)
-        if kind == "crop_flip":
-            pixels = crop_flip(pixels, u)
+        pixels = self._bytes(mine)
+        if kind == "cutout_randaugment":
+            pixels = cutout_randaugment(pixels, uniform(self.seed, (epoch,), mine, RANDAUGMENT_DRAWS))
+        elif kind == "crop_flip":
+            pixels = crop_flip(pixels, uniform(self.seed, (epoch,), mine, 3, self.device))
         else:
-            pixels = crop_resize(pixels, draw_crops(u, self.real.shape[1:]), self.real.shape[1:])
+            crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, self.device), self.real.shape[1:])
+            pixels = crop_resize(pixels, crops, self.real.shape[1:])
         return self._laid_out(self.preprocessing(pixels)), self.labels[mine.to(self.device)]
 
     def _laid_out(self, images: Tensor) -> Tensor:
@@ -257,11 +269,72 @@ def share_statistics(model: nn.Module) -> None:
         module.__class__ = shared.get(type(module), type(module))
 
 
+# Pretrained weights
+
+
+def find_start(
+    real: RealImages, config: TeacherConfig, accelerator: Accelerator
+) -> tuple[dict[str, Tensor], str | None]:
+    """What a new network takes from `--pretrained_weights`, and their commit, or digest where they are in a folder.
+
+    All processes call it: the main one fetches, and the others find the same commit in the cache. Nothing where the
+    network starts afresh.
+
+    Raises:
+        ValueError, OSError: As `Teacher.start`; or they are those of another network.
+    """
+    name = config.pretrained_weights
+    if name is None:
+        return {}, None
+    spec, held = config.student_spec(real), []
+
+    def fetch() -> str:
+        start = Teacher.start(name)
+        held.append(starting_tensors(start, spec, real.class_names))
+        return start.digest if start.origin is None else str(start.origin.revision)
+
+    which = on_main(accelerator, fetch)
+    if not held:
+        start = Teacher.start(name, None if Path(name).is_dir() else which)
+        held.append(starting_tensors(start, spec, real.class_names))
+    return held[0], which
+
+
+def starting_tensors(start: Teacher, spec: StudentSpec, class_names: Sequence[str]) -> dict[str, Tensor]:
+    """The parameters and running statistics of `start` for a network `spec`; its classifier only for its own classes.
+
+    Raises:
+        ValueError: They do not match by name and shape.
+    """
+    with torch.device("meta"):
+        model = spec.build(0)
+    fresh = [] if list(class_names) == start.class_names else [f"{name}." for name in classifiers(model)]
+    found, wanted = (
+        {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(tuple(fresh))}
+        for network in (start.model, model)
+    )
+    for name in sorted(found.keys() | wanted.keys()):
+        have, want = (tuple(held[name].shape) if name in held else "nothing" for held in (found, wanted))
+        if have != want:
+            raise ValueError(
+                f"--pretrained_weights are of {start.spec.name} and have {have} for {name}, where --student "
+                f"{spec.name} for {spec.in_chans}x{spec.img_size[0]}x{spec.img_size[1]} images has {want}; expected "
+                "weights of the same network"
+            )
+    return found
+
+
 # Training
 
 
-def describe(real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator) -> dict[str, Any]:
-    """Everything that decides what a teacher becomes, the coarsest first, as JSON types."""
+def describe(
+    real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator, start: str | None = None
+) -> dict[str, Any]:
+    """Everything that decides what a teacher becomes, the coarsest first, as JSON types.
+
+    Args:
+        start: The version of `--pretrained_weights`, as `find_start` gives it.
+    """
     described = {
         "student": config.student_spec(real).to_dict(),
         "class_names": list(real.class_names),
@@ -272,13 +345,15 @@ def describe(real: RealImages, config: TeacherConfig, seed: int, accelerator: Ac
         "seed": seed,
         **{name: value for name, value in vars(config).items() if not name.startswith("student")},
         "mixed_precision": str(accelerator.mixed_precision),
+        **({START: start} if start else {}),
     }
     return json.loads(json.dumps(described))
 
 
 def teacher_folder(real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator) -> Path:
-    """Where recipes keep the teacher of these settings: other settings, another folder."""
-    described = json.dumps(describe(real, config, seed, accelerator), sort_keys=True)
+    """Where recipes keep the teacher of these settings: other settings, another folder. All processes call it."""
+    _, start = find_start(real, config, accelerator)
+    described = json.dumps(describe(real, config, seed, accelerator, start), sort_keys=True)
     name = Path(str(real.provenance["name"])).name
     return Path("outputs", f"teacher-{name}-{config.student}-{hashlib.sha256(described.encode()).hexdigest()[:8]}")
 
@@ -334,7 +409,7 @@ def train_teacher(
     """The teacher of these settings, trained, saved in `directory` and loaded from there. All processes call it.
 
     A checkpoint is written after every epoch, and the last one stays. On CPUs an interrupted run that is continued
-    gives the bits that it would have given.
+    gives the bits that it would have given; what it started from is not looked at again.
 
     Args:
         real: The images to train on.
@@ -345,8 +420,8 @@ def train_teacher(
 
     Raises:
         ValueError: `directory` holds another run, or one that is neither to be resumed nor replaced; the network cannot
-            take such images; the loss stops being finite.
-        OSError: A checkpoint could not be written (a full disk); those before it are whole.
+            take such images; `--pretrained_weights` are of another network; the loss stops being finite.
+        OSError: The Hub does not answer, or a checkpoint could not be written (a full disk); those before it are whole.
     """
     if accelerator.mixed_precision == "fp16":
         raise ValueError("mixed precision fp16 needs a loss scaler, which a teacher does not have; use bf16, or none")
@@ -357,19 +432,23 @@ def train_teacher(
         check_student(spec)
         return _prepare(folder, training, resume_from_checkpoint, overwrite)
 
-    start = on_main(accelerator, prepare)
-    if start == INDEX:
+    found = on_main(accelerator, prepare)
+    if found == INDEX:
         return Teacher.from_pretrained(folder)
-    run = _Run(real, spec, config, folder, training, seed, accelerator)
-    if start:
-        run.resume(Path(start))
+    start: dict[str, Tensor] = {}
+    if not found:
+        start, version = find_start(real, config, accelerator)
+        training = describe(real, config, seed, accelerator, version)
+    run = _Run(real, spec, config, folder, training, seed, accelerator, start)
+    if found:
+        run.resume(Path(found))
     run.train(disable_tqdm)
     model = spec.build(0)  # what is saved, without what processes and mixed precision added to it
     model.load_state_dict(run.model.state_dict())
     device = accelerator.device
     about = {
         "source": real.provenance,
-        "training": {name: value for name, value in training.items() if name not in PARTS},
+        "training": {name: value for name, value in run.training.items() if name not in PARTS},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
     }
@@ -380,8 +459,23 @@ def train_teacher(
         "epoch_loss": run.losses,
         "epoch_accuracy": run.accuracies,
     }
+    _warn_of_chance(teacher, real)
     on_main(accelerator, lambda: str(teacher.save_pretrained(folder)))
     return Teacher.from_pretrained(folder)
+
+
+def _warn_of_chance(teacher: Teacher, real: RealImages) -> None:
+    """Say so on the main process where the teacher has learned next to nothing: it would teach as little."""
+    accuracy = teacher.results["train_accuracy"]
+    chance = real.labels.bincount().max().item() / len(real)  # of always naming the most frequent class
+    if accuracy < chance + min(chance, (1 - chance) / 10):
+        logger.warning(
+            "the teacher is right on %.1f %% of its training images, and always naming the most frequent class on "
+            "%.1f %%: it has learned next to nothing to distil; train it longer (--teacher_epochs) or with another "
+            "--lr_teacher",
+            100 * accuracy,
+            100 * chance,
+        )
 
 
 @torch.no_grad()
@@ -419,7 +513,7 @@ def _prepare(folder: Path, training: dict[str, Any], resume: str | None, overwri
         return ""
     about = load_json(folder / INDEX) if finished else {}
     held = {**{name: about.get(name) for name in PARTS}, **(about.get("training") or {})}
-    if resume == "latest" and held == training:
+    if resume == "latest" and {START: held.get(START), **held} == {START: held.get(START), **training}:
         return INDEX
     found = find_checkpoint(folder, resume)
     if found is None:
@@ -455,6 +549,7 @@ class _Run:
         training: dict[str, Any],
         seed: int,
         accelerator: Accelerator,
+        start: dict[str, Tensor],
     ) -> None:
         self.config, self.folder, self.training, self.seed = config, folder, training, seed
         self.accelerator, device = accelerator, accelerator.device
@@ -466,6 +561,7 @@ class _Run:
                 "raise --batch_train, or start fewer processes"
             )
         self.model = spec.build(derive_seed(seed, "teacher", "init"))
+        self.model.load_state_dict(start, strict=False)  # a classifier may be missing, and nothing else
         if accelerator.num_processes > 1:
             share_statistics(self.model)
         self.model.to(device)
@@ -555,4 +651,5 @@ class _Run:
             optimizer["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(optimizer)
         self.losses, self.accuracies = state["losses"], state["accuracies"]
+        self.training = state["training"]  # which also says what it started from
         logger.info("going on from %s", checkpoint)

@@ -191,9 +191,7 @@ class Teacher(HubFolder):
             self.check_classes(names)
         order = torch.tensor([self.class_names.index(name) for name in names])
         model = copy.deepcopy(self.model)
-        name = model.pretrained_cfg.get("classifier")
-        heads = [name] if isinstance(name, str) and name else list(name or [])
-        layers = [model.get_submodule(head) for head in heads]
+        layers = [model.get_submodule(name) for name in classifiers(model)]
         if not layers or not all(
             isinstance(layer, (nn.Linear, nn.Conv2d)) and len(layer.weight) == len(order) for layer in layers
         ):
@@ -230,13 +228,9 @@ class Teacher(HubFolder):
         Raises:
             ValueError, OSError: As `HubFolder.from_pretrained`; or nobody names the classes.
         """
-        teacher = super().from_pretrained(
-            repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only
-        )
-        origin = teacher.origin
-        if teacher._foreign and origin is not None:
-            teacher.config["weights"] |= {"repo_id": origin.repo_id, "revision": origin.revision}
+        teacher = cls._open(repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only)
         if class_names is not None:
+            origin = teacher.origin
             if sorted(class_names) == sorted(teacher.class_names):
                 teacher.check_classes(class_names)
             teacher = cls(teacher.model, teacher.spec, class_names, teacher.preprocessing, teacher.config)
@@ -247,6 +241,30 @@ class Teacher(HubFolder):
                 "known; give class_names, the names of its logits in order"
             )
         return teacher
+
+    @classmethod
+    def _open(cls, repo_id_or_path: str | Path, **where: Any) -> Self:
+        """As `from_pretrained`, and nobody need name the classes."""
+        teacher = super().from_pretrained(repo_id_or_path, **where)
+        if teacher._foreign and teacher.origin is not None:
+            teacher.config["weights"] |= {"repo_id": teacher.origin.repo_id, "revision": teacher.origin.revision}
+        return teacher
+
+    @classmethod
+    def start(cls, name: str, commit: str | None = None) -> Self:
+        """The network that a training starts from, whose classes nobody need name.
+
+        Args:
+            name: A folder, a repository, or `timm:<name>` for pretrained weights that timm knows.
+            commit: The version of a repository, in place of what the name says.
+
+        Raises:
+            ValueError, OSError: As `from_pretrained` and `from_timm`.
+        """
+        revision = None
+        if name.startswith("timm:"):
+            name, revision = _timm_repository(name.removeprefix("timm:"))
+        return cls._open(name, revision=commit or revision)
 
     @classmethod
     def from_timm(
@@ -280,13 +298,8 @@ class Teacher(HubFolder):
             return cls(spec.build(seed), spec, class_names, preprocessing)
         if kwargs or preprocessing is not None:
             raise ValueError(f"{name} with weights takes no preprocessing or options; its repository says what it is")
-        repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
-        if not name.startswith("hf-hub:"):
-            known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-            if known is None or not known.hf_hub_id:
-                raise ValueError(f"timm knows no weights of {name!r} on the Hub; see timm.list_models(pretrained=True)")
-            repo_id = known.hf_hub_id
-        return cls.from_pretrained(repo_id, revision=revision or None, class_names=class_names)
+        repo_id, revision = _timm_repository(name)
+        return cls.from_pretrained(repo_id, revision=revision, class_names=class_names)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
@@ -446,6 +459,23 @@ PLAIN: Rules = {
     "std": ("a number for each channel", lambda values: isinstance(values, list)),
     "model_args": ("an object, or null", lambda value: value is None or isinstance(value, dict)),
 }
+
+
+def _timm_repository(name: str) -> tuple[str, str | None]:
+    """The repository and revision of the weights that timm calls `name`."""
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
+    if not name.startswith("hf-hub:"):
+        known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        if known is None or not known.hf_hub_id:
+            raise ValueError(f"timm knows no weights of {name!r} on the Hub; see timm.list_models(pretrained=True)")
+        repo_id = known.hf_hub_id
+    return repo_id, revision or None
+
+
+def classifiers(model: nn.Module) -> list[str]:
+    """Names of the layers that give a timm network's logits, as far as it says."""
+    names = model.pretrained_cfg.get("classifier") or []
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _load(path: Path, spec: StudentSpec) -> nn.Module:

@@ -15,7 +15,7 @@ ROOMS = [
     {"distilled", "tables", "experts", "importing", "teachers", "trajectories", "projector", "labels", "compiling"},
     {"hub", "repository", "cards", "results", "accounting"},
     {"data", "source", "pixels", "digits", "transforms"},
-    {"views", "unroll", "functional", "augment", "crops", "statistics", "models", "rng"},
+    {"views", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "models", "rng"},
     {"config", "checks", "files", "_version"},
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}

@@ -1,7 +1,9 @@
 """Teachers: the same network for every reader and after any accident, with classes that are never assumed."""
 
+import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -471,11 +473,13 @@ def digits() -> tuple[RealImages, RealImages]:
     return RealImages.train_and_test(DataArguments(max_train_samples=120, max_test_samples=40))
 
 
-@pytest.mark.parametrize("augment", ["rrc", "dsa", "none"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("augment", "optimizer"),
+    [*itertools.product(["rrc", "dsa", "none"], ["sgd", "adamw"]), ("cutout_randaugment", "adam")],
+)
 def test_every_way_of_training_learns_and_goes_on_to_the_bit(digits, tmp_path, augment, optimizer):
     train, test = digits
-    lr = {"sgd": 0.05, "adamw": 3e-3}[optimizer]
+    lr = {"sgd": 0.05, "adamw": 3e-3, "adam": 3e-3}[optimizer]
     config = TeacherConfig(
         student="convnet_d1", student_width=8, teacher_epochs=3, batch_train=40, teacher_augment=augment
     )
@@ -519,6 +523,142 @@ def test_other_settings_have_another_folder_and_the_same_have_the_same(digits):
     assert folder == teacher_folder(digits[0], TeacherConfig(), 0, accelerator)
     others = [TeacherConfig(lr_teacher=0.3), TeacherConfig(student="resnet50_small")]
     assert len({folder, *(teacher_folder(digits[0], other, 0, accelerator) for other in others)}) == 3
+
+
+# Pretrained weights
+
+
+SMALL = {"student": "convnet_d1", "student_width": 8, "batch_train": 40, "teacher_augment": "none"}
+
+
+def trained(digits, folder: Path, resume: str | None = None, **changes: Any) -> Teacher:
+    config, (train, test) = TeacherConfig(**{**SMALL, "teacher_epochs": 1, **changes}), digits
+    where = {"resume_from_checkpoint": resume, "disable_tqdm": True}
+    return train_teacher(train, test, config, folder, seed=1, accelerator=make_accelerator(), **where)
+
+
+@pytest.fixture(scope="module")
+def start(digits, tmp_path_factory) -> Path:
+    """The folder of a teacher of the digits."""
+    folder = tmp_path_factory.mktemp("start") / "digits"
+    trained(digits, folder, teacher_epochs=8, lr_teacher=0.05)
+    return folder
+
+
+def test_training_goes_on_from_pretrained_weights_and_knows_what_they_know(digits, start, tmp_path):
+    fresh = trained(digits, tmp_path / "fresh", lr_teacher=1e-4)
+    tuned = trained(digits, tmp_path / "tuned", lr_teacher=1e-4, pretrained_weights=str(start))
+    began = Teacher.from_pretrained(start)
+    assert began.results["test_accuracy"] > 0.6
+    assert tuned.results["test_accuracy"] > began.results["test_accuracy"] - 0.1 > fresh.results["test_accuracy"] + 0.2
+    assert tuned.config["training"]["pretrained_revision"] == began.digest
+    said = f"Training began from the pretrained weights {start} (`{began.digest}`)"
+    assert said in (tmp_path / "tuned" / "README.md").read_text()
+    assert "Training began" not in (tmp_path / "fresh" / "README.md").read_text()
+
+
+def test_the_first_step_sees_the_parameters_and_the_running_statistics_of_the_start(digits, start, tmp_path):
+    # One step with all images and no learning rate: parameters stay, and statistics take that one batch in.
+    still = {"lr_teacher": 0, "l2_teacher": 0, "batch_train": 1000, "pretrained_weights": str(start)}
+    tuned = trained(digits, tmp_path / "tuned", **still).model
+    began = Teacher.from_pretrained(start).model
+    began.train()(digits[0].images(range(len(digits[0]))))
+    for name, tensor in began.named_parameters():
+        assert torch.equal(tuned.get_parameter(name), tensor), name
+    for name, tensor in began.named_buffers():
+        torch.testing.assert_close(tuned.get_buffer(name), tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def renamed(real: RealImages, names: list[str]) -> RealImages:
+    return RealImages(real._pixels, real._positions, real.labels, names, real.preprocessing, real.provenance)
+
+
+def test_the_classifier_stays_for_the_same_classes_alone(digits, start, tmp_path):
+    still = {"lr_teacher": 0, "l2_teacher": 0, "pretrained_weights": str(start)}
+    began = Teacher.from_pretrained(start)
+    others = tuple(renamed(real, [f"digit {name}" for name in real.class_names]) for real in digits)
+    tuned = trained(others, tmp_path / "tuned", **still)
+    for name, tensor in began.model.named_parameters():
+        assert torch.equal(tuned.model.get_parameter(name), tensor) != name.startswith("classifier."), name
+    assert tuned.model.classifier.weight.std() > 0
+    three = [real.subset(torch.nonzero(real.labels < 3).flatten()) for real in digits]
+    fewer = tuple(renamed(real, digits[0].class_names[:3]) for real in three)
+    assert trained(fewer, tmp_path / "fewer", **still).model.classifier.weight.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"student_width": 4},
+            r"are of convnet_d1 and have \(10, 128\) for classifier.weight, .* has \(10, 64\); expected",
+        ),
+        ({"student": "test_resnet"}, "nothing for bn1.bias, where --student test_resnet"),
+        ({"pretrained_weights": "timm:convnet_d1"}, "timm knows no weights of 'convnet_d1'"),
+        ({"pretrained_weights": "."}, "has no config.json"),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, dict) else "",
+)
+def test_weights_of_another_network_are_one_line(digits, start, tmp_path, changes, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        trained(digits, tmp_path / "tuned", **{"pretrained_weights": str(start), **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_goes_on_needs_its_start_no_more(digits, start, tmp_path):
+    shutil.copytree(start, tmp_path / "start")
+    flags = {"teacher_epochs": 3, "lr_teacher": 0.01, "pretrained_weights": str(tmp_path / "start")}
+    whole = trained(digits, tmp_path / "whole", **flags)
+    stop, real_lr = RuntimeError("stopped"), TeacherConfig.lr
+
+    def dies(self: TeacherConfig, step: int, steps: int) -> float:
+        if step == steps:
+            raise stop
+        return real_lr(self, step, steps)
+
+    TeacherConfig.lr = dies
+    try:
+        with pytest.raises(RuntimeError, match="stopped"):
+            trained(digits, tmp_path / "parts", **flags)
+    finally:
+        TeacherConfig.lr = real_lr
+    shutil.rmtree(tmp_path / "start")
+    for _ in range(2):  # gone on with, then finished and only loaded
+        again = trained(digits, tmp_path / "parts", resume="latest", **flags)
+        assert (again.digest, again.results) == (whole.digest, whole.results)
+        assert again.config["training"] == whole.config["training"]
+    with pytest.raises(ValueError, match=r"its pretrained_weights is .*start and here it is None"):
+        trained(digits, tmp_path / "parts", resume="latest", **{**flags, "pretrained_weights": None})
+
+
+def test_weights_come_from_a_repository_that_names_no_classes(digits, hub, tmp_path):
+    model = remember(timm.create_model("test_resnet", in_chans=1, num_classes=7)).eval()
+    model.pretrained_cfg.update(mean=(0.5,), std=(0.5,), input_size=(1, 16, 24))
+    save_for_hf(model, tmp_path / "plain", model_args={"in_chans": 1}, safe_serialization=True)
+    repo = f"{hub.namespace}/plain"
+    hub.put("model", repo, files(tmp_path / "plain"))
+    flags = {"student": "test_resnet", "pretrained_weights": repo, "lr_teacher": 0, "l2_teacher": 0}
+    tuned = trained(digits, tmp_path / "tuned", **flags)
+    assert tuned.config["training"]["pretrained_revision"] == hub.head("model", repo)
+    assert tuned.model.fc.weight.shape[0] == 10
+    for name, tensor in model.named_parameters():
+        assert name.startswith("fc.") or torch.equal(tuned.model.get_parameter(name), tensor), name
+
+    accelerator, config = make_accelerator(), TeacherConfig(**{**SMALL, **flags})
+    before = teacher_folder(digits[0], config, 0, accelerator)
+    hub.put("model", repo, {"NOTES.md": b"another version"})
+    assert teacher_folder(digits[0], config, 0, accelerator) != before
+
+
+@pytest.mark.parametrize(("lr", "warned"), [(0.0, True), (0.05, False)])
+def test_a_teacher_that_has_learned_nothing_is_warned_of(digits, tmp_path, caplog, lr, warned):
+    with caplog.at_level("WARNING", logger="hf_distill.teacher_training"):
+        teacher = trained(digits, tmp_path / "t", lr_teacher=lr, teacher_epochs=8 if lr else 1)
+    said = [record.getMessage() for record in caplog.records]
+    assert bool(said) == warned
+    if warned:
+        assert f"is right on {100 * teacher.results['train_accuracy']:.1f} % of its training images" in said[0]
+        assert "--teacher_epochs" in said[0]
 
 
 # The recipe
@@ -588,6 +728,18 @@ def test_two_processes_make_the_network_that_one_makes(recipes, home):
     assert not torch.allclose(apart["features.5.running_var"], one["features.5.running_var"], rtol=1e-3)
 
 
+def test_two_processes_start_from_the_same_weights_and_tell_a_mistake_once(recipes, home):
+    flags = {**TINY, "teacher_epochs": 1, "lr_teacher": 0, "l2_teacher": 0, "pretrained_weights": "whole"}
+    done = recipes("teacher", {**flags, "output_dir": "tuned"}, home, processes=2)
+    assert done.status == [0, 0], done.err
+    whole, tuned = Teacher.from_pretrained(home / "whole"), Teacher.from_pretrained(home / "tuned")
+    assert all(torch.equal(tuned.model.get_parameter(name), value) for name, value in whole.model.named_parameters())
+    assert tuned.config["training"]["pretrained_revision"] == whole.digest
+    done = recipes("teacher", {**flags, "output_dir": "wrong", "student_width": 4}, home, processes=2)
+    assert done.status == [1, 1]
+    assert done.err.count("expected weights of the same network") == 1
+
+
 def test_shared_statistics_of_one_process_are_those_of_batchnorm(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
@@ -618,6 +770,7 @@ def test_shared_statistics_of_one_process_are_those_of_batchnorm(tmp_path):
         ({"output_dir": "new", "student": "convnet_d9"}, "is no timm model; did you mean convnet"),
         ({"output_dir": "new", "student": "convnet_d7"}, "halves its images 7 times"),
         ({"output_dir": "new", "lr_teacher": 1e30}, "is not finite in epoch"),
+        ({"output_dir": "new", "pretrained_weights": "nowhere"}, "nowhere"),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
