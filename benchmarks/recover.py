@@ -9,6 +9,9 @@ inputs are compared with its running statistics, and Adam moves the images. The 
 follows the paper: a hook for each layer, the backward pass through everything that requires gradients, float32. Ours
 is `hf_distill.methods.SRe2L` as its recipe runs it, in the precision of the launcher. The network is not trained and
 its statistics are arbitrary, which changes no time. Each round takes both in turn; the median over the rounds counts.
+
+Beside that, on any device: the bytes that autograd holds for backward in one iteration, each storage once, without the
+weights. They are what grows with the batch.
 """
 
 import math
@@ -79,6 +82,12 @@ class PlainLoop:
         self.model, self.args, self.config, self.device = model, args, config, device
         self.losses = [FeatureLoss(layer) for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
 
+    def loss(self, view: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(self.model(view), labels)
+        weights = [self.config.first_bn_multiplier, *[1.0] * (len(self.losses) - 1)]
+        parts = [weight * part.value for weight, part in zip(weights, self.losses, strict=True)]
+        return loss + self.config.r_bn * sum(parts)
+
     def __call__(self, steps: int) -> None:
         side, config = self.args.resolution, self.config
         x = torch.randn(self.args.batch, 3, side, side, device=self.device, requires_grad=True)
@@ -92,10 +101,7 @@ class PlainLoop:
             if random.random() < 0.5:
                 view = view.flip(3)
             view = torch.roll(view, (random.randint(0, config.jitter), random.randint(0, config.jitter)), (2, 3))
-            loss = F.cross_entropy(self.model(view), labels)
-            weights = [config.first_bn_multiplier, *[1.0] * (len(self.losses) - 1)]
-            parts = [weight * part.value for weight, part in zip(weights, self.losses, strict=True)]
-            loss = loss + config.r_bn * sum(parts)
+            loss = self.loss(view, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -139,6 +145,22 @@ def measure(run: Callable[[int], None], steps: int, device: torch.device) -> tup
     return time.perf_counter() - start, torch.cuda.max_memory_allocated(device)
 
 
+def held_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
+    """What autograd keeps for the backward pass of `forward`, beside the tensors of the network."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = forward()
+    held = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    del loss
+    return held
+
+
 def main() -> None:
     (args,) = parse_args(BenchmarkArguments)
     accelerator: Accelerator = make_accelerator()
@@ -158,7 +180,8 @@ def main() -> None:
         config.max_steps = steps
         sre2l.make(block, lambda iteration, values: None)
 
-    sides = {"plain": (PlainLoop(model, args, config, device), model), "hf_distill": (ours, teacher.model)}
+    plain = PlainLoop(model, args, config, device)
+    sides = {"plain": (plain, model), "hf_distill": (ours, teacher.model)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int | None] = {}
     for _ in range(args.rounds):
@@ -169,6 +192,15 @@ def main() -> None:
             torch.backends.cudnn.deterministic = name == "hf_distill"  # as the recipes do
             taken, peaks[name] = measure(run, args.steps, device)
             seconds[name].append(taken)
+    x = sre2l.initial(block).requires_grad_()
+    labels = block.labels.to(device)
+    losses: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: plain.loss(x, labels),
+        "hf_distill": lambda: sre2l.losses(x, labels, 0)["loss"],
+    }
+    held = {}
+    for name, (_, network) in sides.items():
+        held[name] = held_bytes(losses[name], network.to(device))
     done = args.batch * args.steps
     rates = {name: done / statistics.median(taken) for name, taken in seconds.items()}
     ratio = rates["hf_distill"] / rates["plain"]
@@ -177,10 +209,11 @@ def main() -> None:
     machine = torch.cuda.get_device_name(device) if on_cuda else platform.processor() or platform.machine()
     precision = accelerator.mixed_precision
     print(f"{args.network}, {args.batch} images of {args.resolution}x{args.resolution}, {machine}, {precision}\n")
-    print("              images x iterations / s   peak memory")
+    print("              images x iterations / s   peak memory   held for backward")
     for name, rate in rates.items():
         peak = peaks[name]
-        print(f"{name:12s}  {rate:23.1f}   {'-' if peak is None else f'{peak / 2**30:.2f} GiB'}")
+        memory = "-" if peak is None else f"{peak / 2**30:.2f} GiB"
+        print(f"{name:12s}  {rate:23.1f}   {memory:>11s}   {held[name] / 2**30:13.3f} GiB")
     print(f"\nratio: {ratio:.2f}")
     if args.output is not None:
         save_json(
@@ -199,6 +232,7 @@ def main() -> None:
                 "ratio": ratio,
                 "seconds": seconds,
                 "peak_bytes": peaks,
+                "held_bytes": held,
             },
         )
 
