@@ -1,5 +1,6 @@
 """Cards and pictures: what a reader of an artifact sees first. No torch, so that cards can be rendered anywhere."""
 
+import bisect
 import importlib.resources
 import math
 import os
@@ -171,9 +172,8 @@ def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
     """`text`, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    kept = bisect.bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count] + "…")) - 1
+    return text[: max(0, kept)].rstrip() + "…"
 
 
 def image_grid(

@@ -28,6 +28,7 @@ from .checks import NAMES, Rules, are_names, check_values, is_number, is_whole
 from .files import atomic_write, check_format_version, load_json, save_json
 from .hub import Home, HubFolder
 from .labels import HardLabels, LabelSource, NetworkLabels, StoredLabels, TeacherLabels
+from .plots import labels_plot
 from .repository import PushConflict, Repository
 from .results import EvalReport
 from .tables import COLUMN, FOLDER, GROUP_BYTES, PNG_MODES, Rows, pictures, png, read_rows
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2  # of pictures and of networks with statistics; other sets are 1, which older readers know too
 RESULTS = "results.json"
+GRID, PLOT = "assets/grid.png", "assets/labels.png"
 PUSHES = 5  # attempts to add results where others publish at the same time
 PIXELS = ("float32", "uint8")
 DERIVED = (
@@ -115,6 +117,12 @@ ROW: Rules = {
     **{name: ("a text", lambda value: isinstance(value, str)) for name in ("student", "protocol", "device", "split")},
     "images": ("a whole number", lambda images: is_whole(images, least=0)),
 }
+LABEL_ROW: Rules = {
+    **ROW,
+    "labels": ("a text", lambda value: isinstance(value, str)),
+    "num_bytes": ("a whole number", lambda count: is_whole(count, least=0)),
+    "lr": ("a number above 0, or null", lambda lr: lr is None or (is_number(lr) and lr > 0)),
+}
 
 
 class DistilledSet(nn.Module, HubFolder):
@@ -150,7 +158,8 @@ class DistilledSet(nn.Module, HubFolder):
         "README.md",
         "distill_config.json",
         RESULTS,
-        "assets/grid.png",
+        GRID,
+        PLOT,
         "data/train-*.parquet",
         "tensor/train-*.parquet",
         "preprocessing-*.safetensors",
@@ -323,13 +332,16 @@ class DistilledSet(nn.Module, HubFolder):
         if isinstance(self.teacher, NetworkLabels) and not self.teacher.shared:
             self.teacher.save(folder / "teacher" / data_id)
         (folder / "assets").mkdir()
-        self.grid().save(folder / "assets" / "grid.png", optimize=True)
+        self.grid().save(folder / GRID, optimize=True)
         self._write_about(folder, home, data_id, sum(path.stat().st_size for path in (folder / "data").iterdir()))
 
     def _write_about(self, folder: Path, home: Home, data_id: str, png_bytes: int) -> None:
         """What is written of the bulk files that `data_id` names."""
         if self.report is not None:
             save_json(folder / RESULTS, {"data_id": data_id, **self.report.to_json()})
+            if self.report.labels:
+                (folder / PLOT).parent.mkdir(exist_ok=True)
+                labels_plot(self.report.labels).save(folder / PLOT, optimize=True)
         save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
         (folder / "README.md").write_text(self._card(home, data_id, png_bytes), encoding="utf-8")
 
@@ -524,7 +536,7 @@ class DistilledSet(nn.Module, HubFolder):
             hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
             versions=self.config.get("versions") or {},
             **about_source,
-            grid="assets/grid.png",
+            grid=GRID,
             grid_caption=caption,
             call=home.arguments(),
             call_tensor=None if self.is_bytes else home.arguments("tensor"),
@@ -537,6 +549,8 @@ class DistilledSet(nn.Module, HubFolder):
             network=network,
             learned_lr=None if self.log_lr is None else math.exp(self.log_lr.item()),
             results=None if self.report is None else self.report.markdown(),
+            labels_plot=PLOT,
+            labels_results=None if self.report is None else self.report.labels_markdown(),
             sizes={what: count for what, count in sizes.items() if count},
         )
 
@@ -564,12 +578,12 @@ class DistilledSet(nn.Module, HubFolder):
             latest.report = (latest.report or EvalReport()).merge(report)
             release = latest.release or {}
             released = release.get("tag") if release.get("repo_id") == repo_id else None
-            home, about = Home(repo_id, tag or released, on_hub=True), ("README.md", RESULTS, self.config_name)
+            home, about = Home(repo_id, tag or released, on_hub=True), ("README.md", RESULTS, PLOT, self.config_name)
             repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
             pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
             with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
                 latest._write_about(Path(aside), home, latest.stored_id or latest._content_id(), sum(pictures))
-                files = {name: Path(aside, name) for name in about}
+                files = {name: Path(aside, name) for name in about if Path(aside, name).exists()}
                 message, parent = "Add the results of an evaluation", repository.revision
                 try:
                     return repository.publish(files, about, tag=tag, parent=parent, message=message)
@@ -702,6 +716,8 @@ def _read_report(path: Path, results: dict[str, Any]) -> EvalReport:
             raise ValueError("its meta is no object")
         for row in report.rows:
             check_values("a row", vars(row), ROW)
+        for row in report.labels:
+            check_values("a row of labels", vars(row), LABEL_ROW)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); evaluate the set again, or delete it") from error
     return report

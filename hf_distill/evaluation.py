@@ -36,16 +36,24 @@ from .students import check_student, student_name, students_at_once, train_stude
 __all__ = [
     "BASELINES",
     "PROTOCOLS",
+    "Case",
     "EvalProtocol",
     "Pool",
+    "Trainer",
     "accuracy",
+    "check_data",
+    "check_labels",
+    "device_name",
+    "distilled_pool",
     "evaluate_distilled",
     "made_for",
     "real_pool",
     "student_name",
+    "student_specs",
     "topk_accuracy",
     "train_student",
     "validation_accuracy",
+    "wanted_of",
 ]
 
 
@@ -55,8 +63,11 @@ def made_for(distilled: DistilledSet) -> StudentSpec | None:
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One row of the report: E students, each on its rows of `pool`; `trial` (N,) are the rows to try rates on."""
+class Case:
+    """One row of a report: E students, each on its rows of `pool`; `trial` (N,) are the rows to try rates on.
+
+    What is drawn at random is a function of (`set`, `labels`, student), so cases that share them are pairs.
+    """
 
     set: str
     labels: str
@@ -73,8 +84,16 @@ _Judge = Callable[[int, int, nn.Module], Any]  # (index of the case, number of t
 
 
 @dataclass(frozen=True)
-class _Trainer:
-    """Trains the students of many cases, spread over the processes; every process gets all results."""
+class Trainer:
+    """Trains the students of many cases, spread over the processes; every process gets all results.
+
+    Attributes:
+        accelerator: Processes, device and precision.
+        protocol: The schedule.
+        seed: The one seed.
+        held_out: What learning rates are chosen on; None takes the first of each case.
+        disable_tqdm: No progress bars.
+    """
 
     accelerator: Accelerator
     protocol: EvalProtocol
@@ -82,7 +101,7 @@ class _Trainer:
     held_out: Pool | None
     disable_tqdm: bool
 
-    def choose(self, cases: Sequence[_Case]) -> list[float]:
+    def choose(self, cases: Sequence[Case]) -> list[float]:
         """For each case the learning rate that does best on held-out images; the first if there are none."""
         chosen = [case.lrs[0] for case in cases]
         held_out = self.held_out
@@ -100,7 +119,7 @@ class _Trainer:
             chosen[i] = cases[i].lrs[accuracies.index(max(accuracies))]
         return chosen
 
-    def train(self, cases: Sequence[_Case], lrs: Sequence[float], judge: _Judge) -> list[list[Any]]:
+    def train(self, cases: Sequence[Case], lrs: Sequence[float], judge: _Judge) -> list[list[Any]]:
         """For each case what `judge` says of each of its students."""
         jobs = []
         for case, lr in zip(cases, lrs, strict=True):
@@ -151,7 +170,7 @@ class _Trainer:
 class _Job(NamedTuple):
     """E students of a case: the rows (E, N), the learning rate and the seed of each."""
 
-    case: _Case
+    case: Case
     rows: Tensor
     lrs: Sequence[float]
     seeds: Sequence[int]
@@ -206,26 +225,26 @@ def evaluate_distilled(
     check_at_least("num_seeds", num_seeds, 1)
     for name in baselines:
         check_choice("baselines", name, BASELINES)
-    specs = _student_specs(distilled, students)
+    specs = student_specs(distilled, students)
     for spec in specs:
         check_student(spec)
     held_out = held_out if held_out is not None and len(held_out) else None
     for real in (train, test, *([] if held_out is None else [held_out])):
-        _check_data(distilled, real)
+        check_data(distilled, real)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     if baselines:
         _check_enough(train, counts)
 
     train_pool, test_pool = (real_pool(distilled, real, accelerator) for real in (train, test))
     held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
-    trainer = _Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
+    trainer = Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
     targets: dict[str, Tensor | LabelSource] = {"hard": train_pool.labels}
     if distilled.teacher is not None and (baselines or full_data):
-        targets["soft"] = _wanted(distilled.teacher, train_pool, protocol)
+        targets["soft"] = wanted_of(distilled.teacher, train_pool, protocol)
 
-    def real_cases(name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[_Case]:
+    def real_cases(name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[Case]:
         return [
-            _Case(name, labels, spec, train_pool, wanted, rows, trial, protocol.lrs, epochs)
+            Case(name, labels, spec, train_pool, wanted, rows, trial, protocol.lrs, epochs)
             for spec in specs
             for labels, wanted in targets.items()
         ]
@@ -290,13 +309,14 @@ def validation_accuracy(
     """
     pool = held_out if isinstance(held_out, Pool) else real_pool(distilled, held_out, accelerator)
     # Streams of their own: the students that select a step are not those that report on it.
-    trainer = _Trainer(accelerator, protocol, derive_seed(seed, "validation"), None, disable_tqdm=True)
-    own = _distilled_cases(distilled, _student_specs(distilled, None), protocol, num_nets, accelerator.device)[:1]
+    trainer = Trainer(accelerator, protocol, derive_seed(seed, "validation"), None, disable_tqdm=True)
+    own = _distilled_cases(distilled, student_specs(distilled, None), protocol, num_nets, accelerator.device)[:1]
     found = trainer.train(own, trainer.choose(own), lambda index, number, model: accuracy(model, pool))
     return sum(found[0]) / num_nets
 
 
-def _student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec] | None) -> list[StudentSpec]:
+def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec] | None) -> list[StudentSpec]:
+    """The architectures that `evaluate_distilled` trains for such `students`; a `ValueError` if nothing names any."""
     own = made_for(distilled)
     if students is None:
         if own is None:
@@ -327,7 +347,9 @@ def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:
     return Pool(distilled.pixel_values, distilled.labels, preprocessing=preprocessing, device=device)
 
 
-def _check_data(distilled: DistilledSet, real: RealImages) -> None:
+def check_data(distilled: DistilledSet, real: RealImages) -> None:
+    """Raise a one-line `ValueError` unless `real` has images of the size and classes of the set."""
+
     def describe(shape: Sequence[int], names: Sequence[str]) -> str:
         more = ", ..." if len(names) > 3 else ""
         return f"{'x'.join(map(str, shape))} images of {len(names)} classes ({', '.join(names[:3])}{more})"
@@ -360,19 +382,15 @@ def _distilled_cases(
     num_seeds: int,
     device: torch.device,
     labels: EpochLabels | None = None,
-) -> list[_Case]:
+) -> list[Case]:
     """The rows of the distilled set: for each student its own labels first, then hard ones."""
     pool = distilled_pool(distilled, device)
     source: LabelSource = labels or distilled.label_source
     if labels is not None:
-        if not protocol.per_view:
-            raise ValueError(
-                f"the protocol {protocol.name} looks at no views, and the labels are of views; use another"
-            )
-        labels.check_matches(pool, distilled.class_names)
+        check_labels(labels, distilled, pool, protocol)
     targets: dict[str, Tensor | LabelSource] = {"hard": pool.labels}
     if source.kind != HardLabels.kind:
-        targets = {"soft": _wanted(source, pool, protocol), **targets}
+        targets = {"soft": wanted_of(source, pool, protocol), **targets}
     own = next(iter(targets))
     learned = () if distilled.lr is None else (distilled.lr.item(),)
     rows = torch.arange(len(distilled))
@@ -383,25 +401,36 @@ def _distilled_cases(
             as_made = learned and kind == own and spec == made_for(distilled)
             lrs = learned if as_made else (*learned, *protocol.lrs)
             every = rows.expand(num_seeds, -1)
-            cases.append(_Case("distilled", kind, spec, pool, wanted, every, rows, lrs, protocol.epochs))
+            cases.append(Case("distilled", kind, spec, pool, wanted, every, rows, lrs, protocol.epochs))
     return cases
 
 
-def _wanted(source: LabelSource, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
+def check_labels(labels: EpochLabels, distilled: DistilledSet, pool: Pool, protocol: EvalProtocol) -> None:
+    """Raise a one-line `ValueError` unless these are labels of the images of a set, for a protocol of views."""
+    if not protocol.per_view:
+        raise ValueError(f"the protocol {protocol.name} looks at no views, and the labels are of views; use another")
+    labels.check_matches(pool, distilled.class_names)
+
+
+def wanted_of(source: LabelSource, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
     """What students of a protocol are trained towards: one target for each image, or whatever labels its views."""
     return source if protocol.per_view else pool.targets(source)
 
 
+def device_name(device: torch.device) -> str:
+    """What reports call a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _report(
-    cases: Sequence[_Case],
+    cases: Sequence[Case],
     lrs: Sequence[float],
     accuracies: Sequence[list[float]],
-    trainer: _Trainer,
+    trainer: Trainer,
     compared: str | None,
     split: str,
 ) -> EvalReport:
-    protocol, device = trainer.protocol.name, trainer.accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    protocol, name = trainer.protocol.name, device_name(trainer.accelerator.device)
     report = EvalReport()
     for case, lr, found in zip(cases, lrs, accuracies, strict=True):
         student, trained = student_name(case.spec), protocol

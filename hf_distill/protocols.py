@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .augment import DEFAULT_STRATEGY
 from .config import check_at_least
-from .labels import LabelSource
+from .labels import LabelSource, StoredLabels
 from .rng import derive_seed
 from .views import Views
 
@@ -70,7 +70,7 @@ class CropProtocol(EvalProtocol):
     """How SRe2L, CDA and RDED train a student: on random crops of mixed images, with the labels of these very views.
 
     Soft labels are logits: the loss is KL(softmax(z_T / τ) ‖ softmax(z_S / τ)), the mean over a batch. With hard labels
-    it is the cross-entropy of views that are not mixed.
+    it is the cross-entropy. Views are mixed where labels are of views, and not where they are of whole images.
 
     Attributes:
         views: What is seen of each image in each epoch.
@@ -101,8 +101,12 @@ class CropProtocol(EvalProtocol):
         return (1 + math.cos(math.pi * (epoch - self.warmup_epochs) / left)) / 2
 
     def views_for(self, targets: Tensor | LabelSource, seed: int) -> Views:
-        """What a student of `seed` sees: the views that stored labels were made for, unmixed ones for hard labels."""
-        if isinstance(targets, Tensor):
+        """What a student of `seed` sees: the views that stored labels were made for, else views of the protocol.
+
+        They are not mixed where labels are of whole images, as classes and `StoredLabels` are: a mix would have those
+        of the first image alone.
+        """
+        if isinstance(targets, Tensor | StoredLabels):
             return replace(self.views, seed=derive_seed(seed, "views"), mix="none")
         return targets.views or replace(self.views, seed=derive_seed(seed, "views"))
 

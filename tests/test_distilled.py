@@ -29,7 +29,7 @@ from hf_distill.hub import Home
 from hf_distill.labels import HardLabels, NetworkLabels, StoredLabels, TeacherLabels, TeacherReference
 from hf_distill.models import StudentSpec
 from hf_distill.repository import Repository
-from hf_distill.results import EvalReport, EvalRow
+from hf_distill.results import EvalReport, EvalRow, LabelRow
 from hf_distill.teachers import Teacher
 from hf_distill.transforms import Preprocessing, fit_zca
 
@@ -58,6 +58,10 @@ REPORT = EvalReport(
         EvalRow("random", "hard", "convnet_d2", "quick", 12, [0.25], "cpu"),
     ]
 )
+LABELS = [
+    LabelRow("hard | <none>", 0, "convnet_d2", "quick", 12, [0.25, 0.5], "cpu"),
+    LabelRow("every view", 2_400_000, "convnet_d2", "quick", 12, [0.75, 0.5], "cpu", lr=0.01),
+]
 
 
 def make(ipc=3, channels=3, size=(6, 8), *, names=NAMES, zca=False, soft=True, teacher=False, seed=0, **kwargs):
@@ -852,6 +856,7 @@ def golden_sets() -> dict[str, DistilledSet]:
     return {
         "distilled.md": make(lr=0.0312, config=CONFIG, report=REPORT),
         "distilled_bare.md": make(channels=1, soft=False),
+        "distilled_labels.md": make(soft=False, config=CONFIG, report=EvalReport(labels=LABELS)),
         "distilled_many.md": many,
         "distilled_pictures.md": pictures(soft=True, teacher=embedded, config=CONFIG, report=REPORT),
         "distilled_shared.md": pictures(2, channels=1, size=(224, 224), teacher=shared),

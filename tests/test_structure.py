@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 ROOMS = [
     {"methods"},
     {"distiller", "blocks", "method", "teacher_training", "checkpoints", "runs"},
-    {"evaluation", "students", "crop_students", "protocols"},
+    {"label_comparison", "evaluation", "students", "crop_students", "protocols"},
     {"epoch_labels", "coresets", "metrics", "pools"},
     {"distilled", "tables", "experts", "importing", "teachers", "trajectories", "projector", "labels", "compiling"},
-    {"hub", "repository", "cards", "results", "accounting"},
+    {"hub", "repository", "cards", "results", "accounting", "plots"},
     {"data", "source", "pixels", "digits", "transforms"},
     {"views", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "models", "rng"},
     {"config", "checks", "files", "_version"},
@@ -90,7 +90,7 @@ def test_a_method_never_imports_the_class_of_another():
             assert not set(IMPORTS[name]) & set(homes), name
 
 
-@pytest.mark.parametrize("name", ["config", "files", "results", "cards", "accounting", "repository", "hub"])
+@pytest.mark.parametrize("name", ["config", "files", "results", "cards", "accounting", "plots", "repository", "hub"])
 def test_what_reads_cards_and_flags_imports_no_torch(name):
     for node in runtime(ast.parse((PACKAGE / f"{name}.py").read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
