@@ -68,6 +68,32 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def locate(
+    repo_id_or_path: str | Path,
+    repo_type: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path | Repository:
+    """The folder of that name where there is one here, else the Hub repository; nobody is asked yet.
+
+    Raises:
+        ValueError: It is a file, or a folder, which has no revision.
+    """
+    folder = Path(repo_id_or_path)
+    if folder.is_dir() and revision is not None:
+        raise ValueError(
+            f"{folder} is a folder here, which has no revision {revision!r}; leave the revision out, or call from "
+            "another place to get the repository of that name"
+        )
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; expected the folder that holds it, or a repository id")
+    return Repository(str(repo_id_or_path), repo_type, revision, token, local_files_only)
+
+
 class HubFolder(ABC):
     """A folder on disk that is also a Hub repository.
 
@@ -168,25 +194,23 @@ class HubFolder(ABC):
             ValueError: There is no such folder or repository, or it does not hold a whole artifact of this kind.
             OSError: The Hub does not answer.
         """
-        folder, origin = Path(repo_id_or_path), None
-        if folder.is_dir() and revision is not None:
-            raise ValueError(
-                f"{folder} is a folder here, which has no revision {revision!r}; leave the revision out, or call from "
-                "another place to get the repository of that name"
-            )
-        if not folder.is_dir():
-            if folder.exists():
-                raise ValueError(f"{folder} is a file; expected the folder that holds it, or a repository id")
-            where = {"revision": revision, "token": token, "local_files_only": local_files_only}
-            folder, origin = cls._download(Repository(str(repo_id_or_path), cls.repo_type, **where))
+        where = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        folder, origin = cls._find(repo_id_or_path, where)
+        artifact = cls._read(folder)
+        artifact.origin = origin
+        return artifact
+
+    @classmethod
+    def _find(cls, repo_id_or_path: str | Path, where: dict[str, Any]) -> tuple[Path, Repository | None]:
+        """The folder that holds `config_name`, and the repository at its commit where it is the cached copy of one."""
+        found = locate(repo_id_or_path, cls.repo_type, **where)
+        folder, origin = cls._download(found) if isinstance(found, Repository) else (found, None)
         if not (folder / cls.config_name).is_file():
             raise ValueError(
                 f"{repo_id_or_path} has no {cls.config_name}; expected a folder or repository that "
                 f"{cls.__name__}.save_pretrained or push_to_hub wrote"
             )
-        artifact = cls._read(folder)
-        artifact.origin = origin
-        return artifact
+        return folder, origin
 
     @classmethod
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:

@@ -7,14 +7,17 @@ They are registered with timm, so `timm.create_model` is the only factory of the
 
 import dataclasses
 import difflib
+import hashlib
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import safe_open
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
@@ -268,3 +271,62 @@ SPEC: Rules = {
         ),
     ),
 }
+
+
+# Weights of others
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by name; their values are not read.
+
+    Raises:
+        OSError, SafetensorError: It is no whole file of that kind.
+    """
+    with safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def fill(
+    build: Callable[[], nn.Module],
+    found: Mapping[str, tuple[int, ...]],
+    tensors: Callable[[], dict[str, Tensor]],
+    path: Path,
+    what: str,
+) -> nn.Module:
+    """The network that `build` gives, with the tensors of a file, after a look at what that claims to hold.
+
+    Args:
+        build: The network, of any values.
+        found: Shapes of the file's tensors, by name.
+        tensors: Reads them; asked when their shapes are those of the network.
+        path: The file, for messages.
+        what: The network, for messages.
+
+    Raises:
+        ValueError: Other tensors than the network has, or values that are not finite.
+    """
+    with torch.device("meta"):  # a description can ask for a network of any size
+        expected = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            have, want = found.get(name, "nothing"), expected.get(name, "nothing")
+            raise ValueError(
+                f"{path} has {have} for {name}, and {what} {want}; expected the weights of that network: fetch the "
+                "repository again"
+            )
+    values = tensors()
+    broken = next((name for name, tensor in values.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise ValueError(f"{path} has values in {broken} that are not finite; fetch or train the network again")
+    model = build()
+    model.load_state_dict(values)
+    return model
+
+
+def sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """64 hex digits that name `tensors`: their names, types, shapes and bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -5,7 +5,6 @@ A folder or repository of it is timm's own (`config.json`, `model.safetensors`),
 """
 
 import copy
-import hashlib
 import reprlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import ModelCardData
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from timm.models import model_entrypoint
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from .checks import Rules, are_names, check_values, is_number, is_whole
 from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .hub import Home, HubFolder
-from .models import StudentSpec
+from .models import StudentSpec, fill, read_shapes, sha256_of
 from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE
 from .transforms import Preprocessing
 
@@ -130,11 +129,7 @@ class Teacher(HubFolder):
 
     @cached_property
     def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return sha256_of(self._tensors())
 
     @property
     def digest(self) -> str:
@@ -421,34 +416,43 @@ class Teacher(HubFolder):
     @classmethod
     def _read_plain(cls, folder: Path) -> Self:
         """The network of a folder that timm's own functions, or somebody else's, wrote."""
-        path = folder / TIMM_CONFIG
-        config = load_json(path)
-        known = config.get("pretrained_cfg", config)  # long ago it was all one object
-        both = {**known, **config} if isinstance(known, dict) else config
-        check_values(path, both, PLAIN)
-        options = {k: v for k, v in (both.get("model_args") or {}).items() if k not in ("num_classes", "img_size")}
-        channels, *size = known["input_size"]
-        spec = StudentSpec.from_dict(
-            {
-                "name": both["architecture"],
-                "num_classes": both["num_classes"],
-                "in_chans": options.pop("in_chans", channels),
-                "img_size": (both.get("model_args") or {}).get("img_size", size),
-                "kwargs": options,
-            }
-        )
-        preprocessing = Preprocessing.from_config(
-            {"channels": spec.in_chans, "image_size": list(spec.img_size), "mean": known["mean"], "std": known["std"]}
-        )
-        names = both.get("label_names", both.get("labels"))
+        model, spec, preprocessing, said = read_timm(folder)
+        names = said.get("label_names", said.get("labels"))
         if isinstance(names, dict):
             names = [names.get(str(index)) for index in range(spec.num_classes)]
-        weights = {name: known[name] for name in ("tag", "license", "origin_url") if isinstance(known.get(name), str)}
+        weights = {name: said[name] for name in ("tag", "license", "origin_url") if isinstance(said.get(name), str)}
         named = are_names(names) and len(names) == spec.num_classes
-        model = _load(folder / WEIGHTS, spec)
         teacher = cls(model, spec, names if named else None, preprocessing, {"weights": weights})
         teacher._foreign = True
         return teacher
+
+
+def read_timm(folder: Path) -> tuple[nn.Module, StudentSpec, Preprocessing, dict[str, Any]]:
+    """What timm's two files in `folder` hold: the network, what builds it, its preprocessing, and all they say of it.
+
+    Raises:
+        ValueError: A file is damaged, or does not fit the other.
+    """
+    path = folder / TIMM_CONFIG
+    config = load_json(path)
+    known = config.get("pretrained_cfg", config)  # long ago it was all one object
+    both = {**known, **config} if isinstance(known, dict) else config
+    check_values(path, both, PLAIN)
+    options = {k: v for k, v in (both.get("model_args") or {}).items() if k not in ("num_classes", "img_size")}
+    channels, *size = known["input_size"]
+    spec = StudentSpec.from_dict(
+        {
+            "name": both["architecture"],
+            "num_classes": both["num_classes"],
+            "in_chans": options.pop("in_chans", channels),
+            "img_size": (both.get("model_args") or {}).get("img_size", size),
+            "kwargs": options,
+        }
+    )
+    preprocessing = Preprocessing.from_config(
+        {"channels": spec.in_chans, "image_size": list(spec.img_size), "mean": known["mean"], "std": known["std"]}
+    )
+    return _load(folder / WEIGHTS, spec), spec, preprocessing, both
 
 
 PLAIN: Rules = {
@@ -479,26 +483,10 @@ def classifiers(model: nn.Module) -> list[str]:
 
 
 def _load(path: Path, spec: StudentSpec) -> nn.Module:
-    """The network of `spec` with the weights in a safetensors file, after a look at what that claims to hold."""
+    """The network of `spec` with the weights in a safetensors file."""
     try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        with torch.device("meta"):  # a description can ask for a network of any size
-            expected = {name: tuple(tensor.shape) for name, tensor in spec.build(0).state_dict().items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if found.get(name) != expected.get(name):
-                have, want = found.get(name, "nothing"), expected.get(name, "nothing")
-                raise ValueError(
-                    f"{path} has {have} for {name}, and {spec.name} for {spec.num_classes} classes {want}; expected "
-                    "the weights of that network: fetch the repository again"
-                )
-        tensors = load_file(path)
+        found, tensors = read_shapes(path), lambda: load_file(path)
+        return fill(lambda: spec.build(0), found, tensors, path, f"{spec.name} for {spec.num_classes} classes")
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is no whole safetensors file ({reason}); fetch or train it again") from error
-    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
-    if broken is not None:
-        raise ValueError(f"{path} has values in {broken} that are not finite; train the teacher again")
-    model = spec.build(0)
-    model.load_state_dict(tensors)
-    return model

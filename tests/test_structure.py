@@ -9,10 +9,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 # From the roof to the cellar; a file imports from its own room and from those below.
 ROOMS = [
     {"methods"},
-    {"distiller", "blocks", "method", "teacher_training", "checkpoints", "runs"},
+    {"distiller", "blocks", "method", "teacher_training", "small_clip", "checkpoints", "runs"},
     {"label_comparison", "evaluation", "students", "crop_students", "protocols"},
     {"epoch_labels", "coresets", "metrics", "pools"},
-    {"distilled", "tables", "experts", "importing", "teachers", "trajectories", "projector", "labels", "compiling"},
+    {"distilled", "tables", "experts", "importing", "teachers", "trajectories"}
+    | {"projector", "labels", "priors", "compiling"},
     {"hub", "repository", "cards", "results", "accounting", "plots"},
     {"data", "source", "pixels", "digits", "transforms"},
     {"views", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "models", "rng"},
