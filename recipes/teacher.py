@@ -3,6 +3,8 @@
     python recipes/teacher.py                            # scikit-learn's digits, half a minute on one core
     accelerate launch --mixed_precision bf16 recipes/teacher.py --config recipes/configs/teacher/cifar100.yaml
     accelerate launch recipes/teacher.py --dataset_name my/images --resolution 64 --student resnet50_small
+    accelerate launch recipes/teacher.py --dataset_name my/images --resolution 224 --student resnet18 \
+        --pretrained_weights timm:resnet18.tv_in1k       # fine-tuning
     python recipes/teacher.py --push_to_hub --hub_model_id me/digits-teacher --hub_tag v1.0.0
 
 Several processes share every batch. Go on after an interruption with the same command line and

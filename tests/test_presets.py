@@ -1,29 +1,21 @@
 """The presets: each parses, tells how it is launched, and holds what the sources say."""
 
-import importlib.util
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+from conftest import Recipes
 
-from hf_distill.config import DataArguments, load_yaml, parse_args
-from hf_distill.experts import ExpertConfig
-from hf_distill.methods import CDAConfig, MTTConfig, SRe2LConfig, TeslaConfig
+from hf_distill.config import load_yaml, parse_args
 from hf_distill.protocols import PROTOCOLS
-from hf_distill.teacher_training import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
-METHODS = {
-    "mtt": (ExpertConfig, MTTConfig),
-    "tesla": (ExpertConfig, TeslaConfig),
-    "sre2l": (TeacherConfig, SRe2LConfig),
-    "cda": (TeacherConfig, CDAConfig),
-}
-PRESETS = sorted(
-    path.relative_to(CONFIGS).as_posix() for method in METHODS for path in CONFIGS.glob(f"{method}/*.yaml")
-)
+PRESETS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+DEMOS = [name for name in PRESETS if "digits" in name]
 
 # T, M, max_start_epoch, batch_syn, lr_img, lr_lr, lr_init, ZCA
 PUBLISHED = {
@@ -89,69 +81,91 @@ TRAINED = {
     "cda-tiny": ("sgd", 0.2, 1e-4, 64, 100, 20, True, "none", 5, 0),
     "cda-cifar": ("adamw", 0.001, 0.01, 128, 400, 30, False, "mixup", 0, 0),
     "cda-21k": ("adamw", 0.002, 0.01, 32, 300, 20, False, "none", 0, 0.2),
+    "rded": ("adamw", 0.001, 0.01, 100, 300, 20, False, "cutmix", 0, 0),
 }
-# What stands for a source in a comment
-SOURCES = ("[MTT]", "[TESLA]", "[SRe2L]", "[CDA]", "[code]", "this project")
+# Of RDED: factor, candidates, crops
+TILED = {
+    "rded/cifar10-ipc10.yaml": (1, 300, 5),
+    "rded/tiny-imagenet-ipc50.yaml": (1, 300, 5),
+    "rded/imagenette-ipc10.yaml": (2, 300, 5),
+    **{f"rded/imagenet1k-ipc{ipc}.yaml": (2, 300, 5) for ipc in (1, 10, 50)},
+}
+# Of teachers. Network, start, epochs, warm-up, batch, optimizer, schedule, rate, decay, smoothing, augmentation
+SQUEEZED = {
+    "teacher/cifar100.yaml": ("resnet18_small", None, 200, 0, 128, "sgd", "cosine", 0.1, 5e-4, 0, "crop_flip"),
+    "teacher/tiny-imagenet.yaml": ("resnet18_small", None, 50, 5, 256, "sgd", "cosine", 0.2, 1e-4, 0, "rrc"),
+    "teacher/imagenet21k.yaml": (
+        *("resnet18", "timm:resnet18.tv_in1k", 80, 0, 1024, "adam", "onecycle", 3e-4, 1e-4, 0.2),
+        "cutout_randaugment",
+    ),
+}
+# How the authors' networks see pixels
+NORMALISED = {
+    "cifar100": ("mean_std", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+    "tiny-imagenet": ("mean_std", [0.4802, 0.4481, 0.3975], [0.2302, 0.2265, 0.2262]),
+    "imagenet1k": ("mean_std", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "imagenet21k": ("none", None, None),
+}
+# Keys that say which data, and how many images, and so need no source
+DATA = ("dataset_", "image_column_name", "label_column_name", "ipc")
 
 
-def parsed(name):
-    return parse_args(DataArguments, *METHODS[name.split("/")[0]], args=["--config", str(CONFIGS / name)])
+def recipe_of(name: str) -> str:
+    """The recipe that a preset is for: its folder, or the beginning of its name."""
+    return re.split("[/_]", name)[0]
 
 
-def demo(method):
-    spec = importlib.util.spec_from_file_location(f"recipe_{method}", ROOT / "recipes" / f"{method}.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    return recipe.DEMO
+def parsed(name: str) -> tuple[Any, ...]:
+    """A preset as its recipe reads it."""
+    return parse_args(*Recipes.dataclasses(recipe_of(name)), args=["--config", str(CONFIGS / name)])
 
 
 def test_every_published_setting_has_its_preset():
-    digits = {name for name in PRESETS if "/digits-" in name}
-    assert {
-        "mtt/digits-ipc1.yaml",
-        "tesla/digits-ipc1.yaml",
-        "sre2l/digits-ipc5.yaml",
-        "cda/digits-ipc5.yaml",
-    } <= digits
-    assert set(PRESETS) - digits == set(PUBLISHED) | set(BORROWED) | set(RECOVERED)
+    assert {*PUBLISHED, *BORROWED, *RECOVERED, *TILED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
+    assert {recipe_of(name) for name in DEMOS} == {recipe_of(name) for name in PRESETS}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_parses_and_does_what_its_name_says(name):
-    data, _, config = parsed(name)
-    short, ipc = Path(name).stem.rsplit("-ipc", 1)
-    assert config.ipc == int(ipc)
-    assert (short == "digits") == (data.dataset_name is None)
+    values = {key: value for part in parsed(name) for key, value in vars(part).items()}
+    _, _, ipc = Path(name).stem.partition("-ipc")
+    assert values.get("ipc") == (int(ipc) if ipc else None)
+    assert (name in DEMOS) == (values["dataset_name"] is None)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_opens_with_the_line_that_launches_it(name):
-    method = name.split("/")[0]
+    recipe = f"recipes/{recipe_of(name)}.py"
     comment, *words = shlex.split((CONFIGS / name).read_text(encoding="utf-8").splitlines()[0])
-    launch = ["accelerate", "launch", f"recipes/{method}.py"]
-    assert comment == "#"
-    if words == launch:
-        assert demo(method) == CONFIGS / name
+    assert (comment, words[:2]) == ("#", ["accelerate", "launch"])
+    flags = words[words.index(recipe) + 1 :]
+    if flags:
+        assert flags == ["--config", f"recipes/configs/{name}"]
     else:
-        assert words == [*launch, "--config", f"recipes/configs/{name}"]
+        assert f'"{Path(name).name}"' in (ROOT / recipe).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if "/digits-" not in name])
-def test_each_line_of_a_paper_preset_says_where_its_value_comes_from(name):
-    chosen = set(load_yaml(CONFIGS / name)) - {"ipc"}
-    lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
-    values = [
-        line for line in lines if line.split(":")[0] in chosen and not line.startswith(("dataset", "image", "label_"))
-    ]
-    assert values
-    for line in values:
-        assert any(source in line.partition("  # ")[2] for source in SOURCES), line
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_value_of_a_preset_says_where_it_comes_from(name):
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    head, _, rest = text.partition("\n\n")
+    if name in DEMOS:
+        assert "All values are this project's own." in head
+        return
+    keys = [key for key in load_yaml(CONFIGS / name) if not key.startswith(DATA)]
+    lines = [line for line in rest.splitlines() if line.split(":")[0] in keys]
+    assert len(lines) == len(keys) > 0
+    for line in lines:
+        comment = line.partition("  # ")[2]
+        marks = re.findall(r"\[\w+\]", comment)
+        assert marks or "this project" in comment, line
+        assert all(f"{mark}: " in head for mark in marks), line
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *BORROWED])
 def test_a_preset_holds_the_values_of_its_source(name):
     method, short = name.split("/")[0], Path(name).stem.rsplit("-ipc", 1)[0]
-    data, experts, config = parsed(name)
+    data, experts, config, _ = parsed(name)
     steps, epochs, start, batch, lr_img, lr_lr, lr_init, zca = PUBLISHED[BORROWED.get(name, name)]
     assert (config.syn_steps, config.expert_epochs, config.max_start_epoch) == (steps, epochs, start)
     assert config.batch_syn == batch
@@ -183,7 +197,7 @@ def test_a_preset_holds_the_values_of_its_source(name):
 @pytest.mark.parametrize("name", RECOVERED)
 def test_a_preset_recovers_as_its_source_does(name):
     short = Path(name).stem.rsplit("-ipc", 1)[0]
-    data, teacher, config = parsed(name)
+    data, teacher, config, _ = parsed(name)
     lr_img, r_bn, steps, jitter, symmetric, crops, curriculum, protocol = RECOVERED[name]
     assert (config.lr_img, config.r_bn, config.max_steps) == (lr_img, r_bn, steps)
     assert (config.jitter, config.symmetric_jitter) == (jitter, symmetric)
@@ -201,13 +215,7 @@ def test_a_preset_recovers_as_its_source_does(name):
         assert (data.dataset_name, data.image_column_name, data.label_column_name) == (hub, image, label)
         assert data.dataset_test_split == test
         assert config.eval_baselines == ["random", "herding", "k-center"]
-    # The authors' teachers, and so their images, know pixels in this form.
-    if short == "imagenet21k":
-        assert (data.normalization, data.mean) == ("none", None)
-    elif short == "cifar100":
-        assert (data.mean, data.std) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
-    else:
-        assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (data.normalization, data.mean, data.std) == NORMALISED[short]  # as the authors' teachers, so their images
     assert data.validation_fraction == 0
 
     if short == "imagenet1k":
@@ -219,14 +227,31 @@ def test_a_preset_recovers_as_its_source_does(name):
         assert weights.input_size == (3, 224, 224)
     else:
         assert config.teachers is None
-    if short in ("tiny-imagenet", "cifar100"):
-        path = CONFIGS / "teacher" / f"{short}.yaml"
-        _, alone = parse_args(DataArguments, TeacherConfig, args=["--config", str(path)])
-        assert teacher == alone
-    if short == "imagenet21k":
-        assert (teacher.student, teacher.teacher_epochs, teacher.batch_train) == ("resnet18", 80, 1024)
-        assert (teacher.teacher_optimizer, teacher.lr_teacher, teacher.l2_teacher) == ("adam", 3e-4, 1e-4)
-        assert (teacher.teacher_schedule, teacher.label_smoothing) == ("onecycle", 0.2)
+        alone, other, *_ = parsed(f"teacher/{short}.yaml")
+        assert teacher == other
+        assert (alone.dataset_name, alone.resolution) == (data.dataset_name, data.resolution)
+        assert (alone.normalization, alone.mean, alone.std) == (data.normalization, data.mean, data.std)
+
+
+@pytest.mark.parametrize("name", SQUEEZED)
+def test_a_teacher_is_trained_as_its_source_trains_it(name):
+    data, config, *_ = parsed(name)
+    student, start, epochs, warmup, batch, optimizer, schedule, lr, decay, smoothing, augment = SQUEEZED[name]
+    assert (config.student, config.pretrained_weights) == (student, start)
+    assert (config.teacher_epochs, config.warmup_epochs, config.batch_train) == (epochs, warmup, batch)
+    assert (config.teacher_optimizer, config.teacher_schedule) == (optimizer, schedule)
+    assert (config.lr_teacher, config.mom_teacher, config.l2_teacher) == (lr, 0.9, decay)
+    assert (config.label_smoothing, config.teacher_augment) == (smoothing, augment)
+    assert (data.normalization, data.mean, data.std) == NORMALISED[Path(name).stem]
+    assert data.validation_fraction == 0
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_a_preset_tiles_as_the_scripts_of_rdeds_authors_do(name):
+    data, _, config, _ = parsed(name)
+    assert (config.factor, config.num_candidates, config.num_crops) == TILED[name]
+    assert (config.min_scale, config.eval_protocol) == (0.08, "rded")
+    assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -240,4 +265,5 @@ def test_students_are_trained_as_the_source_trains_them(name):
     if name == "cda-cifar":
         assert (protocol.views.crop, protocol.views.pad, protocol.views.alpha) == ("padded", 4, 0.8)
     else:
-        assert (protocol.views.crop, protocol.views.scale, protocol.views.alpha) == ("resized", (0.08, 1.0), 1.0)
+        smallest = 0.5 if name == "rded" else 0.08
+        assert (protocol.views.crop, protocol.views.scale, protocol.views.alpha) == ("resized", (smallest, 1.0), 1.0)

@@ -19,7 +19,7 @@ from test_hub import check_golden
 from timm.models import save_for_hf
 from torch import nn
 
-from hf_distill.config import DataArguments, parse_args
+from hf_distill.config import DataArguments
 from hf_distill.data import RealImages
 from hf_distill.files import load_json, save_json
 from hf_distill.models import StudentSpec
@@ -29,7 +29,6 @@ from hf_distill.teacher_training import TeacherConfig, crop_flip, share_statisti
 from hf_distill.teachers import Teacher
 from hf_distill.transforms import Preprocessing, fit_zca
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["cat", "Hund", "犬", "a/b | c"]
 SOURCE = {
     "name": "org/pets",
@@ -794,22 +793,6 @@ def test_the_recipe_publishes_its_teacher(recipes, hub, home):
         *("README.md", "config.json", "model.safetensors", "teacher_config.json")
     }
     assert Teacher.from_pretrained(repo, revision="v1").digest == Teacher.from_pretrained(home / "whole").digest
-
-
-@pytest.mark.parametrize(
-    ("name", "student", "epochs", "warmup", "batch", "lr", "decay", "augment"),
-    [
-        ("cifar100", "resnet18_small", 200, 0, 128, 0.1, 5e-4, "crop_flip"),
-        ("tiny-imagenet", "resnet18_small", 50, 5, 256, 0.2, 1e-4, "rrc"),
-    ],
-)
-def test_presets_hold_what_the_authors_squeeze_with(name, student, epochs, warmup, batch, lr, decay, augment):
-    preset = ROOT / "recipes" / "configs" / "teacher" / f"{name}.yaml"
-    data, config = parse_args(DataArguments, TeacherConfig, args=["--config", str(preset)])
-    assert (config.student, config.teacher_epochs, config.warmup_epochs) == (student, epochs, warmup)
-    assert (config.batch_train, config.lr_teacher, config.mom_teacher, config.l2_teacher) == (batch, lr, 0.9, decay)
-    assert (config.teacher_optimizer, config.teacher_schedule, config.teacher_augment) == ("sgd", "cosine", augment)
-    assert data.validation_fraction == 0
 
 
 @pytest.mark.slow
