@@ -1,7 +1,8 @@
 """`EpochLabels`: what a teacher says of every view of every image, epoch by epoch, stored and read back.
 
 Only logits are stored. The views are a function of (seed, epoch, row), so neither a crop nor a partner is, and whoever
-trains on the labels sees the very pixels that were labelled. On disk they are parquet files of whole epochs, which
+trains on the labels sees the very pixels that were labelled. Labels that others made are of views that they drew, and
+those are columns beside the logits. On disk they are parquet files of whole epochs, which
 `load_dataset` reads too; one epoch is in memory at a time, and in a Hub repository a file is fetched when it is first
 used.
 
@@ -16,7 +17,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,19 @@ from .files import atomic_write, check_format_version, load_json, package_versio
 from .hub import Home, HubFolder
 from .labels import LabelSource, NetworkLabels, TeacherLabels
 from .pools import Pool, upload
+from .recorded import (
+    RECORDED,
+    RecordedViews,
+    check_count,
+    is_recorded_config,
+    recorded_fields,
+    several,
+    why_no_views,
+)
 from .repository import Repository
 from .views import Views
 
-__all__ = ["Codec", "EpochLabels", "images_sha256", "relabel"]
+__all__ = ["FORMAT_VERSION", "Codec", "EpochLabels", "images_sha256", "relabel", "store"]
 
 INDEX = "labels_config.json"
 FOLDER = "soft_labels"
@@ -97,17 +107,13 @@ class Codec:
         """Bytes of one label, before any compression."""
         return label_bytes(num_classes, self.kept)
 
-    def schema(self, num_classes: int) -> pa.Schema:
-        """Of the parquet files."""
-
-        def several(kind: pa.DataType, count: int) -> pa.DataType:
-            return pa.list_(pa.field("element", kind, nullable=False), count)
-
+    def schema(self, num_classes: int, views: dict[str, pa.DataType] | None = None) -> pa.Schema:
+        """Of the parquet files; `views` are further columns."""
         own = {"logits": several(pa.float16(), num_classes)}
         if self.kept is not None:
             ids, values = several(_ids_type(num_classes), self.kept), several(pa.float16(), self.kept)
             own = {"ids": ids, "values": values, "tail": pa.float32()}
-        every = {"row": pa.int32(), "epoch": pa.int32(), **own}
+        every = {"row": pa.int32(), "epoch": pa.int32(), **own, **(views or {})}
         return pa.schema(
             [pa.field(name, kind, nullable=False) for name, kind in every.items()],
             metadata={"classes": str(num_classes)},
@@ -132,14 +138,18 @@ class StoredViews(Views):
 
     def __call__(self, images: Any, rows: Tensor, epoch: int, count: int, background: Tensor | float = 0.0) -> Tensor:
         """As `Views`; raises a `ValueError` for a set of another size, whose rows are not those of the labels."""
-        if count != self.count:
-            raise ValueError(
-                f"labels of {self.count:,} images for a student on {count:,}; expected the whole set that was labelled"
-            )
+        check_count(count, self.count)
         return super().__call__(images, rows, epoch % self.epochs, count, background)
+
+    def mixing(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """As `Views`; raises a `ValueError` for a set of another size."""
+        check_count(count, self.count)
+        return super().mixing(rows, epoch % self.epochs, count, size)
 
 
 def _is_view_config(value: Any) -> bool:
+    if isinstance(value, dict) and "kind" in value:
+        return is_recorded_config(value)
     try:
         views = Views.from_config(value)
     except (TypeError, ValueError, KeyError):
@@ -171,11 +181,12 @@ RULES: Rules = {
     "epochs": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
     "epochs_per_file": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
     "kept": ("a whole number from 1, or null", lambda kept: kept is None or is_whole(kept, most=MOST_CLASSES)),
-    "views": ("what Views.to_config gives", _is_view_config),
+    "views": ("what to_config of Views or RecordedViews gives", _is_view_config),
     "bytes": ("a whole number from 1", is_whole),
-    "teacher": ("an object", lambda value: isinstance(value, dict)),
+    "teacher": ("an object, or null", _is_object_or_absent),
+    "imported_from": ("an object, or null", _is_object_or_absent),
     "versions": ("an object", lambda value: isinstance(value, dict)),
-    "mixed_precision": ("a text", lambda value: isinstance(value, str)),
+    "mixed_precision": ("a text, or null", lambda value: value is None or isinstance(value, str)),
     "source": ("an object, or null", _is_object_or_absent),
     "release": ("an object, or null", _is_object_or_absent),
 }
@@ -194,6 +205,7 @@ class EpochLabels(HubFolder, LabelSource):
         config: The content of `labels_config.json`.
         codec: How the logits are stored.
         views: What was labelled; to be called with epochs of the student, however many.
+        schema: Of the files.
         num_images: N.
         num_classes: K.
         num_epochs: Epochs that are stored; the student's epoch e has the views and labels of e modulo these.
@@ -213,10 +225,25 @@ class EpochLabels(HubFolder, LabelSource):
         self.num_classes: int = config["classes"]
         self.num_epochs: int = config["epochs"]
         self.codec = Codec(config["kept"])
-        about = {**config["views"], "epochs": self.num_epochs, "count": self.num_images}
-        self.views: StoredViews = StoredViews.from_config(about)
+        about = config["views"]
+        self.schema = self.codec.schema(self.num_classes)
+        self.views: StoredViews | RecordedViews
+        if "kind" in about:
+            self.schema = self.codec.schema(self.num_classes, recorded_fields(about["mix"]))
+            self.views = RecordedViews(about["mix"], tuple(about["size"]), self.num_images, self._recall)
+        else:
+            self.views = StoredViews.from_config({**about, "epochs": self.num_epochs, "count": self.num_images})
         # The rows of a file that are in memory, as its path, the first row and the columns.
         self._held: tuple[Path, int, dict[str, Tensor]] | None = None
+
+    @classmethod
+    def _find(cls, repo_id_or_path: str | Path, where: dict[str, Any]) -> tuple[Path, Repository | None]:
+        if Path(repo_id_or_path, "epoch_0").is_dir():
+            raise ValueError(
+                f"{repo_id_or_path} holds labels in the layout of others, epoch_<e>/batch_<b>.tar; make a folder of "
+                f"this package of them first, with recipes/import.py --epoch_labels {repo_id_or_path}"
+            )
+        return super()._find(repo_id_or_path, where)
 
     @classmethod
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
@@ -268,7 +295,14 @@ class EpochLabels(HubFolder, LabelSource):
             raise ValueError("stored labels are of the views of an epoch, and no epoch was given; say which")
         first, columns = self._epoch(epoch % self.num_epochs, images.device)
         places = first + rows.to(images.device)
-        return self.codec.decode({name: column[places] for name, column in columns.items()}, self.num_classes)
+        own = {name: column[places] for name, column in columns.items() if name not in RECORDED}
+        return self.codec.decode(own, self.num_classes)
+
+    def _recall(self, rows: Tensor, epoch: int) -> dict[str, Tensor]:
+        """What is stored of the views of `rows` in an epoch of the student, on the CPU."""
+        first, columns = self._epoch(epoch % self.num_epochs)
+        places = first + rows.cpu()
+        return {name: columns[name][places] for name in RECORDED if name in columns}
 
     # Files
 
@@ -283,27 +317,28 @@ class EpochLabels(HubFolder, LabelSource):
     def _names(self) -> list[str]:
         return [_name(epochs, self.config["id"]) for epochs in _files(self.num_epochs, self.config["epochs_per_file"])]
 
-    def _epoch(self, epoch: int, device: torch.device) -> tuple[int, dict[str, Tensor]]:
-        """Columns on the device that hold all of an epoch, and where it begins in them."""
+    def _epoch(self, epoch: int, device: torch.device | None = None) -> tuple[int, dict[str, Tensor]]:
+        """Columns that hold all of an epoch, and where it begins in them: labels on the device, views on the CPU."""
         number, within = divmod(epoch, self.config["epochs_per_file"])
         path, start = self.folder / self._names()[number], within * self.num_images
-        if self._held is not None:
-            held, first, columns = self._held
-            one = next(iter(columns.values()))
-            inside = first <= start and start + self.num_images <= first + len(one)
-            if (held, one.device) == (path, device) and inside:
-                return start - first, columns
-            del columns, one
-        self._held = None  # two epochs need not fit into the memory
-        first, columns = self._read_rows(number, start, start + self.num_images)
-        columns = {name: column.to(device) for name, column in columns.items()}
-        self._held = path, first, columns
+        if not self._holds(path, start):
+            self._held = None  # two epochs need not fit into the memory
+            self._held = path, *self._read_rows(number, start, start + self.num_images)
+        _, first, columns = self._held
+        if device is not None:
+            columns |= {name: column.to(device) for name, column in columns.items() if name not in RECORDED}
         return start - first, columns
+
+    def _holds(self, path: Path, start: int) -> bool:
+        if self._held is None or self._held[0] != path:
+            return False
+        _, first, columns = self._held
+        return first <= start and start + self.num_images <= first + len(next(iter(columns.values())))
 
     def _read_rows(self, number: int, start: int, stop: int) -> tuple[int, dict[str, Tensor]]:
         """The columns of the row groups of a file that hold its rows from `start` to `stop`, and their first row."""
         epochs = _files(self.num_epochs, self.config["epochs_per_file"])[number]
-        path, expected = self._path(self._names()[number]), self.codec.schema(self.num_classes)
+        path, expected = self._path(self._names()[number]), self.schema
         try:
             with pq.ParquetFile(path, memory_map=True) as file:
                 if not file.schema_arrow.equals(expected):
@@ -333,6 +368,11 @@ class EpochLabels(HubFolder, LabelSource):
         for name in ("logits", "values"):
             if name in arrays and not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{path} has {name} that are not finite; label again with another teacher")
+        if isinstance(self.views, RecordedViews):
+            wrong = why_no_views(arrays, self.views.size, self.num_images)
+            if wrong is not None:
+                raise ValueError(f"{path} has {wrong}; fetch it or import again")
+            arrays |= {name: arrays[name].astype(np.int32) for name in ("crop", "mix_box") if name in arrays}
         return first, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _write(self, folder: Path, home: Home) -> None:
@@ -463,26 +503,52 @@ def relabel(
     label = compiled_labels(teacher, accelerator, pool.device)
     if label is not teacher:
         config["compiled"] = accelerator.state.dynamo_plugin.backend.value.lower()  # other last bits
-    config["id"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     with torch.no_grad():
-        num_classes = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator).shape[1]
-    least = len(pool) * codec.label_bytes(num_classes)
-    config["classes"] = num_classes
-    config["epochs_per_file"] = max(1, min(FILE_BYTES // least, FILE_VIEWS // len(pool), epochs))
+        first = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator)
+    config["classes"] = first.shape[1]
+
+    def make(part: range, bar: tqdm) -> dict[str, np.ndarray]:
+        return _label_file(label, pool, views, part, codec, accelerator, bar)
+
+    return store(directory, config, make, source=source, accelerator=accelerator, disable_tqdm=disable_tqdm)
+
+
+def store(
+    directory: Path,
+    config: dict[str, Any],
+    make: Callable[[range, tqdm], dict[str, np.ndarray]],
+    *,
+    source: dict[str, Any] | None,
+    accelerator: Accelerator,
+    disable_tqdm: bool,
+) -> EpochLabels:
+    """The labels that `make` gives file by file, in `directory`; who calls it, and what is kept, as `relabel` says.
+
+    Args:
+        directory: As for `relabel`.
+        config: What `labels_config.json` says of the images, the labels and all that decides them.
+        make: Gives the columns of the epochs of one file, and moves the bar on by each label.
+        source, accelerator, disable_tqdm: As for `relabel`.
+    """
+    decides = {name: value for name, value in config.items() if name != "classes"}  # as many as the labels have
+    config = {**config, "id": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]}
+    count, epochs = config["images"], config["epochs"]
+    least = count * Codec(config["kept"]).label_bytes(config["classes"])
+    config["epochs_per_file"] = max(1, min(FILE_BYTES // least, FILE_VIEWS // count, epochs))
+    labels = EpochLabels(directory, config)
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
     parts = _files(epochs, config["epochs_per_file"])
     paths = {part: directory / _name(part, config["id"]) for part in parts}
     lacking = broadcast_object_list([[part for part in parts if not paths[part].is_file()]])[0]
     mine = lacking[accelerator.process_index :: accelerator.num_processes]
     with tqdm(
-        total=sum(map(len, mine)) * len(pool),
-        desc="relabel",
+        total=sum(map(len, mine)) * count,
+        desc="store labels",
         unit="img",
         disable=disable_tqdm or not accelerator.is_main_process,
     ) as bar:
         for part in mine:
-            columns = _label_file(label, pool, views, part, codec, accelerator, bar)
-            _write_file(paths[part], part, columns, codec.schema(num_classes), len(pool))
+            _write_file(paths[part], part, make(part, bar), labels.schema, count)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         config["bytes"] = sum(path.stat().st_size for path in paths.values())

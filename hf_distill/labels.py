@@ -22,7 +22,7 @@ from .models import StudentSpec
 from .repository import Repository
 from .teachers import Teacher
 from .transforms import Preprocessing
-from .views import Views
+from .views import ViewSource
 
 
 class LabelSource(ABC):
@@ -35,7 +35,7 @@ class LabelSource(ABC):
     """
 
     kind: ClassVar[str]
-    views: Views | None = None
+    views: ViewSource | None = None
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from .augment import DEFAULT_STRATEGY
 from .config import check_at_least
 from .labels import LabelSource, StoredLabels
 from .rng import derive_seed
-from .views import Views
+from .views import Views, ViewSource
 
 __all__ = ["PROTOCOLS", "CropProtocol", "EvalProtocol"]
 
@@ -100,7 +100,7 @@ class CropProtocol(EvalProtocol):
         left = epochs - self.warmup_epochs
         return (1 + math.cos(math.pi * (epoch - self.warmup_epochs) / left)) / 2
 
-    def views_for(self, targets: Tensor | LabelSource, seed: int) -> Views:
+    def views_for(self, targets: Tensor | LabelSource, seed: int) -> ViewSource:
         """What a student of `seed` sees: the views that stored labels were made for, else views of the protocol.
 
         They are not mixed where labels are of whole images, as classes and `StoredLabels` are: a mix would have those

@@ -7,7 +7,7 @@ being stored, and whatever the order, the batches, the workers or the processes 
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,24 @@ from .crops import (
     uniform,
 )
 
-__all__ = ["Views"]
+__all__ = ["ViewSource", "Views"]
 
 CROP, MIX = 1, 2  # paths of the draws, after the epoch
+
+
+class ViewSource(Protocol):
+    """What shows images: `Views`, or the views that stored labels are of."""
+
+    def __call__(
+        self, images: Callable[[Tensor], Tensor], rows: Tensor, epoch: int, count: int, background: Tensor | float = 0.0
+    ) -> Tensor:
+        """As `Views`."""
+
+    def mixing(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """As `Views`."""
+
+    def to_config(self) -> dict[str, Any]:
+        """What tells these views from others, as JSON types."""
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,8 +1,10 @@
-"""Read what other projects saved, into the artifacts of this one: images from `.pt` files or folders, and trajectories.
+"""Read what other projects saved, into the artifacts of this one: images from `.pt` files or folders, labels
+of every epoch, and trajectories.
 
     python recipes/import.py --images logged_files/CIFAR10/run/images_best.pt --method mtt \
         --dataset_name uoft-cs/cifar10 --normalization zca
     python recipes/import.py --image_folder syn_data --method rded --dataset_name my/imagenet --resolution 224
+    python recipes/import.py --epoch_labels FKD_soft_label --distilled_dataset outputs/imported --output_dir labels
     python recipes/import.py --trajectories replay_buffer_0.pt replay_buffer_1.pt --dataset_name uoft-cs/cifar10
 
 The source data give class names, preprocessing and licence; without them say --class_names, --mean and --std. Nothing
@@ -16,11 +18,14 @@ from hf_distill.augment import DEFAULT_STRATEGY
 from hf_distill.config import DataArguments, HfArg, HubArguments, check_choice, parse_args
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
+from hf_distill.epoch_labels import EpochLabels
+from hf_distill.evaluation import distilled_pool
 from hf_distill.experts import ExpertConfig
 from hf_distill.importing import (
     SPACES,
     class_order,
     describes_itself,
+    import_epoch_labels,
     import_image_folder,
     import_images,
     import_trajectories,
@@ -36,6 +41,9 @@ class ImportArguments:
 
     images: str | None = HfArg(default=None, help="File of images (.pt), or the folder of a run that holds one.")
     image_folder: str | None = HfArg(default=None, help="Folder with a folder of JPEG or PNG files for each class.")
+    epoch_labels: str | None = HfArg(default=None, help="Folder of epoch_<e>/batch_<b>.tar: labels of crops.")
+    distilled_dataset: str | None = HfArg(default=None, help="Set that --epoch_labels are of: a folder or repository.")
+    order_seed: int = HfArg(default=42, help="Of the sampler that dealt its images to the batches of --epoch_labels.")
     trajectories: list[str] | None = HfArg(default=None, help="Files replay_buffer_<n>.pt, or folders of them.")
     labels: str | None = HfArg(default=None, help="File of labels (.pt). Without it: that beside --images.")
     space: str = HfArg(default="auto", help="Values of --images: network (as a student sees them), pixels, or auto.")
@@ -52,8 +60,11 @@ class ImportArguments:
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
     def __post_init__(self) -> None:
-        if sum(what is not None for what in (self.images, self.image_folder, self.trajectories)) != 1:
-            raise ValueError("give one of --images, --image_folder and --trajectories")
+        kinds = (self.images, self.image_folder, self.epoch_labels, self.trajectories)
+        if sum(what is not None for what in kinds) != 1:
+            raise ValueError("give one of --images, --image_folder, --epoch_labels and --trajectories")
+        if (self.epoch_labels is None) != (self.distilled_dataset is None):
+            raise ValueError("--epoch_labels and --distilled_dataset go together: the labels, and the set they are of")
         if self.trajectories and self.class_names:
             raise ValueError(
                 "--trajectories need the data they were trained on: give --dataset_name, not --class_names"
@@ -69,8 +80,25 @@ def main() -> None:
     if accelerator.num_processes > 1:
         raise ValueError("an import is the work of one process; start it with python")
     require_empty(args.output_dir)
-    prepare_push(hub, ExpertTrajectories if args.trajectories else DistilledSet, accelerator)
+    artifact = ExpertTrajectories if args.trajectories else EpochLabels if args.epoch_labels else DistilledSet
+    prepare_push(hub, artifact, accelerator)
 
+    if args.epoch_labels:
+        distilled = DistilledSet.from_pretrained(args.distilled_dataset, token=hub.hub_token)
+        labels = import_epoch_labels(
+            args.epoch_labels,
+            distilled_pool(distilled, accelerator.device),
+            distilled.class_names,
+            args.output_dir,
+            order_seed=args.order_seed,
+            source=distilled.config.get("source"),
+            disable_tqdm=args.disable_tqdm,
+        )
+        print(f"{labels.num_epochs} epochs of labels of {labels.num_images} images, {labels.num_bytes:,} bytes")
+        print(f'{labels.folder}   load: EpochLabels.from_pretrained("{labels.folder}")')
+        if hub.push_to_hub:
+            print(push(labels, hub, labels.folder))
+        return
     alone = args.class_names or (args.images and describes_itself(args.images))
     train, test = (None, None) if alone and not data_args.dataset_name else RealImages.train_and_test(data_args)
     known = {"real": train, "class_names": args.class_names, "method": args.method}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from hf_distill import crop_students, epoch_labels
 from hf_distill.epoch_labels import Codec, EpochLabels, relabel
-from hf_distill.importing.epoch_labels import BatchLabels, sampler_order, whole_pixels
+from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order, whole_pixels
 from hf_distill.labels import HardLabels, LabelSource, NetworkLabels, TeacherLabels
 from hf_distill.models import StudentSpec
 from hf_distill.pools import Pool
@@ -434,6 +435,8 @@ def test_a_damaged_file_is_named_in_one_line(labels, tmp_path, damage):
         ("views", {**VIEWS.to_config(), "mix": "blend"}),
         ("views", {**VIEWS.to_config(), "scale": [0, math.nan]}),
         ("bytes", None),
+        ("views", {"kind": "recorded", "mix": "blend", "size": [12, 14]}),
+        ("views", {"kind": "recorded", "mix": "cutmix", "size": [12]}),
         ("teacher", "resnet"),
         ("format_version", 2),
     ],
@@ -507,6 +510,7 @@ def foreign(folder: Path, order: torch.Tensor, mix: str, batch: int = 8) -> dict
             coords = torch.FloatTensor(np.stack([top / height, left / width, tall / height, wide / width], 1))
             flip, partners = torch.from_numpy(draw.random(n) < 0.5), torch.from_numpy(draw.permutation(n))
             logits = torch.from_numpy(draw.normal(size=(n, CLASSES))).half()
+            logits[torch.arange(n), own % CLASSES] += 3  # a teacher that knows most of them
             weight, box = draw.beta(0.8, 0.8), None
             if mix == "cutmix":
                 box = [np.clip(number, 0, height), 2, np.clip(number + 5, 0, height), np.int64(9)]
@@ -518,19 +522,27 @@ def foreign(folder: Path, order: torch.Tensor, mix: str, batch: int = 8) -> dict
     return known
 
 
+def imported(folder: Path, directory: Path, pool: Pool, **options) -> EpochLabels:
+    return import_epoch_labels(folder, pool, NAMES, directory, disable_tqdm=True, **options)
+
+
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
 def test_the_authors_files_are_replayed_crop_by_crop(tmp_path, mix):
     pool, order = make_pool(20), sampler_order(20, 2)
-    known = foreign(tmp_path, order, mix)
-    source = BatchLabels(tmp_path, order, SIZE)
+    known = foreign(tmp_path / "theirs", order, mix)
+    whole = imported(tmp_path / "theirs", tmp_path / "ours", pool)
+    source = EpochLabels.from_pretrained(whole.save_pretrained(tmp_path / "copy"))
+    source.check_matches(pool, NAMES)
     assert (source.num_images, source.num_classes, source.num_epochs) == (20, CLASSES, 2)
-    assert source.num_bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.tar"))
+    assert source.num_bytes == sum(path.stat().st_size for path in source.folder.rglob("*.parquet"))
     shuffled = torch.randperm(20, generator=generator(0))
     for epoch in range(2):
         views, said = torch.empty(20, 3, *SIZE), torch.empty(20, CLASSES)
+        other, share = torch.empty(20, dtype=torch.long), torch.empty(20)
         for rows in shuffled.split(6):  # other batches than those of the files
             views[rows] = x = source.views(pool.images, rows, epoch, 20)
             said[rows] = source(x, pool.labels[rows], rows, epoch)
+            other[rows], share[rows] = source.views.mixing(rows, epoch, 20, SIZE)
         for number in range(3):
             own, boxes, flip, partners, weight, box, logits = known[epoch, number]
             crops = []
@@ -539,21 +551,56 @@ def test_the_authors_files_are_replayed_crop_by_crop(tmp_path, mix):
                 part = F.interpolate(part, SIZE, mode="bilinear", align_corners=False)[0]
                 crops.append(part.flip(2) if mirrored else part)
             crops = torch.stack(crops)
-            expected = crops.clone()
+            expected, kept = crops.clone(), torch.ones(len(own))
             if mix == "cutmix":  # as in the authors' loop
                 expected[:, :, box[0] : box[2], box[1] : box[3]] = crops[partners][
                     :, :, box[0] : box[2], box[1] : box[3]
                 ]
+                kept[:] = 1 - (box[2] - box[0]) * (box[3] - box[1]) / math.prod(SIZE)
             elif mix == "mixup":
-                expected = crops * weight + crops[partners] * (1 - weight)
+                expected, kept[:] = crops * weight + crops[partners] * (1 - weight), weight
             torch.testing.assert_close(views[own], expected.float(), rtol=0, atol=1e-5)
+            torch.testing.assert_close(share[own], kept)
+            assert torch.equal(other[own], own if mix == "none" else own[partners])
             assert torch.equal(said[own], logits.float())
-    assert torch.equal(
-        source.views(pool.images, torch.arange(4), 3, 20), source.views(pool.images, torch.arange(4), 1, 20)
-    )
+    rows = torch.arange(4)
+    assert torch.equal(source.views(pool.images, rows, 3, 20), source.views(pool.images, rows, 1, 20))
     protocol = CropProtocol("tiny", 3, 3, batch_size=6, lrs=(0.01,))
     student = crop_students.train_on_crops(pool, source, torch.arange(20), SPEC, protocol, 3, 0.01, 0)
     assert all(parameter.isfinite().all() for parameter in student.parameters())
+
+
+def test_imported_labels_are_columns_that_plain_load_dataset_reads(tmp_path):
+    known = foreign(tmp_path / "theirs", sampler_order(20, 1), "cutmix")
+    labels = imported(tmp_path / "theirs", tmp_path / "ours", make_pool(20), source={"name": "org/pets"})
+    data = load_dataset(str(labels.folder), split="train", cache_dir=str(tmp_path / "cache")).with_format("numpy")
+    own, boxes, flip, partners, _, box, logits = known[0, 2]
+    part = data[own.tolist()]
+    assert np.array_equal(part["crop"], np.stack(boxes, 1))
+    assert np.array_equal(part["flip"], flip.int().numpy())
+    assert np.array_equal(part["partner"], own[partners].numpy())
+    assert (part["mix_box"] == [box[0], box[1], box[2] - box[0], box[3] - box[1]]).all()
+    assert np.array_equal(part["logits"], logits.numpy())
+    card = (labels.folder / "README.md").read_text()
+    assert "`crop`, `flip`, `partner` and `mix_box`" in card
+    assert "Imported from: layout folders of epochs, files 3" in card
+    assert "org/pets" in card
+    assert "Teacher" not in card
+
+
+def test_labels_of_images_in_another_order_are_found_out(tmp_path):
+    pool = make_pool()
+    foreign(tmp_path / "theirs", sampler_order(COUNT, 2, seed=7), "cutmix")
+    with one_line("epoch_0 labels .* no more than chance: a sampler with the seed 42 did not deal"):
+        imported(tmp_path / "theirs", tmp_path / "ours", pool)
+    assert not list((tmp_path / "ours").rglob("*.parquet"))
+    assert imported(tmp_path / "theirs", tmp_path / "ours", pool, order_seed=7).num_epochs == 2
+    # As by a sampler that draws once for each epoch, and not twice: the first one is the same.
+    other = sampler_order(COUNT, 2)
+    other[1] = other[1].flip(0).roll(31)
+    foreign(tmp_path / "later", other, "none")
+    with one_line("epoch_1 labels .* no more than chance"):
+        imported(tmp_path / "later", tmp_path / "second", pool)
 
 
 def test_the_order_is_that_of_a_loader_with_such_a_sampler():
@@ -572,20 +619,20 @@ class Evil:
     [
         ("code", "is refused: reading it would run code"),
         ("short", "cannot be read"),
-        ("gap", r"holds 2 file\(s\) batch_<number>.tar; expected batch_0.tar and all after it"),
+        ("gap", r"holds 2 of batch_<number>.tar; expected batch_0.tar and all after it"),
+        ("no epochs", r"holds 0 of epoch_<number>; expected epoch_0 and all after it"),
         ("parts", "not six parts"),
         ("crops", "crops beyond images of 12x14 pixels"),
         ("partners", "partners that are no permutation of 8"),
         ("box", "a box beyond images"),
         ("nan", "logits that are not finite"),
         ("fewer", "labels 12 images, and there are 20"),
-        ("classes", "differ in classes or in how they are mixed"),
-        ("order", "does not name each of 20 images once"),
+        ("classes", "differ from the first of all in classes or in how they are mixed"),
+        ("names", "are 6 logits, and the images have 5 classes"),
     ],
 )
 def test_a_bad_file_of_the_authors_is_refused_in_one_line(tmp_path, damage, match):
-    order = sampler_order(20, 1)
-    known = foreign(tmp_path, order, "cutmix")
+    known = foreign(tmp_path, sampler_order(20, 1), "cutmix")
     path = tmp_path / "epoch_0" / "batch_1.tar"
     _, _, flip, partners, weight, box, logits = known[0, 1]
     coords = torch.tensor([[0.0, 0, 1, 1]]).repeat(8, 1)
@@ -596,9 +643,9 @@ def test_a_bad_file_of_the_authors_is_refused_in_one_line(tmp_path, damage, matc
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "gap":
         path.unlink()
-    elif damage == "order":
-        order[0, 0] = order[0, 1]
-    else:
+    elif damage == "no epochs":
+        path.parent.rename(tmp_path / "first")
+    elif damage != "names":
         if damage == "parts":
             parts = parts[:5]
         elif damage == "crops":
@@ -617,4 +664,30 @@ def test_a_bad_file_of_the_authors_is_refused_in_one_line(tmp_path, damage, matc
             parts[5] = logits[:, :3]
         torch.save(parts, path)
     with one_line(match):
-        BatchLabels(tmp_path, order, SIZE)
+        import_epoch_labels(tmp_path, make_pool(20), NAMES[: 5 if damage == "names" else 6], tmp_path / "ours")
+    assert not list((tmp_path / "ours").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [
+        ("crop", [0, 0, 13, 3], "boxes in crop that lie beyond images of 12x14 pixels"),
+        ("crop", [0, 0, 0, 3], "or hold nothing"),
+        ("mix_box", [9, 0, 4, 3], "boxes in mix_box"),
+        ("flip", 2, "flip that are neither 0 nor 1"),
+        ("partner", 20, "partners that are none of 20 images"),
+        ("partner", -1, "partners that are none of 20 images"),
+        ("mix_weight", 1.5, "weights in mix_weight"),
+        ("mix_weight", math.nan, "weights in mix_weight"),
+    ],
+)
+def test_views_in_a_file_that_cannot_be_are_refused_in_one_line(tmp_path, column, value, match):
+    foreign(tmp_path / "theirs", sampler_order(20, 1), "mixup" if column == "mix_weight" else "cutmix")
+    labels = imported(tmp_path / "theirs", tmp_path / "ours", make_pool(20))
+    (path,) = labels.folder.glob("soft_labels/*")
+    table = pq.read_table(path)
+    columns = {name: epoch_labels._array(table[name]) for name in table.column_names if name not in ("row", "epoch")}
+    columns[column][7] = value
+    epoch_labels._write_file(path, range(1), columns, labels.schema, 20)
+    with one_line(match):
+        labels(torch.zeros(1), torch.tensor([0]), torch.tensor([0]), 0)

@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from datasets import load_dataset
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 
 from hf_distill.config import DataArguments
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
+from hf_distill.epoch_labels import EpochLabels
 from hf_distill.importing import describes_itself, import_image_folder, import_images, import_trajectories
+from hf_distill.importing.epoch_labels import sampler_order
 from hf_distill.models import StudentSpec
 from hf_distill.trajectories import ExpertTrajectories
 from hf_distill.transforms import Preprocessing, fit_zca
@@ -768,10 +771,64 @@ def test_methods_read_the_trajectories_that_the_recipe_imports(recipes, tmp_path
     assert DistilledSet.from_pretrained(tmp_path / "set").num_classes == 10
 
 
+def digits_and_their_labels(folder: Path, epochs: int = 3, batch: int = 8) -> None:
+    """Three pictures of each digit in `syn`, and in `fkd` labels of their views as FKD's script leaves them."""
+    images, classes = load_digits(return_X_y=True)
+    rows = np.concatenate([np.flatnonzero(classes == label)[:3] for label in range(10)])
+    for number, row in enumerate(rows):
+        (folder / "syn" / f"{classes[row]:05d}").mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray((images[row].reshape(8, 8) * 255 / 16).round().astype(np.uint8))
+        picture.save(folder / "syn" / f"{classes[row]:05d}" / f"class_id{number % 3:03d}.png")
+    draw = np.random.default_rng(0)
+    for epoch, order in enumerate(sampler_order(30, epochs)):
+        (folder / "fkd" / f"epoch_{epoch}").mkdir(parents=True)
+        for number, own in enumerate(order.split(batch)):
+            n = len(own)
+            crops = torch.tensor([[0.125, 0, 0.875, 1]]).repeat(n, 1)
+            logits = 6 * F.one_hot(own // 3, 10) + torch.from_numpy(draw.normal(size=(n, 10)))
+            state = [crops, torch.zeros(n, dtype=torch.bool), torch.randperm(n), 0.8, [2, 3, 4, 7], logits.half()]
+            torch.save(state, folder / "fkd" / f"epoch_{epoch}" / f"batch_{number}.tar")
+
+
+def test_students_are_trained_on_the_labels_of_every_epoch_that_the_recipe_imports(recipes, hub, tmp_path):
+    digits_and_their_labels(tmp_path)
+    done = run(recipes, tmp_path, "--image_folder", "syn", *DIGITS, "--output_dir", "set")
+    assert done.status == [0], done.err
+    home = f"{hub.namespace}/labels"
+    labels = ["--epoch_labels", "fkd", "--distilled_dataset", "set", "--output_dir", "labels"]
+    done = run(recipes, tmp_path, *labels, "--push_to_hub", "True", "--hub_model_id", home, "--hub_token", hub.token)
+    assert done.status == [0], done.err
+    assert f'load: EpochLabels.from_pretrained("{home}"' in done.out.splitlines()[-1]
+    assert EpochLabels.from_pretrained(tmp_path / "labels").config["source"]["name"] == "digits"
+    flags = {"distilled_dataset": "set", "student": "convnet_d1", "protocol": "crops-tiny", "num_seeds": 1}
+    flags |= {"full_data": False, "disable_tqdm": True, "hub_token": hub.token}
+    for where in ("labels", home):
+        done = recipes("evaluate", {**flags, "labels": where, "output_dir": "evaluated"}, tmp_path)
+        assert done.status == [0], done.err
+    (row,) = [row for row in DistilledSet.from_pretrained(tmp_path / "evaluated").report.rows if row.labels == "soft"]
+    assert row.set == "distilled"
+    assert "stored labels" in row.protocol
+    raw = recipes("evaluate", {**flags, "labels": "fkd"}, tmp_path)
+    assert raw.status == [1]
+    assert "make a folder of this package of them first, with recipes/import.py --epoch_labels fkd" in raw.err
+
+
+def test_labels_of_another_set_are_refused_by_the_recipe_and_leave_nothing(recipes, tmp_path):
+    digits_and_their_labels(tmp_path, epochs=1)
+    (tmp_path / "syn" / "00004" / "class_id002.png").unlink()
+    done = run(recipes, tmp_path, "--image_folder", "syn", *DIGITS, "--output_dir", "set")
+    assert done.status == [0], done.err
+    done = run(recipes, tmp_path, "--epoch_labels", "fkd", "--distilled_dataset", "set", "--output_dir", "labels")
+    assert done.status == [1]
+    assert done.err.splitlines()[-1].startswith("error: fkd/epoch_0 labels 30 images, and there are 29")
+    assert not list(tmp_path.glob("labels/**/*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ([], "give one of --images, --image_folder and --trajectories"),
+        ([], "give one of --images, --image_folder, --epoch_labels and --trajectories"),
+        (["--epoch_labels", "fkd"], "--epoch_labels and --distilled_dataset go together"),
         (["--images", "x.pt", "--image_folder", "y"], "give one of"),
         (["--images", "x.pt"], "x.pt is no file"),
         (["--trajectories", "x.pt", "--class_names", "a", "b"], "need the data they were trained on"),

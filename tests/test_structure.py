@@ -11,12 +11,11 @@ ROOMS = [
     {"methods"},
     {"distiller", "blocks", "method", "teacher_training", "small_clip", "checkpoints", "runs"},
     {"label_comparison", "evaluation", "students", "crop_students", "protocols"},
-    {"epoch_labels", "coresets", "metrics", "pools"},
-    {"distilled", "tables", "experts", "importing", "teachers", "trajectories"}
-    | {"projector", "labels", "priors", "compiling"},
+    {"epoch_labels", "importing", "coresets", "metrics", "pools"},
+    {"distilled", "tables", "experts", "teachers", "trajectories", "projector", "labels", "priors", "compiling"},
     {"hub", "repository", "cards", "results", "accounting", "plots"},
     {"data", "source", "pixels", "digits", "transforms"},
-    {"views", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "models", "rng"},
+    {"views", "recorded", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "models", "rng"},
     {"config", "checks", "files", "_version"},
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}

@@ -12,10 +12,11 @@ Layouts:
   experiment.
 - `DistilledSet.export_pt`, which says everything itself, and any `{"images": ..., "labels": ...}`.
 - MTT's `replay_buffer_<n>.pt`: list[expert][epoch][parameter].
-- FKD's, SRe2L's and CDA's `epoch_<e>/batch_<b>.tar`: crops and logits of a batch (`epoch_labels.BatchLabels`).
+- FKD's, SRe2L's and CDA's `epoch_<e>/batch_<b>.tar`: crops and logits of a batch.
 - SRe2L, CDA, RDED: a folder of JPEG or PNG files for each class, named by the class or its number (`new007`, `00007`).
 """
 
+from .epoch_labels import import_epoch_labels
 from .files import require_empty
 from .folders import class_order, import_image_folder
 from .images import SPACES, describes_itself, import_images
@@ -25,6 +26,7 @@ __all__ = [
     "SPACES",
     "class_order",
     "describes_itself",
+    "import_epoch_labels",
     "import_image_folder",
     "import_images",
     "import_trajectories",
