@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import shutil
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,78 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(folder / TENSORS_FILE), load_json(folder / STATE_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is no whole checkpoint ({error}); resume from another one") from error
+
+
+def where_to_start(
+    folder: Path,
+    index: str,
+    training: dict[str, Any],
+    held: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    what: str,
+    resume: str | None,
+    overwrite: bool,
+) -> str:
+    """Where a training begins whose result goes into `folder`, which is made. One process calls it.
+
+    Args:
+        folder: Of the result and its checkpoints.
+        index: The file by which a finished result is known.
+        training: Everything that decides the result, as JSON types; what is there may say more.
+        held: What the index of a finished result says of its training.
+        what: The result, for messages.
+        resume: `latest`, a checkpoint folder, or None.
+        overwrite: Replace what is there.
+
+    Returns:
+        A checkpoint folder, `index` where the result is there already, or "" for the beginning.
+
+    Raises:
+        ValueError: The folder holds another run or something else, or cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
+    finished = (folder / index).exists()
+    if (finished or list_checkpoints(folder)) and not (resume or overwrite):
+        raise ValueError(
+            f"--output_dir {folder} already holds a {what}; use --resume_from_checkpoint latest to go on with it, "
+            "--overwrite_output_dir to replace it, or another folder"
+        )
+    if not finished and ((folder / "README.md").exists() or (folder / "config.json").exists()):
+        raise ValueError(f"--output_dir {folder} holds something else; expected another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".checkpoint-*.partial"):
+            shutil.rmtree(leftover)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {folder} cannot be written to ({error.strerror}); expected a folder to write to"
+        ) from error
+    if resume is None:
+        return ""
+    was = held(load_json(folder / index)) if finished else {}
+    if resume == "latest" and all(was.get(name) == value for name, value in training.items()):
+        return index
+    found = find_checkpoint(folder, resume)
+    if found is None:
+        if finished:
+            _check_same(folder, was, training)
+        logger.info("%s holds no checkpoint yet; starting from the beginning", folder)
+        return ""
+    _check_same(found, load_json(found / STATE_FILE).get("training"), training)
+    return str(found)
+
+
+def _check_same(where: Path, was: Any, now: dict[str, Any]) -> None:
+    """Raise unless a result was trained with the settings of this run."""
+    for name, value in now.items():
+        held = was.get(name) if isinstance(was, dict) else None
+        if held != value:
+            before, here = (textwrap.shorten(str(it), 100) for it in (held, value))
+            raise ValueError(
+                f"{where} is of another run: its {name} is {before} and here it is {here}; use the flags of that run, "
+                "or another --output_dir"
+            )
 
 
 def prepare_output_dir(config: DistillConfig, name: str) -> Path:

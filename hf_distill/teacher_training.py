@@ -10,9 +10,7 @@ import hashlib
 import json
 import logging
 import math
-import shutil
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .augment import DEFAULT_STRATEGY, DSA
-from .checkpoints import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint, where_to_start
 from .config import HfArg, check_at_least, check_choice
 from .crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from .data import RealImages
-from .files import load_json
 from .models import CONVNETS, NORMS, StudentSpec
 from .randaugment import DRAWS as RANDAUGMENT_DRAWS
 from .randaugment import cutout_randaugment
@@ -49,6 +46,7 @@ ONE_CYCLE = {"pct_start": 0.1, "div_factor": 20.0, "final_div_factor": 1e4}
 OPTIMIZERS = ("sgd", "adam", "adamw")
 AUGMENTATIONS = ("crop_flip", "rrc", "cutout_randaugment", "dsa", "none")
 START = "pretrained_revision"
+ALONG = "along/epoch-{:04d}"  # folder of a teacher on the way to the last one
 PARTS = ("student", "class_names", "preprocessing")  # of a teacher, which its file has beside the settings of training
 
 
@@ -366,6 +364,7 @@ def find_teachers(
     *,
     seed: int,
     accelerator: Accelerator,
+    along: int = 1,
     disable_tqdm: bool = False,
 ) -> list[Teacher]:
     """The teachers that are named; without names the one of these settings, trained where there is none yet.
@@ -377,14 +376,18 @@ def find_teachers(
         train: What the teacher is trained on, and what all must be for.
         test: See `train_teacher`.
         config: The settings of the one that is trained.
+        along: How many to take of that training, at evenly spaced epochs; the last one is the finished one.
 
     Raises:
         ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`.
     """
     if names is None:
-        folder = teacher_folder(train, config, seed, accelerator)
-        latest = {"resume_from_checkpoint": "latest", "disable_tqdm": disable_tqdm}
-        return [train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)]
+        epochs, folder = _along(config, along), teacher_folder(train, config, seed, accelerator)
+        if along > 1:  # of its own, for the one that is trained without these on the way keeps none
+            folder = folder.with_name(f"{folder.name}-along{along}")
+        latest = {"along": along, "resume_from_checkpoint": "latest", "disable_tqdm": disable_tqdm}
+        last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
+        return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
     found = []
     for name in names:
         if name.startswith("timm:"):
@@ -402,6 +405,7 @@ def train_teacher(
     *,
     seed: int,
     accelerator: Accelerator,
+    along: int = 1,
     resume_from_checkpoint: str | None = None,
     overwrite: bool = False,
     disable_tqdm: bool = False,
@@ -415,6 +419,8 @@ def train_teacher(
         real: The images to train on.
         test: Images to report accuracy on.
         directory: On storage that the processes share.
+        along: How many teachers to keep, at evenly spaced epochs; the last one is the one that is given, and the others
+            are in `along/epoch-<number>` of `directory`.
         resume_from_checkpoint: `latest` or a checkpoint folder; a teacher that is there already is only loaded.
         overwrite: Replace what `directory` holds.
 
@@ -430,7 +436,9 @@ def train_teacher(
 
     def prepare() -> str:
         check_student(spec)
-        return _prepare(folder, training, resume_from_checkpoint, overwrite)
+        return where_to_start(
+            folder, INDEX, training, _held, what="teacher", resume=resume_from_checkpoint, overwrite=overwrite
+        )
 
     found = on_main(accelerator, prepare)
     if found == INDEX:
@@ -442,17 +450,8 @@ def train_teacher(
     run = _Run(real, spec, config, folder, training, seed, accelerator, start)
     if found:
         run.resume(Path(found))
-    run.train(disable_tqdm)
-    model = spec.build(0)  # what is saved, without what processes and mixed precision added to it
-    model.load_state_dict(run.model.state_dict())
-    device = accelerator.device
-    about = {
-        "source": real.provenance,
-        "training": {name: value for name, value in run.training.items() if name not in PARTS},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": accelerator.num_processes,
-    }
-    teacher = Teacher(model, spec, real.class_names, real.preprocessing, about).to(device)
+    run.train(disable_tqdm, {epoch: folder / ALONG.format(epoch) for epoch in _along(config, along)[:-1]})
+    teacher, device = run.teacher(), accelerator.device
     teacher.config["results"] = {
         "train_accuracy": _accuracy(teacher, run.images, accelerator),
         "test_accuracy": None if test is None else _accuracy(teacher, _Images(test, config, seed, device), accelerator),
@@ -489,52 +488,18 @@ def _accuracy(teacher: Teacher, images: "_Images", accelerator: Accelerator) -> 
     return accelerator.reduce(right).item() / len(rows)
 
 
-def _prepare(folder: Path, training: dict[str, Any], resume: str | None, overwrite: bool) -> str:
-    """Where to start: a checkpoint folder, `INDEX` for a teacher that is finished, or "" for the beginning."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
-    finished = (folder / INDEX).exists()
-    if (finished or list_checkpoints(folder)) and not (resume or overwrite):
+def _held(about: dict[str, Any]) -> dict[str, Any]:
+    """What the file of a finished teacher says of its training."""
+    return {**{name: about.get(name) for name in PARTS}, **(about.get("training") or {})}
+
+
+def _along(config: TeacherConfig, count: int) -> list[int]:
+    """Epochs after which `count` teachers are taken, evenly spaced; the last one is the end."""
+    if count > config.teacher_epochs:
         raise ValueError(
-            f"--output_dir {folder} already holds a teacher; use --resume_from_checkpoint latest to go on with it, "
-            "--overwrite_output_dir to replace it, or another folder"
+            f"{count} teachers along {config.teacher_epochs} --teacher_epochs; expected no more teachers than epochs"
         )
-    if not finished and ((folder / "README.md").exists() or (folder / "config.json").exists()):
-        raise ValueError(f"--output_dir {folder} holds something else; expected another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".checkpoint-*.partial"):
-            shutil.rmtree(leftover)
-    except OSError as error:
-        raise ValueError(
-            f"--output_dir {folder} cannot be written to ({error.strerror}); expected a folder to write to"
-        ) from error
-    if resume is None:
-        return ""
-    about = load_json(folder / INDEX) if finished else {}
-    held = {**{name: about.get(name) for name in PARTS}, **(about.get("training") or {})}
-    if resume == "latest" and {START: held.get(START), **held} == {START: held.get(START), **training}:
-        return INDEX
-    found = find_checkpoint(folder, resume)
-    if found is None:
-        if finished:
-            _check_same(folder, held, training)
-        logger.info("%s holds no checkpoint yet; starting from the beginning", folder)
-        return ""
-    _check_same(found, load_json(found / "trainer_state.json").get("training"), training)
-    return str(found)
-
-
-def _check_same(where: Path, was: Any, now: dict[str, Any]) -> None:
-    """Raise unless a teacher was trained with the settings of this run."""
-    for name, value in now.items():
-        held = was.get(name) if isinstance(was, dict) else None
-        if held != value:
-            before, here = (textwrap.shorten(str(it), 100) for it in (held, value))
-            raise ValueError(
-                f"{where} is of another run: its {name} is {before} and here it is {here}; use the flags of that run, "
-                "or another --output_dir"
-            )
+    return [round(config.teacher_epochs * (number + 1) / count) for number in range(count)]
 
 
 class _Run:
@@ -552,6 +517,7 @@ class _Run:
         start: dict[str, Tensor],
     ) -> None:
         self.config, self.folder, self.training, self.seed = config, folder, training, seed
+        self.real, self.spec = real, spec
         self.accelerator, device = accelerator, accelerator.device
         self.images = _Images(real, config, seed, device)
         self.batch = min(config.batch_train, len(real))
@@ -577,8 +543,24 @@ class _Run:
         """How many epochs are behind."""
         return len(self.losses)
 
-    def train(self, disable_tqdm: bool) -> None:
+    def teacher(self) -> Teacher:
+        """The network as it is now, without what processes and mixed precision added to it."""
+        model, device = self.spec.build(0), self.accelerator.device
+        model.load_state_dict(self.model.state_dict())
+        about = {
+            "source": self.real.provenance,
+            "training": {name: value for name, value in self.training.items() if name not in PARTS},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": self.accelerator.num_processes,
+        }
+        return Teacher(model, self.spec, self.real.class_names, self.real.preprocessing, about).to(device)
+
+    def train(self, disable_tqdm: bool, along: Mapping[int, Path]) -> None:
         """Train the epochs that lack, with a checkpoint after each.
+
+        Args:
+            disable_tqdm: No progress bar.
+            along: Where to keep the network as it is after some epochs.
 
         Raises:
             ValueError: The loss stops being finite.
@@ -598,6 +580,9 @@ class _Run:
                 self.losses.append(loss)
                 self.accuracies.append(accuracy)
                 bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", accuracy=f"{100 * accuracy:.1f} %")
+                if self.epoch in along:  # before the checkpoint, so that none is missing behind it
+                    folder = along[self.epoch]
+                    on_main(self.accelerator, lambda folder=folder: str(self.teacher().save_pretrained(folder)))
                 on_main(self.accelerator, self._save)
 
     def _epoch(self, epoch: int, bar: tqdm) -> tuple[float, float]:

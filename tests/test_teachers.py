@@ -19,13 +19,21 @@ from test_hub import check_golden
 from timm.models import save_for_hf
 from torch import nn
 
+from hf_distill.checkpoints import load_checkpoint
 from hf_distill.config import DataArguments
 from hf_distill.data import RealImages
 from hf_distill.files import load_json, save_json
 from hf_distill.models import StudentSpec
 from hf_distill.rng import generator
 from hf_distill.runs import make_accelerator
-from hf_distill.teacher_training import TeacherConfig, crop_flip, share_statistics, teacher_folder, train_teacher
+from hf_distill.teacher_training import (
+    TeacherConfig,
+    crop_flip,
+    find_teachers,
+    share_statistics,
+    teacher_folder,
+    train_teacher,
+)
 from hf_distill.teachers import Teacher
 from hf_distill.transforms import Preprocessing, fit_zca
 
@@ -522,6 +530,37 @@ def test_other_settings_have_another_folder_and_the_same_have_the_same(digits):
     assert folder == teacher_folder(digits[0], TeacherConfig(), 0, accelerator)
     others = [TeacherConfig(lr_teacher=0.3), TeacherConfig(student="resnet50_small")]
     assert len({folder, *(teacher_folder(digits[0], other, 0, accelerator) for other in others)}) == 3
+
+
+def test_teachers_along_a_training_are_the_network_after_these_epochs(digits, tmp_path, monkeypatch):
+    config = TeacherConfig(**{**SMALL, "teacher_epochs": 5})
+    options = {"seed": 1, "accelerator": make_accelerator(), "disable_tqdm": True}
+    real_lr = TeacherConfig.lr
+
+    def dies(self: TeacherConfig, step: int, steps: int) -> float:
+        if step == 3 * steps:
+            raise RuntimeError("stopped")
+        return real_lr(self, step, steps)
+
+    monkeypatch.setattr(TeacherConfig, "lr", dies)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train_teacher(digits[0], None, config, tmp_path / "run", along=3, **options)
+    monkeypatch.undo()
+    kept, _ = load_checkpoint(tmp_path / "run" / "checkpoint-3")
+    again = {"resume_from_checkpoint": "latest", **options}
+    last = train_teacher(digits[0], None, config, tmp_path / "run", along=3, **again)
+    assert sorted(path.name for path in (tmp_path / "run" / "along").iterdir()) == ["epoch-0002", "epoch-0003"]
+    third = Teacher.from_pretrained(tmp_path / "run" / "along" / "epoch-0003")
+    assert all(torch.equal(value, kept[f"model.{name}"]) for name, value in third.model.state_dict().items())
+    alone = train_teacher(digits[0], None, config, tmp_path / "alone", **options)
+    assert alone.digest == last.digest  # keeping them changes nothing
+
+    monkeypatch.chdir(tmp_path)
+    names = {teacher.digest for teacher in find_teachers(None, digits[0], None, config, along=3, **options)}
+    assert len(names) == 3
+    assert last.digest in names
+    with pytest.raises(ValueError, match="6 teachers along 5 --teacher_epochs; expected no more teachers than epochs"):
+        find_teachers(None, digits[0], None, config, along=6, **options)
 
 
 # Pretrained weights
