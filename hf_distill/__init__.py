@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .distiller import Distiller
     from .epoch_labels import EpochLabels
     from .evaluation import EvalProtocol, evaluate_distilled
+    from .projector import LabelProjector
     from .results import EvalReport
     from .teachers import Teacher
     from .trajectories import ExpertTrajectories
@@ -26,6 +27,7 @@ _HOME = {
     "EvalProtocol": "evaluation",
     "EvalReport": "results",
     "ExpertTrajectories": "trajectories",
+    "LabelProjector": "projector",
     "Preprocessing": "transforms",
     "RealImages": "data",
     "Teacher": "teachers",
@@ -40,6 +42,7 @@ __all__ = [
     "EvalProtocol",
     "EvalReport",
     "ExpertTrajectories",
+    "LabelProjector",
     "Preprocessing",
     "RealImages",
     "Teacher",
