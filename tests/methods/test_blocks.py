@@ -170,6 +170,14 @@ def test_blocks_of_another_run_are_refused(runs, whole, flags):
     assert "already holds a run" in taken.err
 
 
+@pytest.mark.slow
+def test_two_processes_that_are_refused_say_why_once(runs, whole):
+    stopped = runs.start(whole, processes=2, resume_from_checkpoint="latest", seed=5)
+    assert stopped.status == [1, 1]
+    (line,) = [line for line in stopped.err.splitlines() if line.startswith("error:")]
+    assert "is of another run: its seed is 0 and here it is 5" in line
+
+
 def test_blocks_lie_where_the_images_of_their_classes_belong(runs, whole):
     run = json.loads((whole / "blocks" / "run.json").read_text())
     assert run["shape"][0] == 20
