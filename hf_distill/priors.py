@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .checks import MOST_CLASSES, Rules, are_names, check_values, is_number, is_whole
-from .config import check_choice
 from .files import atomic_write, load_json
 from .hub import locate
 from .models import fill, read_shapes, sha256_of
@@ -157,8 +156,8 @@ class Prior:
                 one.
             OSError: The Hub does not answer.
         """
-        if library is not None:
-            check_choice("prior_library", library, LIBRARIES)
+        if library not in (None, *LIBRARIES):
+            raise ValueError(f"library {library!r}; expected one of {', '.join(LIBRARIES)}")
         where = {"revision": revision, "token": token, "local_files_only": local_files_only}
         found, origin = locate(repo_id_or_path, "model", **where), None
         if isinstance(found, Repository):
