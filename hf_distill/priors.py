@@ -174,6 +174,20 @@ class Prior:
         visual, dim, images = read(folder, str(repo_id_or_path))
         return cls(library, visual, dim, images, folder, origin)
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move the image tower to `device`; on CUDA its weights get the layout that convolutions are fastest in."""
+        self.visual.to(device)
+        if torch.device(device).type == "cuda":
+            self.visual.to(memory_format=torch.channels_last)
+        return self
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embeddings (N, d) of gray or RGB images (N, 1 or 3, H, W) in [0, 1], of any size; differentiable."""
+        if tuple(pixels.shape[-2:]) != self.image_size:
+            pixels = F.interpolate(pixels, self.image_size, mode="bilinear", antialias=True, align_corners=False)
+        mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return self.visual((pixels - mean) / std)  # one channel becomes three here
+
     @property
     def default_targets(self) -> str:
         """A regular expression of the modules that LoRA adapts, by their names where the tower is called `visual`.

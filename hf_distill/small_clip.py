@@ -30,7 +30,7 @@ from .rng import derive_seed, generator
 from .runs import on_main
 from .teacher_training import PAD, crop_flip
 
-__all__ = ["SmallClipConfig", "small_clip_folder", "train_small_clip"]
+__all__ = ["PriorArguments", "find_prior", "small_clip_folder", "train_small_clip"]
 
 WIDTH = 64  # of both towers, and of the space that they share
 BATCH = 32
@@ -40,9 +40,18 @@ MOST_SCALE = 100.0  # of cosines, as CLIP's
 
 
 @dataclass
-class SmallClipConfig:
-    """How a small CLIP model is trained."""
+class PriorArguments:
+    """The CLIP model, or how a small one is trained where none is given."""
 
+    model_name_or_path: str | None = HfArg(
+        default=None,
+        help="Folder or Hub repository of a CLIP model of timm, transformers or open_clip. Without it: a small one "
+        "that is trained here.",
+    )
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
+    model_library: str | None = HfArg(
+        default=None, help="timm, transformers or open_clip, where it has the files of several."
+    )
     prior_epochs: int = HfArg(default=6, help="Passes over the training images that make a small CLIP model.")
     prior_lr: float = HfArg(default=1e-3, help="Highest learning rate of that training (Adam, one cycle).")
 
@@ -51,7 +60,7 @@ class SmallClipConfig:
         check_at_least("prior_lr", self.prior_lr, 0)
 
 
-def describe(real: RealImages, config: SmallClipConfig, seed: int) -> dict[str, Any]:
+def describe(real: RealImages, config: PriorArguments, seed: int) -> dict[str, Any]:
     """Everything that decides what the model becomes, as JSON types."""
     return {
         "class_names": list(real.class_names),
@@ -59,11 +68,35 @@ def describe(real: RealImages, config: SmallClipConfig, seed: int) -> dict[str, 
         "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
         "revision": real.revision,
         "seed": seed,
-        **vars(config),
+        "prior_epochs": config.prior_epochs,
+        "prior_lr": config.prior_lr,
     }
 
 
-def small_clip_folder(real: RealImages, config: SmallClipConfig, seed: int) -> Path:
+def find_prior(
+    config: PriorArguments, real: RealImages, *, seed: int, accelerator: Accelerator, disable_tqdm: bool = False
+) -> Prior:
+    """The CLIP model that is named, or without a name a small one, trained on `real` unless it is there already.
+
+    All processes call it; the main one fetches or trains first.
+
+    Raises:
+        ValueError, OSError: As `Prior.from_pretrained` and `train_small_clip`.
+    """
+    name = config.model_name_or_path
+    if name is None:
+        folder = small_clip_folder(real, config, seed)
+        return train_small_clip(real, folder, config, seed=seed, accelerator=accelerator, disable_tqdm=disable_tqdm)
+
+    def commit() -> str | None:
+        prior = Prior.from_pretrained(name, revision=config.model_revision, library=config.model_library)
+        return None if prior.origin is None else prior.origin.revision
+
+    revision = on_main(accelerator, commit)
+    return Prior.from_pretrained(name, revision=revision, library=config.model_library)
+
+
+def small_clip_folder(real: RealImages, config: PriorArguments, seed: int) -> Path:
     """Where recipes keep the model of these settings: other settings, another folder."""
     described = json.dumps(describe(real, config, seed), sort_keys=True)
     name = Path(str(real.provenance["name"])).name
@@ -73,7 +106,7 @@ def small_clip_folder(real: RealImages, config: SmallClipConfig, seed: int) -> P
 def train_small_clip(
     real: RealImages,
     directory: str | Path,
-    config: SmallClipConfig,
+    config: PriorArguments,
     *,
     seed: int,
     accelerator: Accelerator,
@@ -141,7 +174,7 @@ def _model_cfg(real: RealImages) -> dict[str, Any]:
 def _train(
     real: RealImages,
     model_cfg: dict[str, Any],
-    config: SmallClipConfig,
+    config: PriorArguments,
     seed: int,
     device: torch.device,
     disable_tqdm: bool,
