@@ -31,5 +31,5 @@ def compiled_labels(source: LabelSource, accelerator: Accelerator | None, device
     label = compiled(source, accelerator)
     if label is source or not isinstance(source, NetworkLabels):
         return source
-    _ = source.to(device).teacher  # fetched and moved now: neither can be compiled
+    source.ready(device)  # now, for neither fetching nor moving can be compiled
     return label

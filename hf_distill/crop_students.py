@@ -16,7 +16,7 @@ from .pools import Pool, upload
 from .protocols import CropProtocol
 from .rng import derive_seed, generator
 
-__all__ = ["distillation_loss", "parameter_groups", "train_on_crops"]
+__all__ = ["classes_loss", "distillation_loss", "matching_loss", "parameter_groups", "train_on_crops"]
 
 
 def distillation_loss(
@@ -36,6 +36,39 @@ def distillation_loss(
         wanted = (1 - smoothing) * wanted + smoothing / wanted.shape[1]
     loss = F.kl_div((student.float() / temperature).log_softmax(dim=1), wanted, reduction="batchmean")
     return loss * temperature**2 if squared else loss
+
+
+def matching_loss(student: Tensor, teacher: Tensor, centred: bool = True) -> Tensor:
+    """The squared difference of two rows of logits, its mean over the classes, (B,) float32.
+
+    Args:
+        student: z_S, logits (B, K).
+        teacher: z_T, logits (B, K).
+        centred: Reduce both by their mean over the classes first: a softmax does not see it.
+    """
+    difference = student.float() - teacher.float()
+    if centred:
+        difference = difference - difference.mean(1, keepdim=True)
+    return difference.square().mean(1)
+
+
+def classes_loss(logits: Tensor, own: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+    """The cross-entropy (B,) of views that belong to two classes each, by their shares.
+
+    Args:
+        logits: (B, K).
+        own: (B,) classes of the images.
+        partners: (B,) classes of those that they are mixed with.
+        share: (B,) in [0, 1], of the image itself.
+    """
+    one, two = (F.cross_entropy(logits.float(), labels, reduction="none") for labels in (own, partners))
+    return share * one + (1 - share) * two
+
+
+def _soft_loss(logits: Tensor, wanted: Tensor, protocol: CropProtocol) -> Tensor:
+    if protocol.loss == "mse":
+        return matching_loss(logits, wanted).mean()
+    return distillation_loss(logits, wanted, protocol.temperature, protocol.squared, protocol.label_smoothing)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -121,9 +154,13 @@ def train_on_crops(
                     else:
                         with torch.no_grad():
                             wanted = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
-                        loss = distillation_loss(
-                            forward(model, x), wanted, protocol.temperature, protocol.squared, protocol.label_smoothing
-                        )
+                        logits = forward(model, x)
+                        loss = _soft_loss(logits, wanted, protocol)
+                        if protocol.ce_weight:
+                            partners, share = views.mixing(places, epoch, count, pool.shape[1:])
+                            own, other = (pool.labels[upload(rows[which], device)] for which in (places, partners))
+                            classes = classes_loss(logits, own, other, upload(share, device))
+                            loss = loss + protocol.ce_weight * classes.mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

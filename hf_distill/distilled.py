@@ -27,8 +27,9 @@ from .cards import image_grid, render_card, source_context
 from .checks import NAMES, Rules, are_names, check_values, is_number, is_whole
 from .files import atomic_write, check_format_version, load_json, save_json
 from .hub import Home, HubFolder
-from .labels import HardLabels, LabelSource, NetworkLabels, StoredLabels, TeacherLabels
+from .labels import HardLabels, LabelSource, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from .plots import labels_plot
+from .projector import LabelProjector
 from .repository import PushConflict, Repository
 from .results import EvalReport
 from .tables import COLUMN, FOLDER, GROUP_BYTES, PNG_MODES, Rows, pictures, png, read_rows
@@ -37,7 +38,8 @@ from .transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # of pictures and of networks with statistics; other sets are 1, which older readers know too
+# 3 with projectors, 2 with pictures or networks with statistics, and else 1: a reader takes what is not newer than it.
+FORMAT_VERSION = 3
 RESULTS = "results.json"
 GRID, PLOT = "assets/grid.png", "assets/labels.png"
 PUSHES = 5  # attempts to add results where others publish at the same time
@@ -54,7 +56,7 @@ DERIVED = (
     "log_lr",
     "label_source",
 )
-LABEL_SOURCES = (HardLabels, StoredLabels, TeacherLabels, NetworkLabels)
+LABEL_SOURCES = (HardLabels, StoredLabels, TeacherLabels, NetworkLabels, ProjectorLabels)
 
 
 def _is_object(value: Any) -> bool:
@@ -91,7 +93,7 @@ RULES: Rules = {
     "learned_lr": ("a number above 0, or null", lambda lr: lr is None or (is_number(lr) and lr > 0)),
     "log_lr": ("a finite number, or null", lambda value: value is None or (is_number(value) and abs(value) < 700)),
     "label_source": ("an object", lambda value: isinstance(value, dict)),
-    "label_source.kind": ("hard, soft or teacher", lambda kind: kind in [x.kind for x in LABEL_SOURCES]),
+    "label_source.kind": ("hard, soft, teacher or projector", lambda kind: kind in [x.kind for x in LABEL_SOURCES]),
     "label_source.teacher": ("an object, or null", _is_object),
     "method": ("a text, or null", _is_text),
     "seed": ("a whole number, or null", lambda seed: seed is None or type(seed) is int),
@@ -104,6 +106,9 @@ RULES: Rules = {
     ),
     "student": ("an object, or null", _is_object),
     "student.name": ("a text, or null", _is_text),
+    "projector": ("an object, or null", _is_object),
+    **{f"projector.{name}": ("a text, or null", _is_text) for name in ("prior", "asked_about")},
+    **{f"projector.{name}": ("a whole number, or null", _is_count) for name in ("text_head_bytes", "prior_bytes")},
     "experts": ("an object, or null", _is_object),
     "experts.training": ("an object, or null", _is_object),
     "paper": ("an object with title, arxiv_id and bibtex, a list of them, or null", _are_papers),
@@ -165,6 +170,7 @@ class DistilledSet(nn.Module, HubFolder):
         "preprocessing-*.safetensors",
         "teacher-*.safetensors",
         *(f"teacher/*/{name}" for name in Teacher.fetched),
+        *(f"projector/*/{name}" for name in LabelProjector.fetched),
     )
     fetched = tuple(pattern for pattern in owned if not pattern.startswith("assets/"))
     loader = "datasets.load_dataset"
@@ -330,7 +336,7 @@ class DistilledSet(nn.Module, HubFolder):
             if tensors:
                 (folder / f"{name}-{data_id}.safetensors").write_bytes(save(tensors))
         if isinstance(self.teacher, NetworkLabels) and not self.teacher.shared:
-            self.teacher.save(folder / "teacher" / data_id)
+            self.teacher.save(folder / self.teacher.kind / data_id)
         (folder / "assets").mkdir()
         self.grid().save(folder / GRID, optimize=True)
         self._write_about(folder, home, data_id, sum(path.stat().st_size for path in (folder / "data").iterdir()))
@@ -345,12 +351,17 @@ class DistilledSet(nn.Module, HubFolder):
         save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
         (folder / "README.md").write_text(self._card(home, data_id, png_bytes), encoding="utf-8")
 
+    def _format_version(self) -> int:
+        if isinstance(self.teacher, ProjectorLabels):
+            return FORMAT_VERSION
+        return 2 if self.is_bytes or isinstance(self.teacher, NetworkLabels) else 1
+
     def _derived(self, data_id: str) -> dict[str, Any]:
         label_source = {"kind": self.label_source.kind}
         if self.teacher is not None:
             label_source["teacher"] = self.teacher.to_config()
         return {
-            "format_version": FORMAT_VERSION if self.is_bytes or isinstance(self.teacher, NetworkLabels) else 1,
+            "format_version": self._format_version(),
             "pixels": PIXELS[self.is_bytes],
             "data_id": data_id,
             "images": len(self),
@@ -409,7 +420,7 @@ class DistilledSet(nn.Module, HubFolder):
         described = config["label_source"].get("teacher")
         try:
             preprocessing = Preprocessing.from_config(config["preprocessing"], whitening)
-            teacher = None if described is None else _read_teacher(described, networks, folder / "teacher" / data_id)
+            teacher = None if described is None else _read_teacher(described, networks, folder, data_id)
         except ValueError as error:
             raise ValueError(f"{path} does not describe a distilled set ({error}); save the artifact again") from error
         shape = (preprocessing.channels, *preprocessing.image_size)
@@ -493,8 +504,10 @@ class DistilledSet(nn.Module, HubFolder):
         network, labeller = None, "network(s) that give the soft labels"
         if isinstance(self.teacher, NetworkLabels):
             shared = self.teacher.reference.home
-            network = {"name": self.teacher.name, "digest": self.teacher.digest, "home": shared}
-            labeller = "network that labels the images and their parts"
+            kind = self.teacher.kind
+            network = {"kind": kind, "name": self.teacher.name, "digest": self.teacher.digest, "home": shared}
+            what = "LoRA matrices of the projector" if kind == ProjectorLabels.kind else "network"
+            labeller = f"{what} that labels the images and their parts"
             labeller += f", shared with everybody who has {shared.repo_id}" if shared else ""
         caption = f"{' and '.join(shown) or 'All images'}{'' if self.is_bytes else ', rounded to 8 bits'}."
         sizes = {
@@ -503,6 +516,7 @@ class DistilledSet(nn.Module, HubFolder):
             "class of each image, as int64": self.labels.numel() * 8,
             "soft label of each image, as float16": 0 if self.soft_labels is None else self.soft_labels.numel() * 2,
             labeller: 0 if self.teacher is None else self.teacher.num_bytes,
+            **self._prior_sizes(),
             "whitening matrices": sum(tensor.nbytes for tensor in self.preprocessing.tensors().values()),
             "the source's images at this size, uncompressed": (source.get("num_images") or 0)
             * channels
@@ -547,12 +561,45 @@ class DistilledSet(nn.Module, HubFolder):
             soft_labels=self.soft_labels is not None,
             teacher=isinstance(self.teacher, TeacherLabels),
             network=network,
+            projector=self._fidelity(),
             learned_lr=None if self.log_lr is None else math.exp(self.log_lr.item()),
             results=None if self.report is None else self.report.markdown(),
             labels_plot=PLOT,
             labels_results=None if self.report is None else self.report.labels_markdown(),
             sizes={what: count for what, count in sizes.items() if count},
         )
+
+    def _prior_sizes(self) -> dict[str, int]:
+        """What a projector needs beside its own matrices, as far as the set knows."""
+        about = self.config.get("projector") or {}
+        if not isinstance(self.teacher, ProjectorLabels):
+            return {}
+        return {
+            "its text embeddings, which CLIP's text encoder can make again": about.get("text_head_bytes", 0),
+            f"CLIP's image encoder that it adapts ({about.get('prior', 'see its card')})": about.get("prior_bytes", 0),
+        }
+
+    def _fidelity(self) -> str | None:
+        """How well the projector imitates its teachers, in a sentence, as far as the set knows."""
+        about = self.config.get("projector") or {}
+        if not isinstance(self.teacher, ProjectorLabels) or not is_number(about.get("agreement")):
+            return None
+        kl = f" and {about['kl']:.3g} nats away from them on average" if is_number(about.get("kl")) else ""
+        return f"On views of {about.get('asked_about')} it names the class that its teachers name in " + (
+            f"{100 * about['agreement']:.1f} % of the cases{kl} (Kullback-Leibler divergence)."
+        )
+
+    def label_with(self, teacher: NetworkLabels) -> None:
+        """Let a network or a projector label these images from now on.
+
+        Raises:
+            ValueError: It is for other classes, or sees images through another preprocessing.
+        """
+        teacher.check_fits(self.class_names, self.preprocessing)
+        self.teacher = teacher
+        self.config.pop("projector", None)
+        if isinstance(teacher, ProjectorLabels):
+            self.config["projector"] = teacher.projector.about()
 
     def push_results(
         self, repo_id: str, report: EvalReport, *, tag: str | None = None, token: str | bool | None = None
@@ -692,10 +739,13 @@ def _aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _read_teacher(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> TeacherLabels | NetworkLabels:
-    if "sha256" in config:
-        return NetworkLabels.from_config(config, folder)
-    return TeacherLabels.from_config(config, tensors)
+def _read_teacher(
+    config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, data_id: str
+) -> TeacherLabels | NetworkLabels:
+    if "sha256" not in config:
+        return TeacherLabels.from_config(config, tensors)
+    kind = ProjectorLabels if config.get("kind") == ProjectorLabels.kind else NetworkLabels
+    return kind.from_config(config, folder / kind.kind / data_id)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

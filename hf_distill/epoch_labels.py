@@ -40,7 +40,7 @@ from .compiling import compiled_labels
 from .config import check_at_least
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .hub import Home, HubFolder
-from .labels import LabelSource, NetworkLabels, TeacherLabels
+from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels
 from .pools import Pool, upload
 from .recorded import (
     RECORDED,
@@ -450,7 +450,7 @@ def images_sha256(pool: Pool) -> str:
 
 
 def relabel(
-    teacher: NetworkLabels | TeacherLabels,
+    teacher: NetworkLabels | TeacherLabels | MeanLabels,
     pool: Pool,
     views: Views,
     epochs: int,
@@ -569,6 +569,8 @@ def _identity(teacher: LabelSource) -> dict[str, Any]:
     if isinstance(teacher, TeacherLabels):
         digest = hashlib.sha256(np.ascontiguousarray(teacher.thetas.cpu().numpy())).hexdigest()
         return {**teacher.to_config(), "sha256": digest}
+    if isinstance(teacher, MeanLabels):
+        return {"network": "mean", "sources": [_identity(source) for source in teacher.sources]}
     raise ValueError(f"labels of kind {teacher.kind!r} cannot label views; expected a teacher")
 
 

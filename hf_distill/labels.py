@@ -4,6 +4,7 @@ Labels are logits everywhere; the loss applies the softmax. A source is called w
 their classes and their row numbers in the set, and gives either classes or logits.
 """
 
+import fnmatch
 import functools
 import re
 import reprlib
@@ -15,10 +16,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from .checks import Rules, check_values, is_whole
 from .functional import FlatModel
 from .models import StudentSpec
+from .projector import LabelProjector
 from .repository import Repository
 from .teachers import Teacher
 from .transforms import Preprocessing
@@ -201,7 +204,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 NETWORK: Rules = {
-    "network": ("the name of a timm model", lambda name: isinstance(name, str) and len(name) < 200),
+    "network": ("the name of a network", lambda name: isinstance(name, str) and len(name) < 200),
     "num_bytes": ("a whole number from 1", is_whole),
     "sha256": ("64 hex digits", _is_sha256),
     "shared": ("an object with repo_id, as owner/name, and revision, a commit; or null", _is_home),
@@ -210,10 +213,10 @@ NETWORK: Rules = {
 
 @dataclass(frozen=True)
 class TeacherReference:
-    """Which teacher it is, and where its files are.
+    """Which teacher it is, or which projector, and where its files are.
 
     Attributes:
-        network: The architecture.
+        network: Its name: of a teacher the architecture.
         num_bytes: Of parameters and running statistics.
         sha256: Of the same.
         home: The repository that everybody has it from, at a commit; None where its files lie with what it labels.
@@ -225,15 +228,15 @@ class TeacherReference:
     home: Repository | None
 
     @classmethod
-    def of(cls, teacher: Teacher) -> "TeacherReference":
-        """The reference to a teacher that is at hand."""
-        return cls(teacher.spec.name, teacher.num_bytes, teacher._sha256, teacher.origin)
+    def of(cls, teacher: Teacher | LabelProjector) -> "TeacherReference":
+        """The reference to a teacher, or a projector, that is at hand."""
+        return cls(teacher.name, teacher.num_bytes, teacher._sha256, teacher.origin)
 
-    def check(self, teacher: Teacher, where: str | Path) -> None:
+    def check(self, teacher: Teacher | LabelProjector, where: str | Path) -> None:
         """Raise a `ValueError` unless `teacher`, found at `where`, has these very weights."""
         if teacher._sha256 != self.sha256:
             raise ValueError(
-                f"{where} holds the weights {teacher.digest} of {reprlib.repr(teacher.spec.name)}, and the labels are "
+                f"{where} holds the weights {teacher.digest} of {reprlib.repr(teacher.name)}, and the labels are "
                 f"those of {self.sha256[:8]} of {reprlib.repr(self.network)}; use the weights that the labels were "
                 "made with"
             )
@@ -270,8 +273,9 @@ class NetworkLabels(LabelSource):
 
     def __init__(self, teacher: Teacher | TeacherReference, *, chunk_size: int = 512) -> None:
         self.chunk_size = chunk_size
-        self._teacher = teacher if isinstance(teacher, Teacher) else None
-        self.reference = TeacherReference.of(teacher) if isinstance(teacher, Teacher) else teacher
+        at_hand = not isinstance(teacher, TeacherReference)
+        self._teacher = teacher if at_hand else None
+        self.reference = TeacherReference.of(teacher) if at_hand else teacher
         self._device: torch.device | str | None = None
         self._expected: tuple[list[str], Preprocessing] | None = None
 
@@ -314,16 +318,16 @@ class NetworkLabels(LabelSource):
         home = self.reference.home
         if home is None:
             raise ValueError(f"nothing says where the teacher {self.name} ({self.digest}) is; give the teacher itself")
-        teacher = Teacher.from_pretrained(
-            home.repo_id,
-            revision=home.revision,
-            token=home.token,
-            local_files_only=home.local_files_only,
-            # Repositories of timm's own name no classes: whoever made the labels did.
-            class_names=None if self._expected is None else self._expected[0],
-        )
+        where = {"revision": home.revision, "token": home.token, "local_files_only": home.local_files_only}
+        # Repositories of timm's own name no classes: whoever made the labels did.
+        names = None if self._expected is None else self._expected[0]
+        teacher = self._load(home.repo_id, where, names)
         self.reference.check(teacher, f"{home.repo_id} at {home.revision}")
         return teacher
+
+    @classmethod
+    def _load(cls, where: str | Path, options: dict[str, Any], class_names: list[str] | None = None) -> Teacher:
+        return Teacher.from_pretrained(where, **options, class_names=class_names)
 
     def ask_with(self, token: str | bool | None, local_files_only: bool) -> None:
         """Fetch the teacher, where it is still to be fetched, with a token or from the cache alone."""
@@ -346,6 +350,10 @@ class NetworkLabels(LabelSource):
             self._teacher.to(device)
         return self
 
+    def ready(self, device: torch.device | str) -> None:
+        """Do now what the first call would: fetch the network and move it to `device`."""
+        _ = self.to(device).teacher
+
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """Logits (n, K) float32; a function of each image alone."""
@@ -359,16 +367,18 @@ class NetworkLabels(LabelSource):
         return {"kind": self.kind, **self.reference.to_config()}
 
     def save(self, folder: Path) -> None:
-        """Write the teacher into a folder that does not exist, as `Teacher.save_pretrained` does, without its card."""
+        """Write the teacher into a folder that does not exist, as its `save_pretrained` does, without its card."""
         self.teacher.save_pretrained(folder)
         for path in sorted(folder.rglob("*"), reverse=True):
+            name = path.relative_to(folder).as_posix()
             if path.is_dir():
-                path.rmdir()
-            elif path.relative_to(folder).as_posix() not in Teacher.fetched:
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif not any(fnmatch.fnmatch(name, pattern) for pattern in self.teacher.fetched):
                 path.unlink()
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], folder: Path) -> "NetworkLabels":
+    def from_config(cls, config: dict[str, Any], folder: Path) -> Self:
         """The labels that `to_config` describes: of the teacher in `folder`, unless it is shared.
 
         Raises:
@@ -378,17 +388,84 @@ class NetworkLabels(LabelSource):
         if reference.home is not None:
             return cls(reference)
         if not folder.is_dir():
-            raise ValueError(f"its teacher is missing: there is no {folder}")
-        teacher = Teacher.from_pretrained(folder)
+            raise ValueError(f"its {cls.kind} is missing: there is no {folder}")
+        teacher = cls._load(folder, {})
         reference.check(teacher, folder)
         return cls(teacher)
 
 
-def _check_fits(teacher: Teacher, class_names: Sequence[str], preprocessing: Preprocessing) -> None:
+class ProjectorLabels(NetworkLabels):
+    """The logits of a label projector, computed on the images at hand: any image, alone or not.
+
+    It is kept and found like a teacher: in its repository, or else with what it labels. Once it labels, its LoRA
+    matrices are folded into the weights, which is faster.
+
+    Args:
+        projector: The projector, or where it is.
+        chunk_size: Images that go through it at once.
+    """
+
+    kind = "projector"
+
+    def __init__(self, projector: LabelProjector | TeacherReference, *, chunk_size: int = 512) -> None:
+        super().__init__(projector, chunk_size=chunk_size)
+
+    @property
+    def projector(self) -> LabelProjector:
+        """The projector, fetched when it is first asked for; raises as `NetworkLabels.teacher`."""
+        return self.teacher
+
+    @classmethod
+    def _load(cls, where: str | Path, options: dict[str, Any], class_names: list[str] | None = None) -> LabelProjector:
+        return LabelProjector.from_pretrained(where, **options)
+
+    def ready(self, device: torch.device | str) -> None:
+        """As `NetworkLabels.ready`, and fold the matrices in."""
+        super().ready(device)
+        self.projector.merge()
+
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
+        """Logits (n, K) float32; a function of each image alone."""
+        self.projector.merge()
+        return super().__call__(images, labels, rows, epoch)
+
+
+class MeanLabels(LabelSource):
+    """The mean logits of several networks with running statistics, each asked as `NetworkLabels` asks one.
+
+    Args:
+        sources: The networks, for the same classes.
+
+    Raises:
+        ValueError: There are none.
+    """
+
+    kind = "teacher"
+
+    def __init__(self, sources: Sequence[NetworkLabels]) -> None:
+        if not sources:
+            raise ValueError("the mean of no teachers; expected one or more")
+        self.sources = list(sources)
+
+    @property
+    def num_bytes(self) -> int:
+        """Those of all networks."""
+        return sum(source.num_bytes for source in self.sources)
+
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
+        """Logits (n, K) float32; a function of each image alone."""
+        total = self.sources[0](images, labels, rows, epoch)
+        for source in self.sources[1:]:
+            total = total + source(images, labels, rows, epoch)
+        return total / len(self.sources)
+
+
+def _check_fits(teacher: Teacher | LabelProjector, class_names: Sequence[str], preprocessing: Preprocessing) -> None:
     teacher.check_classes(class_names)
     if teacher.preprocessing.fingerprint() != preprocessing.fingerprint():
+        what = "projector" if isinstance(teacher, LabelProjector) else "teacher"
         raise ValueError(
-            f"the teacher {teacher.spec.name} ({teacher.digest}) sees images through "
+            f"the {what} {teacher.name} ({teacher.digest}) sees images through "
             f"{reprlib.repr(teacher.preprocessing.to_config())}, and the set is for "
-            f"{reprlib.repr(preprocessing.to_config())}; use the teacher's preprocessing"
+            f"{reprlib.repr(preprocessing.to_config())}; use the {what}'s preprocessing"
         )

@@ -165,6 +165,7 @@ ABOUT: Rules = {
         "commit, or local: true",
         _is_base,
     ),
+    "words": (NAMES, are_names),
     "templates": ("the name of a set of prompts, or a list of texts", _is_templates),
     "logit_scale": ("a finite number", is_number),
     "image_size": ("a list of numbers", _are_numbers),
@@ -191,6 +192,7 @@ class LabelProjector(nn.Module, HubFolder):
         class_names: Names of the logits, in order; what the prompts are filled with.
         preprocessing: What the images go through that it is asked about.
         templates: The prompts: "openai", "simple", or a list of texts with one {} each.
+        words: What stands for each class in them, where its name is no word (an identifier, a number of a synset).
         lora: The sizes of the LoRA matrices.
         seed: Of their first values.
         config: What `projector_config.json` says beside these: source, training, results, versions, device.
@@ -219,6 +221,7 @@ class LabelProjector(nn.Module, HubFolder):
         preprocessing: Preprocessing,
         *,
         templates: str | Sequence[str] = "openai",
+        words: Sequence[str] | None = None,
         lora: Lora = Lora(),
         seed: int = 0,
         config: dict[str, Any] | None = None,
@@ -232,10 +235,16 @@ class LabelProjector(nn.Module, HubFolder):
         _check_inverts(preprocessing)
         self.prior, self.class_names, self.preprocessing = prior, names, preprocessing
         self.templates = templates if isinstance(templates, str) else list(templates)
+        self.words = names if words is None else list(words)
+        if not (are_names(self.words) and len(self.words) == len(names)):
+            raise ValueError(
+                f"{len(self.words)} words {reprlib.repr(self.words)} for {len(names)} classes; expected one for each, "
+                "all different"
+            )
         self.lora = lora.fitted(len(names), prior.dim, prior.default_targets)
         self.config = {"source": {}, "results": {}, "versions": package_versions(), **(config or {})}
         _check_targets(prior.visual, str(self.lora.target_modules))
-        head = prior.text_head(names, self.templates) if text_head is None else text_head
+        head = prior.text_head(self.words, self.templates) if text_head is None else text_head
         if tuple(head.shape) != (len(names), prior.dim) or not head.isfinite().all():
             raise ValueError(
                 f"text embeddings of shape {tuple(head.shape)}; expected finite {(len(names), prior.dim)}, one row for "
@@ -388,6 +397,23 @@ class LabelProjector(nn.Module, HubFolder):
     # What it is
 
     @property
+    def name(self) -> str:
+        """What it adapts, for messages and cards."""
+        return f"on {_name(self.prior)}"
+
+    def about(self) -> dict[str, Any]:
+        """What a set says of the projector that labels it, as JSON types."""
+        measured = {key: value for key, value in self.results.items() if not isinstance(value, list)}
+        return {
+            "prior": _name(self.prior),
+            "num_params": self.num_params,
+            "num_bytes": self.num_bytes,
+            "text_head_bytes": self.text_head_bytes,
+            "prior_bytes": self.prior_bytes,
+            **measured,
+        }
+
+    @property
     def results(self) -> dict[str, Any]:
         """What was measured, as far as it was: zero_shot_accuracy, test_accuracy, agreement, kl."""
         return self.config["results"]
@@ -426,7 +452,8 @@ class LabelProjector(nn.Module, HubFolder):
 
     @property
     def _sha256(self) -> str:
-        of = json.dumps([self.prior.sha256, self.class_names, self.templates, self.lora.alpha, self.lora.head_alpha])
+        said = [self.class_names, self.words, self.templates]
+        of = json.dumps([self.prior.sha256, *said, self.lora.alpha, self.lora.head_alpha])
         return hashlib.sha256((of + sha256_of(self._tensors())).encode()).hexdigest()
 
     @property
@@ -531,6 +558,7 @@ class LabelProjector(nn.Module, HubFolder):
             names,
             preprocessing,
             templates=templates,
+            words=about["words"],
             lora=lora,
             config=config,
             text_head=_text_head(folder, about, prior),
@@ -608,12 +636,13 @@ class LabelProjector(nn.Module, HubFolder):
         source, test = self.config["source"], self.results.get("test_accuracy")
         if test is not None and on_hub(source):
             (folder / EVAL_RESULTS).parent.mkdir()
-            notes = f"label projector on {_name(self.prior)}"
+            notes = f"label projector {self.name}"
             atomic_write(folder / EVAL_RESULTS, eval_results_file(source, test, notes))
         about = {
             "format_version": FORMAT_VERSION,
             "base": self._base_config(),
             "class_names": self.class_names,
+            "words": self.words,
             "templates": self.templates,
             "logit_scale": self.logit_scale,
             "preprocessing": self.preprocessing.to_config(),
@@ -666,7 +695,7 @@ class LabelProjector(nn.Module, HubFolder):
         )
 
 
-KEPT = ("source", "results", "training", "versions", "device")
+KEPT = ("source", "results", "training", "teachers", "versions", "device")
 
 
 def _name(prior: Prior) -> str:
@@ -769,7 +798,7 @@ def _text_head(folder: Path, about: dict[str, Any], prior: Prior) -> Tensor:
                 f"{path} does not hold the text embeddings that {INDEX} speaks of; fetch it again, or remove it"
             )
         return head
-    head = prior.text_head(about["class_names"], about["templates"])
+    head = prior.text_head(about["words"], about["templates"])
     if sha256_of({"text_head": head}) != expected["sha256"]:
         difference = max(abs(a - b) for a, b in zip(_sketch(head), expected["sketch"], strict=True))
         if not difference <= SKETCH_TOLERANCE * math.sqrt(len(head)):

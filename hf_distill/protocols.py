@@ -77,7 +77,11 @@ class CropProtocol(EvalProtocol):
         optimizer: "adamw", which decays only weights of two dimensions or more, or "sgd" with `momentum`.
         temperature: τ.
         squared: Multiply the loss by τ², so that gradients keep their size.
-        warmup_epochs: Of a rate that rises linearly from a hundredth; it then falls along half a cosine.
+        loss: "kl", or "mse": both logits are reduced by their mean over the classes, which a softmax does not see, and
+            the squares of their differences averaged over the classes; τ has no part in it.
+        ce_weight: β; a mixed view belongs to two classes, each by its share of it.
+        warmup_epochs: Of a rate that rises linearly from a hundredth; it then falls along a cosine.
+        cosine: Length of half the cosine, in trainings: 1 ends at 0, and 2 at half the rate.
         label_smoothing: Share of every target, hard or soft, that is spread over all classes.
     """
 
@@ -85,7 +89,10 @@ class CropProtocol(EvalProtocol):
     optimizer: str = "adamw"
     temperature: float = 20.0
     squared: bool = False
+    loss: str = "kl"
+    ce_weight: float = 0.0
     warmup_epochs: int = 0
+    cosine: float = 1.0
     label_smoothing: float = 0.0
 
     @property
@@ -97,7 +104,7 @@ class CropProtocol(EvalProtocol):
         """The factor of the learning rate in `epoch`, from 0."""
         if epoch < self.warmup_epochs:
             return 0.01 + 0.99 * epoch / self.warmup_epochs
-        left = epochs - self.warmup_epochs
+        left = (epochs - self.warmup_epochs) * self.cosine
         return (1 + math.cos(math.pi * (epoch - self.warmup_epochs) / left)) / 2
 
     def views_for(self, targets: Tensor | LabelSource, seed: int) -> ViewSource:
@@ -196,6 +203,32 @@ PROTOCOLS = {
             views=Views(scale=(0.5, 1.0)),
             source="RDED (arXiv:2312.03526) for ImageNet-1K: boxes of at least half the area, CutMix, temperature 20; "
             "its shuffle of the patches is left out.",
+        ),
+        CropProtocol(
+            "hello",
+            epochs=300,
+            full_data_epochs=100,
+            batch_size=100,
+            weight_decay=0.01,
+            lrs=(0.001,),
+            views=Views(scale=(0.5, 1.0)),
+            loss="mse",
+            ce_weight=0.025,
+            cosine=2.0,
+            source="The loss is that of HeLlO (arXiv:2408.08201), the schedule that of RDED (arXiv:2312.03526), ending "
+            "at half the rate, and the weight of the classes that of EDC (arXiv:2404.13733).",
+        ),
+        CropProtocol(
+            "hello-quick",
+            epochs=300,
+            full_data_epochs=20,
+            batch_size=64,
+            weight_decay=0.01,
+            lrs=(0.005,),
+            views=Views(scale=(0.5, 1.0), flip=0.0),
+            loss="mse",
+            ce_weight=0.025,
+            source="This library's, for small gray digits on a CPU: as crops-quick, with the loss of hello.",
         ),
         CropProtocol(
             "crops-quick",

@@ -19,7 +19,11 @@ from .config import DistillConfig, HubArguments, check_choice
 from .distilled import DistilledSet
 from .evaluation import PROTOCOLS
 from .hub import Home, HubFolder
+from .labels import ProjectorLabels
+from .projector import LabelProjector
 from .repository import Repository
+
+PROJECTOR = "label-projector"  # the folder of a projector in that of the run that trains it
 
 # Processes share unequal work (experts, students) and meet at its end; the default of minutes would end them there.
 PATIENCE = timedelta(days=7)
@@ -70,13 +74,16 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     return given
 
 
-def start_run(config: DistillConfig, hub: HubArguments, name: str) -> tuple[DistillConfig, Accelerator]:
+def start_run(
+    config: DistillConfig, hub: HubArguments, name: str, *, projector: bool = False
+) -> tuple[DistillConfig, Accelerator]:
     """The config with its output folder made, and the accelerator. All processes call it.
 
     Args:
         config: As parsed.
         hub: Where the result is to be published; whether it can be is found out now.
         name: Of the folder under `outputs/` where `--output_dir` is not given.
+        projector: A label projector is to be published too.
 
     Raises:
         ValueError: The folder is taken, the protocol is unknown, a tracker is not installed, or nothing can be
@@ -87,6 +94,8 @@ def start_run(config: DistillConfig, hub: HubArguments, name: str) -> tuple[Dist
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
     accelerator = make_accelerator()
+    if projector and hub.hub_model_id:
+        prepare_push(_of_projector(hub), LabelProjector, accelerator)
     prepare_push(hub, DistilledSet, accelerator)
     folder = on_main(accelerator, lambda: str(prepare_output_dir(config, name)))
     config = dataclasses.replace(config, output_dir=folder)
@@ -114,6 +123,31 @@ def prepare_push(hub: HubArguments, artifact: type[HubFolder], accelerator: Acce
 
     if hub.push_to_hub:
         on_main(accelerator, prepare)
+
+
+def _of_projector(hub: HubArguments) -> HubArguments:
+    return dataclasses.replace(hub, hub_model_id=f"{hub.hub_model_id}-projector")
+
+
+def push_with_projector(
+    distilled: DistilledSet, projector: LabelProjector, hub: HubArguments, folder: str | Path
+) -> str:
+    """Publish a projector as `<repository>-projector`, and the set, which then names it; one process calls it.
+
+    Returns:
+        A line for each, as `push`.
+
+    Raises:
+        ValueError, OSError: As `push`.
+    """
+    own = _of_projector(hub)
+    first = push(projector, own, Path(folder) / PROJECTOR)
+    shared = LabelProjector.from_pretrained(
+        own.hub_model_id or "", revision=hub.hub_tag, token=hub.hub_token, prior=projector.prior
+    )
+    distilled.label_with(ProjectorLabels(shared))
+    distilled.save_pretrained(folder)
+    return f"{first}\n{push(distilled, hub, folder)}"
 
 
 def push(artifact: HubFolder, hub: HubArguments, folder: str | Path) -> str:

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .config import HfArg, check_at_least
-from .crops import uniform
+from .crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from .data import RealImages
 from .files import atomic_write, load_json, save_json
 from .priors import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, Prior, prompt_templates
 from .rng import derive_seed, generator
 from .runs import on_main
-from .teacher_training import PAD, crop_flip
 
 __all__ = ["PriorArguments", "find_prior", "small_clip_folder", "train_small_clip"]
 
@@ -207,8 +206,8 @@ def _train(
             order = torch.randperm(len(real), generator=draw)
             chosen = torch.randint(len(templates), (per_epoch,), generator=draw).tolist()
             for rows, template in zip(order.split(batch), chosen, strict=False):
-                pixels = _shifted(real.uint8(rows).to(device), uniform(seed, (epoch,), rows, 2, device))
-                images = model.encode_image(((pixels.float() / 255).expand(-1, 3, -1, -1) - mean) / std, normalize=True)
+                pixels = _cropped(real.uint8(rows).to(device), uniform(seed, (epoch,), rows, CROP_DRAWS, device))
+                images = model.encode_image((pixels.expand(-1, 3, -1, -1) - mean) / std, normalize=True)
                 classes = model.encode_text(tokens[template], normalize=True)
                 loss = F.cross_entropy(model.logit_scale.exp() * images @ classes.T, real.labels[rows].to(device))
                 optimizer.zero_grad()
@@ -224,8 +223,7 @@ def _train(
     return model
 
 
-def _shifted(pixels: Tensor, u: Tensor) -> Tensor:
-    """Each image (n, C, H, W) moved by up to a sixteenth of its side and `PAD` pixels; `u` (n, 2) in [0, 1)."""
-    reach = min(PAD, min(pixels.shape[2:]) // 16)
-    places = (PAD - reach + u * (2 * reach + 1)) / (2 * PAD + 1)
-    return crop_flip(pixels, torch.cat([places, torch.ones_like(u[:, :1])], dim=1))  # 1: never mirrored
+def _cropped(pixels: Tensor, u: Tensor) -> Tensor:
+    """A part of each image (n, C, H, W), at least half of it, at full size: CLIP too was trained on crops."""
+    size = (pixels.shape[2], pixels.shape[3])
+    return crop_resize(pixels, draw_crops(u, size, (0.5, 1.0), flip=0.0), size)

@@ -118,6 +118,11 @@ class Teacher(HubFolder):
         return self
 
     @property
+    def name(self) -> str:
+        """The architecture."""
+        return self.spec.name
+
+    @property
     def results(self) -> dict[str, Any]:
         """Accuracies in [0, 1] and the curves of training, as far as they are known."""
         return self.config["results"]

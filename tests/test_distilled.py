@@ -416,7 +416,7 @@ def fewer_rows(folder: Path) -> None:
     ("damage", "says"),
     [
         (damage_config, r"distill_config\.json is not valid JSON"),
-        (lambda f: change_config(f, format_version=3), "upgrade hf_distill"),
+        (lambda f: change_config(f, format_version=4), "upgrade hf_distill"),
         (lambda f: change_config(f, preprocessing={}), "does not describe a distilled set"),
         (lambda f: change_config(f, images=99), "holds 12 images .* expected 99"),
         (lambda f: change_config(f, images=7), "expected 7"),

@@ -483,7 +483,7 @@ def broken(folder: Path, how: str) -> None:
     if how == "other classes":
         save_json(index, {**about, "class_names": NAMES[::-1]})
     elif how == "fewer classes":
-        save_json(index, {**about, "class_names": NAMES[:3]})
+        save_json(index, {**about, "class_names": NAMES[:3], "words": NAMES[:3]})
     elif how == "no adapter":
         weights.unlink()
     elif how == "cut short":

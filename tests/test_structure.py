@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 # From the roof to the cellar; a file imports from its own room and from those below.
 ROOMS = [
     {"methods"},
-    {"distiller", "blocks", "method", "teacher_training", "small_clip", "checkpoints", "runs"},
+    {"distiller", "blocks", "method", "teacher_training", "projector_training", "small_clip", "checkpoints", "runs"},
     {"label_comparison", "evaluation", "students", "crop_students", "protocols"},
     {"epoch_labels", "importing", "coresets", "metrics", "pools"},
     {"distilled", "tables", "experts", "teachers", "trajectories", "projector", "labels", "priors", "compiling"},

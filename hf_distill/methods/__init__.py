@@ -1,11 +1,12 @@
 """The methods, one file each."""
 
+from .hello import HeLlO, HeLlOConfig
 from .mtt import MTT, MTTConfig
 from .rded import RDED, RDEDConfig
 from .sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
 from .tesla import Tesla, TeslaConfig
 
-METHODS = (MTT, Tesla, SRe2L, CDA, RDED)
+METHODS = (MTT, Tesla, SRe2L, CDA, RDED, HeLlO)
 
 __all__ = [
     "CDA",
@@ -13,6 +14,8 @@ __all__ = [
     "MTT",
     "RDED",
     "CDAConfig",
+    "HeLlO",
+    "HeLlOConfig",
     "MTTConfig",
     "RDEDConfig",
     "SRe2L",

@@ -1,0 +1,303 @@
+"""HeLlO: images of tiled crops, and a projector that computes their soft labels in place of storing them.
+
+*Heavy Labels Out! Dataset Distillation with Label Space Lightening*, ICCV 2025, arXiv:2408.08201.
+
+    p_k  = crop k of a real image at full size,  p̂_k = up(tile_k),  tile_k begins as down(p_k)        (`patches`)
+    tile_k <- clamp(Adam(tile_k, ∂ MSE(E(p_k), E(up(tile_k)))))                        what tiling lost, in CLIP's space
+    f    = (W + A_W B_W)ᵀ E_{θ + A B}(x)                                          LoRA on CLIP, as few bytes as it takes
+    A, B: MSE(f(x), mean_m g_m(x)) + λ CE(f(x), y) on views x of real images               (`projector_training`)
+    φ   <- φ − α ∇(MSE(φ(x), f(x)) + β CE(φ(x), y)) on views x of the tiled images             the student (`protocols`)
+
+    symbol   name             meaning
+    E        prior            CLIP's image encoder, which everybody has: its bytes are counted apart
+    W        text head        embeddings of the class names: computed again, not stored
+    g_m      teachers         weak ones, along one training; the last and best one scores the crops
+    T        update_steps     steps of the update in CLIP's space, at learning rate `lr_update`
+    λ, β     ce_projector     weights of the classes; β belongs to the protocol of the students
+
+No code of the authors is public, and their paper leaves open: which CLIP (its parameter counts say RN50), how nine
+teachers become one target (here their mean), λ, β, the texts, and every budget. What is chosen here is in the configs,
+and `recipes/configs/hello` marks each value with where it comes from.
+
+An update without loss of size (`factor` 1) has nothing to mend and is left out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..accounting import LabelCosts, label_costs
+from ..cards import Paper
+from ..config import HfArg, check_at_least, check_choice
+from ..data import RealImages
+from ..distilled import DistilledSet
+from ..epoch_labels import relabel
+from ..evaluation import distilled_pool
+from ..label_comparison import compare_labels
+from ..labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
+from ..priors import Prior
+from ..projector_training import ProjectorConfig, train_projector
+from ..protocols import CropProtocol
+from ..results import EvalReport
+from ..rng import derive_seed
+from ..runs import PROJECTOR
+from ..teachers import Teacher
+from .patches import PatchConfig, PatchMethod, take_crops
+
+SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
+KEPT = 10  # logits of each view in the table of costs
+
+
+def enlarged(tiles: Tensor, size: tuple[int, int]) -> Tensor:
+    """`tiles` (n, C, h, w) as images (n, C, *size), by bilinear interpolation; differentiable."""
+    return F.interpolate(tiles, size, mode="bilinear", align_corners=False, antialias=False)
+
+
+def update_in_prior(
+    prior: Prior, tiles: Tensor, originals: Tensor, steps: int, lr: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tiles that CLIP sees, enlarged, more as it sees the crops they stand for.
+
+    Args:
+        prior: The encoder E.
+        tiles: (n, C, h, w) float32 in [0, 1], shrunk crops.
+        originals: (n, C, H, W) float32 in [0, 1], the crops at full size.
+        steps: Steps of Adam; the tiles do not depend on each other.
+        lr: Its learning rate, for values in [0, 1].
+
+    Returns:
+        The tiles, in [0, 1], and the mean squared difference of the embeddings of each before and after, both (n,).
+    """
+    size = (originals.shape[2], originals.shape[3])
+    with torch.no_grad():
+        wanted = prior.embed(originals).float()  # (n, d)
+    x = tiles.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([x], lr=lr, fused=x.device.type == "cuda")
+
+    def difference() -> Tensor:
+        return (prior.embed(enlarged(x, size)).float() - wanted).square().mean(1)
+
+    before = torch.zeros(len(x), device=x.device)
+    for step in range(steps):
+        loss = difference()
+        if step == 0:
+            before = loss.detach()
+        (x.grad,) = torch.autograd.grad(loss.sum(), x)
+        optimizer.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+    with torch.no_grad():
+        return x.detach(), before, difference()
+
+
+@dataclass
+class HeLlOConfig(ProjectorConfig, PatchConfig):
+    """Hyper-parameters of HeLlO; those of the crops are RDED's, the others this library's where the paper is silent."""
+
+    teachers: list[str] | None = HfArg(
+        default=None,
+        help="Networks to imitate, the best one last: folders, repositories, or timm:<name> for pretrained weights. "
+        "Without it: --weak_teachers of one training, made here.",
+    )
+    update_steps: int = HfArg(default=100, help="Steps of the update of the tiles in CLIP's space; 0 for none.")
+    lr_update: float = HfArg(default=0.01, help="Learning rate of Adam in that update, for pixels in [0, 1].")
+    eval_protocol: str = HfArg(default="hello", help="How students are trained on the set, such as hello or rded.")
+    compare_labels: list[str] = HfArg(
+        default_factory=lambda: list(SOURCES),
+        help=f"Labels that students of the images are compared with: some of {', '.join(SOURCES)}, or none.",
+    )
+    pruned_share: float = HfArg(default=0.1, help="Share of the epochs that pruned labels are stored for.")
+
+    def __post_init__(self) -> None:
+        PatchConfig.__post_init__(self)
+        ProjectorConfig.__post_init__(self)
+        if self.compare_labels == ["none"]:
+            self.compare_labels = []
+        for name in self.compare_labels:
+            check_choice("compare_labels", name, SOURCES)
+        if not 0 < self.pruned_share <= 1:
+            raise ValueError(f"--pruned_share is {self.pruned_share}; expected above 0, and at most 1")
+        for flag in ("update_steps", "lr_update"):
+            check_at_least(flag, getattr(self, flag), 0)
+
+
+class HeLlO(PatchMethod):
+    """Tiled crops, mended in CLIP's space, and the projector that labels what students see of them.
+
+    Args:
+        config: A `HeLlOConfig`.
+        train: The images to distil.
+        teachers: What the projector imitates; the last one scores the crops, and is the student's architecture.
+        prior: The CLIP model.
+        test: Images to report the projector's accuracy on.
+        held_out: See `Method`.
+        accelerator: See `Method`.
+
+    Attributes:
+        projector: Once the set is distilled; its folder is `projector` in that of the run.
+
+    Raises:
+        ValueError: A teacher has other classes or another input than `train`, a class has too few images, or the
+            protocol looks at no views.
+    """
+
+    config_class = HeLlOConfig
+    config: HeLlOConfig
+    paper = Paper(
+        title="Heavy Labels Out! Dataset Distillation with Label Space Lightening",
+        authors="Ruonan Yu, Songhua Liu, Zigeng Chen, Jingwen Ye, Xinchao Wang",
+        year=2025,
+        arxiv_id="2408.08201",
+        bibtex="""@inproceedings{yu2025heavy,
+  title={Heavy Labels Out! Dataset Distillation with Label Space Lightening},
+  author={Yu, Ruonan and Liu, Songhua and Chen, Zigeng and Ye, Jingwen and Wang, Xinchao},
+  booktitle={Proceedings of the IEEE/CVF International Conference on Computer Vision},
+  year={2025}
+}""",
+    )
+
+    def __init__(
+        self,
+        config: HeLlOConfig,
+        train: RealImages,
+        teachers: Sequence[Teacher],
+        prior: Prior,
+        *,
+        test: RealImages | None = None,
+        held_out: RealImages | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        if not teachers:
+            raise ValueError("HeLlO without teachers has nothing to imitate; give one or more")
+        super().__init__(config, train, teachers[-1], held_out=held_out, accelerator=accelerator)
+        if not isinstance(self.protocol, CropProtocol):
+            raise ValueError(
+                f"--eval_protocol {self.protocol.name} looks at no views of the images, which a projector labels; use "
+                "hello, rded or cda"
+            )
+        for teacher in teachers[:-1]:
+            teacher.check_matches(train)
+        self.teachers = list(teachers)
+        self.prior, self.test = prior, test
+
+    def identity(self) -> dict:
+        """Beside the data and the teacher that scores, CLIP's weights."""
+        return {**super().identity(), "prior": self.prior.digest}
+
+    def tile(self, images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tiles (n, C, *size) uint8 of boxes, mended where they are smaller than an image."""
+        small, full = take_crops(images, boxes, size), (images.shape[2], images.shape[3])
+        if not self.config.update_steps or size == full:
+            return small
+        original = take_crops(images, boxes, full).float() / 255
+        with self.accelerator.autocast():
+            prior = self.prior.to(self.device)
+            mended, *_ = update_in_prior(
+                prior, small.float() / 255, original, self.config.update_steps, self.config.lr_update
+            )
+        return (mended * 255).round().to(torch.uint8)
+
+    def distill(self) -> DistilledSet:
+        """The set with its projector, which is trained after the images are made. All processes call it.
+
+        Raises:
+            DistillationDiverged, ValueError: As `BlockDistiller.distill` and `train_projector`.
+        """
+        distilled = super().distill()
+        self.projector = train_projector(
+            self.train,
+            self.test,
+            self.prior,
+            self.teachers,
+            self.protocol.views,
+            self.config,
+            self.output_dir / PROJECTOR,
+            seed=self.config.seed,
+            accelerator=self.accelerator,
+            synthetic=distilled_pool(distilled, self.device),
+            resume_from_checkpoint=self.config.resume_from_checkpoint and "latest",
+            overwrite=self.config.overwrite_output_dir,
+            disable_tqdm=self.config.disable_tqdm,
+        )
+        distilled.label_with(ProjectorLabels(self.projector))
+        return distilled
+
+    def costs(self) -> LabelCosts:
+        """What labels of each kind cost for this set and the students of its protocol, by formula."""
+        projector, classes = self.projector, self.train.num_classes
+        return label_costs(
+            self.config.ipc * classes,
+            self.protocol.epochs,
+            classes,
+            share=self.config.pruned_share,
+            kept=KEPT if classes > KEPT else None,
+            projector_params=projector.num_params,
+            text_head_bytes=projector.text_head_bytes,
+            prior_bytes=projector.prior_bytes,
+            teacher_bytes=self.online.num_bytes,
+        )
+
+    @property
+    def online(self) -> MeanLabels:
+        """What the projector imitates, asked while students train."""
+        return MeanLabels([NetworkLabels(teacher) for teacher in self.teachers])
+
+    def sources(self) -> dict[str, LabelSource]:
+        """The label sources that `compare_labels` names, by their names in the report. All processes call it.
+
+        Stored and pruned labels are made here, and kept in `labels-stored` and `labels-pruned` of the run's folder.
+        """
+        pool, views = distilled_pool(self.distilled, self.device), self.protocol.views
+        pruned = max(1, round(self.config.pruned_share * self.protocol.epochs))
+
+        def stored(name: str, epochs: int) -> LabelSource:
+            views_of = replace(views, seed=derive_seed(self.config.seed, "labels", name))
+            return relabel(
+                self.online,
+                pool,
+                views_of,
+                epochs,
+                self.output_dir / f"labels-{name}",
+                source=self.train.provenance,
+                accelerator=self.accelerator,
+                disable_tqdm=self.config.disable_tqdm,
+            )
+
+        makers: dict[str, tuple[str, Callable[[], LabelSource]]] = {
+            "hard": ("hard", HardLabels),
+            "one_per_image": ("one per image", lambda: StoredLabels(pool.targets(self.online))),
+            "stored": ("stored", lambda: stored("stored", self.protocol.epochs)),
+            "pruned": (f"pruned, {pruned} epochs", lambda: stored("pruned", pruned)),
+            "projector": ("projector", lambda: ProjectorLabels(self.projector)),
+            "teacher": ("online teacher", lambda: self.online),
+        }
+        chosen = [makers[name] for name in SOURCES if name in self.config.compare_labels]
+        return {name: make() for name, make in chosen}
+
+    def evaluate(self, test: RealImages) -> EvalReport:
+        """As `Method.evaluate`, with a comparison of label sources on these images."""
+        report = super().evaluate(test)
+        sources = self.sources()
+        if sources:
+            report.labels = compare_labels(
+                self.distilled,
+                sources,
+                self.held_out,
+                test,
+                self.protocol,
+                num_seeds=self.config.eval_seeds,
+                seed=self.config.seed,
+                accelerator=self.accelerator,
+                disable_tqdm=self.config.disable_tqdm,
+            )
+        return report
+
+    def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
+        """The images with their classes; the projector labels them once it is trained."""
+        named = [{"network": teacher.spec.name, "digest": teacher.digest} for teacher in self.teachers]
+        about = {"student": self.teacher.spec.to_dict(), "teachers": named}
+        return DistilledSet(images, labels, self.train.class_names, self.preprocessing, config=about)
