@@ -10,11 +10,17 @@ import torch.nn.functional as F
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor, nn
 
-from hf_distill.crop_students import distillation_loss, parameter_groups, train_on_crops
+from hf_distill.crop_students import (
+    classes_loss,
+    distillation_loss,
+    matching_loss,
+    parameter_groups,
+    train_on_crops,
+)
 from hf_distill.labels import LabelSource, NetworkLabels
 from hf_distill.models import StudentSpec
 from hf_distill.pools import Pool, accuracy
-from hf_distill.protocols import CropProtocol
+from hf_distill.protocols import PROTOCOLS, CropProtocol
 from hf_distill.rng import derive_seed, generator
 from hf_distill.teachers import Teacher
 from hf_distill.transforms import Preprocessing
@@ -99,6 +105,29 @@ def test_half_precision_logits_are_compared_in_single_precision():
     assert torch.equal(found, distillation_loss(student.bfloat16().float(), teacher.half().float(), 20.0))
 
 
+def test_matching_is_the_variance_of_the_difference_and_plain_matching_its_mean_square():
+    student, teacher = (
+        torch.tensor([[1.0, 5.0, 0.0], [2.0, 2.0, 2.0]]),
+        torch.tensor([[0.0, 1.0, 2.0], [7.0, 7.0, 7.0]]),
+    )
+    # Differences (1, 4, -2) and (-5, -5, -5): less their means (1 and -5) they are (0, 3, -3) and nothing.
+    assert matching_loss(student, teacher).tolist() == pytest.approx([6.0, 0.0])
+    assert matching_loss(student, teacher, centred=False).tolist() == pytest.approx([7.0, 25.0])
+    draw = generator(0, "logits")
+    one, other = (torch.randn(9, 7, generator=draw) for _ in range(2))
+    torch.testing.assert_close(matching_loss(one, other), (one - other).var(1, unbiased=False))
+    found = matching_loss(one.bfloat16(), other.half())
+    assert found.dtype == torch.float32
+    assert torch.equal(found, matching_loss(one.bfloat16().float(), other.half().float()))
+
+
+def test_a_mixed_view_belongs_to_two_classes_each_by_its_share():
+    logits = torch.tensor([[0.0, math.log(3.0), 0.0]] * 3)  # probabilities 1/5, 3/5 and 1/5
+    own, partners, share = torch.tensor([1, 1, 0]), torch.tensor([0, 0, 0]), torch.tensor([1.0, 0.25, 0.5])
+    expected = [math.log(5 / 3), 0.25 * math.log(5 / 3) + 0.75 * math.log(5), math.log(5)]
+    assert classes_loss(logits, own, partners, share).tolist() == pytest.approx(expected)
+
+
 # The optimizer and its schedule
 
 
@@ -125,6 +154,56 @@ def test_the_rate_warms_up_from_a_hundredth_and_ends_near_nothing():
     assert [warm.rate(epoch, 100) for epoch in range(6)] == pytest.approx([0.01, 0.208, 0.406, 0.604, 0.802, 1.0])
     assert warm.rate(5 + 95 // 2, 100) == pytest.approx(0.5, abs=0.01)
     assert 0 < warm.rate(99, 100) < 3e-4
+
+
+def test_a_cosine_of_twice_the_training_ends_at_half_the_rate():
+    long = replace(PROTOCOL, cosine=2.0)
+    assert long.rate(0, 300) == 1
+    assert long.rate(150, 300) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert long.rate(299, 300) == pytest.approx(0.5, abs=0.003)
+    assert 0.5 < long.rate(299, 300) < long.rate(298, 300)
+    warm = replace(long, warmup_epochs=5)
+    assert [warm.rate(epoch, 100) for epoch in (0, 5)] == [0.01, 1.0]
+    assert warm.rate(99, 100) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["hello", "hello-quick"])
+def test_students_of_hello_match_logits_and_a_little_of_the_classes_on_views_of_at_least_half_the_image(name):
+    protocol = PROTOCOLS[name]
+    assert (protocol.loss, protocol.ce_weight, protocol.views.scale) == ("mse", 0.025, (0.5, 1.0))
+    assert protocol.views.mix == "cutmix"
+    assert PROTOCOLS["hello"].rate(299, 300) == pytest.approx(0.5, abs=0.003)
+    assert PROTOCOLS["hello"].lrs == (0.001,)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_training_by_matching_is_a_plain_loop_too(pool, teacher, mix):
+    protocol = replace(PROTOCOL, loss="mse", ce_weight=0.3, cosine=2.0, optimizer="sgd", views=Views(mix=mix))
+    rows = torch.tensor([16, 3, 8, 0, 11, 12, 5])
+    found = train(pool, teacher, protocol, rows)
+
+    model = SPEC.build(derive_seed(1, "init")).train()
+    stepper = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01, foreach=False)
+    views = replace(protocol.views, seed=derive_seed(1, "views"))
+    draw = generator(1, "order")
+    for epoch in range(3):
+        for group in stepper.param_groups:
+            group["lr"] = 0.01 * math.cos(math.pi * epoch / 12) ** 2  # half a cosine, over six epochs
+        for places in torch.randperm(7, generator=draw).split(5):
+            x = views(lambda chosen: pool.images(rows[chosen]), places, epoch, 7)
+            given, wanted = model(x), teacher.teacher.model(x).detach()
+            partners, share = views.mixing(places, epoch, 7, (8, 8))
+            classes = torch.zeros(len(places), 4)
+            for row, (one, two, part) in enumerate(zip(places, partners, share.tolist(), strict=True)):
+                classes[row, pool.labels[rows[one]]] += part
+                classes[row, pool.labels[rows[two]]] += 1 - part
+            matched = (given - wanted).var(1, unbiased=False).mean()
+            loss = matched - 0.3 * (classes * given.log_softmax(1)).sum(1).mean()
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -82,6 +82,7 @@ TRAINED = {
     "cda-cifar": ("adamw", 0.001, 0.01, 128, 400, 30, False, "mixup", 0, 0),
     "cda-21k": ("adamw", 0.002, 0.01, 32, 300, 20, False, "none", 0, 0.2),
     "rded": ("adamw", 0.001, 0.01, 100, 300, 20, False, "cutmix", 0, 0),
+    "hello": ("adamw", 0.001, 0.01, 100, 300, 20, False, "cutmix", 0, 0),
 }
 # Of RDED: factor, candidates, crops
 TILED = {
@@ -89,6 +90,11 @@ TILED = {
     "rded/tiny-imagenet-ipc50.yaml": (1, 300, 5),
     "rded/imagenette-ipc10.yaml": (2, 300, 5),
     **{f"rded/imagenet1k-ipc{ipc}.yaml": (2, 300, 5) for ipc in (1, 10, 50)},
+}
+# Of HeLlO: the CLIP model
+PROJECTED = {
+    **{f"hello/imagenet1k-rn50-ipc{ipc}.yaml": "timm/resnet50_clip.openai" for ipc in (10, 50)},
+    "hello/imagenet1k-vitb32-ipc10.yaml": "openai/clip-vit-base-patch32",
 }
 # Of teachers. Network, start, epochs, warm-up, batch, optimizer, schedule, rate, decay, smoothing, augmentation
 SQUEEZED = {
@@ -121,7 +127,7 @@ def parsed(name: str) -> tuple[Any, ...]:
 
 
 def test_every_published_setting_has_its_preset():
-    assert {*PUBLISHED, *BORROWED, *RECOVERED, *TILED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
+    assert {*PUBLISHED, *BORROWED, *RECOVERED, *TILED, *PROJECTED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
     assert {recipe_of(name) for name in DEMOS} == {recipe_of(name) for name in PRESETS}
 
 
@@ -254,6 +260,18 @@ def test_a_preset_tiles_as_the_scripts_of_rdeds_authors_do(name):
     assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
+@pytest.mark.parametrize("name", PROJECTED)
+def test_a_preset_projects_as_the_paper_of_hello_does_as_far_as_it_says(name):
+    data, teacher, prior, config, _ = parsed(name)
+    assert (prior.model_name_or_path, config.class_words, config.prompts) == (PROJECTED[name], "imagenet", "openai")
+    assert (config.lora_r, config.lora_alpha, config.lora_head_r, config.weak_teachers) == (8, None, 128, 9)
+    assert (config.factor, config.num_candidates, config.num_crops, config.min_scale) == (2, 300, 5, 0.08)
+    assert (config.eval_protocol, teacher.student, config.teachers) == ("hello", "resnet18", None)
+    assert (data.mean, data.std, data.resolution) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], [224])
+    assert data.validation_fraction == 0
+    assert "stored" not in config.compare_labels  # gigabytes that nobody asked for
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_students_are_trained_as_the_source_trains_them(name):
     protocol = PROTOCOLS[name]
@@ -265,5 +283,5 @@ def test_students_are_trained_as_the_source_trains_them(name):
     if name == "cda-cifar":
         assert (protocol.views.crop, protocol.views.pad, protocol.views.alpha) == ("padded", 4, 0.8)
     else:
-        smallest = 0.5 if name == "rded" else 0.08
+        smallest = 0.5 if name in ("rded", "hello") else 0.08
         assert (protocol.views.crop, protocol.views.scale, protocol.views.alpha) == ("resized", (smallest, 1.0), 1.0)

@@ -19,7 +19,9 @@ from hf_distill.config import parse_args
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 PRESETS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-LAUNCH = re.compile(r"# (?:accelerate launch|python) recipes/(\w+)\.py(?: --config (\S+))?\s")
+LAUNCH = re.compile(
+    r"# (?:accelerate launch(?: --mixed_precision bf16)?|python) recipes/(\w+)\.py(?: --config (\S+))?\s"
+)
 TINY = {
     "max_train_samples": 100,
     "max_test_samples": 30,
