@@ -21,7 +21,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint, where_to_start
+from .compiling import compiled
 from .config import HfArg, check_at_least, check_choice
 from .crop_students import classes_loss, matching_loss
 from .data import RealImages
-from .pools import Pool, accuracy
+from .pools import Pool, accuracy, upload
 from .priors import Prior
 from .projector import INDEX, LabelProjector, Lora
 from .rng import derive_seed, generator
@@ -44,7 +45,7 @@ from .runs import on_main
 from .teachers import Teacher
 from .views import Views
 
-__all__ = ["ProjectorConfig", "fidelity", "train_projector"]
+__all__ = ["ProjectorConfig", "ProjectorStep", "fidelity", "train_projector"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ def describe(
     if config.adapt_epochs and synthetic is not None:
         pixels = synthetic.source if isinstance(synthetic.source, Tensor) else synthetic.source.uint8(slice(None))
         images = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    is_compiled = compiled(_answer, accelerator) is not _answer
     described = {
         "prior": prior.sha256,
         "teachers": [teacher.digest for teacher in teachers],
@@ -171,6 +173,7 @@ def describe(
         "words": config.words(real.class_names),
         "synthetic": images,
         "mixed_precision": str(accelerator.mixed_precision),
+        "compiled": accelerator.state.dynamo_plugin.backend.value.lower() if is_compiled else None,  # other last bits
     }
     return json.loads(json.dumps(described))
 
@@ -313,13 +316,89 @@ def fidelity(
     return {"agreement": agreement, "kl": kl, "views": epochs * len(pool)}
 
 
-def _mean(teachers: Sequence[Teacher], x: Tensor) -> Tensor:
+def _answer(model: nn.Module, x: Tensor) -> Tensor:
+    """Compiled in place of `model`: teachers of one architecture share its graph."""
+    return model(x).float()
+
+
+def _mean(teachers: Sequence[Teacher], x: Tensor, answer: Callable[[nn.Module, Tensor], Tensor] = _answer) -> Tensor:
     """The mean logits (n, K) float32 of `teachers`."""
-    return torch.stack([teacher.logits(x).float() for teacher in teachers]).mean(0)
+    return torch.stack([answer(teacher.model, x) for teacher in teachers]).mean(0)
 
 
 def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cuda" else x
+
+
+class ProjectorStep:
+    """One step of training on views that are there: LoRA's gradients, summed over the processes, and AdamW.
+
+    Args:
+        projector: What learns; in training mode, on the device.
+        config: The loss and the optimizer.
+        accelerator: Processes and precision; and whether the forward passes are compiled.
+
+    Attributes:
+        parameters: What is trained.
+        optimizer: What trains it.
+    """
+
+    def __init__(self, projector: LabelProjector, config: ProjectorConfig, accelerator: Accelerator) -> None:
+        self.projector, self.config, self.accelerator = projector, config, accelerator
+        self.parameters = projector.parameters_to_train()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr_projector, weight_decay=0.0, fused=accelerator.device.type == "cuda"
+        )
+        self._answer = compiled(_answer, accelerator)
+
+    def losses(
+        self, x: Tensor, teachers: Sequence[Teacher], classes: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The losses of views, and whether the projector's largest logit is that of the teachers, both (n,).
+
+        Args:
+            x: (n, C, H, W), on the device.
+            teachers: The mean of whose logits is imitated.
+            classes: (n,) each, on the device: the classes of the images, those of their partners, and the share of
+                each view that is its own image's.
+        """
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                wanted = _mean(teachers, x, self._answer)
+            found = self._answer(self.projector, x)
+        losses = matching_loss(found, wanted, self.config.projector_loss == "centred")
+        if self.config.ce_projector:
+            losses = losses + self.config.ce_projector * classes_loss(found, *classes)
+        return losses, found.detach().argmax(1) == wanted.argmax(1)
+
+    def __call__(
+        self, x: Tensor, teachers: Sequence[Teacher], classes: tuple[Tensor, Tensor, Tensor], lr: float, size: int
+    ) -> Tensor:
+        """Take the step. All processes call it.
+
+        Args:
+            x, teachers, classes: As in `losses`; the views of this process.
+            lr: Learning rate.
+            size: Views of all processes.
+
+        Returns:
+            (2,) float64: the sum of the losses before the step, and how often projector and teachers agreed.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses, agreed = self.losses(x, teachers, classes)
+        self._take(torch.autograd.grad(losses.sum() / size, self.parameters))
+        self.optimizer.step()
+        return torch.stack([losses.detach().sum(), agreed.sum()]).double()
+
+    def _take(self, gradients: Sequence[Tensor]) -> None:
+        """Give the parameters the sum of all processes' gradients, no longer than 1."""
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        if self.accelerator.num_processes > 1:
+            flat = self.accelerator.reduce(flat)
+        flat = flat * (1 / flat.norm().clamp(min=1))
+        for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
 
 class _Run:
@@ -349,10 +428,7 @@ class _Run:
         self.projector = LabelProjector(
             prior, names, real.preprocessing, **sentences, lora=config.lora(), seed=seeds
         ).to(device)
-        self.parameters = self.projector.parameters_to_train()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr_projector, weight_decay=0.0, fused=device.type == "cuda"
-        )
+        self.step = ProjectorStep(self.projector, config, accelerator)
         self.losses: list[float] = []
         self.agreements: list[float] = []
         for pool in self._pools():
@@ -401,43 +477,22 @@ class _Run:
         batches = order[: len(order) // size * size].view(-1, size)
         asked = torch.randint(len(self.teachers), (len(batches),), generator=draw).tolist()
         begin, end = size * rank // world, size * (rank + 1) // world
-        sums = torch.zeros(2, device=device, dtype=torch.float64)
+        sums, background = torch.zeros(2, device=device, dtype=torch.float64), pool.black
         self.projector.train()
         for step, batch in enumerate(batches):
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.lr(first + step, steps)
             rows = batch[begin:end]
-            x = _laid_out(self.views(pool.images, rows, epoch, len(pool), pool.black))
+            x = _laid_out(self.views(pool.images, rows, epoch, len(pool), background))
             teachers = self.teachers if config.teacher_target == "mean" else [self.teachers[asked[step]]]
-            with accelerator.autocast():
-                with torch.no_grad():
-                    wanted = _mean(teachers, x)
-                found = self.projector(x).float()
-            loss = matching_loss(found, wanted, config.projector_loss == "centred").sum()
-            if config.ce_projector:
-                loss = loss + config.ce_projector * self._classes(found, pool, rows, epoch)
-            gradients = torch.autograd.grad(loss / size, self.parameters)
-            self._take(gradients)
-            self.optimizer.step()
-            sums += torch.stack([loss.detach(), (found.detach().argmax(1) == wanted.argmax(1)).sum()]).double()
+            sums += self.step(x, teachers, self._classes(pool, rows, epoch), config.lr(first + step, steps), size)
             bar.update()
         loss, right = (accelerator.reduce(sums) / batches.numel()).tolist()
         return loss, right
 
-    def _classes(self, logits: Tensor, pool: Pool, rows: Tensor, epoch: int) -> Tensor:
-        """The summed cross-entropy with the classes of views, each of which can belong to two."""
+    def _classes(self, pool: Pool, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The classes of images and their partners, and the images' shares of the views."""
+        device = self.accelerator.device
         partners, share = self.views.mixing(rows, epoch, len(pool), pool.shape[1:])
-        own, other = (pool.labels[which.to(pool.labels.device)] for which in (rows, partners))
-        return classes_loss(logits, own, other, share.to(logits.device)).sum()
-
-    def _take(self, gradients: Sequence[Tensor]) -> None:
-        """Give the parameters the sum of all processes' gradients, no longer than 1."""
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(flat)
-        flat = flat * (1 / flat.norm().clamp(min=1))
-        for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        return pool.labels[upload(rows, device)], pool.labels[upload(partners, device)], upload(share, device)
 
     def results(self, test: RealImages | None) -> dict[str, Any]:
         """Accuracies in [0, 1] on test images, and the fidelity on the views that will be asked about."""
@@ -466,8 +521,8 @@ class _Run:
     # Checkpoints
 
     def _save(self) -> str:
-        tensors = {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.parameters)}
-        for index, state in self.optimizer.state_dict()["state"].items():
+        tensors = {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.step.parameters)}
+        for index, state in self.step.optimizer.state_dict()["state"].items():
             tensors |= {
                 f"optimizer.{index}.{name}": value for name, value in state.items() if isinstance(value, Tensor)
             }
@@ -480,11 +535,11 @@ class _Run:
         tensors, state = load_checkpoint(checkpoint)
         moments: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
-            for index, parameter in enumerate(self.parameters):
+            for index, parameter in enumerate(self.step.parameters):
                 parameter.copy_(tensors.pop(f"model.{index}"))
         for key, value in tensors.items():
             _, index, name = key.split(".", 2)
             moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.step.optimizer.load_state_dict({**self.step.optimizer.state_dict(), "state": moments})
         self.losses, self.agreements = state["losses"], state["agreements"]
         logger.info("going on from %s", checkpoint)

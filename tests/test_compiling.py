@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from test_projector import save_clip
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -19,9 +20,12 @@ from hf_distill.labels import HardLabels, NetworkLabels
 from hf_distill.methods import SRe2L, SRe2LConfig
 from hf_distill.models import StudentSpec
 from hf_distill.pools import Pool
+from hf_distill.priors import Prior
+from hf_distill.projector_training import ProjectorConfig, train_projector
 from hf_distill.protocols import CropProtocol
 from hf_distill.rng import generator
 from hf_distill.teachers import Teacher
+from hf_distill.views import Views
 
 SPEC = StudentSpec("convnet_d2", 10, 1, (8, 8), {"width": 6, "norm": "batch"})
 PROTOCOL = CropProtocol("tiny", epochs=2, full_data_epochs=1, batch_size=8)
@@ -160,6 +164,32 @@ def test_stored_labels_are_the_same_but_not_gone_on_with(train, plain, launched,
     assert (first.config.get("compiled"), second.config["compiled"]) == (None, "aot_eager")
     for epoch, wanted in enumerate(expected):
         torch.testing.assert_close(second(rows, rows, rows, epoch), wanted, atol=2e-3, rtol=2e-3)
+
+
+def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another(train, plain, launched, tmp_path):
+    prior = Prior.from_pretrained(save_clip("conv", tmp_path / "clip"))
+    teachers = [make_teacher(train, seed) for seed in (0, 1)]
+    config = ProjectorConfig(prompts="simple", lora_r=2, projector_epochs=2, batch_projector=25, weak_teachers=2)
+
+    def learnt(accelerator: Accelerator, folder: str, **more):
+        return train_projector(
+            train, None, prior, teachers, Views(), config, tmp_path / folder, seed=0, accelerator=accelerator,
+            disable_tqdm=True, **more,
+        )  # fmt: skip
+
+    expected = learnt(plain, "plain")
+    assert graphs() == 0
+    accelerator = launched()
+    found = learnt(accelerator, "compiled")
+    assert graphs() == 2
+    assert found.results["epoch_loss"] == pytest.approx(expected.results["epoch_loss"], rel=1e-4)
+    assert found.results["epoch_loss"][1] < found.results["epoch_loss"][0]
+    x = train.images(torch.arange(20))
+    torch.testing.assert_close(found(x), expected(x), atol=0.01, rtol=0)
+    assert not torch.allclose(found(x), found.zero_shot(x), atol=0.1)
+    assert [learner.config["training"]["compiled"] for learner in (expected, found)] == [None, "aot_eager"]
+    with pytest.raises(ValueError, match="compiled"):  # other last bits are not gone on with
+        learnt(accelerator, "plain", resume_from_checkpoint="latest")
 
 
 def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train, plain, launched):
