@@ -5,6 +5,7 @@ that timm has trains one after another. What steps need of the host goes to the 
 small set, from pinned memory, and nothing is read back before the end; there is no work per image in Python.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -62,7 +63,7 @@ def train_student(
 
     Args:
         images: (N, C, H, W) float32, preprocessed.
-        targets: Classes (N,), or logits (N, K) whose softmax is the target.
+        targets: Classes (N,), or logits (N, K).
         spec: The architecture.
         protocol: The schedule.
         lr: Learning rate before any drop.
@@ -75,6 +76,34 @@ def train_student(
     pool = Pool(images, torch.zeros(len(images), dtype=torch.long), device=device)
     rows = torch.arange(len(images))[None]
     return train_students(pool, targets.to(device), rows, spec, protocol, protocol.epochs, [lr], [seed])[0]
+
+
+def train_along(
+    images: Tensor,
+    targets: Tensor,
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    epochs: Sequence[int],
+    *,
+    lr: float,
+    seed: int,
+) -> list[nn.Module]:
+    """One student as it is after each of `epochs`, which ascend and of which the last one ends its training.
+
+    Args:
+        images: (N, C, H, W) float32, preprocessed, on the device to train on.
+        targets: Classes (N,), or logits (N, K), on the device.
+        spec, lr, seed: As `train_student`.
+        protocol: The schedule, for as many epochs as the last one says.
+
+    Returns:
+        A network in evaluation mode for each of `epochs`.
+    """
+    pool = Pool(images, torch.zeros(len(images), dtype=torch.long), device=images.device)
+    rows = torch.arange(len(images))[None]
+    if _stateless(spec):
+        return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, [lr], [seed])[0]
+    return _train_module(pool, targets, rows, spec, protocol, epochs, lr, seed)
 
 
 def train_students(
@@ -107,9 +136,9 @@ def train_students(
             train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed, accelerator) for own, lr, seed in each
         ]
     if _stateless(spec):
-        return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
+        return [last for (last,) in _train_side_by_side(pool, targets, rows, spec, protocol, [epochs], lrs, seeds)]
     each = zip(rows.split(1), lrs, seeds, strict=True)
-    return [_train_module(pool, targets, own, spec, protocol, epochs, lr, seed) for own, lr, seed in each]
+    return [_train_module(pool, targets, own, spec, protocol, [epochs], lr, seed)[0] for own, lr, seed in each]
 
 
 def students_at_once(pool: Pool, rows: Tensor, protocol: EvalProtocol) -> int:
@@ -129,27 +158,34 @@ def _train_side_by_side(
     rows: Tensor,
     spec: StudentSpec,
     protocol: EvalProtocol,
-    epochs: int,
+    along: Sequence[int],
     lrs: Sequence[float],
     seeds: Sequence[int],
-) -> list[nn.Module]:
-    """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps."""
+) -> list[list[nn.Module]]:
+    """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps.
+
+    Each is given as it is after the epochs `along`.
+    """
     model = FlatModel.from_spec(spec).to(pool.device)
     together = torch.func.vmap(model)
     thetas = torch.stack([model.init(derive_seed(seed, "init")) for seed in seeds])  # (E, P)
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
     velocity = torch.zeros_like(thetas)
-    for factor, reset, images, wanted in _steps(pool, targets, rows, protocol, epochs, seeds):
+    kept = _last_steps(along, rows.shape[1], protocol)
+    states: list[Tensor] = []
+    for step, (factor, reset, images, wanted) in enumerate(_steps(pool, targets, rows, protocol, along[-1], seeds)):
         logits = together(thetas, images)  # (E, B, K)
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(0, 1), reduction="sum") / images.shape[1]
+        loss = _loss(logits.flatten(0, 1), wanted.flatten(0, 1), protocol, "sum") / images.shape[1]
         (gradient,) = torch.autograd.grad(loss, thetas)
         with torch.no_grad():
             if reset:
                 velocity.zero_()
             velocity.mul_(protocol.momentum).add_(gradient).add_(thetas, alpha=protocol.weight_decay)
             thetas.addcmul_(rates, velocity, value=-factor)
-    return [model.load(theta) for theta in thetas.detach()]
+        if step in kept:
+            states.append(thetas.detach().clone())
+    return [[model.load(theta) for theta in own] for own in zip(*states, strict=True)]
 
 
 def _train_module(
@@ -158,11 +194,12 @@ def _train_module(
     rows: Tensor,
     spec: StudentSpec,
     protocol: EvalProtocol,
-    epochs: int,
+    along: Sequence[int],
     lr: float,
     seed: int,
-) -> nn.Module:
-    """Any timm model, on `rows` (1, N): with running statistics and dropout, which is seeded too."""
+) -> list[nn.Module]:
+    """Any timm model after the epochs `along`, on `rows` (1, N): with running statistics and dropout, which is seeded
+    too."""
     model = spec.build(derive_seed(seed, "init")).to(pool.device).train()
 
     def new_optimizer() -> torch.optim.Optimizer:
@@ -171,19 +208,38 @@ def _train_module(
         )
 
     optimizer = new_optimizer()
+    kept = _last_steps(along, rows.shape[1], protocol)
+    states: list[nn.Module] = []
     with torch.random.fork_rng(devices=[pool.device] if pool.device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
-        for factor, reset, images, wanted in _steps(pool, targets, rows, protocol, epochs, [seed]):
-            if images.shape[1] == 1:  # the rest of an epoch: BatchNorm has no statistics of one image
-                continue
+        for step, (factor, reset, images, wanted) in enumerate(
+            _steps(pool, targets, rows, protocol, along[-1], [seed])
+        ):
             if reset:
                 optimizer = new_optimizer()
-            optimizer.param_groups[0]["lr"] = lr * factor
-            loss = F.cross_entropy(model(images[0]), wanted[0])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.eval()
+            if images.shape[1] > 1:  # else the rest of an epoch: BatchNorm has no statistics of one image
+                optimizer.param_groups[0]["lr"] = lr * factor
+                loss = _loss(model(images[0]), wanted[0], protocol)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if step in kept:
+                states.append(model.eval() if step == max(kept) else copy.deepcopy(model).eval())
+    return states
+
+
+def _loss(logits: Tensor, wanted: Tensor, protocol: EvalProtocol, reduction: str = "mean") -> Tensor:
+    """The loss of n images: `logits` (n, K), and `wanted` classes (n,), probabilities or logits (n, K)."""
+    if protocol.loss == "l1" and wanted.is_floating_point():
+        distance = F.l1_loss(logits, wanted, reduction=reduction)
+        return distance if reduction == "mean" else distance / logits.shape[1]
+    return F.cross_entropy(logits, wanted, reduction=reduction)
+
+
+def _last_steps(epochs: Sequence[int], count: int, protocol: EvalProtocol) -> set[int]:
+    """The numbers of the last steps of some epochs on `count` images."""
+    steps = math.ceil(count / protocol.batch_size)
+    return {epoch * steps - 1 for epoch in epochs}
 
 
 _Step = tuple[float, bool, Tensor, list[DsaParams]]  # factor, reset, rows (E, B), what was drawn for each student
@@ -210,17 +266,23 @@ def _steps(
             plan.append((factor, reset and index == 0, batch, drawn))
             planned += batch.numel() * pool.values
             if planned >= PREPARED_VALUES:
-                yield from _prepared(pool, targets, plan)
+                yield from _prepared(pool, targets, plan, protocol)
                 plan, planned = [], 0
-    yield from _prepared(pool, targets, plan)
+    yield from _prepared(pool, targets, plan, protocol)
 
 
-def _prepared(pool: Pool, targets: Tensor, plan: Sequence[_Step]) -> Iterator[tuple[float, bool, Tensor, Tensor]]:
+def _prepared(
+    pool: Pool, targets: Tensor, plan: Sequence[_Step], protocol: EvalProtocol
+) -> Iterator[tuple[float, bool, Tensor, Tensor]]:
     """The batches of all steps in `plan`, with each operation applied once to all images that it was drawn for."""
     if not plan:
         return
     rows = torch.cat([batch.flatten() for _, _, batch, _ in plan])
-    images, wanted = pool.images(rows), loss_targets(targets[upload(rows, pool.device)])
+    images, wanted = pool.images(rows), targets[upload(rows, pool.device)]
+    if protocol.loss == "ce":
+        wanted = loss_targets(wanted)
+    elif wanted.is_floating_point():
+        wanted = wanted.float()
     parts: dict[str, list[tuple[Tensor, DsaParams]]] = {}
     start = 0
     for _, _, batch, drawn in plan:

@@ -31,7 +31,7 @@ from hf_distill.models import StudentSpec
 from hf_distill.pools import Pool, accuracy, loss_targets, topk_accuracy
 from hf_distill.results import EvalReport
 from hf_distill.rng import derive_seed, generator
-from hf_distill.students import train_student, train_students
+from hf_distill.students import train_along, train_student, train_students
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "evaluate.py"
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
@@ -697,3 +697,37 @@ def test_a_disk_that_cannot_be_written_is_one_clear_line(data, tmp_path, monkeyp
     monkeypatch.setattr(DistilledSet, "save_pretrained", full)
     with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
         run_recipe(monkeypatch, "--distilled_dataset", str(folder))
+
+
+# Students of logits
+
+
+def test_a_student_with_the_loss_l1_descends_the_mean_distance_from_the_logits_themselves():
+    images, _ = small_set(12)
+    logits = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
+    plain = replace(TINY, loss="l1", epochs=1, dsa_strategy="", weight_decay=0.0)
+    for name, kwargs in (("convnet_d1", {"width": 4}), ("convnet_d1", {"width": 4, "norm": "batch"})):
+        spec = StudentSpec(name, 10, 1, (8, 8), kwargs)
+        before = spec.build(derive_seed(7, "init")).train()
+        gradients = torch.autograd.grad((before(images) - logits).abs().sum() / 120, list(before.parameters()))
+        after = train_student(images, logits, spec, plain, lr=0.1, seed=7)
+        for was, gradient, now in zip(before.parameters(), gradients, after.parameters(), strict=True):
+            torch.testing.assert_close(now, was - 0.1 * gradient, rtol=1e-4, atol=1e-6)
+    classes = torch.arange(12) % 10
+    hard = [train_student(images, classes, SPEC, replace(TINY, loss=loss), lr=0.1, seed=7) for loss in ("l1", "ce")]
+    assert all(torch.equal(*pair) for pair in zip(*(parameters(each) for each in hard), strict=True))
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_student_along_its_training_is_what_the_same_schedule_gives_when_it_stops_there(norm):
+    images, _ = small_set(12)
+    logits = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
+    spec = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": norm})
+    protocol = replace(TINY, loss="l1", batch_size=5, decay_epochs=())
+    along = train_along(images, logits, spec, protocol, [1, 3, 4], lr=0.05, seed=2)
+    for epochs, found in zip((1, 3, 4), along, strict=True):
+        alone = train_student(images, logits, spec, replace(protocol, epochs=epochs), lr=0.05, seed=2)
+        assert not found.training
+        assert found.state_dict().keys() == alone.state_dict().keys()
+        for name, value in alone.state_dict().items():
+            assert torch.equal(found.state_dict()[name], value), name
