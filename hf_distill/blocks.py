@@ -9,13 +9,14 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import shutil
 import textwrap
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,8 +32,6 @@ from .runs import on_main
 __all__ = ["Block", "BlockDistiller"]
 
 logger = logging.getLogger(__name__)
-
-IMAGES = "images.uint8"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,13 @@ class Block:
 
 
 class BlockDistiller(Method):
-    """Runs a method that says which blocks there are and makes the images of one; see `Method` for the arguments."""
+    """Runs a method that says which blocks there are and makes the images of one; see `Method` for the arguments.
+
+    Attributes:
+        pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".
+    """
+
+    pixels: ClassVar[str] = "uint8"
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -59,7 +64,7 @@ class BlockDistiller(Method):
 
     @abstractmethod
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
-        """The images of a block, (B, C, H, W) uint8.
+        """The images of a block, (B, C, H, W) in the type that `pixels` names.
 
         Args:
             block: Which one.
@@ -68,7 +73,10 @@ class BlockDistiller(Method):
 
     @abstractmethod
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
-        """The set of all images (N, C, H, W) uint8 and their labels (N,)."""
+        """The set of all images (N, C, H, W), in the type that `pixels` names, and their labels (N,)."""
+
+    def begin(self) -> None:
+        """What a method finds out before its first block, once the folder is there. All processes call it."""
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, beside the config, as JSON types."""
@@ -92,7 +100,8 @@ class BlockDistiller(Method):
             labels[block.rows] = block.labels
         shape = (len(labels), *self.train.shape)
         self._start(shape)
-        images = np.memmap(self.folder / IMAGES, np.uint8, "r+", shape=shape)
+        self.begin()
+        images = np.memmap(self._images, self.pixels, "r+", shape=shape)
         # Reading and summing all images is the work of one.
         lacking = on_main(self.accelerator, lambda: {block.number for block in blocks if not self._done(block, images)})
         todo = [block for block in blocks if block.number in lacking]
@@ -115,11 +124,14 @@ class BlockDistiller(Method):
             raise ValueError(
                 f"block {unfinished[0]} is not in {self.folder}; expected a folder that all processes share"
             )
-        self.distilled = self.assemble(
-            torch.from_numpy(np.memmap(self.folder / IMAGES, np.uint8, "c", shape=shape)), labels
-        )
+        images = np.memmap(self._images, self.pixels, "c", shape=shape)
+        self.distilled = self.assemble(torch.from_numpy(images), labels)
         self.distilled.config |= self._provenance()
         return self.distilled
+
+    @property
+    def _images(self) -> Path:
+        return self.folder / f"images.{self.pixels}"
 
     def _bar(self, total: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.accelerator.is_main_process
@@ -148,8 +160,8 @@ class BlockDistiller(Method):
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.folder.mkdir(parents=True)
-            with open(self.folder / IMAGES, "wb") as file:
-                file.truncate(int(np.prod(shape)))
+            with open(self._images, "wb") as file:
+                file.truncate(math.prod(shape) * np.dtype(self.pixels).itemsize)
             save_json(index, run)
         except OSError as error:
             raise ValueError(
