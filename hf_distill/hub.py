@@ -63,6 +63,13 @@ def _staging(directory: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _remove_empty(folder: Path, top: Path) -> None:
+    """Remove `folder` and those that hold it, below `top`, as far as they are empty."""
+    while folder != top and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
 def _sync(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -169,9 +176,10 @@ class HubFolder(ABC):
         for name in sorted(names, key=lambda name: ((directory / name).exists(), str(name) == self.config_name, name)):
             os.replace(staged / name, directory / name)
         for pattern in self.owned:
-            for path in directory.glob(pattern):
+            for path in list(directory.glob(pattern)):
                 if path.relative_to(directory) not in names:
                     path.unlink()
+                    _remove_empty(path.parent, directory)
 
     @classmethod
     def from_pretrained(

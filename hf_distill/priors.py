@@ -15,10 +15,8 @@ import math
 import pickle
 import re
 import reprlib
-import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +49,7 @@ FILES = {  # that the image tower comes from
     "transformers": (CONFIG, IMAGES, WEIGHTS),
     "open_clip": (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS),
 }
+SCALE = "logit_scale"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 VOCABULARY = 49408  # tokens of CLIP's
 TEXTS = 512  # that the text tower reads at once
@@ -122,6 +121,11 @@ class Prior:
         self.library, self.visual, self.dim = library, visual.eval().requires_grad_(False), dim
         self.image_size, self.mean, self.std = images.image_size, images.mean, images.std
         self.folder, self.origin = folder, origin
+        self._mean, self._std = (torch.tensor(values).view(-1, 1, 1) for values in (images.mean, images.std))
+        # What `save_files` writes beside the tower, for the folder may be gone by then.
+        said = [folder / name for name in FILES[library] if name.endswith(".json")]
+        self._said = {path.name: path.read_bytes() for path in said if path.is_file()}
+        self._log_scale = _log_scale(folder, library)
         # Now, for adapters that are put into the tower change what it holds.
         tensors = visual.state_dict()
         self.sha256 = sha256_of(tensors)
@@ -177,6 +181,7 @@ class Prior:
     def to(self, device: torch.device | str) -> Self:
         """Move the image tower to `device`; on CUDA its weights get the layout that convolutions are fastest in."""
         self.visual.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         if torch.device(device).type == "cuda":
             self.visual.to(memory_format=torch.channels_last)
         return self
@@ -185,8 +190,7 @@ class Prior:
         """Embeddings (N, d) of gray or RGB images (N, 1 or 3, H, W) in [0, 1], of any size; differentiable."""
         if tuple(pixels.shape[-2:]) != self.image_size:
             pixels = F.interpolate(pixels, self.image_size, mode="bilinear", antialias=True, align_corners=False)
-        mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        return self.visual((pixels - mean) / std)  # one channel becomes three here
+        return self.visual((pixels - self._mean) / self._std)  # one channel becomes three here
 
     @property
     def default_targets(self) -> str:
@@ -202,18 +206,19 @@ class Prior:
             )
         return self._targets
 
-    @cached_property
+    @property
     def logit_scale(self) -> float:
         """What the cosine of image and text is multiplied with: 100 in CLIP's own weights.
 
         Raises:
             ValueError, OSError: As `text_head`, where only the text tower's file has it.
         """
-        path = self._text_file()
-        if path.name == PICKLED:
-            return math.exp(_pickled(path)["logit_scale"].item())
-        with safe_open(path, "pt") as file:
-            return math.exp(file.get_tensor("logit_scale").item())
+        if self._log_scale is None:
+            path = self._text_file()
+            self._log_scale = _log_scale(self.folder, self.library)
+            if self._log_scale is None:
+                raise ValueError(f"{path} has no {SCALE}; expected the weights of a whole CLIP model")
+        return math.exp(self._log_scale)
 
     def text_head(self, class_names: Sequence[str], templates: str | Sequence[str] = "openai") -> Tensor:
         """A vector for each class, (K, d) float32 of length 1 on the CPU: the mean direction of its sentences.
@@ -251,14 +256,19 @@ class Prior:
         return torch.cat(rows)
 
     def save_files(self, folder: Path) -> None:
-        """Put into `folder` what `from_pretrained` reads; a pickle becomes a safetensors file."""
+        """Put into `folder` what `from_pretrained` reads: the image tower and `logit_scale`, and no text tower."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES[self.library]:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
-        if not any((folder / name).is_file() for name in (WEIGHTS, OPEN_CLIP_WEIGHTS)):
-            tensors = {name: tensor.clone().contiguous() for name, tensor in _pickled(self.folder / PICKLED).items()}
-            atomic_write(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+        for name, said in self._said.items():
+            atomic_write(folder / name, said)
+        tower = nn.ModuleDict({"visual": self.visual}) if self.library == "open_clip" else self.visual
+        tower = tower.model if self.library == "transformers" else tower
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tower.state_dict().items()}
+        scale = {} if self._log_scale is None else {SCALE: torch.tensor(self._log_scale)}
+        files = {FILES[self.library][-1]: tensors}
+        files.setdefault(_scale_file(self.library), {}).update(scale)
+        for name, content in files.items():
+            if content:
+                atomic_write(folder / name, save(content, {"format": "pt"}))
 
     def _text_file(self) -> Path:
         """The weights that hold the text tower, fetched where they are on the Hub."""
@@ -304,6 +314,25 @@ def _library(folder: Path, name: str | Path, wanted: str | None) -> str:
     if wanted is not None and wanted not in found:
         raise ValueError(f"{name} has no files of {wanted}; expected library={' or '.join(map(repr, found))}")
     return wanted or found[0]
+
+
+def _scale_file(library: str) -> str:
+    """The file that has `logit_scale`."""
+    return WEIGHTS if library == "transformers" else OPEN_CLIP_WEIGHTS
+
+
+def _log_scale(folder: Path, library: str) -> float | None:
+    """The logarithm of what cosines are multiplied with, as far as the files here say."""
+    path = folder / _scale_file(library)
+    if path.is_file():
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(SCALE).item() if SCALE in file.keys() else None  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is no whole safetensors file ({reason}); fetch it again") from error
+    pickled = _pickled(folder / PICKLED) if library == "transformers" and (folder / PICKLED).is_file() else {}
+    return pickled[SCALE].item() if SCALE in pickled else None
 
 
 def _preprocessing(size: Any, mean: Any, std: Any) -> Preprocessing:
@@ -353,7 +382,9 @@ def _read_transformers(folder: Path, name: str) -> tuple[nn.Module, int, Preproc
     config = CLIPVisionConfig(**sizes)
     preprocessing = _preprocessing(config.image_size, said.get("image_mean"), said.get("image_std"))
     ours = ("vision_model.", "visual_projection.")
-    tower = _filled(lambda: CLIPVisionModelWithProjection(config), _weights(folder), lambda name: name.startswith(ours))
+    tower = _filled(
+        lambda: CLIPVisionModelWithProjection(config), _weights(folder), lambda name: name.startswith(ours), "image"
+    )
     return _Field(tower, "image_embeds"), dim, preprocessing
 
 
@@ -364,7 +395,7 @@ def _transformers_texts(folder: Path, path: Path) -> tuple[nn.Module, dict[str, 
     sizes, dim = _clip_config(folder, "text_config")
     _check_vocabulary(folder, sizes)
     config = CLIPTextConfig(**sizes)
-    tower = _filled(lambda: CLIPTextModelWithProjection(config), path, lambda name: name.startswith("text_"))
+    tower = _filled(lambda: CLIPTextModelWithProjection(config), path, lambda name: name.startswith("text_"), "text")
     return _Field(tower, "text_embeds"), sizes, dim
 
 
@@ -460,7 +491,7 @@ def _read_open_clip(folder: Path, name: str) -> tuple[nn.Module, int, Preprocess
     def build() -> nn.Module:
         return nn.ModuleDict({"visual": CLIP(dim, vision, SMALL_TEXTS, quick_gelu=quick).visual})
 
-    return _filled(build, path, lambda name: name.startswith("visual."))["visual"], dim, preprocessing
+    return _filled(build, path, lambda name: name.startswith("visual."), "image")["visual"], dim, preprocessing
 
 
 def _open_clip_texts(folder: Path, path: Path) -> tuple[nn.Module, dict[str, Any], int]:
@@ -478,7 +509,7 @@ def _open_clip_texts(folder: Path, path: Path) -> tuple[nn.Module, dict[str, Any
         return model
 
     return (
-        _Texts(_filled(build, path, lambda name: not name.startswith("visual."))),
+        _Texts(_filled(build, path, lambda name: not name.startswith("visual."), "text")),
         config["text_cfg"],
         config["embed_dim"],
     )
@@ -527,8 +558,9 @@ def _check_vocabulary(folder: Path, text: dict[str, Any]) -> None:
         )
 
 
-def _filled(build: Callable[[], nn.Module], path: Path, ours: Callable[[str], bool]) -> nn.Module:
-    """The network that `build` gives, in float32, with those tensors of a file that are `ours` by name."""
+def _filled(build: Callable[[], nn.Module], path: Path, ours: Callable[[str], bool], tower: str) -> nn.Module:
+    """The network that `build` gives, in float32, with those tensors of a file that are `ours` by name; `tower`, image
+    or text, is what it is."""
 
     def explained() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -555,6 +587,11 @@ def _filled(build: Callable[[], nn.Module], path: Path, ours: Callable[[str], bo
 
     try:
         shapes = {name: shape for name, shape in read_shapes(path).items() if kept(name)}
+        if shapes.keys() <= {SCALE}:
+            raise ValueError(
+                f"{path} has no {tower} tower; give a whole CLIP model (what a label projector carries is its image "
+                "tower alone)"
+            )
         return fill(explained, shapes, read, path, what)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -798,7 +798,10 @@ def _text_head(folder: Path, about: dict[str, Any], prior: Prior) -> Tensor:
                 f"{path} does not hold the text embeddings that {INDEX} speaks of; fetch it again, or remove it"
             )
         return head
-    head = prior.text_head(about["words"], about["templates"])
+    try:
+        head = prior.text_head(about["words"], about["templates"])
+    except ValueError as error:
+        raise ValueError(f"{path} is missing, and cannot be made again ({error}); restore it") from error
     if sha256_of({"text_head": head}) != expected["sha256"]:
         difference = max(abs(a - b) for a, b in zip(_sketch(head), expected["sketch"], strict=True))
         if not difference <= SKETCH_TOLERANCE * math.sqrt(len(head)):

@@ -166,7 +166,7 @@ def test_a_pickle_of_transformers_is_read_as_plain_tensors_and_copied_as_none(tm
     assert torch.equal(old.text_head(NAMES, "simple"), prior.text_head(NAMES, "simple"))
     assert old.mean == (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, where a folder is silent
     old.save_files(tmp_path / "copy")
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"config.json", "model.safetensors"}
+    assert files(tmp_path / "copy").keys() == {"config.json", "model.safetensors"}
     assert Prior.from_pretrained(tmp_path / "copy").sha256 == prior.sha256
     torch.save({"logit_scale": Path("code")}, tmp_path / "old" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is no whole file of plain tensors"):
@@ -191,11 +191,77 @@ def test_a_model_of_timm_gives_the_bits_of_timm_and_the_texts_beside_it(tmp_path
     with torch.no_grad():
         whole = Prior.from_pretrained(tmp_path, library="open_clip")
         assert torch.equal(whole.visual(images(whole)), clip.visual(images(whole)))
+
+
+def save_both(folder: Path) -> None:
+    save_timm(folder)
+    save_open_clip(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "weights"),
+    [
+        (save_open_clip, {"open_clip_model.safetensors": r"(visual\..*|logit_scale)"}),
+        (save_transformers, {"model.safetensors": r"(vision_model\..*|visual_projection\..*|logit_scale)"}),
+        (save_both, {"model.safetensors": ".*", "open_clip_model.safetensors": "logit_scale"}),
+        (save_timm, {"model.safetensors": ".*"}),
+    ],
+)
+def test_what_travels_is_the_image_tower_and_the_scale_and_no_text_tower(tmp_path, save, weights):
+    save(tmp_path / "whole")
+    prior = Prior.from_pretrained(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole")
     prior.save_files(tmp_path / "copy")
     copy = Prior.from_pretrained(tmp_path / "copy")
-    assert copy.sha256 == prior.sha256
-    with pytest.raises(ValueError, match=r"has no open_clip_config\.json, so no text tower"):
+    with torch.no_grad():
+        assert torch.equal(copy.visual(images(prior)), prior.visual(images(prior)))
+    assert (copy.library, copy.sha256, copy.image_size, copy.mean, copy.std) == (
+        *(prior.library, prior.sha256, prior.image_size, prior.mean, prior.std),
+    )
+    found = {path.name: load_file(path) for path in (tmp_path / "copy").glob("*.safetensors")}
+    assert found.keys() == weights.keys()
+    for name, pattern in weights.items():
+        assert all(re.fullmatch(pattern, tensor) for tensor in found[name])
+    held = [tensor.nbytes for tensors in found.values() for name, tensor in tensors.items() if name != "logit_scale"]
+    assert sum(held) == prior.num_bytes
+    said = r"no text tower"
+    if save is save_timm:
+        with pytest.raises(ValueError, match=said):
+            _ = copy.logit_scale
+    else:
+        assert copy.logit_scale == prior.logit_scale
+    with pytest.raises(ValueError, match=said) as caught:
         copy.text_head(NAMES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_model_without_a_scale_is_one_line_where_it_is_asked_for(tmp_path):
+    save_open_clip(tmp_path)
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != "logit_scale"}, path)
+    with pytest.raises(ValueError, match=r"open_clip_model\.safetensors has no logit_scale"):
+        _ = Prior.from_pretrained(tmp_path).logit_scale
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_embedded_at_the_towers_size_in_its_normalisation(tmp_path, channels):
+    save_open_clip(tmp_path, "vit")
+    prior = Prior.from_pretrained(tmp_path)
+    pixels = torch.rand(2, channels, 16, 24, generator=torch.Generator().manual_seed(0))
+    # Halved with antialiasing: a triangle of weights 1, 3, 3, 1, and 3, 3, 1 at the edge.
+    wide = torch.nn.functional.pad(pixels.double(), (1, 1, 1, 1))
+    ones = torch.nn.functional.pad(torch.ones_like(pixels).double(), (1, 1, 1, 1))
+    weights = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)
+
+    def halved(x: Tensor) -> Tensor:
+        return torch.einsum("nchwij,i,j->nchw", x.unfold(2, 4, 2).unfold(3, 4, 2), weights, weights)
+
+    seen = (halved(wide) / halved(ones)).expand(-1, 3, -1, -1)
+    assert seen.shape[-2:] == prior.image_size
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
+    with torch.no_grad():
+        wanted = prior.visual(((seen - mean) / std).float())
+        torch.testing.assert_close(prior.embed(pixels), wanted, rtol=1e-4, atol=1e-5)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -348,7 +414,7 @@ def small(tmp_path_factory) -> tuple[RealImages, RealImages, Path, Prior]:
     train, test = RealImages.train_and_test(DataArguments())
     folder = tmp_path_factory.mktemp("prior") / "clip"
     prior = train_small_clip(
-        train, folder, PriorArguments(prior_epochs=4), seed=0, accelerator=make_accelerator(), disable_tqdm=True
+        train, folder, PriorArguments(prior_epochs=6), seed=0, accelerator=make_accelerator(), disable_tqdm=True
     )
     return train, test, folder, prior
 
@@ -375,11 +441,11 @@ def test_a_small_clip_is_a_function_of_its_settings_and_is_trained_once(small, t
     train, _, folder, prior = small
     options = {"accelerator": make_accelerator(), "disable_tqdm": True}
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = train_small_clip(train, folder, PriorArguments(prior_epochs=4), seed=0, **options)
+    again = train_small_clip(train, folder, PriorArguments(prior_epochs=6), seed=0, **options)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert again.sha256 == prior.sha256
     with pytest.raises(ValueError, match="of other images or settings; give another folder"):
-        train_small_clip(train, folder, PriorArguments(prior_epochs=4), seed=1, **options)
+        train_small_clip(train, folder, PriorArguments(prior_epochs=6), seed=1, **options)
     some = train.subset(range(100))
     state = torch.get_rng_state()
     made = [

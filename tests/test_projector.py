@@ -460,17 +460,40 @@ def test_whitening_travels(priors, tmp_path):
 
 def test_without_the_text_embeddings_they_are_made_again_and_compared(priors, tmp_path):
     projector = learn(make(priors["vit"]))
-    folder, x = projector.save_pretrained(tmp_path), images()
+    folder, x, whole = projector.save_pretrained(tmp_path), images(), {"prior": priors["vit"]}
     (folder / "text_head.safetensors").unlink()
-    assert torch.equal(LabelProjector.from_pretrained(folder)(x), projector(x))
+    assert torch.equal(LabelProjector.from_pretrained(folder, **whole)(x), projector(x))
     about = load_json(folder / "projector_config.json")
     rounded = {**about["text_head"], "sha256": "0" * 64}  # as where the text tower rounds in another way
     save_json(folder / "projector_config.json", {**about, "text_head": rounded})
-    assert torch.equal(LabelProjector.from_pretrained(folder)(x), projector(x))
+    assert torch.equal(LabelProjector.from_pretrained(folder, **whole)(x), projector(x))
     others = {**about, "text_head": rounded, "templates": ["a photo of the {}."]}
     save_json(folder / "projector_config.json", others)
     with pytest.raises(ValueError, match=r"are not those that the projector was trained on; restore text_head"):
-        LabelProjector.from_pretrained(folder)
+        LabelProjector.from_pretrained(folder, **whole)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_the_base_that_it_carries_is_as_large_as_its_card_says(priors, kind, tmp_path):
+    projector, x = learn(make(priors[kind])), images()
+    folder = projector.save_pretrained(tmp_path / "projector")
+    (weights,) = (folder / "base").glob("*.safetensors")
+    held = load_file(weights)
+    assert sum(tensor.nbytes for tensor in held.values()) == projector.prior_bytes + held["logit_scale"].nbytes
+    assert projector.prior_bytes < weights.stat().st_size < projector.prior_bytes + 20_000
+    whole = priors[kind].folder / weights.name
+    assert weights.stat().st_size < whole.stat().st_size / 2  # the token embeddings alone are larger
+    found = LabelProjector.from_pretrained(folder)
+    assert found.prior.logit_scale == priors[kind].logit_scale
+    for path in (folder / "base").iterdir():  # it is in memory, and what it came from may go
+        path.unlink()
+    again = LabelProjector.from_pretrained(found.save_pretrained(tmp_path / "again"))
+    assert torch.equal(again(x), projector(x))
+    assert again.prior.logit_scale == priors[kind].logit_scale
+    (tmp_path / "again" / "text_head.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"text_head\.safetensors is missing, .*no text tower.*; restore it") as caught:
+        LabelProjector.from_pretrained(tmp_path / "again")
+    assert "\n" not in str(caught.value)
 
 
 def broken(folder: Path, how: str) -> None:
