@@ -202,6 +202,13 @@ class RealImages(torch.utils.data.Dataset):
         positions, labels = self._positions[rows], self.labels[rows]
         return RealImages(self._pixels, positions, labels, self.class_names, self.preprocessing, self.provenance)
 
+    def seen_through(self, preprocessing: Preprocessing) -> "RealImages":
+        """The same images with another preprocessing, for images of their size."""
+        shape = (preprocessing.channels, *preprocessing.image_size)
+        if shape != self.shape:
+            raise ValueError(f"preprocessing for images of shape {shape}; expected {self.shape}, as these are")
+        return RealImages(self._pixels, self._positions, self.labels, self.class_names, preprocessing, self.provenance)
+
     def split(self, fraction: float, seed: int) -> "tuple[RealImages, RealImages]":
         """The rest, and a held-out `fraction` of each class: views that depend on `seed` and the labels alone.
 

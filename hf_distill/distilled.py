@@ -10,6 +10,7 @@ import reprlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -561,7 +562,7 @@ class DistilledSet(nn.Module, HubFolder):
             soft_labels=self.soft_labels is not None,
             teacher=isinstance(self.teacher, TeacherLabels),
             network=network,
-            projector=self._fidelity(),
+            projector=self.fidelity(),
             learned_lr=None if self.log_lr is None else math.exp(self.log_lr.item()),
             results=None if self.report is None else self.report.markdown(),
             labels_plot=PLOT,
@@ -579,7 +580,7 @@ class DistilledSet(nn.Module, HubFolder):
             f"CLIP's image encoder that it adapts ({about.get('prior', 'see its card')})": about.get("prior_bytes", 0),
         }
 
-    def _fidelity(self) -> str | None:
+    def fidelity(self) -> str | None:
         """How well the projector imitates its teachers, in a sentence, as far as the set knows."""
         about = self.config.get("projector") or {}
         if not isinstance(self.teacher, ProjectorLabels) or not is_number(about.get("agreement")):
@@ -590,12 +591,17 @@ class DistilledSet(nn.Module, HubFolder):
         )
 
     def label_with(self, teacher: NetworkLabels) -> None:
-        """Let a network or a projector label these images from now on.
+        """Let a network or a projector label these images from now on; of results, those with classes stay.
 
         Raises:
             ValueError: It is for other classes, or sees images through another preprocessing.
         """
         teacher.check_fits(self.class_names, self.preprocessing)
+        known = self.teacher.reference.sha256 if isinstance(self.teacher, NetworkLabels) else None
+        if self.report is not None and known != teacher.reference.sha256:
+            self.report = replace(
+                self.report, rows=[row for row in self.report.rows if row.labels == "hard"], labels=[]
+            )
         self.teacher = teacher
         self.config.pop("projector", None)
         if isinstance(teacher, ProjectorLabels):

@@ -25,7 +25,7 @@ from .coresets import coresets, random_rows
 from .data import RealImages
 from .distilled import DistilledSet
 from .epoch_labels import EpochLabels
-from .labels import HardLabels, LabelSource
+from .labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels
 from .models import StudentSpec
 from .pools import Pool, accuracy, topk_accuracy
 from .protocols import PROTOCOLS, CropProtocol, EvalProtocol
@@ -189,7 +189,7 @@ def evaluate_distilled(
     accelerator: Accelerator | None = None,
     baselines: Sequence[str] = BASELINES,
     full_data: bool = True,
-    labels: EpochLabels | None = None,
+    labels: EpochLabels | ProjectorLabels | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
     """Train students on a distilled set and on the sets to compare it with, and test them. All processes call it.
@@ -211,7 +211,7 @@ def evaluate_distilled(
         full_data: Also train on all of `train`. Herding and k-center then compare images by what such a network has
             before its logits: the student that the set was made for, whatever the `students` (the first of them where
             the set names none). Without it they compare pixels.
-        labels: Stored labels of views of the set, in place of its own soft ones; for protocols of views.
+        labels: In place of the set's own soft ones: stored labels of its views, for protocols of views, or a projector.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -287,7 +287,8 @@ def evaluate_distilled(
     accuracies += trainer.train(small, small_lrs, test_accuracy)
     compared = "pixels" if guide is None else f"features of {student_name(guide)}, trained on full data"
     split = str(test.provenance["split"])
-    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared if greedy else None, split)
+    compared = compared if greedy else None
+    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared, split, labels)
 
 
 def validation_accuracy(
@@ -381,7 +382,7 @@ def _distilled_cases(
     protocol: EvalProtocol,
     num_seeds: int,
     device: torch.device,
-    labels: EpochLabels | None = None,
+    labels: EpochLabels | ProjectorLabels | None = None,
 ) -> list[Case]:
     """The rows of the distilled set: for each student its own labels first, then hard ones."""
     pool = distilled_pool(distilled, device)
@@ -405,11 +406,17 @@ def _distilled_cases(
     return cases
 
 
-def check_labels(labels: EpochLabels, distilled: DistilledSet, pool: Pool, protocol: EvalProtocol) -> None:
-    """Raise a one-line `ValueError` unless these are labels of the images of a set, for a protocol of views."""
-    if not protocol.per_view:
-        raise ValueError(f"the protocol {protocol.name} looks at no views, and the labels are of views; use another")
-    labels.check_matches(pool, distilled.class_names)
+def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, protocol: EvalProtocol) -> None:
+    """Raise a one-line `ValueError` unless these label the images of a set; those of views, for a protocol of views."""
+    for source in labels.sources if isinstance(labels, MeanLabels) else [labels]:
+        if isinstance(source, NetworkLabels):
+            source.check_fits(distilled.class_names, distilled.preprocessing)
+    if isinstance(labels, EpochLabels):
+        if not protocol.per_view:
+            raise ValueError(
+                f"the protocol {protocol.name} looks at no views, and the labels are of views; use another"
+            )
+        labels.check_matches(pool, distilled.class_names)
 
 
 def wanted_of(source: LabelSource, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
@@ -429,13 +436,15 @@ def _report(
     trainer: Trainer,
     compared: str | None,
     split: str,
+    labels: EpochLabels | ProjectorLabels | None,
 ) -> EvalReport:
     protocol, name = trainer.protocol.name, device_name(trainer.accelerator.device)
     report = EvalReport()
     for case, lr, found in zip(cases, lrs, accuracies, strict=True):
         student, trained = student_name(case.spec), protocol
-        if isinstance(case.targets, EpochLabels):
-            trained = f"{protocol}, stored labels ({human_bytes(case.targets.num_bytes)})"
+        if labels is not None and (case.set, case.labels) == ("distilled", "soft"):
+            what = "stored labels" if isinstance(labels, EpochLabels) else f"label projector {labels.digest}"
+            trained = f"{protocol}, {what} ({human_bytes(labels.num_bytes)})"
         report.rows.append(EvalRow(case.set, case.labels, student, trained, case.rows.shape[1], found, name, split))
         seen = {"dsa_strategy": trainer.protocol.dsa_strategy}
         if isinstance(trainer.protocol, CropProtocol):

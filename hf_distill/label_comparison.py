@@ -5,7 +5,8 @@ see the images in the same order, and those labelled as they are seen or by whol
 labels bring the views that they were made for. The learning rate is chosen for each source, among the same ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -26,14 +27,16 @@ from .evaluation import (
     student_specs,
     wanted_of,
 )
-from .labels import HardLabels, LabelSource, StoredLabels
+from .labels import HardLabels, LabelSource, ProjectorLabels, StoredLabels
 from .models import StudentSpec
 from .pools import Pool, accuracy
+from .projector import INDEX, LabelProjector
 from .protocols import EvalProtocol
+from .repository import Repository
 from .results import LabelRow
 from .students import check_student, student_name
 
-__all__ = ["compare_labels"]
+__all__ = ["compare_labels", "find_labels", "label_sources"]
 
 
 def compare_labels(
@@ -144,8 +147,7 @@ def _targets(source: LabelSource, distilled: DistilledSet, pool: Pool, protocol:
     """What students are trained towards; everything that is wrong with it is found here, before any training."""
     if isinstance(source, HardLabels):
         return pool.labels
-    if isinstance(source, EpochLabels):
-        check_labels(source, distilled, pool, protocol)
+    check_labels(source, distilled, pool, protocol)
     if isinstance(source, StoredLabels):
         expected = (len(distilled), distilled.num_classes)
         if tuple(source.logits.shape) != expected:
@@ -155,3 +157,55 @@ def _targets(source: LabelSource, distilled: DistilledSet, pool: Pool, protocol:
             )
         source = StoredLabels(source.logits.to(pool.device))
     return wanted_of(source, pool, protocol)
+
+
+def find_labels(name: str | Path, *, token: str | bool | None = None) -> EpochLabels | ProjectorLabels:
+    """The labels in a folder or Hub repository: those of every epoch, or a projector, known by its files.
+
+    Raises:
+        ValueError: There is no such folder or repository, or it holds neither, or something damaged.
+        OSError: The Hub does not answer.
+    """
+    if _holds_projector(name, token):
+        return ProjectorLabels(LabelProjector.from_pretrained(name, token=token))
+    return EpochLabels.from_pretrained(name, token=token)
+
+
+def _holds_projector(name: str | Path, token: str | bool | None) -> bool:
+    if Path(name).exists():
+        return Path(name, INDEX).is_file()
+    try:
+        return (Repository(str(name), LabelProjector.repo_type, token=token).snapshot([INDEX]) / INDEX).is_file()
+    except ValueError:  # there is none of models: labels of every epoch are in one of datasets
+        return False
+
+
+def label_sources(
+    distilled: DistilledSet, names: Sequence[str], *, token: str | bool | None = None
+) -> dict[str, LabelSource]:
+    """What to compare, by the names that a report shows.
+
+    Args:
+        distilled: The set.
+        names: "hard" for its classes, "own" for what its method trains with, or what `find_labels` takes.
+        token: As in `from_pretrained`.
+
+    Raises:
+        ValueError: As `find_labels`, or two have one name.
+        OSError: As `find_labels`.
+    """
+    found: dict[str, LabelSource] = {}
+    for name in names:
+        shown, source = _source(distilled, name, token)
+        if shown in found:
+            raise ValueError(f"two labels to compare are called {shown!r}; rename a folder, or give each once")
+        found[shown] = source
+    return found
+
+
+def _source(distilled: DistilledSet, name: str, token: str | bool | None) -> tuple[str, LabelSource]:
+    if name == "hard":
+        return "hard", HardLabels()
+    if name == "own":
+        return f"own ({distilled.label_source.kind})", distilled.label_source
+    return Path(name).name if Path(name).is_dir() else name, find_labels(name, token=token)

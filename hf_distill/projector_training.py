@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint, where_to_start
+from .checks import are_names
 from .compiling import compiled
 from .config import HfArg, check_at_least, check_choice
 from .crop_students import classes_loss, matching_loss
@@ -124,7 +126,17 @@ class ProjectorConfig:
                 f"--class_words {self.class_words} has {count} words, and there are {len(class_names)} classes; "
                 "expected one for each, in order"
             )
+        if not are_names(found):
+            raise ValueError(
+                f"--class_words {self.class_words} has the words {reprlib.repr(found)}; expected texts, all different: "
+                "two classes of one name cannot be told apart"
+            )
         return found
+
+    def check_prior(self, prior: Prior, class_names: Sequence[str]) -> None:
+        """Raise a `ValueError` where the words, the ranks or the prior cannot be: before anything is trained."""
+        self.words(class_names)
+        self.lora().fitted(len(class_names), prior.dim, self.lora_target_modules or prior.default_targets)
 
     def lora(self) -> Lora:
         """The adapter that the flags describe."""

@@ -15,7 +15,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from .checkpoints import prepare_output_dir
-from .config import DistillConfig, HubArguments, check_choice
+from .config import DataArguments, DistillConfig, HubArguments, check_choice
 from .distilled import DistilledSet
 from .evaluation import PROTOCOLS
 from .hub import Home, HubFolder
@@ -94,12 +94,37 @@ def start_run(
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
     accelerator = make_accelerator()
-    if projector and hub.hub_model_id:
-        prepare_push(_of_projector(hub), LabelProjector, accelerator)
-    prepare_push(hub, DistilledSet, accelerator)
+    prepare_push(hub, DistilledSet, accelerator, projector=projector)
     folder = on_main(accelerator, lambda: str(prepare_output_dir(config, name)))
     config = dataclasses.replace(config, output_dir=folder)
     return config, accelerator if config.report_to == "none" else make_accelerator(config.report_to, folder)
+
+
+def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
+    """How to read again what the set was made of, with its classes and size; flags off their default in `given` win."""
+    source = distilled.config.get("source") or {}
+    name = source.get("name")
+    if given.dataset_name is None and name != "digits" and "/" not in (name or ""):
+        raise ValueError(f"the set was made of {name!r}, no Hub name; say where it is: --dataset_name PATH")
+    defaults = dataclasses.asdict(DataArguments())
+    explicit = {key: value for key, value in dataclasses.asdict(given).items() if value != defaults[key]}
+    # Older sets have no "arguments", only what stands beside them.
+    recorded = {key: value for key, value in source.get("arguments", {}).items() if key in defaults}
+    recorded["dataset_config"] = source.get("config")
+    recorded["dataset_train_split"] = source.get("split") or defaults["dataset_train_split"]
+    recorded["dataset_revision"] = None  # of one repository, and means nothing anywhere else
+    if "/" in (name or "") and given.dataset_name in (None, name):
+        recorded |= {"dataset_name": name, "dataset_revision": source.get("revision")}
+    channels, height, width = distilled.pixel_values.shape[1:]
+    of_the_set = {
+        "classes": distilled.class_names,
+        "resolution": [height, width],
+        "color": "gray" if channels == 1 else "rgb",
+        "normalization": "none",  # the set brings its own
+        "mean": None,
+        "std": None,
+    }
+    return DataArguments(**{**recorded, **explicit, **of_the_set})
 
 
 def disable_progress_bars() -> None:
@@ -108,8 +133,16 @@ def disable_progress_bars() -> None:
     huggingface_hub.utils.disable_progress_bars()
 
 
-def prepare_push(hub: HubArguments, artifact: type[HubFolder], accelerator: Accelerator) -> None:
+def prepare_push(
+    hub: HubArguments, artifact: type[HubFolder], accelerator: Accelerator, *, projector: bool = False
+) -> None:
     """Find out before the work whether its result can be published. All processes call it.
+
+    Args:
+        hub: Where.
+        artifact: What.
+        accelerator: The processes.
+        projector: A label projector is to be published beside it.
 
     Raises:
         ValueError: No repository is given, the token may not write there, or the tag exists already.
@@ -118,21 +151,31 @@ def prepare_push(hub: HubArguments, artifact: type[HubFolder], accelerator: Acce
     def prepare() -> None:
         if hub.hub_model_id is None:
             raise ValueError("--push_to_hub needs the name of a repository; give --hub_model_id owner/name")
-        repository = Repository(hub.hub_model_id, artifact.repo_type, token=hub.hub_token)
-        repository.prepare(tag=hub.hub_tag, private=hub.hub_private_repo or None)
+        places = {hub.hub_model_id: artifact.repo_type}
+        if projector:
+            places[_of_projector(hub.hub_model_id)] = LabelProjector.repo_type
+        for repo_id, repo_type in places.items():
+            repository = Repository(repo_id, repo_type, token=hub.hub_token)
+            repository.prepare(tag=hub.hub_tag, private=hub.hub_private_repo or None)
 
     if hub.push_to_hub:
         on_main(accelerator, prepare)
 
 
-def _of_projector(hub: HubArguments) -> HubArguments:
-    return dataclasses.replace(hub, hub_model_id=f"{hub.hub_model_id}-projector")
+def _of_projector(repo_id: str | None) -> str:
+    return f"{repo_id}-projector"
 
 
 def push_with_projector(
-    distilled: DistilledSet, projector: LabelProjector, hub: HubArguments, folder: str | Path
+    distilled: DistilledSet, projector: LabelProjector, hub: HubArguments, folder: str | Path, own: str | Path
 ) -> str:
     """Publish a projector as `<repository>-projector`, and the set, which then names it; one process calls it.
+
+    Args:
+        distilled: The set, which is saved again in `folder`.
+        projector: The projector, which is saved in `own`.
+        hub: Where the set is to be published.
+        folder, own: For them, and for messages.
 
     Returns:
         A line for each, as `push`.
@@ -140,11 +183,10 @@ def push_with_projector(
     Raises:
         ValueError, OSError: As `push`.
     """
-    own = _of_projector(hub)
-    first = push(projector, own, Path(folder) / PROJECTOR)
-    shared = LabelProjector.from_pretrained(
-        own.hub_model_id or "", revision=hub.hub_tag, token=hub.hub_token, prior=projector.prior
-    )
+    repo_id = _of_projector(hub.hub_model_id)
+    first = push(projector, dataclasses.replace(hub, hub_model_id=repo_id), own)
+    where = {"revision": hub.hub_tag, "token": hub.hub_token}
+    shared = LabelProjector.from_pretrained(repo_id, **where, prior=projector.prior)
     distilled.label_with(ProjectorLabels(shared))
     distilled.save_pretrained(folder)
     return f"{first}\n{push(distilled, hub, folder)}"

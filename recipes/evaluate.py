@@ -3,6 +3,7 @@
     python recipes/evaluate.py --distilled_dataset outputs/tesla
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --compare_labels hard own org/name-labels
 
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with
@@ -10,17 +11,17 @@ go into `results.json` and the card of a local folder, beside those that are the
 """
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
-from hf_distill.epoch_labels import EpochLabels
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
 from hf_distill.files import save_json
+from hf_distill.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.results import EvalReport
-from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push
+from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, source_arguments
 
 
 @dataclass
@@ -39,7 +40,13 @@ class EvaluateArguments:
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
     full_data: bool = HfArg(default=True, help="Also train on all images; without it coresets compare pixels.")
     labels: str | None = HfArg(
-        default=None, help="Folder or repository of stored labels of its views (recipes/relabel.py), for its soft row."
+        default=None,
+        help="Folder or repository of stored labels of its views (recipes/relabel.py), or of a label projector "
+        "(recipes/projector.py), for its soft row.",
+    )
+    compare_labels: list[str] = HfArg(
+        default_factory=list,
+        help="Labels to compare at these images, accuracy against bytes: `hard`, `own`, and what --labels takes.",
     )
     output_dir: str | None = HfArg(default=None, help="Folder for the set with its results. Without it: its own.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
@@ -50,33 +57,6 @@ class EvaluateArguments:
         if self.protocol is not None:
             check_choice("protocol", self.protocol, tuple(PROTOCOLS))
         check_at_least("num_seeds", self.num_seeds, 1)
-
-
-def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
-    """How to read again what the set was made of, with its classes and size; flags off their default in `given` win."""
-    source = distilled.config.get("source") or {}
-    name = source.get("name")
-    if given.dataset_name is None and name != "digits" and "/" not in (name or ""):
-        raise ValueError(f"the set was made of {name!r}, no Hub name; say where it is: --dataset_name PATH")
-    defaults = asdict(DataArguments())
-    explicit = {key: value for key, value in asdict(given).items() if value != defaults[key]}
-    # Older sets have no "arguments", only what stands beside them.
-    recorded = {key: value for key, value in source.get("arguments", {}).items() if key in defaults}
-    recorded["dataset_config"] = source.get("config")
-    recorded["dataset_train_split"] = source.get("split") or defaults["dataset_train_split"]
-    recorded["dataset_revision"] = None  # of one repository, and means nothing anywhere else
-    if "/" in (name or "") and given.dataset_name in (None, name):
-        recorded |= {"dataset_name": name, "dataset_revision": source.get("revision")}
-    channels, height, width = distilled.pixel_values.shape[1:]
-    of_the_set = {
-        "classes": distilled.class_names,
-        "resolution": [height, width],
-        "color": "gray" if channels == 1 else "rgb",
-        "normalization": "none",  # the set brings its own
-        "mean": None,
-        "std": None,
-    }
-    return DataArguments(**{**recorded, **explicit, **of_the_set})
 
 
 def main() -> None:
@@ -92,27 +72,27 @@ def main() -> None:
     if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
         distilled.check_published(hub.hub_model_id, token=hub.hub_token)
     prepare_push(hub, DistilledSet, accelerator)
+    labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
+    sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
     data_args = source_arguments(distilled, data_args)
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
 
     protocol = PROTOCOLS[args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol", "mtt")]
     protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy", protocol.dsa_strategy))
-    report = evaluate_distilled(
-        distilled,
-        train,
-        held_out,
-        test,
-        protocol,
-        students=args.student,
-        num_seeds=args.num_seeds,
-        seed=args.seed,
-        accelerator=accelerator,
-        full_data=args.full_data,
-        labels=None if args.labels is None else EpochLabels.from_pretrained(args.labels, token=hub.hub_token),
-        disable_tqdm=args.disable_tqdm,
-    )
+    options = {
+        "num_seeds": args.num_seeds,
+        "seed": args.seed,
+        "accelerator": accelerator,
+        "disable_tqdm": args.disable_tqdm,
+    }
+    chosen = {"students": args.student, "full_data": args.full_data, "labels": labels}
+    report = evaluate_distilled(distilled, train, held_out, test, protocol, **chosen, **options)
     accelerator.print(report.table())
+    if sources:
+        for student in args.student or [None]:
+            report.labels += compare_labels(distilled, sources, held_out, test, protocol, student=student, **options)
+        accelerator.print(f"\n{report.labels_table()}")
 
     if not accelerator.is_main_process:
         return

@@ -18,7 +18,7 @@ from hf_distill import RealImages
 from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.method import DistillationDiverged
 from hf_distill.methods import HeLlO, HeLlOConfig
-from hf_distill.runs import push_with_projector, start_run
+from hf_distill.runs import PROJECTOR, push_with_projector, start_run
 from hf_distill.small_clip import PriorArguments, find_prior
 from hf_distill.teacher_training import TeacherConfig, find_teachers
 
@@ -36,6 +36,7 @@ def main() -> None:
     config.check_fits(train)  # before anything is trained
     options = {"seed": config.seed, "accelerator": accelerator, "disable_tqdm": config.disable_tqdm}
     prior = find_prior(prior_args, train, **options)
+    config.check_prior(prior, train.class_names)
     teachers = find_teachers(config.teachers, train, test, teacher_config, along=config.weak_teachers, **options)
     hello = HeLlO(config, train, teachers, prior, test=test, held_out=held_out, accelerator=accelerator)
     distilled = hello.distill()
@@ -49,7 +50,7 @@ def main() -> None:
         print(f"The pictures: {folder}/assets/grid.png and labels.png. Load the images, and what labels them, with:")
         print(f'  datasets.load_dataset("{folder}", split="train")\n  DistilledSet.from_pretrained("{folder}").teacher')
         if hub.push_to_hub:
-            print(push_with_projector(distilled, hello.projector, hub, folder))
+            print(push_with_projector(distilled, hello.projector, hub, folder, folder / PROJECTOR))
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ class HeLlO(PatchMethod):
             )
         for teacher in teachers[:-1]:
             teacher.check_matches(train)
+        config.check_prior(prior, train.class_names)
         self.teachers = list(teachers)
         self.prior, self.test = prior, test
 
