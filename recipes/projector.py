@@ -1,0 +1,124 @@
+"""Train a label projector for a distilled set of any method: CLIP with LoRA that labels what its students see.
+
+    python recipes/projector.py --distilled_dataset outputs/rded-digits-ipc5     # with a CLIP and teachers of its own
+    accelerate launch recipes/projector.py --distilled_dataset org/name --teachers my/teacher \\
+        --model_name_or_path openai/clip-vit-base-patch32 --labelled_output_dir outputs/name-projected
+    accelerate launch recipes/projector.py --distilled_dataset org/name --push_to_hub --hub_model_id me/name
+
+The last one publishes the projector as me/name-projector, and the set with it as its labels as me/name. The source is
+read from where the set says; the views are those of its evaluation protocol. Go on after an interruption with the same
+command line and --resume_from_checkpoint latest.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_distill import RealImages
+from hf_distill.accounting import label_costs
+from hf_distill.config import DataArguments, HfArg, HubArguments, check_choice, parse_args
+from hf_distill.distilled import DistilledSet
+from hf_distill.evaluation import PROTOCOLS, CropProtocol, check_data, distilled_pool
+from hf_distill.labels import ProjectorLabels
+from hf_distill.projector_training import ProjectorConfig, train_projector
+from hf_distill.runs import (
+    disable_progress_bars,
+    make_accelerator,
+    prepare_push,
+    push_with_projector,
+    source_arguments,
+)
+from hf_distill.small_clip import PriorArguments, find_prior
+from hf_distill.teacher_training import TeacherConfig, find_teachers
+
+
+@dataclass
+class ProjectArguments:
+    """Which images the projector is for, what it imitates, and where it goes."""
+
+    distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
+    distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
+    protocol: str | None = HfArg(default=None, help="Whose views it will be asked about. Without it: that of the set.")
+    teachers: list[str] | None = HfArg(
+        default=None,
+        help="Networks to imitate, the best one last: folders, repositories, or timm:<name>. Without it: "
+        "--weak_teachers of one training, made here.",
+    )
+    output_dir: str | None = HfArg(default=None, help="Folder of the projector. Without it: outputs/projector-<set>.")
+    labelled_output_dir: str | None = HfArg(
+        default=None, help="Folder of the set with the projector as its labels. Without it: <output_dir>-set."
+    )
+    overwrite_output_dir: bool = HfArg(default=False, help="Replace the projector that the output folder holds.")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None, help="`latest`, or the path of a checkpoint folder; a finished projector is only loaded."
+    )
+    seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
+    disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
+
+    def __post_init__(self) -> None:
+        if self.distilled_dataset is None:
+            raise ValueError("--distilled_dataset is missing; give the folder or repository of a distilled set")
+        if self.protocol is not None:
+            views = [name for name, protocol in PROTOCOLS.items() if isinstance(protocol, CropProtocol)]
+            check_choice("protocol", self.protocol, views)
+        if self.output_dir is None:
+            self.output_dir = str(Path("outputs", f"projector-{Path(self.distilled_dataset).name}"))
+        if self.labelled_output_dir is None:
+            self.labelled_output_dir = f"{self.output_dir}-set"
+
+
+def main() -> None:
+    classes = (DataArguments, TeacherConfig, PriorArguments, ProjectorConfig, ProjectArguments, HubArguments)
+    data_args, teacher_config, prior_args, config, args, hub = parse_args(*classes)
+    if args.disable_tqdm:
+        disable_progress_bars()
+    accelerator = make_accelerator()
+    prepare_push(hub, DistilledSet, accelerator, projector=True)
+
+    where = {"revision": args.distilled_revision, "token": hub.hub_token}
+    distilled = DistilledSet.from_pretrained(args.distilled_dataset, **where)
+    name = args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol")
+    protocol = PROTOCOLS.get(name)
+    if not isinstance(protocol, CropProtocol):
+        raise ValueError(f"the set's protocol is {name}, which looks at no views; choose one with --protocol")
+    data_args = source_arguments(distilled, data_args)
+    train, test = RealImages.train_and_test(data_args)
+    check_data(distilled, train)
+    train, test = (images.seen_through(distilled.preprocessing) for images in (train, test))
+    train, _ = train.split(data_args.validation_fraction, seed=0)  # what students are selected on, nothing sees
+
+    options = {"seed": args.seed, "accelerator": accelerator, "disable_tqdm": args.disable_tqdm}
+    prior = find_prior(prior_args, train, **options)
+    config.check_prior(prior, train.class_names)  # before anything is trained
+    teachers = find_teachers(args.teachers, train, test, teacher_config, along=config.weak_teachers, **options)
+    kept = {"resume_from_checkpoint": args.resume_from_checkpoint, "overwrite": args.overwrite_output_dir}
+    asked = {"views": protocol.views, "synthetic": distilled_pool(distilled, accelerator.device)}
+    projector = train_projector(
+        train, test, prior, teachers, config=config, directory=args.output_dir, **asked, **options, **kept
+    )
+    distilled.label_with(ProjectorLabels(projector))
+    if accelerator.is_main_process:
+        costs = label_costs(
+            len(distilled),
+            protocol.epochs,
+            distilled.num_classes,
+            projector_params=projector.num_params,
+            text_head_bytes=projector.text_head_bytes,
+            prior_bytes=projector.prior_bytes,
+            teacher_bytes=sum(teacher.num_bytes for teacher in teachers),
+        )
+        folder = distilled.save_pretrained(args.labelled_output_dir)
+        print(f"\n{projector.summary()}\n{distilled.fidelity()}\n\n{costs.table()}\n")
+        print(f'{args.output_dir}   load: LabelProjector.from_pretrained("{args.output_dir}")')
+        print(f'{folder}   load: DistilledSet.from_pretrained("{folder}").teacher')
+        if hub.push_to_hub:
+            print(push_with_projector(distilled, projector, hub, folder, args.output_dir))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command with --resume_from_checkpoint latest goes on after the last epoch")
