@@ -39,13 +39,22 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < math.inf
 
 
-def are_names(value: Any) -> bool:
-    """Whether a value of a JSON file can be the names of classes."""
+def _are_texts(value: Any) -> bool:
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
         return False
     # A lone half of a surrogate pair is valid JSON, and no file can hold it.
-    written = all(isinstance(name, str) and not re.search("[\ud800-\udfff]", name) for name in value)
-    return written and len(set(value)) == len(value)
+    return all(isinstance(text, str) and not re.search("[\ud800-\udfff]", text) for text in value)
+
+
+def are_names(value: Any) -> bool:
+    """Whether a value of a JSON file can be the names of classes."""
+    return _are_texts(value) and len(set(value)) == len(value)
+
+
+def are_words(value: Any) -> bool:
+    """Whether it can be what classes are called in sentences; of ImageNet's, CLIP calls two sunglasses."""
+    return _are_texts(value) and all(text.strip() for text in value)
 
 
 NAMES = f"1 to {MOST_CLASSES:,} different texts"
+WORDS = f"1 to {MOST_CLASSES:,} texts, none of them empty"

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .checks import MOST_CLASSES, Rules, are_names, check_values, is_number, is_whole
+from .checks import WORDS, Rules, are_words, check_values, is_number, is_whole
 from .files import atomic_write, load_json
 from .hub import locate
 from .models import fill, read_shapes, sha256_of
@@ -234,10 +234,8 @@ class Prior:
             OSError: The Hub does not answer.
         """
         names, sentences = list(class_names), prompt_templates(templates)
-        if not (are_names(names) and all(name.strip() for name in names)):
-            raise ValueError(
-                f"class names {reprlib.repr(names)}; expected 1 to {MOST_CLASSES:,} different texts, none of them empty"
-            )
+        if not are_words(names):
+            raise ValueError(f"class names {reprlib.repr(names)}; expected {WORDS}")
         encode, tokenizer, dim = self._text_tower()
         if dim != self.dim:
             raise ValueError(

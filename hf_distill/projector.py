@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .cards import eval_results, eval_results_file, on_hub, render_card, source_context
-from .checks import NAMES, Rules, are_names, check_values, is_number, is_whole
+from .checks import NAMES, WORDS, Rules, are_names, are_words, check_values, is_number, is_whole
 from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .hub import Home, HubFolder
@@ -165,7 +165,7 @@ ABOUT: Rules = {
         "commit, or local: true",
         _is_base,
     ),
-    "words": (NAMES, are_names),
+    "words": (WORDS, are_words),
     "templates": ("the name of a set of prompts, or a list of texts", _is_templates),
     "logit_scale": ("a finite number", is_number),
     "image_size": ("a list of numbers", _are_numbers),
@@ -236,10 +236,10 @@ class LabelProjector(nn.Module, HubFolder):
         self.prior, self.class_names, self.preprocessing = prior, names, preprocessing
         self.templates = templates if isinstance(templates, str) else list(templates)
         self.words = names if words is None else list(words)
-        if not (are_names(self.words) and len(self.words) == len(names)):
+        if not (are_words(self.words) and len(self.words) == len(names)):
             raise ValueError(
                 f"{len(self.words)} words {reprlib.repr(self.words)} for {len(names)} classes; expected one for each, "
-                "all different"
+                "none of them empty"
             )
         self.lora = lora.fitted(len(names), prior.dim, prior.default_targets)
         self.config = {"source": {}, "results": {}, "versions": package_versions(), **(config or {})}

@@ -384,7 +384,7 @@ def test_a_text_tower_of_another_vocabulary_is_refused_where_texts_are_asked_for
     ("names", "templates", "said"),
     [
         ([], "simple", r"class names \[\]; expected 1 to"),
-        (["cat", "cat"], "simple", r"class names \['cat', 'cat'\]; expected"),
+        (["cat", 7], "simple", r"class names \['cat', 7\]; expected"),
         (["cat", "  "], "simple", "none of them empty"),
         (NAMES, "imagenet", "templates 'imagenet'; expected openai or simple, or a list"),
         (NAMES, ["a photo"], r"'a photo' as a template; expected a sentence with one \{\}"),
