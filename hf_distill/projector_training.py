@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint, where_to_start
-from .checks import are_names
+from .checks import WORDS, are_words
 from .compiling import compiled
 from .config import HfArg, check_at_least, check_choice
 from .crop_students import classes_loss, matching_loss
@@ -126,11 +126,8 @@ class ProjectorConfig:
                 f"--class_words {self.class_words} has {count} words, and there are {len(class_names)} classes; "
                 "expected one for each, in order"
             )
-        if not are_names(found):
-            raise ValueError(
-                f"--class_words {self.class_words} has the words {reprlib.repr(found)}; expected texts, all different: "
-                "two classes of one name cannot be told apart"
-            )
+        if not are_words(found):
+            raise ValueError(f"--class_words {self.class_words} has {reprlib.repr(found)}; expected {WORDS}")
         return found
 
     def check_prior(self, prior: Prior, class_names: Sequence[str]) -> None:
@@ -507,12 +504,11 @@ class _Run:
         return pool.labels[upload(rows, device)], pool.labels[upload(partners, device)], upload(share, device)
 
     def results(self, test: RealImages | None) -> dict[str, Any]:
-        """Accuracies in [0, 1] on test images, and the fidelity on the views that will be asked about."""
+        """Accuracies in [0, 1] on test images, and the fidelity on views that it was not trained on."""
         pool = self.synthetic or self.real
-        found: dict[str, Any] = fidelity(
-            self.projector, self.teachers, pool, self.views, accelerator=self.accelerator,
-            batch_size=self.config.batch_projector,
-        )  # fmt: skip
+        views = dataclasses.replace(self.views, seed=derive_seed(self.seed, "projector", "fidelity"))
+        options = {"accelerator": self.accelerator, "batch_size": self.config.batch_projector}
+        found: dict[str, Any] = fidelity(self.projector, self.teachers, pool, views, **options)
         found["asked_about"] = "real images" if self.synthetic is None else "distilled images"
         if test is not None:
             shown = Pool(test, test.labels, preprocessing=self.projector.preprocessing, device=self.accelerator.device)
