@@ -68,7 +68,7 @@ class TeacherConfig:
     warmup_epochs: int = HfArg(default=0, help="Of these, epochs in which the learning rate of cosine grows.")
     batch_train: int = HfArg(default=128, help="Images per step, of all processes together.")
     teacher_optimizer: str = HfArg(default="sgd", help="sgd, adam or adamw.")
-    teacher_schedule: str = HfArg(default="cosine", help="Learning rate: cosine (by epoch) or onecycle (by step).")
+    teacher_schedule: str = HfArg(default="cosine", help="Learning rate: cosine or step (by epoch), or onecycle.")
     lr_teacher: float = HfArg(default=0.1, help="Highest learning rate of the teacher.")
     mom_teacher: float = HfArg(default=0.9, help="Momentum of sgd.")
     l2_teacher: float = HfArg(default=5e-4, help="Weight decay; adam and adamw spare biases and normalisation.")
@@ -83,7 +83,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         check_choice("student_norm", self.student_norm, NORMS)
         check_choice("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
-        check_choice("teacher_schedule", self.teacher_schedule, ("cosine", "onecycle"))
+        check_choice("teacher_schedule", self.teacher_schedule, ("cosine", "step", "onecycle"))
         check_choice("teacher_augment", self.teacher_augment, AUGMENTATIONS)
         check_at_least("student_width", self.student_width, 1)
         check_at_least("teacher_epochs", self.teacher_epochs, 1)
@@ -110,6 +110,7 @@ class TeacherConfig:
         """The learning rate of step number `step`, from 0, where an epoch has `steps` of them.
 
         Cosine: η ½ (1 + cos(π e / E)) in epoch e of the E after the warm-up, in which it grows linearly from η/100.
+        Step: η in the first half of the epochs, η/10 in the second.
         One cycle: from η/20 up to η in a tenth of all steps and down to η/200,000 in the others, each half a cosine.
         """
         if self.teacher_schedule == "onecycle":
@@ -120,6 +121,8 @@ class TeacherConfig:
                 return _half_cosine(low, self.lr_teacher, step / top if top else 1.0)
             return _half_cosine(self.lr_teacher, low / ONE_CYCLE["final_div_factor"], (step - top) / (last - top))
         epoch, rest = step // steps, self.teacher_epochs - self.warmup_epochs
+        if self.teacher_schedule == "step":
+            return self.lr_teacher * (1 if 2 * epoch < self.teacher_epochs else 0.1)
         if epoch < self.warmup_epochs:
             return self.lr_teacher * (WARMUP_FROM + (1 - WARMUP_FROM) * epoch / self.warmup_epochs)
         return _half_cosine(self.lr_teacher, 0.0, (epoch - self.warmup_epochs) / rest)

@@ -24,9 +24,10 @@ from .cards import eval_results, eval_results_file, on_hub, render_card, source_
 from .checks import Rules, are_names, check_values, is_number, is_whole
 from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
+from .functional import FlatModel
 from .hub import Home, HubFolder
 from .models import StudentSpec, fill, read_shapes, sha256_of
-from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE
+from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE, ExpertTrajectories
 from .transforms import Preprocessing
 
 INDEX = "teacher_config.json"
@@ -301,6 +302,30 @@ class Teacher(HubFolder):
         repo_id, revision = _timm_repository(name)
         return cls.from_pretrained(repo_id, revision=revision, class_names=class_names)
 
+    @classmethod
+    def from_expert(cls, experts: ExpertTrajectories, number: int) -> Self:
+        """The network that an expert is after its last epoch.
+
+        Raises:
+            ValueError: There is no such expert, or its network has running statistics, which trajectories do not hold.
+        """
+        model = FlatModel.from_spec(experts.spec)
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.module.modules()):
+            raise ValueError(
+                f"the experts in {experts.folder} have BatchNorm, whose running statistics are not stored; expected "
+                "experts with --student_norm instance or none, or a teacher that recipes/teacher.py trained"
+            )
+        network = experts.spec.build(0)
+        network.load_state_dict(model.unflatten(experts.row(number, experts.num_epochs)), strict=False)
+        config = {"source": experts.config["source"], "device": experts.config.get("device")}
+        accuracies = {
+            name: experts.config["results"][name][number]
+            for name in ("train_accuracy", "test_accuracy")
+            if experts.config["results"].get(name)
+        }
+        config["results"] = accuracies
+        return cls(network, experts.spec, experts.class_names, experts.preprocessing, config)
+
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
 
@@ -430,6 +455,16 @@ class Teacher(HubFolder):
         teacher = cls(model, spec, names if named else None, preprocessing, {"weights": weights})
         teacher._foreign = True
         return teacher
+
+
+def expert_teachers(name: str) -> list[Teacher]:
+    """What the experts in a folder or repository are after their last epoch.
+
+    Raises:
+        ValueError, OSError: As `ExpertTrajectories.from_pretrained` and `Teacher.from_expert`.
+    """
+    experts = ExpertTrajectories.from_pretrained(name)
+    return [Teacher.from_expert(experts, number) for number in range(experts.num_experts)]
 
 
 def read_timm(folder: Path) -> tuple[nn.Module, StudentSpec, Preprocessing, dict[str, Any]]:

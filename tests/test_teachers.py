@@ -428,6 +428,14 @@ def test_the_learning_rate_is_that_of_torchs_schedulers():
         sgd.step()
         schedule.step()
 
+    sgd = torch.optim.SGD(model.parameters(), 0.2)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, [epochs // 2], gamma=0.1)
+    config = TeacherConfig(teacher_epochs=epochs, lr_teacher=0.2, teacher_schedule="step")
+    for epoch in range(epochs):
+        assert config.lr(epoch * steps + steps - 1, steps) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
+        sgd.step()
+        schedule.step()
+
     config = TeacherConfig(
         teacher_epochs=epochs, lr_teacher=3e-4, teacher_schedule="onecycle", teacher_optimizer="adam"
     )
@@ -466,6 +474,7 @@ def test_settings_that_cannot_be_are_refused():
     for changes, says in (
         ({"warmup_epochs": 9, "teacher_epochs": 9}, "--warmup_epochs is 9"),
         ({"warmup_epochs": 1, "teacher_schedule": "onecycle"}, "a warm-up of its own"),
+        ({"warmup_epochs": 1, "teacher_schedule": "step"}, "is for --teacher_schedule cosine"),
         ({"label_smoothing": 1.0}, "--label_smoothing is 1"),
         ({"teacher_augment": "mixup"}, "--teacher_augment is 'mixup'"),
         ({"teacher_optimizer": "lion"}, "--teacher_optimizer is 'lion'"),
