@@ -585,7 +585,7 @@ class DistilledSet(nn.Module, HubFolder):
         about = self.config.get("projector") or {}
         if not isinstance(self.teacher, ProjectorLabels) or not is_number(about.get("agreement")):
             return None
-        kl = f" and {about['kl']:.3g} nats away from them on average" if is_number(about.get("kl")) else ""
+        kl = f" and is {about['kl']:.3g} nats away from them on average" if is_number(about.get("kl")) else ""
         return f"On views of {about.get('asked_about')} it names the class that its teachers name in " + (
             f"{100 * about['agreement']:.1f} % of the cases{kl} (Kullback-Leibler divergence)."
         )

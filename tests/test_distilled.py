@@ -19,6 +19,9 @@ import torch
 from datasets import ClassLabel, load_dataset
 from huggingface_hub import DatasetCard, constants
 from PIL import Image
+from safetensors.torch import load_file
+from test_projector import CONFIG as PROJECTOR_CONFIG
+from test_projector import learn, save_clip
 
 import hf_distill
 import hf_distill.distilled as distilled_module
@@ -26,8 +29,17 @@ import hf_distill.tables as tables
 from hf_distill.distilled import DistilledSet
 from hf_distill.functional import FlatModel
 from hf_distill.hub import Home
-from hf_distill.labels import HardLabels, NetworkLabels, StoredLabels, TeacherLabels, TeacherReference
+from hf_distill.labels import (
+    HardLabels,
+    NetworkLabels,
+    ProjectorLabels,
+    StoredLabels,
+    TeacherLabels,
+    TeacherReference,
+)
 from hf_distill.models import StudentSpec
+from hf_distill.priors import Prior
+from hf_distill.projector import LabelProjector, Lora
 from hf_distill.repository import Repository
 from hf_distill.results import EvalReport, EvalRow, LabelRow
 from hf_distill.teachers import Teacher
@@ -729,6 +741,150 @@ def test_a_damaged_folder_of_pictures_is_one_clear_line(tmp_path, damage, says):
     assert "\n" not in str(error.value)
 
 
+# Projectors that label
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory) -> Prior:
+    return Prior.from_pretrained(save_clip("vit", tmp_path_factory.mktemp("prior")))
+
+
+def projector(prior: Prior, size=(6, 8), names=NAMES, strength=0.05) -> LabelProjector:
+    seen = Preprocessing(3, size, (0.4,) * 3, (0.3,) * 3)
+    made = LabelProjector(prior, names, seen, templates="simple", lora=Lora(r=2), config=PROJECTOR_CONFIG)
+    return learn(made, strength)
+
+
+LABEL = """
+import sys
+import torch
+from safetensors.torch import save_file
+from hf_distill import DistilledSet
+torch.set_num_threads(1)
+distilled = DistilledSet.from_pretrained(sys.argv[1])
+distilled.teacher.check_fits(distilled.class_names, distilled.preprocessing)
+images = distilled.floats()
+labels = distilled.label_source(images, distilled.labels, torch.arange(len(distilled)))
+save_file({"images": images, "labels": labels}, sys.argv[2])
+print(distilled.label_source.kind, distilled.teacher.digest, distilled.teacher.shared)
+"""
+
+
+def test_a_projector_travels_with_the_images_and_labels_them_alike_in_another_process(tmp_path, prior, online):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    made = pictures(teacher=ProjectorLabels(projector(prior)))
+    folder = made.save_pretrained(tmp_path / "set")
+    finished = online(LABEL, folder, tmp_path / "found", env={"HF_HUB_OFFLINE": "1"})
+    assert finished.status == [0], finished.err
+    assert finished.out.split() == ["projector", made.teacher.digest, "False"]
+    found = load_file(tmp_path / "found")
+    assert torch.equal(found["images"], made.floats())
+    assert torch.equal(found["labels"], made.teacher(made.floats(), made.labels, torch.arange(12)))
+    torch.set_num_threads(threads)
+    config = json.loads((folder / "distill_config.json").read_text())
+    assert (config["format_version"], config["label_source"]["kind"]) == (3, "projector")
+    assert config["label_source"]["teacher"]["shared"] is None
+    (inside,) = (folder / "projector").iterdir()
+    assert inside.name == config["data_id"]
+    assert "README.md" not in files(inside)  # for `load_dataset` reads cards
+    assert LabelProjector.from_pretrained(inside).digest == made.teacher.digest
+    plain = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert plain["label"][:] == made.labels.tolist()
+    np.testing.assert_array_equal(np.asarray(plain[5]["image"]), made.pixel_values[5].permute(1, 2, 0).numpy())
+
+
+def test_a_folder_that_is_saved_again_holds_one_projector_and_no_empty_folder(tmp_path, prior):
+    folder = tmp_path / "set"
+    for seed, strength in ((0, 0.05), (1, 0.05), (1, 0.1)):
+        made = pictures(seed=seed, teacher=ProjectorLabels(projector(prior, strength=strength)))
+        made.save_pretrained(folder)
+        assert [path.name for path in (folder / "projector").iterdir()] == [made._content_id()]
+        assert same(DistilledSet.from_pretrained(folder), made)
+    # A set that was read from here can be saved here again, though its own files move.
+    loaded = DistilledSet.from_pretrained(folder)
+    for row in range(2):
+        loaded.pixel_values[row] = 0
+        loaded.save_pretrained(folder)
+        assert DistilledSet.from_pretrained(folder).teacher.digest == made.teacher.digest
+    (folder / "projector" / "notes").write_text("mine")
+    pictures(teacher=NetworkLabels(network())).save_pretrained(folder)
+    assert [path.name for path in (folder / "projector").iterdir()] == ["notes"]
+    (folder / "projector" / "notes").unlink()
+    pictures().save_pretrained(folder)
+    assert not (folder / "teacher").exists()
+    assert (folder / "projector").exists()  # the notes were not of the set, so neither is what held them
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: truncate(f, "projector/*/adapter_model.safetensors"), "no whole safetensors file"),
+        (lambda f: truncate(f, "projector/*/projector_config.json"), "is not valid JSON"),
+        (lambda f: next(f.glob("projector/*/adapter_model.safetensors")).unlink(), r"adapter_model\.safetensors"),
+        (lambda f: next(f.glob("projector/*/text_head.safetensors")).unlink(), "text_head.* is missing"),
+        (lambda f: shutil.rmtree(next(f.glob("projector/*/base"))), "lacks the folder base"),
+        (lambda f: truncate(f, "projector/*/base/open_clip_model.safetensors"), "no whole safetensors file"),
+        (lambda f: save_clip("vit", next(f.glob("projector/*/base")), 0.5), "was trained on"),
+        (lambda f: shutil.rmtree(next(f.glob("projector/*"))), "projector is missing"),
+        (lambda f: change_config(f, format_version=4), "upgrade hf_distill"),
+        (lambda f: change_config(f, projector={"prior_bytes": "many"}), "projector.prior_bytes"),
+    ],
+)
+def test_a_damaged_projector_in_a_set_is_one_clear_line(labelled, tmp_path, damage, says):
+    folder = shutil.copytree(labelled, tmp_path / "set")
+    damage(folder)
+    with pytest.raises(ValueError, match=says) as error:
+        DistilledSet.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, prior) -> Path:
+    return pictures(teacher=ProjectorLabels(projector(prior))).save_pretrained(
+        tmp_path_factory.mktemp("labelled") / "s"
+    )
+
+
+def test_another_projector_in_the_folder_of_a_set_is_refused(labelled, tmp_path, prior):
+    folder = shutil.copytree(labelled, tmp_path / "set")
+    for other, says in (
+        (projector(prior, strength=0.1), "holds the weights .* use the weights that the labels were made with"),
+        (projector(prior, names=NAMES[::-1]), "holds the weights|calls class 0"),
+    ):
+        other.save_pretrained(next(folder.glob("projector/*")))
+        with pytest.raises(ValueError, match=says) as error:
+            DistilledSet.from_pretrained(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_a_set_takes_another_labeller_of_its_classes_and_drops_the_results_of_the_old_one(prior):
+    made = pictures(teacher=NetworkLabels(network()), report=EvalReport(REPORT.rows, {}, LABELS))
+    labels = ProjectorLabels(projector(prior))
+    for wrong, says in (
+        (projector(prior, names=NAMES[::-1]), "calls class 0"),
+        (projector(prior, names=NAMES[:3]), "has 3 classes"),
+        (projector(prior, size=(8, 8)), "use the projector's preprocessing"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            made.label_with(ProjectorLabels(wrong))
+        assert "\n" not in str(error.value)
+    assert made.teacher.kind == "teacher"
+    assert made.report.rows == REPORT.rows
+    made.label_with(labels)
+    assert made.label_source is labels
+    assert [row.labels for row in made.report.rows] == ["hard"]
+    assert not made.report.labels
+    assert made.config["projector"] == {**labels.projector.about()}
+    made.report = REPORT
+    made.label_with(ProjectorLabels(projector(prior)))  # the same one
+    assert made.report is REPORT
+    made.label_with(NetworkLabels(network()))
+    assert "projector" not in made.config
+    with pytest.raises(ValueError, match="calls class 0"):
+        pictures(teacher=ProjectorLabels(projector(prior, names=NAMES[::-1])))
+
+
 # Over the Hub
 
 
@@ -853,7 +1009,16 @@ def golden_sets() -> dict[str, DistilledSet]:
         "source": {"name": "/home/x/faces", "license": "Ask us first.", "gated": "auto"},
         "experts": {"source": "faces-experts", "num_experts": 20, "training": {"lr_teacher": 0.01, "seed": 0}},
     }
+    sizes = {"prior": "org/clip", "num_params": 900_000, "num_bytes": 1_800_000, "text_head_bytes": 16_384}
+    about = {**sizes, "prior_bytes": 153_400_000, "agreement": 0.8034, "kl": 0.12345, "asked_about": "distilled images"}
+    at = Repository("org/pets-3-projector", "model", "0123456789" * 4)
+    projectors = [ProjectorLabels(TeacherReference("on org/clip", 1_800_000, sha256, home)) for home in (at, None)]
+    projected = {"config": {**CONFIG, "projector": about}}
     return {
+        "distilled_projector.md": pictures(
+            teacher=projectors[0], report=EvalReport(REPORT.rows, {}, LABELS), **projected
+        ),
+        "distilled_projector_inside.md": pictures(teacher=projectors[1]),
         "distilled.md": make(lr=0.0312, config=CONFIG, report=REPORT),
         "distilled_bare.md": make(channels=1, soft=False),
         "distilled_labels.md": make(soft=False, config=CONFIG, report=EvalReport(labels=LABELS)),

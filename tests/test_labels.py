@@ -1,16 +1,24 @@
 """Label sources: what they say, what they cost, and that a teacher is the mean of its networks."""
 
+import fnmatch
 import json
 
 import pytest
 import torch
+from accelerate import Accelerator
+from test_projector import learn, save_clip
 
+from hf_distill.epoch_labels import relabel
 from hf_distill.functional import FlatModel
-from hf_distill.labels import HardLabels, NetworkLabels, StoredLabels, TeacherLabels
+from hf_distill.labels import HardLabels, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from hf_distill.models import StudentSpec
+from hf_distill.pools import Pool
+from hf_distill.priors import Prior
+from hf_distill.projector import LabelProjector, Lora
 from hf_distill.repository import Repository
 from hf_distill.teachers import Teacher
 from hf_distill.transforms import Preprocessing
+from hf_distill.views import Views
 
 SPEC = StudentSpec("convnet_d2", 5, 1, (8, 8), {"width": 8})
 
@@ -149,6 +157,128 @@ def test_classes_and_preprocessing_of_a_network_are_checked_by_name(images):
         source.check_fits(list("edcba"), Preprocessing(1, (8, 8), (0.5,), (0.5,)))
     with pytest.raises(ValueError, match="use the teacher's preprocessing"):
         source.check_fits(list("abcde"), Preprocessing(1, (8, 8), (0.4,), (0.5,)))
+
+
+# Projectors
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory) -> Prior:
+    return Prior.from_pretrained(save_clip("vit", tmp_path_factory.mktemp("prior")))
+
+
+def projector(prior: Prior, size: float = 0.05, names: str = "abcde") -> LabelProjector:
+    """A projector whose matrices hold values, larger or smaller ones."""
+    seen = Preprocessing(1, (8, 8), (0.5,), (0.5,))
+    return learn(LabelProjector(prior, list(names), seen, templates="simple", lora=Lora(r=2)), size)
+
+
+def test_a_projector_labels_as_it_says_itself_and_has_its_matrices_folded_in(prior, images, rows):
+    source, plain = ProjectorLabels(projector(prior)), projector(prior)
+    with torch.no_grad():
+        wanted, zero = plain.logits(images), plain.zero_shot(images)
+    assert (wanted - zero).abs().max() > 0.1
+    found = source(images.requires_grad_(), rows, rows, epoch=3)
+    assert not found.requires_grad
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    weight = source.projector.model.base_model.model.classifier.base_layer.weight
+    assert not torch.equal(weight, plain.text_head)
+    assert torch.equal(source(images, rows, rows), found)
+
+
+def test_what_a_projector_says_of_an_image_depends_on_that_image_alone(prior, images, rows):
+    source = ProjectorLabels(projector(prior))
+    found = source(images, rows, rows)
+    one_by_one = torch.cat([source(image[None], rows[:1], rows[:1]) for image in images])
+    torch.testing.assert_close(found, one_by_one, rtol=1e-5, atol=1e-5)
+    backwards = source(images.flip(0), rows, rows.flip(0), epoch=8).flip(0)
+    torch.testing.assert_close(found, backwards, rtol=1e-5, atol=1e-5)
+    parts = ProjectorLabels(projector(prior), chunk_size=3)(images, rows, rows)
+    torch.testing.assert_close(parts, found, rtol=1e-5, atol=1e-5)
+
+
+def test_a_projector_says_what_it_is_and_costs_its_matrices_alone(prior):
+    made = projector(prior)
+    source = ProjectorLabels(made)
+    assert (source.kind, source.digest, source.shared, source.views) == ("projector", made.digest, False, None)
+    tower = {name: p.numel() for name, p in made.model.named_parameters() if "lora_" in name}
+    assert source.num_bytes == 2 * sum(tower.values())
+    assert "local open_clip model" in source.name
+    assert source.digest != ProjectorLabels(projector(prior, 0.1)).digest
+
+
+def test_a_projector_comes_back_from_its_config_and_folder_of_what_loading_needs(tmp_path, prior, images, rows):
+    source = ProjectorLabels(projector(prior))
+    wanted = source(images, rows, rows)  # which merges: what is saved is the same
+    source.save(tmp_path / "projector")
+    names = {path.relative_to(tmp_path / "projector").as_posix() for path in (tmp_path / "projector").rglob("*.*")}
+    assert names == {
+        *("adapter_config.json", "adapter_model.safetensors", "projector_config.json", "text_head.safetensors"),
+        *("base/open_clip_config.json", "base/open_clip_model.safetensors"),
+    }
+    assert all(any(fnmatch.fnmatch(name, pattern) for pattern in LabelProjector.fetched) for name in names)
+    config = json.loads(json.dumps(source.to_config()))
+    assert (config["kind"], config["shared"]) == ("projector", None)
+    again = ProjectorLabels.from_config(config, tmp_path / "projector")
+    assert torch.equal(again(images, rows, rows), wanted)
+    assert again.to_config() == source.to_config()
+    other = ProjectorLabels(projector(prior, 0.1)).to_config()
+    with pytest.raises(
+        ValueError, match=r"holds the weights .* use the weights that the labels were made with"
+    ) as caught:
+        ProjectorLabels.from_config(other, tmp_path / "projector")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="its projector is missing"):
+        ProjectorLabels.from_config(config, tmp_path / "nowhere")
+
+
+def test_classes_and_preprocessing_of_a_projector_are_checked_by_name(prior):
+    source, seen = ProjectorLabels(projector(prior)), Preprocessing(1, (8, 8), (0.5,), (0.5,))
+    source.check_fits(list("abcde"), seen)
+    with pytest.raises(ValueError, match="calls class 0 'a', and here it is 'e'"):
+        source.check_fits(list("edcba"), seen)
+    with pytest.raises(ValueError, match="use the projector's preprocessing"):
+        source.check_fits(list("abcde"), Preprocessing(1, (8, 8), (0.4,), (0.5,)))
+
+
+# Several networks
+
+
+def test_the_mean_of_several_networks_is_that_of_their_logits_and_costs_them_all(images, rows):
+    teachers = [network(seed) for seed in (0, 1, 2)]
+    mean = MeanLabels([NetworkLabels(teacher, chunk_size=4) for teacher in teachers])
+    found = mean(images.requires_grad_(), rows, rows, epoch=1)
+    assert not found.requires_grad
+    with torch.no_grad():
+        wanted = torch.stack([teacher.model(images).double() for teacher in teachers]).mean(0)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert mean.num_bytes == sum(NetworkLabels(teacher).num_bytes for teacher in teachers)
+    assert mean.kind == "teacher"
+    with pytest.raises(ValueError, match="the mean of no teachers"):
+        MeanLabels([])
+
+
+def test_labels_that_the_mean_of_networks_stores_are_its_own_and_known_by_all_of_them(tmp_path):
+    pixels = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pool = Pool(pixels, torch.arange(6) % 5, preprocessing=Preprocessing(1, (8, 8), (0.5,), (0.5,)), device="cpu")
+    views, rows = Views(seed=3, scale=(0.5, 1.0), flip=0.0), torch.arange(6)
+
+    def stored(name: str, *seeds: int):
+        mean = MeanLabels([NetworkLabels(network(seed)) for seed in seeds])
+        return mean, relabel(mean, pool, views, 2, tmp_path / name, accelerator=Accelerator(), disable_tqdm=True)
+
+    mean, labels = stored("a", 0, 1)
+    for epoch in range(3):  # the third is the first again
+        x = labels.views(pool.images, rows, epoch, len(pool), pool.black)
+        wanted = mean(x, pool.labels, rows).half().float()
+        torch.testing.assert_close(labels(x, pool.labels, rows, epoch), wanted, rtol=2e-3, atol=1e-3)
+    about = labels.config["teacher"]
+    assert [source["sha256"] for source in about["sources"]] == [network(seed)._sha256 for seed in (0, 1)]
+    ids = [labels.config["id"], *(stored(str(n), *seeds)[1].config["id"] for n, seeds in enumerate([(0, 1), (0, 2)]))]
+    assert ids[0] == ids[1] != ids[2]
+    with pytest.raises(ValueError, match="'hard' cannot label views; expected a teacher"):
+        relabel(HardLabels(), pool, views, 2, tmp_path / "hard", accelerator=Accelerator(), disable_tqdm=True)
 
 
 @pytest.mark.parametrize(
