@@ -105,6 +105,21 @@ SQUEEZED = {
         "cutout_randaugment",
     ),
 }
+# Of APM: lr_img, lr_net, batch_syn, protocol
+MATCHED = {
+    "apm/cifar10-ipc50.yaml": (1, 0.02, None, "apm"),
+    "apm/cifar10-ipc500.yaml": (1, 0.02, 2500, "apm"),
+    "apm/cifar10-ipc1000.yaml": (1, 0.02, 2500, "apm-600"),
+    "apm/cifar100-ipc10.yaml": (1, 0.02, None, "apm"),
+    "apm/cifar100-ipc50.yaml": (1, 0.04, 2500, "apm"),
+    "apm/cifar100-ipc100.yaml": (1, 0.04, 2500, "apm-600"),
+    "apm/tiny-imagenet-ipc10.yaml": (20, 0.1, 500, "apm"),
+    "apm/tiny-imagenet-ipc50.yaml": (40, 0.1, 500, "apm"),
+    "apm/tiny-imagenet-ipc100.yaml": (40, 0.1, 500, "apm-600"),
+    "apm/imagenet1k-64-ipc10.yaml": (20, 0.1, 500, "apm"),
+    "apm/imagenet1k-64-ipc50.yaml": (20, 0.1, 500, "apm-600"),
+    "apm/imagenet1k-64-ipc100.yaml": (20, 0.1, 500, "apm-600"),
+}
 # How the authors' networks see pixels
 NORMALISED = {
     "cifar100": ("mean_std", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
@@ -270,6 +285,41 @@ def test_a_preset_projects_as_the_paper_of_hello_does_as_far_as_it_says(name):
     assert (data.mean, data.std, data.resolution) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], [224])
     assert data.validation_fraction == 0
     assert "stored" not in config.compare_labels  # gigabytes that nobody asked for
+
+
+@pytest.mark.parametrize("name", MATCHED)
+def test_a_preset_matches_predictions_as_apms_table_says(name):
+    short = Path(name).stem.rsplit("-ipc", 1)[0]
+    data, teacher, config, _ = parsed(name)
+    lr_img, lr_net, batch_syn, protocol = MATCHED[name]
+    assert (config.lr_img, config.lr_net, config.batch_syn, config.eval_protocol) == (
+        lr_img,
+        lr_net,
+        batch_syn,
+        protocol,
+    )
+    assert (config.max_steps, config.student_epochs, config.num_students) == (2500, 250, 5)
+    assert (config.alpha, config.mom_img, config.batch_net, config.period) == (0.1, 0.5, 256, 3)
+    assert (config.init, config.reduce_k, data.validation_fraction) == ("real", "sum", 0)
+
+    hub, image, label, test, resolution, student, _ = DATASETS[short]
+    assert (data.dataset_name, data.image_column_name, data.label_column_name) == (hub, image, label)
+    assert (data.dataset_test_split, data.resolution) == (test, resolution)
+    if short.startswith("cifar"):
+        assert (data.normalization, data.mean, data.zca_eps) == ("zca", None, 0.1)
+    else:
+        assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (teacher.student, teacher.student_width, teacher.student_norm) == (student, 128, "instance")
+    assert (teacher.teacher_epochs, teacher.batch_train, teacher.teacher_augment) == (100, 256, "dsa")
+    assert (teacher.lr_teacher, teacher.mom_teacher, teacher.l2_teacher) == (0.05, 0.9, 5e-4)
+    assert [round(teacher.lr(epoch, 1), 6) for epoch in (0, 49, 50, 99)] == [0.05, 0.05, 0.005, 0.005]
+    evaluated = PROTOCOLS[protocol]
+    assert (evaluated.loss, evaluated.epochs - 1, evaluated.batch_size) == (
+        "l1",
+        1000 if protocol == "apm" else 600,
+        256,
+    )
+    assert (evaluated.momentum, evaluated.weight_decay, evaluated.decay) == (0.9, 5e-4, 0.1)
 
 
 @pytest.mark.parametrize("name", TRAINED)

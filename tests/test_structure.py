@@ -9,13 +9,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
 # From the roof to the cellar; a file imports from its own room and from those below.
 ROOMS = [
     {"methods"},
-    {"distiller", "blocks", "method", "teacher_training", "projector_training", "small_clip", "checkpoints", "runs"},
+    {"distiller", "blocks", "shards", "method", "teacher_training", "projector_training", "small_clip"}
+    | {"checkpoints", "runs"},
     {"label_comparison", "evaluation", "students", "crop_students", "protocols"},
     {"epoch_labels", "importing", "coresets", "metrics", "pools"},
     {"distilled", "tables", "experts", "teachers", "trajectories", "projector", "labels", "priors", "compiling"},
     {"hub", "repository", "cards", "results", "accounting", "plots"},
     {"data", "source", "pixels", "digits", "transforms"},
-    {"views", "recorded", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "models", "rng"},
+    {"views", "recorded", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "memory", "models"}
+    | {"rng"},
     {"config", "checks", "files", "_version"},
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}

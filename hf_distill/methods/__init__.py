@@ -1,18 +1,21 @@
 """The methods, one file each."""
 
+from .apm import APM, APMConfig
 from .hello import HeLlO, HeLlOConfig
 from .mtt import MTT, MTTConfig
 from .rded import RDED, RDEDConfig
 from .sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
 from .tesla import Tesla, TeslaConfig
 
-METHODS = (MTT, Tesla, SRe2L, CDA, RDED, HeLlO)
+METHODS = (MTT, Tesla, SRe2L, CDA, RDED, HeLlO, APM)
 
 __all__ = [
+    "APM",
     "CDA",
     "METHODS",
     "MTT",
     "RDED",
+    "APMConfig",
     "CDAConfig",
     "HeLlO",
     "HeLlOConfig",

@@ -1,0 +1,485 @@
+"""APM: images on which students of the images disagree with a trained teacher (adversarial prediction matching).
+
+Mingyang Chen and others, "Dataset Distillation via Adversarial Prediction Matching", arXiv:2312.08912. Images and
+students take turns: students learn from the images what the teacher says of them, and the images move to where these
+students and the teacher still disagree, while the teacher finds them likely for their class. For a group X of images:
+
+    θ_1..θ_K = K states along one training on (A(X), f_T(X)) with the loss |f − f_T|         every `refresh_every` steps
+    L(X)     = −Σ_i d_i + α CE(f_T(X), y),      d_i = mean |f_T(X) − f_i(X)|
+    v <- μ v + ∂L/∂X,   X <- X − η v
+
+    symbol   name             meaning
+    X        -                images of a group, all trained together and apart from the other groups
+    |J|      batch_syn        images of a group at most
+    f_T      teacher          trained network, frozen
+    f_i      students         the student's network with its parameters θ_i, frozen, in evaluation mode
+    K        num_students     states of the student, after student_epochs · i / K epochs
+    d        -                the mean of absolute differences of logits, over images and classes
+    α        alpha            weight of the teacher's cross-entropy
+    y        labels           classes of the images
+    A        dsa              augmentation of what the student is trained on; L is of plain images
+    η, μ     lr_img, mom_img  of SGD on the images; η falls to 0.3 η after half of the iterations
+    T        max_steps        iterations of a group
+
+No gradient passes through the training of a student, so memory is that of one teacher and one student on as many images
+as are looked at together (`segment_size`); this number changes the gradient by rounding alone. Each image is published
+with the teacher's logits, and students are trained on them by the same loss as here.
+
+Differs from the authors' code:
+- The images of a group stay together from beginning to end. Theirs draws |J| of all images in each iteration, and
+  attacks them with students that were trained on others. With |J| = N (their "full") there is no difference.
+- `refresh_every` is the period. In theirs it is one more than its `mid_gap`; `--mid_gap` counts like theirs.
+- Students are trained for E epochs and not E + 1.
+- All students and the cross-entropy share one pass through the teacher and back; theirs goes through it K + 1 times.
+- Everything random is a function of (seed, group, iteration). Labels are those of the first teacher; where there are
+  several, a refresh draws one of them. Theirs takes the state with the best accuracy on test as its teacher.
+"""
+
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..augment import DEFAULT_STRATEGY, DSA
+from ..blocks import Block, BlockDistiller
+from ..cards import Paper, human_bytes
+from ..checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
+from ..data import RealImages
+from ..distilled import DistilledSet
+from ..files import load_json, save_json
+from ..labels import NetworkLabels
+from ..memory import largest_size, parse_bytes, peak_bytes
+from ..models import StudentSpec
+from ..protocols import EvalProtocol
+from ..rng import derive_seed, generator
+from ..runs import on_main
+from ..shards import describe_shard
+from ..students import check_student, train_along
+from ..teachers import Teacher
+
+Network = Callable[[Tensor], Tensor]  # images (n, C, H, W) -> logits (n, K)
+
+SEGMENT = "segment_size.json"
+DECAY = 0.3
+
+
+def learning_rate(t: int, steps: int, lr: float) -> float:
+    """η of iteration `t`: `lr` in the first half of `steps`, and 0.3 of it from then on."""
+    return lr if 2 * t < steps else DECAY * lr
+
+
+def kept_epochs(epochs: int, count: int) -> list[int]:
+    """After which of E `epochs` the student is kept: `count` of them, evenly spaced, the last one included."""
+    return [round(epochs * number / count) for number in range(1, count + 1)]
+
+
+def groups(classes: int, ipc: int, size: int | None, seed: int) -> list[Tensor]:
+    """Which rows of the set, class by class in it, are made together: groups of at most `size`, each ascending.
+
+    They are cut out of random rounds through the classes, so that each has all classes about equally; and their sizes
+    differ by one at most.
+    """
+    rounds = [torch.randperm(classes, generator=generator(seed, "groups", i)) * ipc + i for i in range(ipc)]
+    order = torch.cat(rounds)
+    parts = order.tensor_split(math.ceil(len(order) / (size or len(order))))
+    return [part.sort().values for part in parts]
+
+
+def segment_gradient(
+    teacher: Network, students: Sequence[Network], x: Tensor, labels: Tensor, alpha: float, count: int, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """∂L/∂X for some images of a group, and their part of L: one graph of the teacher, and of one student at a time.
+
+    Each student gives a gradient with respect to the images and one with respect to the teacher's logits; the latter
+    are added up, with that of the cross-entropy, and go back through the teacher at once.
+
+    Args:
+        teacher: f_T.
+        students: f_1 to f_K.
+        x: (n, C, H, W).
+        labels: (n,) classes.
+        alpha: α.
+        count: |J|, images of the whole group.
+        weight: Of each d_i: 1 for their sum, 1/K for their mean.
+
+    Returns:
+        The gradient (n, C, H, W); Σ weight · d_i and the cross-entropy, each times n / |J|.
+    """
+    x = x.detach().requires_grad_()
+    share = len(x) / count
+    logits = teacher(x).to(x.dtype)  # (n, K)
+    at = logits.detach().requires_grad_()
+    ce = share * F.cross_entropy(at, labels)
+    (upward,) = torch.autograd.grad(alpha * ce, at)  # ∂L/∂f_T(X), (n, K)
+    gradient, apart = torch.zeros_like(x), torch.zeros_like(ce)
+    for student in students:
+        d = share * weight * F.l1_loss(student(x).to(x.dtype), at)
+        to_images, to_logits = torch.autograd.grad(d, (x, at))
+        gradient -= to_images
+        upward = upward - to_logits
+        apart += d.detach()
+    (through_teacher,) = torch.autograd.grad(logits, x, upward)
+    return gradient.add_(through_teacher), apart, ce.detach()
+
+
+def group_gradient(
+    teacher: Network,
+    students: Sequence[Network],
+    x: Tensor,
+    labels: Tensor,
+    alpha: float,
+    *,
+    segment_size: int | None = None,
+    reduce: str = "sum",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """∂L/∂X for a whole group, `segment_size` images at a time, as `segment_gradient` gives it.
+
+    Args:
+        reduce: "sum" or "mean" over the students.
+    """
+    weight = 1.0 if reduce == "sum" else 1 / len(students)
+    size, count = segment_size or len(x), len(x)
+    parts = zip(x.split(size), labels.split(size), strict=True)
+    found = [segment_gradient(teacher, students, *part, alpha, count, weight) for part in parts]
+    gradients, apart, ce = zip(*found, strict=True)
+    return torch.cat(gradients), torch.stack(apart).sum(), torch.stack(ce).sum()
+
+
+@dataclass
+class APMConfig(OptimizedConfig):
+    """Hyper-parameters of APM; the defaults are those that all of the paper's settings share."""
+
+    teachers: list[str] | None = HfArg(
+        default=None,
+        help="Trained networks: folders, repositories, or timm:<name> for pretrained weights; a refresh draws one, and "
+        "the first one labels. Without it, and without --experts: one that is trained here.",
+    )
+    experts: str | None = HfArg(
+        default=None, help="Folder or repository of trained experts whose last states are the teachers."
+    )
+    max_steps: int = HfArg(default=2500, help="Iterations of each group.")
+    batch_syn: int | None = HfArg(
+        default=None, help="Images of a group, which knows nothing of the others; all in one group if not given."
+    )
+    lr_img: float = HfArg(default=1.0, help="Learning rate of the pixels; 0.3 of it in the second half.")
+    mom_img: float = HfArg(default=0.5, help="Momentum of the pixels.")
+    alpha: float = HfArg(default=0.1, help="Weight of the teacher's cross-entropy.")
+    num_students: int = HfArg(default=5, help="States of the student that the images are to disagree with.")
+    reduce_k: str = HfArg(default="sum", help="sum (the authors') or mean of their disagreements.")
+    student_epochs: int = HfArg(default=250, help="Epochs of the student on the images of its group.")
+    lr_net: float = HfArg(default=0.02, help="Its learning rate, also when students are evaluated.")
+    batch_net: int = HfArg(default=256, help="Images per step of the student.")
+    refresh_every: int | None = HfArg(
+        default=None, help="Iterations between the beginnings of two students; 3 if not given."
+    )
+    mid_gap: int | None = HfArg(default=None, help="The same as the authors' code counts it: one less.")
+    segment_size: int | None = HfArg(
+        default=None, help="Images of a group that are looked at together: memory, and no other result."
+    )
+    memory_budget: str | None = HfArg(
+        default=None, help="Choose --segment_size for so much memory, such as 6GB, by a short measurement."
+    )
+    shard: str | None = HfArg(
+        default=None, help="i/n: only every n-th group from the i-th on; recipes/join.py puts n such runs together."
+    )
+    save_steps: int = HfArg(default=500, help="Iterations after which an unfinished group is kept, at the next refresh")
+    eval_protocol: str = HfArg(default="apm", help="How students are trained on the set: apm, apm-600 or apm-quick.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("reduce_k", self.reduce_k, ("sum", "mean"))
+        for flag in ("max_steps", "batch_syn", "num_students", "refresh_every", "segment_size", "save_steps"):
+            check_at_least(flag, getattr(self, flag), 1)
+        check_at_least("batch_net", self.batch_net, 2)
+        for flag in ("lr_img", "mom_img", "alpha", "mid_gap"):
+            check_at_least(flag, getattr(self, flag), 0)
+        if not 0 < self.lr_net < math.inf:
+            raise ValueError(f"--lr_net is {self.lr_net}; expected a learning rate above 0")
+        if self.student_epochs < self.num_students:
+            raise ValueError(
+                f"--student_epochs is {self.student_epochs} for --num_students {self.num_students}; expected an epoch "
+                "for each of them"
+            )
+        for one, other in (
+            ("refresh_every", "mid_gap"),
+            ("segment_size", "memory_budget"),
+            ("teachers", "experts"),
+        ):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"--{one} and --{other} say the same in two ways; give one of them")
+        if self.memory_budget is not None:
+            parse_bytes("memory_budget", self.memory_budget)
+        found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard or "1/1")
+        if found is None or int(found[1]) > int(found[2]):
+            raise ValueError(f"--shard is {self.shard!r}; expected i/n with i from 1 to n, such as 2/8")
+
+    @property
+    def period(self) -> int:
+        """Iterations between the beginnings of two students."""
+        return self.mid_gap + 1 if self.mid_gap is not None else self.refresh_every or 3
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """i and n of the shard; 1 and 1 for all groups."""
+        number, count = (self.shard or "1/1").split("/")
+        return int(number), int(count)
+
+
+class APM(BlockDistiller):
+    """Students are trained on the images of a group, and the images leave them.
+
+    Args:
+        config: An `APMConfig`.
+        train: The images to distil.
+        teachers: Networks that were trained on them; the first one labels.
+        student: What students are; the first teacher's architecture if not given.
+        dsa_strategy: Augmentation of what students see, here and when they are evaluated.
+        held_out: See `Method`.
+        accelerator: See `Method`.
+
+    Raises:
+        ValueError: A teacher has other classes or another input than `train`, or another preprocessing than the first;
+            the student cannot take such images; there are fewer groups than shards.
+    """
+
+    pixels = "float32"
+    config_class = APMConfig
+    config: APMConfig
+    paper = Paper(
+        title="Dataset Distillation via Adversarial Prediction Matching",
+        authors="Mingyang Chen, Bo Huang, Junda Lu, Bing Li, Yi Wang, Minhao Cheng, Wei Wang",
+        year=2023,
+        arxiv_id="2312.08912",
+        bibtex="""@article{chen2023apm,
+  title={Dataset Distillation via Adversarial Prediction Matching},
+  author={Chen, Mingyang and Huang, Bo and Lu, Junda and Li, Bing and Wang, Yi and Cheng, Minhao and Wang, Wei},
+  journal={arXiv preprint arXiv:2312.08912},
+  year={2023}
+}""",
+    )
+
+    def __init__(
+        self,
+        config: APMConfig,
+        train: RealImages,
+        teachers: Sequence[Teacher],
+        *,
+        student: StudentSpec | None = None,
+        dsa_strategy: str = DEFAULT_STRATEGY,
+        held_out: RealImages | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
+        train.require_per_class(config.ipc)
+        self.teachers = [teacher.to(self.device) for teacher in teachers]
+        self.preprocessing = self.teachers[0].preprocessing
+        for teacher in self.teachers:
+            teacher.check_matches(train)
+            if teacher.preprocessing.fingerprint() != self.preprocessing.fingerprint():
+                raise ValueError(
+                    f"the teachers {self.teachers[0].digest} and {teacher.digest} see images through different "
+                    "preprocessing; expected teachers of one"
+                )
+        self.student = student or self.teachers[0].spec
+        check_student(self.student)
+        self.strategy = DSA(dsa_strategy).strategy
+        if not self.protocol.per_view:  # what is trained on the set sees the augmentation and rate that it was made for
+            rates = dict.fromkeys((config.lr_net, *self.protocol.lrs))
+            self.protocol = replace(self.protocol, dsa_strategy=self.strategy, lrs=tuple(rates))
+        self.training = EvalProtocol(
+            "apm-student",
+            epochs=config.student_epochs,
+            full_data_epochs=1,
+            batch_size=config.batch_net,
+            dsa_strategy=self.strategy,
+            loss="l1",
+            lrs=(config.lr_net,),
+        )
+        self.segment_size = config.segment_size
+        number, count = config.part
+        self._all = groups(train.num_classes, config.ipc, config.batch_syn, config.seed)
+        if count > len(self._all):
+            raise ValueError(
+                f"--shard {config.shard} of {len(self._all)} group(s); expected no more shards than groups: lower "
+                "--batch_syn, or use fewer shards"
+            )
+        self._own = list(enumerate(self._all))[number - 1 :: count]
+        self.rows = torch.cat([rows for _, rows in self._own]).sort().values  # (R,) of the whole set
+
+    # Groups
+
+    def blocks(self) -> list[Block]:
+        """The groups of this shard; their rows are those in it."""
+        classes = self.rows // self.config.ipc
+        places = [(number, torch.searchsorted(self.rows, rows)) for number, rows in self._own]
+        return [Block(number, rows, classes[rows]) for number, rows in places]
+
+    def identity(self) -> dict:
+        """Beside the data: the teachers' weights, the student and its augmentation."""
+        return {
+            **super().identity(),
+            "teachers": [teacher.digest for teacher in self.teachers],
+            "student": self.student.to_dict(),
+            "dsa_strategy": self.strategy,
+            "mixed_precision": str(self.accelerator.mixed_precision),
+        }
+
+    def initial(self, block: Block) -> Tensor:
+        """What a group starts from, (B, C, H, W) float32 on the device: different real images, or noise."""
+        seed = self.config.seed
+        if self.config.init == "noise":
+            random = generator(seed, "init", block.number)
+            return torch.randn((len(block.rows), *self.train.shape), generator=random).to(self.device)
+        number = self.rows[block.rows] % self.config.ipc  # of the image in its class
+        chosen = torch.empty_like(number)
+        for label in block.labels.unique().tolist():
+            rows, own = self.train.class_rows(label), block.labels == label
+            order = torch.randperm(len(rows), generator=generator(seed, "init", label))
+            chosen[own] = rows[order[number[own]]]
+        return self.preprocessing(self.train.uint8(chosen)).to(self.device)
+
+    # Memory
+
+    def begin(self) -> None:
+        """Choose the segment size for the budget; one process measures, and a run that is continued remembers."""
+        if self.config.memory_budget is not None:
+            self.segment_size = on_main(self.accelerator, self._choose)
+
+    def _choose(self) -> int:
+        path = self.folder / SEGMENT
+        if not path.exists():
+            budget = parse_bytes("memory_budget", self.config.memory_budget or "")
+            save_json(path, {"segment_size": self.fitting_segment(budget)})
+        return load_json(path)["segment_size"]
+
+    def fitting_segment(self, budget: int) -> int:
+        """The most images of a group that can be looked at together within so many bytes.
+
+        Raises:
+            ValueError: Not one.
+        """
+        config, device, shape = self.config, self.device, self.train.shape
+        most = max(len(rows) for _, rows in self._own)
+        parameters = 4 * self.student.num_params()
+        teachers = sum(teacher.num_bytes for teacher in self.teachers)
+        # The images, their momentum and their gradient, networks, and the optimizer of a student.
+        fixed = teachers + parameters * (config.num_students + 3) + 3 * 4 * most * math.prod(shape)
+        student = self._frozen(self.student.build(0).to(device).eval())
+        teacher = self._logits(self.teachers[0].model)
+
+        def look(count: int) -> None:
+            x, labels = torch.zeros(count, *shape, device=device), torch.zeros(count, dtype=torch.long, device=device)
+            segment_gradient(teacher, [student], x, labels, config.alpha, count, 1.0)
+
+        def train() -> None:
+            count = min(config.batch_net, most)
+            x, wanted = (torch.zeros(count, *rest, device=device) for rest in (shape, (self.train.num_classes,)))
+            train_along(x, wanted, self.student, self.training, [1], lr=config.lr_net, seed=0)
+
+        training = fixed + peak_bytes(train, device)
+        size, one = largest_size(lambda count: peak_bytes(lambda: look(count), device), budget - fixed, most)
+        if size < 1 or training > budget:
+            raise ValueError(
+                f"--memory_budget {config.memory_budget} is too little for groups of {most:,} images: training a "
+                f"student in batches of {min(config.batch_net, most)} takes {human_bytes(training)}, and one image at "
+                f"a time {human_bytes(fixed + one)}; give more than both, or lower --batch_net or --batch_syn"
+            )
+        return size
+
+    # One group
+
+    def _logits(self, model: nn.Module) -> Network:
+        def logits(images: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return model(images)
+
+        return logits
+
+    def _frozen(self, model: nn.Module) -> Network:
+        return self._logits(model.requires_grad_(False))
+
+    def students(self, x: Tensor, teacher: Network, seed: int) -> list[Network]:
+        """f_1 to f_K: one student along its training on (A(X), f_T(X)), frozen."""
+        config = self.config
+        with torch.no_grad():
+            wanted = torch.cat([teacher(part).float() for part in x.split(self.segment_size or len(x))])
+        epochs = kept_epochs(config.student_epochs, config.num_students)
+        found = train_along(x, wanted, self.student, self.training, epochs, lr=config.lr_net, seed=seed)
+        return [self._frozen(model) for model in found]
+
+    def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
+        """The images of a group after T iterations, (B, C, H, W) float32; from where it was kept, if it was."""
+        config, period = self.config, self.config.period
+        aside = self.folder / f"unfinished-{block.number:06d}"
+        x, velocity, start = self._kept(block, aside)
+        labels, saved = block.labels.to(self.device), start
+        for t in range(start, config.max_steps):
+            if t % period == 0:
+                if t - saved >= config.save_steps:  # a student that begins anew need not be kept
+                    save_checkpoint(aside, {"x": x, "velocity": velocity}, {"step": t}, limit=1)
+                    saved = t
+                seed = derive_seed(config.seed, "student", block.number, t)
+                drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
+                teacher = self._logits(self.teachers[drawn].model)
+                students = self.students(x, teacher, seed)
+            gradient, apart, ce = group_gradient(
+                teacher, students, x, labels, config.alpha, segment_size=self.segment_size, reduce=config.reduce_k
+            )
+            velocity.mul_(config.mom_img).add_(gradient)
+            x.sub_(velocity, alpha=learning_rate(t, config.max_steps, config.lr_img))
+            if (t + 1) % config.logging_steps == 0 or t + 1 == config.max_steps:
+                values = {"disagreement": apart.item(), "ce": ce.item(), "largest": x.abs().max().item()}
+                advice = f"lower --lr_img {config.lr_img:g} or --lr_net {config.lr_net:g}"
+                self.check_finite(values, block, t + 1, advice)
+                log(block.number * config.max_steps + t + 1, values)
+        shutil.rmtree(aside, ignore_errors=True)
+        return x
+
+    def _kept(self, block: Block, aside: Path) -> tuple[Tensor, Tensor, int]:
+        """Images, momentum and iteration that a group goes on from."""
+        checkpoint = find_checkpoint(aside, "latest")
+        if checkpoint is None:
+            x = self.initial(block)
+            return x, torch.zeros_like(x), 0
+        tensors, state = load_checkpoint(checkpoint)
+        return tensors["x"].to(self.device), tensors["velocity"].to(self.device), state["step"]
+
+    # The set
+
+    def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
+        """The set with the logits of the first teacher, and with this teacher."""
+        source = NetworkLabels(self.teachers[0])
+        logits = torch.empty(len(labels), self.train.num_classes)
+        for block in self.blocks():  # group by group, so that neither shards nor processes change a bit
+            part = images[block.rows].to(self.device)
+            logits[block.rows] = source(part, block.labels, block.rows).float().cpu()
+        named = [{"network": teacher.spec.name, "digest": teacher.digest} for teacher in self.teachers]
+        number, count = self.config.part
+        total = self.config.ipc * self.train.num_classes
+        return DistilledSet(
+            images,
+            labels,
+            self.train.class_names,
+            self.preprocessing,
+            soft_labels=logits,
+            teacher=source,
+            config={
+                "student": self.student.to_dict(),
+                "teachers": named,
+                "dsa_strategy": self.strategy,
+                **({} if self.config.shard is None else {"shard": describe_shard(number, count, total, self.rows)}),
+            },
+        )
+
+    def _provenance(self) -> dict:
+        about = super()._provenance()
+        about["hyperparameters"].pop("shard")
+        return about

@@ -1,0 +1,41 @@
+"""Put the shards of a distilled set together: what runs with --shard 1/3, 2/3 and 3/3 left becomes one set.
+
+    python recipes/join.py --shards outputs/apm-1of3 outputs/apm-2of3 outputs/apm-3of3 --output_dir outputs/apm
+    python recipes/evaluate.py --distilled_dataset outputs/apm
+
+The result is that of one run without --shard.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from hf_distill.config import HfArg, HubArguments, parse_args
+from hf_distill.distilled import DistilledSet
+from hf_distill.runs import make_accelerator, prepare_push, push
+from hf_distill.shards import join_shards
+
+
+@dataclass
+class JoinArguments:
+    """Which shards, and where the set goes."""
+
+    shards: list[str] = HfArg(default_factory=list, help="Folders or repositories of all shards, in any order.")
+    output_dir: str = HfArg(default="outputs/joined", help="Folder of the set.")
+
+
+def main() -> None:
+    args, hub = parse_args(JoinArguments, HubArguments)
+    prepare_push(hub, DistilledSet, make_accelerator())
+    distilled = join_shards(args.shards)
+    folder = distilled.save_pretrained(args.output_dir)
+    print(f"{len(distilled):,} images of {len(args.shards)} shards: {folder}. Compare them with:")
+    print(f"  python recipes/evaluate.py --distilled_dataset {folder}")
+    if hub.push_to_hub:
+        print(push(distilled, hub, folder))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,453 @@
+"""APM: the gradient against autograd and finite differences, groups, memory, kills and shards."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from hf_distill.blocks import Block
+from hf_distill.config import DataArguments
+from hf_distill.data import RealImages
+from hf_distill.distilled import DistilledSet
+from hf_distill.experts import ExpertConfig, train_experts
+from hf_distill.memory import SavedBytes
+from hf_distill.methods import APM, APMConfig
+from hf_distill.methods.apm import group_gradient, groups, kept_epochs, learning_rate, segment_gradient
+from hf_distill.models import StudentSpec
+from hf_distill.pools import Pool, accuracy
+from hf_distill.shards import join_shards
+from hf_distill.students import train_student
+from hf_distill.teachers import Teacher, expert_teachers
+
+SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
+ALPHA = 0.3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[RealImages, RealImages]:
+    return RealImages.train_and_test(DataArguments(max_train_samples=300, max_test_samples=100))
+
+
+@pytest.fixture(scope="module")
+def teacher(data) -> Teacher:
+    """A network that knows the digits somewhat."""
+    train, _ = data
+    model = SPEC.build(3)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    images = train.images(torch.arange(len(train)))
+    for _ in range(60):
+        sgd.zero_grad()
+        F.cross_entropy(model(images), train.labels).backward()
+        sgd.step()
+    return Teacher(model, SPEC, train.class_names, train.preprocessing)
+
+
+def small(activation: type[nn.Module], norm: bool = False, seed: int = 0) -> nn.Module:
+    """A frozen network in float64 for 6x6 images of 4 classes."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5) if norm else nn.GroupNorm(5, 5), activation()]
+    network = nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(45, 4)).double()
+    return network.eval().requires_grad_(False)
+
+
+def problem(activation: type[nn.Module] = nn.ReLU, count: int = 7, norm: bool = False):
+    """A teacher, three students, images and labels."""
+    random = torch.Generator().manual_seed(9)
+    x = torch.randn(count, 2, 6, 6, generator=random, dtype=torch.float64)
+    labels = torch.randint(4, (count,), generator=random)
+    return small(activation, norm, 1), [small(activation, norm, 2 + i) for i in range(3)], x, labels
+
+
+def objective(teacher, students, x, labels, alpha: float, weight: float = 1.0) -> torch.Tensor:
+    """L as the paper has it, as one expression."""
+    logits = teacher(x)
+    apart = sum((logits - student(x)).abs().sum() / logits.numel() for student in students)
+    return -weight * apart - alpha * logits.log_softmax(1)[torch.arange(len(x)), labels].mean()
+
+
+# The gradient
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_one_pass_through_the_teacher_gives_what_k_plus_one_separate_ones_give(reduce, norm):
+    teacher, students, x, labels = problem(norm=norm)
+    found, apart, ce = group_gradient(teacher, students, x, labels, ALPHA, reduce=reduce)
+    at, weight = x.clone().requires_grad_(), 1 if reduce == "sum" else 1 / 3
+    wanted = torch.zeros_like(x)
+    distances = []
+    for student in students:
+        d = (teacher(at) - student(at)).abs().mean()
+        wanted -= weight * torch.autograd.grad(d, at)[0]
+        distances.append(weight * d.item())
+    entropy = F.cross_entropy(teacher(at), labels)
+    wanted += ALPHA * torch.autograd.grad(entropy, at)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+    assert apart.item() == pytest.approx(sum(distances), rel=1e-12)
+    assert ce.item() == pytest.approx(entropy.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_the_segment_size_changes_nothing(size):
+    teacher, students, x, labels = problem(norm=True)
+    whole = group_gradient(teacher, students, x, labels, ALPHA)
+    parts = group_gradient(teacher, students, x, labels, ALPHA, segment_size=size)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_the_gradient_is_the_slope_of_the_objective():
+    teacher, students, x, labels = problem(nn.Softplus)  # no kinks but those of the distance itself
+    gradient, *_ = group_gradient(teacher, students, x, labels, ALPHA, segment_size=3)
+    for seed in range(3):
+        direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        up, down = (objective(teacher, students, x + step * direction, labels, ALPHA) for step in (1e-6, -1e-6))
+        slope = ((up - down) / 2e-6).item()
+        assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-6)
+
+
+def test_students_that_equal_the_teacher_neither_pull_nor_push():
+    teacher, _, x, labels = problem()
+    gradient, apart, _ = group_gradient(teacher, [teacher, teacher], x, labels, 0.0)
+    assert apart.item() == 0
+    assert not gradient.any()
+
+
+def test_networks_keep_no_gradients_and_the_images_are_left_alone():
+    teacher, students, x, labels = problem(norm=True)
+    before, state = x.clone(), {k: v.clone() for k, v in teacher.state_dict().items()}
+    group_gradient(teacher, students, x, labels, ALPHA, segment_size=2)
+    assert all(p.grad is None for network in (teacher, *students) for p in network.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+    assert torch.equal(x, before)
+    assert x.grad is None
+    assert not x.requires_grad
+
+
+def test_a_small_step_raises_the_disagreement_and_with_a_large_weight_lowers_the_cross_entropy():
+    teacher, students, x, labels = problem()
+    gradient, apart, _ = group_gradient(teacher, students, x, labels, 0.0)
+    _, moved, _ = group_gradient(teacher, students, x - 1e-3 * gradient, labels, 0.0)
+    assert moved > apart
+    gradient, _, ce = group_gradient(teacher, students, x, labels, 1e6)
+    _, _, lower = group_gradient(teacher, students, x - 1e-9 * gradient, labels, 1e6)
+    assert lower < ce
+
+
+def test_one_student_at_a_time_is_in_memory():
+    def peak(count: int, images: int) -> int:
+        teacher, students, x, labels = problem(count=images)
+        with SavedBytes() as saved:
+            segment_gradient(teacher, (students * 3)[:count], x, labels, ALPHA, len(x), 1.0)
+        assert saved.now == 0
+        return saved.peak
+
+    one = peak(1, 64)
+    assert peak(9, 64) < 1.02 * one
+    assert 1.9 < (peak(1, 128) - one) / (one - peak(1, 32)) < 2.1
+
+
+# The schedule
+
+
+def test_students_are_kept_at_evenly_spaced_epochs_and_at_the_last():
+    assert kept_epochs(250, 5) == [50, 100, 150, 200, 250]
+    assert kept_epochs(7, 3) == [2, 5, 7]
+    assert kept_epochs(4, 4) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({}, [0, 3, 6]),
+        ({"refresh_every": 1}, list(range(9))),
+        ({"refresh_every": 2}, [0, 2, 4, 6, 8]),
+        ({"mid_gap": 0}, list(range(9))),
+        ({"mid_gap": 1}, [0, 2, 4, 6, 8]),
+        ({"mid_gap": 2}, [0, 3, 6]),
+    ],
+)
+def test_students_begin_anew_after_so_many_iterations(data, teacher, tmp_path, flags, wanted):
+    apm = make(data, teacher, tmp_path, max_steps=9, **flags)
+    (block,) = apm.blocks()
+    seen = []
+
+    def students(x, network, seed, known=apm.students):
+        seen.append(len(steps))
+        return known(x, network, seed)
+
+    steps: list[int] = []
+    apm.students = students
+    apm.make(block, lambda iteration, values: steps.append(iteration))
+    assert seen == wanted
+
+
+def test_the_rate_falls_to_three_tenths_in_the_second_half():
+    assert [learning_rate(t, 4, 10.0) for t in range(4)] == [10, 10, 3, 3]
+
+
+# Groups
+
+
+@pytest.mark.parametrize(("classes", "ipc", "size"), [(10, 5, None), (10, 5, 20), (7, 3, 4), (4, 2, 100), (3, 3, 1)])
+def test_groups_hold_each_image_once_and_all_classes_about_equally(classes, ipc, size):
+    found = groups(classes, ipc, size, 0)
+    assert torch.equal(torch.cat(found).sort().values, torch.arange(classes * ipc))
+    sizes = [len(rows) for rows in found]
+    assert max(sizes) <= (size or classes * ipc)
+    assert max(sizes) - min(sizes) <= 1
+    for rows in found:
+        counts = (rows // ipc).bincount(minlength=classes)
+        assert counts.max() - counts.min() <= 2
+        assert torch.equal(rows, rows.sort().values)
+    assert all(torch.equal(*pair) for pair in zip(found, groups(classes, ipc, size, 0), strict=True))
+
+
+def make(data, teacher: Teacher, folder: Path, student: StudentSpec | None = None, strategy: str = "", **flags) -> APM:
+    tiny = {"ipc": 2, "max_steps": 6, "student_epochs": 4, "num_students": 2, "lr_net": 0.05, "logging_steps": 1}
+    config = APMConfig(**{**tiny, "output_dir": str(folder), "disable_tqdm": True, **flags})
+    return APM(config, data[0], [teacher], student=student, dsa_strategy=strategy)
+
+
+def test_groups_start_from_different_real_images_whatever_the_groups_are(data, teacher, tmp_path):
+    def start(name: str, **flags) -> torch.Tensor:
+        apm = make(data, teacher, tmp_path / name, ipc=3, **flags)
+        images = torch.empty(30, 1, 8, 8)
+        for block in apm.blocks():
+            images[apm.rows[block.rows]] = apm.initial(block)
+            assert torch.equal(block.labels, apm.rows[block.rows] // 3)
+        return images
+
+    whole = start("whole")
+    assert torch.equal(start("parts", batch_syn=7), whole)
+    real = data[0].images(torch.arange(len(data[0])))
+    same = (whole[:, None] == real[None]).flatten(2).all(2)  # (30, N)
+    assert (same.sum(1) >= 1).all()
+    assert [set(data[0].labels[row].tolist()) for row in same] == [{i // 3} for i in range(30)]
+    assert len(whole.flatten(1).unique(dim=0)) == 30
+
+
+def test_a_group_is_the_same_alone_as_among_others(data, teacher, tmp_path):
+    every = make(data, teacher, tmp_path / "all", batch_syn=7).distill()
+    last = make(data, teacher, tmp_path / "last", batch_syn=7, shard="3/3")
+    (block,) = last.blocks()
+    assert block.number == 2
+    assert torch.equal(last.make(block, lambda *_: None), every.pixel_values[last.rows])
+
+
+def test_the_result_hardly_depends_on_the_segment_size(data, teacher, tmp_path):
+    whole, parts = (make(data, teacher, tmp_path / str(size), segment_size=size).distill() for size in (None, 3))
+    start = make(data, teacher, tmp_path / "start").initial(
+        Block(0, torch.arange(20), torch.arange(10).repeat_interleave(2))
+    )
+    moved = (whole.pixel_values - start).norm()
+    assert moved > 0
+    assert (whole.pixel_values - parts.pixel_values).norm() < 1e-3 * moved
+
+
+# Labels, teachers and students
+
+
+def test_labels_are_the_teachers_logits_and_travel_with_the_images(data, teacher, tmp_path):
+    apm = make(data, teacher, tmp_path / "run", batch_syn=7)
+    distilled = apm.distill()
+    wanted = teacher.logits(distilled.pixel_values.detach())
+    torch.testing.assert_close(distilled.soft_labels.float(), wanted, rtol=2e-3, atol=2e-3)
+    again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "set"))
+    assert torch.equal(again.pixel_values, distilled.pixel_values)
+    assert torch.equal(again.soft_labels, distilled.soft_labels)
+    assert again.label_source.kind == "soft"
+    assert again.teacher.digest == teacher.digest
+    assert apm.protocol.lrs[0] == apm.config.lr_net
+    assert apm.protocol.loss == "l1"
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_students_may_be_of_another_architecture_with_running_statistics_or_none(data, teacher, tmp_path, norm):
+    spec = replace(SPEC, kwargs={"width": 6, "norm": norm})
+    apm = make(data, teacher, tmp_path, student=spec, max_steps=2)
+    assert apm.distill().pixel_values.isfinite().all()
+    assert apm.distilled.config["student"]["kwargs"]["norm"] == norm
+
+
+def test_last_states_of_experts_are_teachers(data, tmp_path):
+    train, test = data
+    config = ExpertConfig(
+        student="convnet_d1", student_width=4, num_experts=2, expert_train_epochs=2, experts_at_once="2"
+    )
+    experts = train_experts(
+        train, config, tmp_path / "experts", epochs=2, seed=0, accelerator=Accelerator(cpu=True), disable_tqdm=True
+    )
+    found = expert_teachers(str(tmp_path / "experts"))
+    assert len(found) == 2
+    images = test.images(torch.arange(20))
+    for number, each in enumerate(found):
+        each.check_matches(train)
+        logits = experts.flat_model()(experts.row(number, 2), images)
+        assert torch.equal(each.logits(images), logits)
+    assert found[0].digest != found[1].digest
+    again = Teacher.from_pretrained(found[1].save_pretrained(tmp_path / "teacher"))
+    assert again.digest == found[1].digest
+    assert again.results["train_accuracy"] == experts.config["results"]["train_accuracy"][1]
+
+
+def test_experts_with_running_statistics_are_no_teachers(data, tmp_path):
+    flags = {"student": "convnet_d1", "student_width": 4, "student_norm": "batch", "num_experts": 1}
+    config = ExpertConfig(**flags, experts_at_once="1")
+    train_experts(data[0], config, tmp_path, epochs=1, seed=0, accelerator=Accelerator(cpu=True), disable_tqdm=True)
+    with pytest.raises(ValueError, match="have BatchNorm, whose running statistics are not stored; expected experts"):
+        expert_teachers(str(tmp_path))
+
+
+def test_what_does_not_fit_is_one_line(data, teacher, tmp_path):
+    fewer = RealImages.train_and_test(DataArguments(classes=["0", "1", "2"]))
+    with pytest.raises(ValueError, match=r"convnet_d1 .* has 10 classes, and there are 3; use a teacher of these"):
+        make(fewer, teacher, tmp_path)
+    with pytest.raises(ValueError, match=r"--shard 2/4 of 3 group\(s\); expected no more shards than groups"):
+        make(data, teacher, tmp_path, batch_syn=7, shard="2/4")
+    for flags, says in (
+        ({"shard": "3/2"}, "--shard is '3/2'; expected i/n with i from 1 to n"),
+        ({"memory_budget": "much"}, "--memory_budget is 'much'; expected a number of bytes above 0, such as 6GB"),
+        ({"memory_budget": "1GB", "segment_size": 3}, "--segment_size and --memory_budget say the same in two ways"),
+        ({"mid_gap": 1, "refresh_every": 3}, "--refresh_every and --mid_gap say the same in two ways"),
+        ({"num_students": 9}, "--student_epochs is 4 for --num_students 9; expected an epoch for each"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            make(data, teacher, tmp_path, **flags)
+
+
+# Memory
+
+
+def test_a_budget_gives_a_segment_that_fits_in_it_and_a_larger_one_that_does_not(data, teacher, tmp_path):
+    apm = make(data, teacher, tmp_path, ipc=20, batch_net=8)
+    budgets = {budget: apm.fitting_segment(budget) for budget in (700_000, 1_000_000, 10**9)}
+    assert 1 <= budgets[700_000] < budgets[1_000_000] < 200 == budgets[10**9]
+    # Each further image costs the same: the teacher's and one student's activations.
+    per_image = 300_000 / (budgets[1_000_000] - budgets[700_000])
+    held = 2 * 4 * 8 * 64 * 3  # two networks keep about three maps of 8 channels for each image
+    assert held / 3 < per_image < held * 3
+
+
+def test_a_budget_that_nothing_fits_in_is_one_clear_error(data, teacher, tmp_path):
+    apm = make(data, teacher, tmp_path, memory_budget="20KB")
+    with pytest.raises(ValueError, match=r"--memory_budget 20KB is too little for groups of 20 images: training"):
+        apm.distill()
+
+
+def test_the_segment_size_is_remembered_by_a_run_that_is_continued(data, teacher, tmp_path):
+    apm = make(data, teacher, tmp_path, memory_budget="500KB", batch_net=8, ipc=20, max_steps=1)
+    first = apm.distill()
+    assert json.loads((tmp_path / "blocks" / "segment_size.json").read_text())["segment_size"] == apm.segment_size
+    assert 1 <= apm.segment_size < 200
+    again = make(data, teacher, tmp_path, memory_budget="500KB", batch_net=8, ipc=20, max_steps=1)
+    again.fitting_segment = None  # it measures no more
+    assert torch.equal(again.distill().pixel_values, first.pixel_values)
+
+
+# Stopped
+
+
+def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(data, teacher, tmp_path):
+    flags = {"max_steps": 14, "save_steps": 4, "refresh_every": 3}
+    whole = make(data, teacher, tmp_path / "whole", **flags).distill()
+    stopped = make(data, teacher, tmp_path / "stopped", **flags)
+
+    class Stop(Exception):
+        pass
+
+    def students(x, network, seed, known=stopped.students, calls=[]):  # noqa: B006
+        calls.append(seed)
+        if len(calls) == 5:  # the student of iteration 12
+            raise Stop
+        return known(x, network, seed)
+
+    stopped.students = students
+    with pytest.raises(Stop):
+        stopped.distill()
+    kept = tmp_path / "stopped" / "blocks" / "unfinished-000000"
+    assert [path.name for path in kept.iterdir()] == ["checkpoint-12"]
+    goes_on = make(data, teacher, tmp_path / "stopped", **flags)
+    begun = []
+
+    def from_there(x, network, seed, known=goes_on.students):
+        begun.append(seed)
+        return known(x, network, seed)
+
+    goes_on.students = from_there
+    assert torch.equal(goes_on.distill().pixel_values, whole.pixel_values)
+    assert len(begun) == 1
+    assert not kept.exists()
+
+
+# Shards
+
+
+@pytest.fixture(scope="module")
+def shards(data, teacher, tmp_path_factory) -> tuple[Path, list[Path]]:
+    """A whole run, and the shards that it is made of."""
+    home = tmp_path_factory.mktemp("shards")
+    flags = {"batch_syn": 5, "max_steps": 3}
+    whole = make(data, teacher, home / "run", **flags).distill().save_pretrained(home / "whole")
+    parts = [make(data, teacher, home / f"run-{i}", shard=f"{i}/3", **flags) for i in (1, 2, 3)]
+    return whole, [part.distill().save_pretrained(home / f"shard-{i}") for i, part in enumerate(parts, start=1)]
+
+
+def test_shards_say_which_rows_they_have_and_join_to_the_set_of_one_run_byte_for_byte(shards, tmp_path):
+    whole, parts = shards
+    about = [json.loads((part / "distill_config.json").read_text())["shard"] for part in parts]
+    assert [(each["number"], each["count"], each["images"]) for each in about] == [(1, 3, 20), (2, 3, 20), (3, 3, 20)]
+    for order in (parts, parts[::-1]):
+        joined = join_shards(order).save_pretrained(tmp_path / "joined")
+        for folder in ("data", "tensor"):
+            (one,), (other,) = (list((each / folder).iterdir()) for each in (whole, joined))
+            assert one.name == other.name
+            assert one.read_bytes() == other.read_bytes()
+        assert (whole / "distill_config.json").read_bytes() == (joined / "distill_config.json").read_bytes()
+
+
+def test_shards_that_overlap_lack_or_do_not_belong_together_are_refused_in_one_line(data, teacher, shards, tmp_path):
+    whole, (one, two, _) = shards
+    other = make(data, teacher, tmp_path / "run", batch_syn=5, max_steps=3, shard="3/3", lr_img=2.0).distill()
+    other = other.save_pretrained(tmp_path / "other")
+    for paths, says in (
+        ([one, two], r"images lack; give the shards 3/3 too"),
+        ([one, two, one], r"shard-1 and .*shard-1 both have image \d+; give each shard once"),
+        ([one, two, other], r"other and .*shard-1 are of different runs: hyperparameters.lr_img is 2.0 and 1.0; join"),
+        ([one, two, whole], r"whole is no shard of a set; expected the folder of a run with --shard"),
+        ([], r"there are no shards to join"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            join_shards(paths)
+
+
+# What it is for
+
+
+def test_distilled_images_teach_more_than_the_real_ones_that_they_were_with_the_same_labels(data, teacher, tmp_path):
+    flags = {"max_steps": 45, "student_epochs": 60, "num_students": 3, "lr_net": 0.1, "lr_img": 0.3}
+    apm = make(data, teacher, tmp_path, **flags, strategy="color_crop_cutout_scale_rotate")
+    distilled = apm.distill()
+    (block,) = apm.blocks()
+    test = Pool(data[1], data[1].labels, preprocessing=teacher.preprocessing)
+    found = []
+    for images in (apm.initial(block), distilled.pixel_values.detach()):
+        logits = teacher.logits(images)
+        protocol = replace(apm.protocol, epochs=150)
+        students = [train_student(images, logits, SPEC, protocol, lr=0.1, seed=seed) for seed in range(4)]
+        found.append(sum(accuracy(student, test) for student in students) / 4)
+    assert found[1] > found[0] + 0.02, found
