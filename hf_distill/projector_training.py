@@ -187,6 +187,24 @@ def describe(
     return json.loads(json.dumps(described))
 
 
+def check_can_train(
+    real: RealImages, prior: Prior, teachers: Sequence[Teacher], config: ProjectorConfig, accelerator: Accelerator
+) -> None:
+    """Raise a `ValueError` where `train_projector` would, as far as it is known before there are synthetic images."""
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("mixed precision fp16 needs a loss scaler, which a projector does not have; use bf16, or none")
+    if not teachers:
+        raise ValueError("there are no teachers for the projector to imitate; expected one or more")
+    for teacher in teachers:
+        teacher.check_matches(real)
+        if teacher.preprocessing.fingerprint() != real.preprocessing.fingerprint():
+            raise ValueError(
+                f"the teacher {teacher.spec.name} ({teacher.digest}) sees images through another preprocessing than "
+                f"these; give its --mean {list(teacher.preprocessing.mean)} and --std {list(teacher.preprocessing.std)}"
+            )
+    config.check_prior(prior, real.class_names)
+
+
 def train_projector(
     real: RealImages,
     test: RealImages | None,
@@ -228,17 +246,7 @@ def train_projector(
             other images or classes, or says something that is no number; the loss stops being finite.
         OSError: A checkpoint could not be written; those before it are whole.
     """
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed precision fp16 needs a loss scaler, which a projector does not have; use bf16, or none")
-    if not teachers:
-        raise ValueError("there are no teachers for the projector to imitate; expected one or more")
-    for teacher in teachers:
-        teacher.check_matches(real)
-        if teacher.preprocessing.fingerprint() != real.preprocessing.fingerprint():
-            raise ValueError(
-                f"the teacher {teacher.spec.name} ({teacher.digest}) sees images through another preprocessing than "
-                f"these; give its --mean {list(teacher.preprocessing.mean)} and --std {list(teacher.preprocessing.std)}"
-            )
+    check_can_train(real, prior, teachers, config, accelerator)
     if config.adapt_epochs and synthetic is None:
         raise ValueError(f"--adapt_epochs is {config.adapt_epochs} and there is no distilled set to adapt to; use 0")
     folder = Path(directory)

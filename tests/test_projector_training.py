@@ -361,6 +361,8 @@ def test_what_cannot_be_trained_is_one_line_before_anything_is(digits, prior, te
         ([], {}, "there are no teachers for the projector to imitate"),
         ([random_teacher(digits[0], 1, shifted), *teachers], {}, "sees images through another preprocessing"),
         ([other, *teachers], {}, "calls class 0 'a', and here it is '0'"),
+        (teachers, {"class_words": "imagenet"}, "--class_words imagenet has 1000 words"),
+        (teachers, {"lora_head_r": 11}, "the LoRA rank of the head is 11, and 10 classes"),
         (teachers, {"adapt_epochs": 1}, "--adapt_epochs is 1 and there is no distilled set to adapt to"),
     ):
         with pytest.raises(ValueError, match=f"^.*{says}.*$"):

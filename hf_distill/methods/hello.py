@@ -40,7 +40,7 @@ from ..evaluation import distilled_pool
 from ..label_comparison import compare_labels
 from ..labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
 from ..priors import Prior
-from ..projector_training import ProjectorConfig, train_projector
+from ..projector_training import ProjectorConfig, check_can_train, train_projector
 from ..protocols import CropProtocol
 from ..results import EvalReport
 from ..rng import derive_seed
@@ -81,12 +81,10 @@ def update_in_prior(
     def difference() -> Tensor:
         return (prior.embed(enlarged(x, size)).float() - wanted).square().mean(1)
 
-    before = torch.zeros(len(x), device=x.device)
-    for step in range(steps):
-        loss = difference()
-        if step == 0:
-            before = loss.detach()
-        (x.grad,) = torch.autograd.grad(loss.sum(), x)
+    with torch.no_grad():
+        before = difference()
+    for _ in range(steps):
+        (x.grad,) = torch.autograd.grad(difference().sum(), x)
         optimizer.step()
         with torch.no_grad():
             x.clamp_(0, 1)
@@ -138,7 +136,7 @@ class HeLlO(PatchMethod):
         accelerator: See `Method`.
 
     Attributes:
-        projector: Once the set is distilled; its folder is `projector` in that of the run.
+        projector: Once the set is distilled; its folder is `label-projector` in that of the run.
 
     Raises:
         ValueError: A teacher has other classes or another input than `train`, a class has too few images, or the
@@ -179,9 +177,7 @@ class HeLlO(PatchMethod):
                 f"--eval_protocol {self.protocol.name} looks at no views of the images, which a projector labels; use "
                 "hello, rded or cda"
             )
-        for teacher in teachers[:-1]:
-            teacher.check_matches(train)
-        config.check_prior(prior, train.class_names)
+        check_can_train(train, prior, teachers, config, self.accelerator)  # now, not after the images
         self.teachers = list(teachers)
         self.prior, self.test = prior, test
 
