@@ -80,6 +80,10 @@ def _are_papers(value: Any) -> bool:
     )
 
 
+def _are_rates(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(is_number(rate) and rate > 0 for rate in value))
+
+
 def _are_files(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(file, dict) for file in value))
 
@@ -107,6 +111,7 @@ RULES: Rules = {
     ),
     "student": ("an object, or null", _is_object),
     "student.name": ("a text, or null", _is_text),
+    "eval_lrs": ("numbers above 0, or null", _are_rates),
     "projector": ("an object, or null", _is_object),
     **{f"projector.{name}": ("a text, or null", _is_text) for name in ("prior", "asked_about")},
     **{f"projector.{name}": ("a whole number, or null", _is_count) for name in ("text_head_bytes", "prior_bytes")},

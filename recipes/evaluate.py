@@ -78,8 +78,11 @@ def main() -> None:
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
 
-    protocol = PROTOCOLS[args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol", "mtt")]
+    own = distilled.config.get("hyperparameters", {}).get("eval_protocol", "mtt")
+    protocol = PROTOCOLS[args.protocol or own]
     protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy", protocol.dsa_strategy))
+    if protocol.name == own:
+        protocol = replace(protocol, lrs=tuple(distilled.config.get("eval_lrs") or protocol.lrs))
     options = {
         "num_seeds": args.num_seeds,
         "seed": args.seed,

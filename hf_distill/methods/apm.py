@@ -176,6 +176,9 @@ class APMConfig(OptimizedConfig):
     reduce_k: str = HfArg(default="sum", help="sum (the authors') or mean of their disagreements.")
     student_epochs: int = HfArg(default=250, help="Epochs of the student on the images of its group.")
     lr_net: float = HfArg(default=0.02, help="Its learning rate, also when students are evaluated.")
+    student_net: str | None = HfArg(
+        default=None, help="timm name of its network, such as convnet_d3; that of the teacher if not given."
+    )
     batch_net: int = HfArg(default=256, help="Images per step of the student.")
     refresh_every: int | None = HfArg(
         default=None, help="Iterations between the beginnings of two students; 3 if not given."
@@ -240,7 +243,7 @@ class APM(BlockDistiller):
         config: An `APMConfig`.
         train: The images to distil.
         teachers: Networks that were trained on them; the first one labels.
-        student: What students are; the first teacher's architecture if not given.
+        student: What students are; if not given `config.student_net`, else the first teacher's architecture.
         dsa_strategy: Augmentation of what students see, here and when they are evaluated.
         held_out: See `Method`.
         accelerator: See `Method`.
@@ -289,6 +292,9 @@ class APM(BlockDistiller):
                     "preprocessing; expected teachers of one"
                 )
         self.student = student or self.teachers[0].spec
+        if student is None and config.student_net is not None:
+            channels, height, width = train.shape
+            self.student = StudentSpec(config.student_net, train.num_classes, channels, (height, width))
         check_student(self.student)
         self.strategy = DSA(dsa_strategy).strategy
         if not self.protocol.per_view:  # what is trained on the set sees the augmentation and rate that it was made for
@@ -357,7 +363,12 @@ class APM(BlockDistiller):
         path = self.folder / SEGMENT
         if not path.exists():
             budget = parse_bytes("memory_budget", self.config.memory_budget or "")
-            save_json(path, {"segment_size": self.fitting_segment(budget)})
+            try:
+                size = self.fitting_segment(budget)
+            except ValueError:
+                shutil.rmtree(self.folder)  # nothing is in it yet, and another budget would be of another run
+                raise
+            save_json(path, {"segment_size": size})
         return load_json(path)["segment_size"]
 
     def fitting_segment(self, budget: int) -> int:
@@ -429,6 +440,7 @@ class APM(BlockDistiller):
                 seed = derive_seed(config.seed, "student", block.number, t)
                 drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
                 teacher = self._logits(self.teachers[drawn].model)
+                students: list[Network] = []  # those before it need not stay in memory while it is trained
                 students = self.students(x, teacher, seed)
             gradient, apart, ce = group_gradient(
                 teacher, students, x, labels, config.alpha, segment_size=self.segment_size, reduce=config.reduce_k
@@ -475,6 +487,7 @@ class APM(BlockDistiller):
                 "student": self.student.to_dict(),
                 "teachers": named,
                 "dsa_strategy": self.strategy,
+                "eval_lrs": list(self.protocol.lrs),
                 **({} if self.config.shard is None else {"shard": describe_shard(number, count, total, self.rows)}),
             },
         )

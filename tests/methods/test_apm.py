@@ -276,6 +276,11 @@ def test_labels_are_the_teachers_logits_and_travel_with_the_images(data, teacher
     assert apm.protocol.loss == "l1"
 
 
+def test_the_network_of_students_can_be_named(data, teacher, tmp_path):
+    apm = make(data, teacher, tmp_path, student_net="convnet_d2")
+    assert (apm.student.name, apm.student.num_classes, apm.student.img_size) == ("convnet_d2", 10, (8, 8))
+
+
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_students_may_be_of_another_architecture_with_running_statistics_or_none(data, teacher, tmp_path, norm):
     spec = replace(SPEC, kwargs={"width": 6, "norm": norm})
@@ -361,6 +366,85 @@ def test_the_segment_size_is_remembered_by_a_run_that_is_continued(data, teacher
 
 # Stopped
 
+# Dies when a group has kept its state twice, in the middle of the third time.
+KILL = """
+import os, signal
+from hf_distill import checkpoints
+known, calls = checkpoints.save_file, []
+def save_file(tensors, path):
+    known(tensors, path)
+    calls.append(path)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.save_file = save_file
+"""
+TINY = {
+    "max_train_samples": 200,
+    "max_test_samples": 50,
+    "ipc": 1,
+    "max_steps": 12,
+    "refresh_every": 1,
+    "save_steps": 3,
+    "student_epochs": 2,
+    "num_students": 2,
+    "eval_protocol": "tiny",
+    "eval_seeds": 1,
+    "disable_tqdm": True,
+}
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_group_ends_with_the_same_bytes(recipes, teacher, tmp_path):
+    flags = {**TINY, "teachers": teacher.save_pretrained(tmp_path / "teacher")}
+    whole = recipes("apm", {**flags, "output_dir": "whole"}, tmp_path)
+    assert whole.status == [0], whole.err
+    assert "distilled" in whole.out
+    killed = recipes("apm", {**flags, "output_dir": "killed"}, tmp_path, before=KILL)
+    assert killed.status == [-9], killed.err
+    kept = tmp_path / "killed" / "blocks" / "unfinished-000000"
+    assert sorted(path.name for path in kept.iterdir()) == [".checkpoint-9.partial", "checkpoint-6"]
+    done = recipes("apm", {**flags, "output_dir": "killed", "resume_from_checkpoint": "latest"}, tmp_path)
+    assert done.status == [0], done.err
+    assert not kept.exists()
+    one, other = (DistilledSet.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
+    assert torch.equal(one.pixel_values, other.pixel_values)
+    assert torch.equal(one.soft_labels, other.soft_labels)
+    assert one.report.rows == other.report.rows
+
+
+def test_recipes_make_shards_join_and_evaluate_them_and_say_in_one_line_what_they_cannot(recipes, teacher, tmp_path):
+    flags = {**TINY, "teachers": teacher.save_pretrained(tmp_path / "teacher"), "batch_syn": 5}
+    for number in (1, 2):
+        done = recipes("apm", {**flags, "shard": f"{number}/2", "output_dir": f"part-{number}"}, tmp_path)
+        assert done.status == [0], done.err
+        assert "Put all of them together with recipes/join.py" in done.out
+    done = recipes("join", ["--shards", "part-2", "part-1", "--output_dir", "joined"], tmp_path)
+    assert done.status == [0], done.err
+    few = {"num_seeds": 1, "full_data": False, "max_train_samples": 200, "max_test_samples": 50, "protocol": "quick"}
+    done = recipes("evaluate", {"distilled_dataset": "joined", **few}, tmp_path)
+    assert done.status == [0], done.err
+    assert {row.set for row in DistilledSet.from_pretrained(tmp_path / "joined").report.rows} >= {"random", "distilled"}
+    two = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    two += ["--classes", "1", "2", "--output_dir", "y"]
+    for recipe, words, says in (
+        ("join", ["--shards", "part-1", "--output_dir", "x"], "5 of 10 images lack; give the shards 2/2 too"),
+        ("join", ["--shards", "part-1", "joined", "--output_dir", "x"], "joined is no shard of a set"),
+        (
+            "apm",
+            {**flags, "output_dir": "y", "memory_budget": "1KB"},
+            "--memory_budget 1KB is too little for groups of 5",
+        ),
+        ("apm", two, "convnet_d1 ("),
+        ("apm", {**flags, "output_dir": "y", "shard": "1/2", "push_to_hub": True}, "--push_to_hub with --shard 1/2"),
+    ):
+        stopped = recipes(recipe, words, tmp_path)
+        assert stopped.status == [1], stopped.err
+        assert "Traceback" not in stopped.err
+        (line,) = [line for line in stopped.err.splitlines() if "error" in line.lower()]
+        assert line.startswith("error: ")
+        assert says in line
+        assert not (tmp_path / "x").exists()
+        assert not (tmp_path / "y" / "blocks").exists()  # so that the next try is no other run
+
 
 def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(data, teacher, tmp_path):
     flags = {"max_steps": 14, "save_steps": 4, "refresh_every": 3}
@@ -418,6 +502,9 @@ def test_shards_say_which_rows_they_have_and_join_to_the_set_of_one_run_byte_for
             assert one.name == other.name
             assert one.read_bytes() == other.read_bytes()
         assert (whole / "distill_config.json").read_bytes() == (joined / "distill_config.json").read_bytes()
+        images, labels, rows = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), torch.arange(2)
+        logits = [DistilledSet.from_pretrained(each).teacher(images, labels, rows) for each in (whole, joined)]
+        assert torch.equal(*logits)
 
 
 def test_shards_that_overlap_lack_or_do_not_belong_together_are_refused_in_one_line(data, teacher, shards, tmp_path):
