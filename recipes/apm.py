@@ -21,7 +21,7 @@ from hf_distill.runs import push, start_run
 from hf_distill.teacher_training import TeacherConfig, find_teachers
 from hf_distill.teachers import expert_teachers
 
-DEMO = Path(__file__).parent / "configs" / "apm" / "digits-ipc10.yaml"
+DEMO = Path(__file__).parent / "configs" / "apm" / "digits-ipc5.yaml"
 
 
 def main() -> None:

@@ -387,8 +387,11 @@ TINY = {
     "save_steps": 3,
     "student_epochs": 2,
     "num_students": 2,
+    "lr_net": 0.04,
     "eval_protocol": "tiny",
     "eval_seeds": 1,
+    "eval_full_data": False,
+    "eval_baselines": "random",
     "disable_tqdm": True,
 }
 
@@ -419,10 +422,13 @@ def test_recipes_make_shards_join_and_evaluate_them_and_say_in_one_line_what_the
         assert "Put all of them together with recipes/join.py" in done.out
     done = recipes("join", ["--shards", "part-2", "part-1", "--output_dir", "joined"], tmp_path)
     assert done.status == [0], done.err
-    few = {"num_seeds": 1, "full_data": False, "max_train_samples": 200, "max_test_samples": 50, "protocol": "quick"}
-    done = recipes("evaluate", {"distilled_dataset": "joined", **few}, tmp_path)
+    few = {"num_seeds": 1, "full_data": False, "max_train_samples": 200, "max_test_samples": 50}
+    done = recipes("evaluate", {"distilled_dataset": "joined", "validation_fraction": 0, **few}, tmp_path)
     assert done.status == [0], done.err
-    assert {row.set for row in DistilledSet.from_pretrained(tmp_path / "joined").report.rows} >= {"random", "distilled"}
+    report = DistilledSet.from_pretrained(tmp_path / "joined").report
+    assert {row.set for row in report.rows} >= {"random", "distilled"}
+    (context,) = report.meta.values()
+    assert context["learning_rates"]["distilled, soft labels"] == TINY["lr_net"]
     two = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     two += ["--classes", "1", "2", "--output_dir", "y"]
     for recipe, words, says in (
