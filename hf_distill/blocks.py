@@ -54,9 +54,12 @@ class BlockDistiller(Method):
 
     Attributes:
         pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".
+        free: Settings that the images do not depend on, so that a continued run may have others; those of evaluations
+            (`eval_`) are free as well.
     """
 
     pixels: ClassVar[str] = "uint8"
+    free: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -140,7 +143,7 @@ class BlockDistiller(Method):
     def _start(self, shape: tuple[int, ...]) -> None:
         """Make the folder, or check that what it holds is of this run."""
         config = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        free = FREE_TO_CHANGE - {"max_steps"} | {key for key in config if key.startswith("eval_")}
+        free = FREE_TO_CHANGE - {"max_steps"} | {key for key in config if key.startswith("eval_")} | self.free
         run = {"shape": list(shape), **{key: value for key, value in config.items() if key not in free}}
         run = json.loads(json.dumps({**run, **self.identity()}))
         on_main(self.accelerator, lambda: self._prepare(run, shape))

@@ -608,6 +608,7 @@ class DistilledSet(nn.Module, HubFolder):
                 self.report, rows=[row for row in self.report.rows if row.labels == "hard"], labels=[]
             )
         self.teacher = teacher
+        self.soft_labels = None  # which another gave
         self.config.pop("projector", None)
         if isinstance(teacher, ProjectorLabels):
             self.config["projector"] = teacher.projector.about()

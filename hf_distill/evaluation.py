@@ -448,7 +448,10 @@ def _report(
         report.rows.append(EvalRow(case.set, case.labels, student, trained, case.rows.shape[1], found, name, split))
         seen = {"dsa_strategy": trainer.protocol.dsa_strategy}
         if isinstance(trainer.protocol, CropProtocol):
-            seen = {"views": trainer.protocol.views.to_config(), "temperature": trainer.protocol.temperature}
+            seen = {"views": trainer.protocol.views.to_config(), "loss": trainer.protocol.loss}
+            seen |= {"ce_weight": trainer.protocol.ce_weight, "cosine": trainer.protocol.cosine}
+            if trainer.protocol.loss == "kl":
+                seen["temperature"] = trainer.protocol.temperature
         used = {"seed": trainer.seed, **seen, "learning_rates": {}, "epochs": {}}
         if compared is not None:
             used["coresets_compare"] = compared

@@ -19,9 +19,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .checks import Rules, check_values, is_whole
+from .files import load_json
 from .functional import FlatModel
 from .models import StudentSpec
-from .projector import LabelProjector
+from .projector import INDEX, LabelProjector
 from .repository import Repository
 from .teachers import Teacher
 from .transforms import Preprocessing
@@ -278,6 +279,8 @@ class NetworkLabels(LabelSource):
         self.reference = TeacherReference.of(teacher) if at_hand else teacher
         self._device: torch.device | str | None = None
         self._expected: tuple[list[str], Preprocessing] | None = None
+        self._folder: Path | None = None  # where it lies, if it is not read at once
+        self._where: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -316,6 +319,10 @@ class NetworkLabels(LabelSource):
 
     def _fetch(self) -> Teacher:
         home = self.reference.home
+        if home is None and self._folder is not None:
+            teacher = self._load(self._folder, self._where)
+            self.reference.check(teacher, self._folder)
+            return teacher
         if home is None:
             raise ValueError(f"nothing says where the teacher {self.name} ({self.digest}) is; give the teacher itself")
         where = {"revision": home.revision, "token": home.token, "local_files_only": home.local_files_only}
@@ -331,6 +338,7 @@ class NetworkLabels(LabelSource):
 
     def ask_with(self, token: str | bool | None, local_files_only: bool) -> None:
         """Fetch the teacher, where it is still to be fetched, with a token or from the cache alone."""
+        self._where = {"token": token, "local_files_only": local_files_only}
         home = self.reference.home
         if home is not None:
             home = replace(home, token=token, local_files_only=local_files_only)
@@ -409,6 +417,18 @@ class ProjectorLabels(NetworkLabels):
 
     def __init__(self, projector: LabelProjector | TeacherReference, *, chunk_size: int = 512) -> None:
         super().__init__(projector, chunk_size=chunk_size)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], folder: Path) -> Self:
+        """As `NetworkLabels.from_config`; a projector whose CLIP model is on the Hub is read when it is first used."""
+        reference = TeacherReference.from_config(config)
+        if reference.home is None and (folder / INDEX).is_file():
+            base = load_json(folder / INDEX).get("base")
+            if isinstance(base, dict) and not base.get("local"):
+                labels = cls(reference)
+                labels._folder = folder
+                return labels
+        return super().from_config(config, folder)
 
     @property
     def projector(self) -> LabelProjector:

@@ -127,7 +127,7 @@ class Lora:
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
-            target_modules=f"(?:{self.target_modules})|classifier",
+            target_modules=_with_head(str(self.target_modules)),
             rank_pattern={"^classifier": self.head_r},
             alpha_pattern={"^classifier": self.head_alpha},
             lora_dropout=0.0,
@@ -243,7 +243,7 @@ class LabelProjector(nn.Module, HubFolder):
             )
         self.lora = lora.fitted(len(names), prior.dim, prior.default_targets)
         self.config = {"source": {}, "results": {}, "versions": package_versions(), **(config or {})}
-        _check_targets(prior.visual, str(self.lora.target_modules))
+        check_targets(prior.visual, str(self.lora.target_modules))
         head = prior.text_head(self.words, self.templates) if text_head is None else text_head
         if tuple(head.shape) != (len(names), prior.dim) or not head.isfinite().all():
             raise ValueError(
@@ -251,6 +251,7 @@ class LabelProjector(nn.Module, HubFolder):
                 "each class"
             )
         scale = prior.logit_scale if logit_scale is None else logit_scale
+        head = head.to(next(prior.visual.parameters()).device)  # where the prior may have been moved
         self.model = _adapted(ZeroShot(_twin(prior.visual), head, scale), self.lora)
         self._merged: list[tuple[nn.Module, Tensor]] = []  # modules, and the weights that they had before
         self._start(seed)
@@ -453,7 +454,7 @@ class LabelProjector(nn.Module, HubFolder):
     @property
     def _sha256(self) -> str:
         said = [self.class_names, self.words, self.templates]
-        of = json.dumps([self.prior.sha256, *said, self.lora.alpha, self.lora.head_alpha])
+        of = json.dumps([self.prior.sha256, *said, self.logit_scale, self.lora.alpha, self.lora.head_alpha])
         return hashlib.sha256((of + sha256_of(self._tensors())).encode()).hexdigest()
 
     @property
@@ -730,9 +731,15 @@ def _check_inverts(preprocessing: Preprocessing) -> None:
         )
 
 
-def _check_targets(visual: nn.Module, regex: str) -> None:
+def _with_head(regex: str) -> str:
+    """The pattern of the modules in the image tower, and of the head."""
+    return rf"(?:{regex})|classifier"
+
+
+def check_targets(visual: nn.Module, regex: str) -> None:
     """Raise a `ValueError` unless `regex` names modules of the tower, and PEFT adapts each as it should."""
     try:
+        re.compile(_with_head(regex))
         found = [(name, module) for name, module in visual.named_modules() if re.fullmatch(regex, f"visual.{name}")]
     except re.error as error:
         raise ValueError(f"target_modules {regex!r} is no regular expression ({error})") from error

@@ -41,7 +41,7 @@ from .crop_students import classes_loss, matching_loss
 from .data import RealImages
 from .pools import Pool, accuracy, upload
 from .priors import Prior
-from .projector import INDEX, LabelProjector, Lora
+from .projector import INDEX, LabelProjector, Lora, check_targets
 from .rng import derive_seed, generator
 from .runs import on_main
 from .teachers import Teacher
@@ -133,7 +133,8 @@ class ProjectorConfig:
     def check_prior(self, prior: Prior, class_names: Sequence[str]) -> None:
         """Raise a `ValueError` where the words, the ranks or the prior cannot be: before anything is trained."""
         self.words(class_names)
-        self.lora().fitted(len(class_names), prior.dim, self.lora_target_modules or prior.default_targets)
+        lora = self.lora().fitted(len(class_names), prior.dim, self.lora_target_modules or prior.default_targets)
+        check_targets(prior.visual, str(lora.target_modules))
 
     def lora(self) -> Lora:
         """The adapter that the flags describe."""
@@ -164,7 +165,7 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that decides what a projector becomes, as JSON types."""
     images = None
-    if config.adapt_epochs and synthetic is not None:
+    if synthetic is not None:  # that the fidelity is measured on, and perhaps adapted to
         pixels = synthetic.source if isinstance(synthetic.source, Tensor) else synthetic.source.uint8(slice(None))
         images = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     is_compiled = compiled(_answer, accelerator) is not _answer
@@ -364,7 +365,7 @@ class ProjectorStep:
         self.projector, self.config, self.accelerator = projector, config, accelerator
         self.parameters = projector.parameters_to_train()
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr_projector, weight_decay=0.0, fused=accelerator.device.type == "cuda"
+            self.parameters, lr=config.lr_projector, weight_decay=0.0, foreach=accelerator.device.type == "cuda"
         )
         self._answer = compiled(_answer, accelerator)
 
@@ -520,10 +521,14 @@ class _Run:
         found["asked_about"] = "real images" if self.synthetic is None else "distilled images"
         if test is not None:
             shown = Pool(test, test.labels, preprocessing=self.projector.preprocessing, device=self.accelerator.device)
-            # On one process and told to the others: they need not agree on the last bit.
-            for name, model in (("test_accuracy", self.projector), ("teacher_accuracy", self.teachers[-1].model)):
-                found[name] = accuracy(model, shown)
-            found["zero_shot_accuracy"] = self._zero_shot(shown)
+            found |= on_main(
+                self.accelerator,
+                lambda: {
+                    "test_accuracy": accuracy(self.projector, shown),
+                    "teacher_accuracy": accuracy(self.teachers[-1].model, shown),
+                    "zero_shot_accuracy": self._zero_shot(shown),
+                },
+            )
         return found
 
     @torch.no_grad()

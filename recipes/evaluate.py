@@ -78,7 +78,8 @@ def main() -> None:
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
 
-    own = distilled.config.get("hyperparameters", {}).get("eval_protocol", "mtt")
+    own = (distilled.config.get("hyperparameters") or {}).get("eval_protocol", "mtt")
+    check_choice("protocol", args.protocol or own, list(PROTOCOLS))
     protocol = PROTOCOLS[args.protocol or own]
     protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy", protocol.dsa_strategy))
     if protocol.name == own:

@@ -77,7 +77,7 @@ def main() -> None:
 
     where = {"revision": args.distilled_revision, "token": hub.hub_token}
     distilled = DistilledSet.from_pretrained(args.distilled_dataset, **where)
-    name = args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol")
+    name = args.protocol or (distilled.config.get("hyperparameters") or {}).get("eval_protocol")
     protocol = PROTOCOLS.get(name)
     if not isinstance(protocol, CropProtocol):
         raise ValueError(f"the set's protocol is {name}, which looks at no views; choose one with --protocol")

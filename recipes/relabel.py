@@ -53,7 +53,7 @@ def main() -> None:
     )
     if distilled.teacher is None:
         raise ValueError(f"{args.distilled_dataset} has no teacher, so nobody can label its views; give another set")
-    name = args.protocol or distilled.config.get("hyperparameters", {}).get("eval_protocol")
+    name = args.protocol or (distilled.config.get("hyperparameters") or {}).get("eval_protocol")
     protocol = PROTOCOLS.get(name)
     if not isinstance(protocol, CropProtocol):
         raise ValueError(f"the set's protocol is {name}, which looks at no views; choose one with --protocol")

@@ -23,10 +23,9 @@ An update without loss of size (`factor` 1) has nothing to mend and is left out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -46,15 +45,23 @@ from ..results import EvalReport
 from ..rng import derive_seed
 from ..runs import PROJECTOR
 from ..teachers import Teacher
-from .patches import PatchConfig, PatchMethod, take_crops
+from .patches import PatchConfig, PatchMethod, shrinking, take_crops
 
 SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
 KEPT = 10  # logits of each view in the table of costs
 
 
 def enlarged(tiles: Tensor, size: tuple[int, int]) -> Tensor:
-    """`tiles` (n, C, h, w) as images (n, C, *size), by bilinear interpolation; differentiable."""
-    return F.interpolate(tiles, size, mode="bilinear", align_corners=False, antialias=False)
+    """`tiles` (n, C, h, w) as images (n, C, *size), by bilinear interpolation; differentiable.
+
+    Two matrix products: their gradient is the same on every run, on an accelerator too.
+    """
+    zero = torch.zeros(1, dtype=torch.int64, device=tiles.device)
+    down, across = (
+        shrinking(zero, zero + full, full, wanted)[0].to(tiles.dtype)
+        for full, wanted in zip(tiles.shape[2:], size, strict=True)
+    )
+    return down @ tiles @ across.T
 
 
 def update_in_prior(
@@ -83,8 +90,10 @@ def update_in_prior(
 
     with torch.no_grad():
         before = difference()
+    x.grad = torch.zeros_like(x)  # gradients come in the layout of the network's; a fused Adam wants that of x
     for _ in range(steps):
-        (x.grad,) = torch.autograd.grad(difference().sum(), x)
+        (gradient,) = torch.autograd.grad(difference().sum(), x)
+        x.grad.copy_(gradient)
         optimizer.step()
         with torch.no_grad():
             x.clamp_(0, 1)
@@ -145,6 +154,7 @@ class HeLlO(PatchMethod):
 
     config_class = HeLlOConfig
     config: HeLlOConfig
+    free = frozenset({"compare_labels", "pruned_share", *(field.name for field in fields(ProjectorConfig))})
     paper = Paper(
         title="Heavy Labels Out! Dataset Distillation with Label Space Lightening",
         authors="Ruonan Yu, Songhua Liu, Zigeng Chen, Jingwen Ye, Xinchao Wang",
@@ -269,7 +279,7 @@ class HeLlO(PatchMethod):
             "one_per_image": ("one per image", lambda: StoredLabels(pool.targets(self.online))),
             "stored": ("stored", lambda: stored("stored", self.protocol.epochs)),
             "pruned": (f"pruned, {pruned} epochs", lambda: stored("pruned", pruned)),
-            "projector": ("projector", lambda: ProjectorLabels(self.projector)),
+            "projector": ("projector, CLIP apart", lambda: ProjectorLabels(self.projector)),
             "teacher": ("online teacher", lambda: self.online),
         }
         chosen = [makers[name] for name in SOURCES if name in self.config.compare_labels]

@@ -339,10 +339,10 @@ def test_a_run_leaves_images_a_projector_and_what_labels_are_worth_their_bytes(h
     assert distilled.teacher.digest == projector.digest
     assert len(projector.config["training"]["teachers"]) == 2
     rows = {row.labels: row for row in distilled.report.labels}
-    names = ["hard", "one per image", "stored", "pruned, 1 epochs", "projector", "online teacher"]
+    names = ["hard", "one per image", "stored", "pruned, 1 epochs", "projector, CLIP apart", "online teacher"]
     assert [row.labels for row in distilled.report.labels] == names
     assert rows["hard"].num_bytes == 0
-    assert rows["projector"].num_bytes == projector.num_bytes
+    assert rows["projector, CLIP apart"].num_bytes == projector.num_bytes
     assert rows["pruned, 1 epochs"].num_bytes < rows["stored"].num_bytes
     card = (folder / "README.md").read_text()
     for name, row in rows.items():
@@ -465,7 +465,7 @@ def test_on_digits_a_projector_teaches_what_its_teachers_teach_for_a_hundredth_o
     projected, taught = compare_labels(
         distilled, method.sources(), held_out, test, protocol, num_seeds=config.eval_seeds, **options
     )
-    assert (projected.labels, taught.labels) == ("projector", "online teacher")
+    assert (projected.labels, taught.labels) == ("projector, CLIP apart", "online teacher")
     assert taught.mean > 0.9
     assert abs(projected.mean - taught.mean) <= 0.02
     # Float16 logits of ten classes, of each view of two hundred images in the epochs of the protocol.
