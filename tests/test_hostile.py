@@ -668,7 +668,7 @@ def test_a_pickle_instead_of_the_weights_of_a_network_is_refused_and_not_run(tmp
 # What the JSON files say
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"format_version": 3}, "upgrade hf_distill"),
+    ({"format_version": 4}, "upgrade hf_distill"),
     ({"format_version": "1"}, "format_version"),
     ({"format_version": None}, "format_version"),
     ({"data_id": "../../evil"}, "data_id"),
