@@ -33,6 +33,7 @@ from hf_distill.augment import DSA
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
 from hf_distill.files import package_versions, save_json
 from hf_distill.functional import FlatModel
+from hf_distill.memory import SavedBytes
 from hf_distill.models import CONVNETS, StudentSpec
 from hf_distill.rng import generator
 from hf_distill.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll, full_unroll
@@ -83,47 +84,6 @@ class Memory:
     def peak(self) -> int:
         """What ratios are taken of."""
         return self.allocated if self.graph is None else self.graph
-
-
-class SavedBytes:
-    """Counts the bytes that autograd holds for backward, as a context; `peak` is the largest number at one time."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, list[int]] = {}  # storage -> [tensors that keep it, bytes]
-        self.now = self.peak = 0
-
-    def __enter__(self) -> "SavedBytes":
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(partial(_Saved, self), lambda saved: saved.tensor)
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.hooks.__exit__(*exception)
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        entry = self.held.setdefault(storage.data_ptr(), [0, storage.nbytes()])
-        if entry[0] == 0:
-            self.now += entry[1]
-            self.peak = max(self.peak, self.now)
-        entry[0] += 1
-
-    def remove(self, storage: torch.UntypedStorage) -> None:
-        entry = self.held[storage.data_ptr()]
-        entry[0] -= 1
-        if entry[0] == 0:
-            self.now -= entry[1]
-            del self.held[storage.data_ptr()]
-
-
-class _Saved:
-    """A tensor that autograd keeps; it is counted for as long as this object lives."""
-
-    def __init__(self, count: SavedBytes, tensor: Tensor) -> None:
-        self.count, self.tensor = count, tensor
-        count.add(tensor.untyped_storage())
-
-    def __del__(self) -> None:
-        self.count.remove(self.tensor.untyped_storage())
 
 
 def resident(field: str) -> int | None:

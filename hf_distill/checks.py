@@ -3,7 +3,7 @@
 import math
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,28 @@ def is_whole(value: Any, least: int = 1, most: int = 2**53) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value of a JSON file is a finite number."""
     return type(value) in (int, float) and abs(value) < math.inf
+
+
+def is_hex(digits: int) -> Callable[[Any], bool]:
+    """A rule: whether a value of a JSON file is so many lower-case hex digits."""
+    return lambda value: isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
+
+
+def is_commit_of_repository(value: Any) -> bool:
+    """Whether a value of a JSON file is an object with `repo_id`, as owner/name, and `revision`, a commit."""
+    if not isinstance(value, dict):
+        return False
+    repo_id = value.get("repo_id")
+    named = isinstance(repo_id, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}", repo_id) is not None
+    return named and is_hex(40)(value.get("revision"))
+
+
+def class_difference(mine: Sequence[str], given: Sequence[str]) -> str:
+    """The first difference between two lists of class names that differ: what has `mine` is the subject."""
+    if len(given) != len(mine):
+        return f"has {len(mine)} classes, and there are {len(given)}"
+    first = next(index for index, (one, other) in enumerate(zip(mine, given, strict=True)) if one != other)
+    return f"calls class {first} {mine[first]!r}, and here it is {given[first]!r}"
 
 
 def _are_texts(value: Any) -> bool:

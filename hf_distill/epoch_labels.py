@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from typing_extensions import Self
 
 from .accounting import label_bytes
 from .cards import render_card, source_context
-from .checks import MOST_CLASSES, Rules, check_values, is_number, is_whole
+from .checks import MOST_CLASSES, Rules, check_values, is_hex, is_number, is_whole
 from .compiling import compiled_labels
 from .config import check_at_least
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
@@ -169,14 +168,10 @@ def _is_object_or_absent(value: Any) -> bool:
     return value is None or isinstance(value, dict)
 
 
-def _is_hex(digits: int) -> Any:
-    return lambda value: isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
-
-
 RULES: Rules = {
-    "id": ("8 hex digits, by which its files are found", _is_hex(8)),
+    "id": ("8 hex digits, by which its files are found", is_hex(8)),
     "images": ("a whole number from 1 to 2147483647", lambda count: is_whole(count, most=2**31 - 1)),
-    "images_sha256": ("64 hex digits", _is_hex(64)),
+    "images_sha256": ("64 hex digits", is_hex(64)),
     "classes": (f"a whole number from 1 to {MOST_CLASSES}", lambda count: is_whole(count, most=MOST_CLASSES)),
     "epochs": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
     "epochs_per_file": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),

@@ -6,7 +6,6 @@ their classes and their row numbers in the set, and gives either classes or logi
 
 import fnmatch
 import functools
-import re
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from .checks import Rules, check_values, is_whole
+from .checks import Rules, check_values, is_commit_of_repository, is_hex, is_whole
 from .files import load_json
 from .functional import FlatModel
 from .models import StudentSpec
@@ -191,23 +190,13 @@ class TeacherLabels(LabelSource):
 
 
 def _is_home(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict)
-        and isinstance(value.get("repo_id"), str)
-        and re.fullmatch(r"[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}", value["repo_id"]) is not None
-        and isinstance(value.get("revision"), str)
-        and re.fullmatch("[0-9a-f]{40}", value["revision"]) is not None
-    )
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+    return value is None or is_commit_of_repository(value)
 
 
 NETWORK: Rules = {
     "network": ("the name of a network", lambda name: isinstance(name, str) and len(name) < 200),
     "num_bytes": ("a whole number from 1", is_whole),
-    "sha256": ("64 hex digits", _is_sha256),
+    "sha256": ("64 hex digits", is_hex(64)),
     "shared": ("an object with repo_id, as owner/name, and revision, a commit; or null", _is_home),
 }
 

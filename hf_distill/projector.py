@@ -27,8 +27,19 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .cards import eval_results, eval_results_file, on_hub, render_card, source_context
-from .checks import NAMES, WORDS, Rules, are_names, are_words, check_values, is_number, is_whole
-from .data import RealImages
+from .checks import (
+    NAMES,
+    WORDS,
+    Rules,
+    are_names,
+    are_words,
+    check_values,
+    class_difference,
+    is_commit_of_repository,
+    is_hex,
+    is_number,
+    is_whole,
+)
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .hub import Home, HubFolder
 from .models import read_shapes, sha256_of
@@ -139,18 +150,10 @@ def _is_templates(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(text, str) for text in value))
 
 
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
 def _is_base(value: Any) -> bool:
-    if not isinstance(value, dict) or value.get("library") not in LIBRARIES or not _is_sha256(value.get("sha256")):
+    if not isinstance(value, dict) or value.get("library") not in LIBRARIES or not is_hex(64)(value.get("sha256")):
         return False
-    if value.get("local") is True:
-        return True
-    repo_id, revision = value.get("repo_id"), value.get("revision")
-    named = isinstance(repo_id, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}", repo_id)
-    return bool(named) and isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None
+    return value.get("local") is True or is_commit_of_repository(value)
 
 
 def _are_numbers(value: Any) -> bool:
@@ -173,9 +176,9 @@ ABOUT: Rules = {
     "std": ("a list of numbers", _are_numbers),
     "lora": ("an object", lambda value: isinstance(value, dict)),
     "lora.target_modules": ("a regular expression", lambda value: isinstance(value, str)),
-    "text_head.sha256": ("64 hex digits", _is_sha256),
+    "text_head.sha256": ("64 hex digits", is_hex(64)),
     "text_head.sketch": (f"{SKETCHES} numbers", lambda value: _are_numbers(value) and len(value) == SKETCHES),
-    "sha256": ("64 hex digits", _is_sha256),
+    "sha256": ("64 hex digits", is_hex(64)),
 }
 LORA = ("r", "alpha", "head_r", "head_alpha", "target_modules")
 
@@ -477,24 +480,10 @@ class LabelProjector(nn.Module, HubFolder):
     def check_classes(self, names: Sequence[str]) -> None:
         """Raise a `ValueError` that shows the first difference unless the classes are `names`, in order."""
         names = list(names)
-        if names == self.class_names:
-            return
-        if len(names) != len(self.class_names):
-            difference = f"has {len(self.class_names)} classes, and there are {len(names)}"
-        else:
-            pairs = enumerate(zip(self.class_names, names, strict=True))
-            first = next(index for index, (mine, given) in pairs if mine != given)
-            difference = f"calls class {first} {self.class_names[first]!r}, and here it is {names[first]!r}"
-        raise ValueError(f"the projector {self.digest} {difference}; use a projector of these classes in this order")
-
-    def check_matches(self, real: RealImages) -> None:
-        """Raise one `ValueError` that says what differs, unless the classes and the size are those of `real`."""
-        self.check_classes(real.class_names)
-        wanted = (self.preprocessing.channels, *self.preprocessing.image_size)
-        if wanted != tuple(real.shape):
+        if names != self.class_names:
             raise ValueError(
-                f"the projector {self.digest} takes images {wanted} (channels, height, width) and the data are "
-                f"{tuple(real.shape)}; give --resolution {wanted[1]} {wanted[2]}, or another projector"
+                f"the projector {self.digest} {class_difference(self.class_names, names)}; use a projector of these "
+                "classes in this order"
             )
 
     # From elsewhere, and to there

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .cards import eval_results, eval_results_file, on_hub, render_card, source_context
-from .checks import Rules, are_names, check_values, is_number, is_whole
+from .checks import Rules, are_names, check_values, class_difference, is_number, is_whole
 from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .functional import FlatModel
@@ -160,16 +160,13 @@ class Teacher(HubFolder):
         names = list(names)
         if names == self.class_names:
             return
+        difference = class_difference(self.class_names, names)
         if len(names) != len(self.class_names):
-            difference = f"has {len(self.class_names)} classes, and there are {len(names)}"
             wanted = "use a teacher of these classes, or choose its classes with --classes"
+        elif sorted(names) == sorted(self.class_names):
+            wanted = "the order alone differs: use teacher.reordered(names), which permutes its logits"
         else:
-            pairs = enumerate(zip(self.class_names, names, strict=True))
-            first = next(index for index, (mine, given) in pairs if mine != given)
-            difference = f"calls class {first} {self.class_names[first]!r}, and here it is {names[first]!r}"
             wanted = "use a teacher of these classes"
-            if sorted(names) == sorted(self.class_names):
-                wanted = "the order alone differs: use teacher.reordered(names), which permutes its logits"
         raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {wanted}")
 
     def check_matches(self, real: RealImages) -> None:
