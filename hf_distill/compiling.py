@@ -1,4 +1,4 @@
-"""What `accelerate launch --dynamo_backend` asks for, for what is run again and again."""
+"""What `accelerate launch` asks for with --dynamo_backend and --mixed_precision, for what is run again and again."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -6,10 +6,11 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
+from torch import Tensor, nn
 
 from .labels import LabelSource, NetworkLabels
 
-__all__ = ["compiled", "compiled_labels"]
+__all__ = ["compiled", "compiled_labels", "forward", "uncached_autocast"]
 
 F = TypeVar("F", bound=Callable)
 
@@ -24,6 +25,22 @@ def compiled(function: F, accelerator: Accelerator | None) -> F:
     if plugin is None or plugin.backend == DynamoBackend.NO:
         return function
     return torch.compile(function, **{"dynamic": False, **plugin.to_kwargs()})
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    """To be compiled in place of `model`: networks of one architecture share its graph."""
+    return model(x)
+
+
+def uncached_autocast(device: torch.device) -> torch.autocast:
+    """The autocast that the caller is in, without its cache: this would keep the first weights of a network that is
+    trained for as long as the caller's autocast lasts."""
+    return torch.autocast(
+        device.type,
+        dtype=torch.get_autocast_dtype(device.type),
+        enabled=torch.is_autocast_enabled(device.type),
+        cache_enabled=False,
+    )
 
 
 def compiled_labels(source: LabelSource, accelerator: Accelerator | None, device: torch.device) -> LabelSource:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .compiling import compiled, compiled_labels
+from .compiling import compiled, compiled_labels, forward, uncached_autocast
 from .labels import LabelSource
 from .models import StudentSpec
 from .pools import Pool, upload
@@ -86,11 +86,6 @@ def _optimizer(model: nn.Module, protocol: CropProtocol, lr: float) -> torch.opt
     )
 
 
-def _forward(model: nn.Module, x: Tensor) -> Tensor:
-    """Compiled in place of `model`: students of one architecture share its graph."""
-    return model(x)
-
-
 def train_on_crops(
     pool: Pool,
     targets: Tensor | LabelSource,
@@ -125,15 +120,9 @@ def train_on_crops(
     views = protocol.views_for(targets, seed)
     order = generator(seed, "order")
     background = pool.black
-    forward = compiled(_forward, accelerator)
+    look = compiled(forward, accelerator)
     label = targets if isinstance(targets, Tensor) else compiled_labels(targets, accelerator, device)
-    # Without its cache, which would keep the first weights for as long as the caller's autocast lasts.
-    precision = torch.autocast(
-        device.type,
-        dtype=torch.get_autocast_dtype(device.type),
-        enabled=torch.is_autocast_enabled(device.type),
-        cache_enabled=False,
-    )
+    precision = uncached_autocast(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
         for epoch in range(epochs):
@@ -150,11 +139,11 @@ def train_on_crops(
                 with precision:
                     if isinstance(label, Tensor):
                         wanted = label[upload(chosen, device)]
-                        loss = F.cross_entropy(forward(model, x), wanted, label_smoothing=protocol.label_smoothing)
+                        loss = F.cross_entropy(look(model, x), wanted, label_smoothing=protocol.label_smoothing)
                     else:
                         with torch.no_grad():
                             wanted = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
-                        logits = forward(model, x)
+                        logits = look(model, x)
                         loss = _soft_loss(logits, wanted, protocol)
                         if protocol.ce_weight:
                             partners, share = views.mixing(places, epoch, count, pool.shape[1:])

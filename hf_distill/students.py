@@ -1,8 +1,9 @@
 """Students: networks trained from scratch on a small set under a protocol, and tested.
 
-A student is a function of its seed. Small ConvNets train side by side, as rows of one parameter matrix; anything else
-that timm has trains one after another. What steps need of the host goes to the device in one copy for many steps of a
-small set, from pinned memory, and nothing is read back before the end; there is no work per image in Python.
+A student is a function of its seed. Several small ConvNets train side by side, as rows of one parameter matrix; a
+single one, and anything else that timm has, trains as a module. What steps need of the host goes to the device in one
+copy for many steps of a small set, from pinned memory, and nothing is read back before the end; there is no work per
+image in Python.
 """
 
 import copy
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .augment import DSA, DsaParams
+from .compiling import compiled, forward, uncached_autocast
 from .crop_students import train_on_crops
 from .functional import FlatModel
 from .labels import LabelSource
@@ -87,6 +89,7 @@ def train_along(
     *,
     lr: float,
     seed: int,
+    accelerator: Accelerator | None = None,
 ) -> list[nn.Module]:
     """One student as it is after each of `epochs`, which ascend and of which the last one ends its training.
 
@@ -95,15 +98,15 @@ def train_along(
         targets: Classes (N,), or logits (N, K), on the device.
         spec, lr, seed: As `train_student`.
         protocol: The schedule, for as many epochs as the last one says.
+        accelerator: Says whether its forward passes are compiled.
+
+    Forward passes are in the autocast that the caller is in.
 
     Returns:
         A network in evaluation mode for each of `epochs`.
     """
     pool = Pool(images, torch.zeros(len(images), dtype=torch.long), device=images.device)
-    rows = torch.arange(len(images))[None]
-    if _stateless(spec):
-        return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, [lr], [seed])[0]
-    return _train_module(pool, targets, rows, spec, protocol, epochs, lr, seed)
+    return _train_module(pool, targets, torch.arange(len(images))[None], spec, protocol, epochs, lr, seed, accelerator)
 
 
 def train_students(
@@ -128,17 +131,19 @@ def train_students(
         epochs: Passes of each student over its rows.
         lrs: One learning rate per student.
         seeds: One seed per student.
-        accelerator: Says whether networks on crops are compiled.
+        accelerator: Says whether the forward passes of networks that train alone are compiled.
     """
     if isinstance(protocol, CropProtocol):
         each = zip(rows, lrs, seeds, strict=True)
         return [
             train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed, accelerator) for own, lr, seed in each
         ]
-    if _stateless(spec):
-        return [last for (last,) in _train_side_by_side(pool, targets, rows, spec, protocol, [epochs], lrs, seeds)]
+    if len(rows) > 1 and _stateless(spec):
+        return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
     each = zip(rows.split(1), lrs, seeds, strict=True)
-    return [_train_module(pool, targets, own, spec, protocol, [epochs], lr, seed)[0] for own, lr, seed in each]
+    return [
+        _train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, accelerator)[0] for own, lr, seed in each
+    ]
 
 
 def students_at_once(pool: Pool, rows: Tensor, protocol: EvalProtocol) -> int:
@@ -158,23 +163,18 @@ def _train_side_by_side(
     rows: Tensor,
     spec: StudentSpec,
     protocol: EvalProtocol,
-    along: Sequence[int],
+    epochs: int,
     lrs: Sequence[float],
     seeds: Sequence[int],
-) -> list[list[nn.Module]]:
-    """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps.
-
-    Each is given as it is after the epochs `along`.
-    """
+) -> list[nn.Module]:
+    """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps."""
     model = FlatModel.from_spec(spec).to(pool.device)
     together = torch.func.vmap(model)
     thetas = torch.stack([model.init(derive_seed(seed, "init")) for seed in seeds])  # (E, P)
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
     velocity = torch.zeros_like(thetas)
-    kept = _last_steps(along, rows.shape[1], protocol)
-    states: list[Tensor] = []
-    for step, (factor, reset, images, wanted) in enumerate(_steps(pool, targets, rows, protocol, along[-1], seeds)):
+    for factor, reset, images, wanted in _steps(pool, targets, rows, protocol, epochs, seeds):
         logits = together(thetas, images)  # (E, B, K)
         loss = _loss(logits.flatten(0, 1), wanted.flatten(0, 1), protocol, "sum") / images.shape[1]
         (gradient,) = torch.autograd.grad(loss, thetas)
@@ -183,9 +183,7 @@ def _train_side_by_side(
                 velocity.zero_()
             velocity.mul_(protocol.momentum).add_(gradient).add_(thetas, alpha=protocol.weight_decay)
             thetas.addcmul_(rates, velocity, value=-factor)
-        if step in kept:
-            states.append(thetas.detach().clone())
-    return [[model.load(theta) for theta in own] for own in zip(*states, strict=True)]
+    return [model.load(theta) for theta in thetas.detach()]
 
 
 def _train_module(
@@ -197,10 +195,14 @@ def _train_module(
     along: Sequence[int],
     lr: float,
     seed: int,
+    accelerator: Accelerator | None,
 ) -> list[nn.Module]:
     """Any timm model after the epochs `along`, on `rows` (1, N): with running statistics and dropout, which is seeded
-    too."""
+    too. Forward passes are in the autocast that the caller is in."""
     model = spec.build(derive_seed(seed, "init")).to(pool.device).train()
+    layout = torch.channels_last if pool.device.type == "cuda" else torch.contiguous_format
+    model.to(memory_format=layout)
+    look, precision = compiled(forward, accelerator), uncached_autocast(pool.device)
 
     def new_optimizer() -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -219,7 +221,9 @@ def _train_module(
                 optimizer = new_optimizer()
             if images.shape[1] > 1:  # else the rest of an epoch: BatchNorm has no statistics of one image
                 optimizer.param_groups[0]["lr"] = lr * factor
-                loss = _loss(model(images[0]), wanted[0], protocol)
+                with precision:
+                    logits = look(model, images[0].contiguous(memory_format=layout))
+                loss = _loss(logits.float(), wanted[0], protocol)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

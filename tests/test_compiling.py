@@ -17,7 +17,7 @@ from hf_distill.crop_students import train_on_crops
 from hf_distill.data import RealImages
 from hf_distill.epoch_labels import relabel
 from hf_distill.labels import HardLabels, NetworkLabels
-from hf_distill.methods import SRe2L, SRe2LConfig
+from hf_distill.methods import APM, APMConfig, SRe2L, SRe2LConfig
 from hf_distill.models import StudentSpec
 from hf_distill.pools import Pool
 from hf_distill.priors import Prior
@@ -146,6 +146,25 @@ def test_students_and_their_teacher_are_compiled_once_for_all_seeds(train, plain
     for case, wanted in zip(cases, expected, strict=True):
         torch.testing.assert_close(logits(accelerator, *case), wanted, atol=0.02, rtol=0)
     assert graphs() == 4  # batches of eight and of four, students and teacher
+
+
+def test_images_that_students_are_to_disagree_on_are_the_same_and_all_students_share_their_graphs(
+    train, plain, launched, tmp_path
+):
+    def run(accelerator: Accelerator, folder: str) -> Tensor:
+        flags = {"ipc": 2, "max_steps": 4, "refresh_every": 2, "segment_size": 16, "batch_net": 16, "disable_tqdm": True}
+        flags |= {"student_epochs": 2, "num_students": 2, "lr_img": 0.1, "eval_protocol": "apm-quick"}
+        config = APMConfig(output_dir=str(tmp_path / folder), student_net="convnet_d1", **flags)
+        method = APM(config, train, [make_teacher(train, 5)], accelerator=accelerator)
+        return method.distill().pixel_values.detach()
+
+    expected = run(plain, "plain")
+    assert graphs() == 0
+    found = run(launched(), "compiled")
+    # Sixteen images and the other four: the student learns from them, is asked about them, and so is its teacher, which
+    # also labels them.
+    assert graphs() == 8
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 def test_stored_labels_are_the_same_but_not_gone_on_with(train, plain, launched, tmp_path):

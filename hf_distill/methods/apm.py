@@ -26,8 +26,9 @@ as are looked at together (`segment_size`); this number changes the gradient by 
 with the teacher's logits, and students are trained on them by the same loss as here.
 
 Differs from the authors' code:
-- The images of a group stay together from beginning to end. Theirs draws |J| of all images in each iteration, and
-  attacks them with students that were trained on others. With |J| = N (their "full") there is no difference.
+- The images of a group stay together from beginning to end. Theirs draws |J| of all N images in each iteration, and
+  attacks them with students that were trained on others. With |J| = N (their "full") there is no difference. T counts
+  what one group sees: as much work as their T iterations is T · |J| / N for each group, which the presets have.
 - `refresh_every` is the period. In theirs it is one more than its `mid_gap`; `--mid_gap` counts like theirs.
 - Students are trained for E epochs and not E + 1.
 - All students and the cross-entropy share one pass through the teacher and back; theirs goes through it K + 1 times.
@@ -51,6 +52,7 @@ from ..augment import DEFAULT_STRATEGY, DSA
 from ..blocks import Block, BlockDistiller
 from ..cards import Paper, human_bytes
 from ..checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from ..compiling import compiled, forward
 from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
 from ..data import RealImages
 from ..distilled import DistilledSet
@@ -393,7 +395,7 @@ class APM(BlockDistiller):
         def train() -> None:
             count = min(config.batch_net, most)
             x, wanted = (torch.zeros(count, *rest, device=device) for rest in (shape, (self.train.num_classes,)))
-            train_along(x, wanted, self.student, self.training, [1], lr=config.lr_net, seed=0)
+            self._train_along(x, wanted, [1], 0)
 
         training = fixed + peak_bytes(train, device)
         size, one = largest_size(lambda count: peak_bytes(lambda: look(count), device), budget - fixed, most)
@@ -408,9 +410,12 @@ class APM(BlockDistiller):
     # One group
 
     def _logits(self, model: nn.Module) -> Network:
+        look = compiled(forward, self.accelerator)
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+
         def logits(images: Tensor) -> Tensor:
             with self.accelerator.autocast():
-                return model(images)
+                return look(model, images.contiguous(memory_format=layout))
 
         return logits
 
@@ -423,8 +428,14 @@ class APM(BlockDistiller):
         with torch.no_grad():
             wanted = torch.cat([teacher(part).float() for part in x.split(self.segment_size or len(x))])
         epochs = kept_epochs(config.student_epochs, config.num_students)
-        found = train_along(x, wanted, self.student, self.training, epochs, lr=config.lr_net, seed=seed)
-        return [self._frozen(model) for model in found]
+        return [self._frozen(model) for model in self._train_along(x, wanted, epochs, seed)]
+
+    def _train_along(self, x: Tensor, wanted: Tensor, epochs: Sequence[int], seed: int) -> list[nn.Module]:
+        rate, accelerator = self.config.lr_net, self.accelerator
+        with accelerator.autocast():
+            return train_along(
+                x, wanted, self.student, self.training, epochs, lr=rate, seed=seed, accelerator=accelerator
+            )
 
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """The images of a group after T iterations, (B, C, H, W) float32; from where it was kept, if it was."""
