@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from hf_distill.blocks import Block
@@ -200,6 +201,39 @@ def test_the_rate_falls_to_three_tenths_in_the_second_half():
     assert [learning_rate(t, 4, 10.0) for t in range(4)] == [10, 10, 3, 3]
 
 
+# Precision
+
+
+@pytest.fixture
+def launch():
+    """A process has one precision; this gives it another."""
+
+    def start(precision: str) -> Accelerator:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(mixed_precision=precision, cpu=True)
+
+    yield start
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_launchers_precision_gives_nearly_the_same_students_and_gradient(data, teacher, tmp_path, launch):
+    def look(precision: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        flags = {"student_epochs": 40, "num_students": 2, "lr_net": 0.1, "accelerator": launch(precision)}
+        apm = make(data, teacher, tmp_path, **flags)
+        (block,) = apm.blocks()
+        x, network = apm.initial(block), apm._logits(teacher.model)
+        students = apm.students(x, network, 7)
+        gradient, *_ = group_gradient(network, students, x, block.labels, 0.1)
+        return network(x), students[1](x), gradient
+
+    target, student, gradient = look("no")
+    target_half, student_half, gradient_half = look("bf16")
+    assert (target_half.dtype, student_half.dtype, gradient_half.dtype) == (*[torch.bfloat16] * 2, torch.float32)
+    # A student that were stuck at its first weights would be as far away as one that was never trained.
+    assert (student_half - student).abs().mean() < 0.1 * (student - target).abs().mean()
+    assert F.cosine_similarity(gradient.flatten(), gradient_half.flatten(), dim=0) > 0.95
+
+
 # Groups
 
 
@@ -217,10 +251,18 @@ def test_groups_hold_each_image_once_and_all_classes_about_equally(classes, ipc,
     assert all(torch.equal(*pair) for pair in zip(found, groups(classes, ipc, size, 0), strict=True))
 
 
-def make(data, teacher: Teacher, folder: Path, student: StudentSpec | None = None, strategy: str = "", **flags) -> APM:
+def make(
+    data,
+    teacher: Teacher,
+    folder: Path,
+    student: StudentSpec | None = None,
+    strategy: str = "",
+    accelerator: Accelerator | None = None,
+    **flags,
+) -> APM:
     tiny = {"ipc": 2, "max_steps": 6, "student_epochs": 4, "num_students": 2, "lr_net": 0.05, "logging_steps": 1}
     config = APMConfig(**{**tiny, "output_dir": str(folder), "disable_tqdm": True, **flags})
-    return APM(config, data[0], [teacher], student=student, dsa_strategy=strategy)
+    return APM(config, data[0], [teacher], student=student, dsa_strategy=strategy, accelerator=accelerator)
 
 
 def test_groups_start_from_different_real_images_whatever_the_groups_are(data, teacher, tmp_path):
