@@ -71,8 +71,14 @@ class BlockDistiller(Method):
 
         Args:
             block: Which one.
-            log: To be called with an iteration, and with what is to be seen of it.
+            log: To be called with how many of the block's iterations are done, from 1 to `iterations`, and with what
+                is to be seen of them.
         """
+
+    @property
+    def iterations(self) -> int:
+        """Of a block, for progress."""
+        return 1
 
     @abstractmethod
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
@@ -110,17 +116,19 @@ class BlockDistiller(Method):
         todo = [block for block in blocks if block.number in lacking]
         mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         with self._bar(len(mine)) as bar:
-            for block in mine:
-                rows = block.rows.numpy()
+            for index, block in enumerate(mine):
+                rows, first = block.rows.numpy(), index * self.iterations
 
-                def log(iteration: int, values: dict[str, float]) -> None:
+                def log(iteration: int, values: dict[str, float], block: Block = block, first: int = first) -> None:
+                    step = block.number * self.iterations + iteration
+                    self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=step)
                     bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-                    self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=iteration)
+                    bar.update(first + iteration - bar.n)
 
                 images[rows] = self.make(block, log).cpu().numpy()
                 images.flush()
                 save_json(self._marker(block), {"sha256": _checksum(images, rows)})
-                bar.update()
+                bar.update(first + self.iterations - bar.n)
         self.accelerator.wait_for_everyone()
         unfinished = [block.number for block in todo if not self._marker(block).exists()]
         if unfinished:
@@ -136,9 +144,11 @@ class BlockDistiller(Method):
     def _images(self) -> Path:
         return self.folder / f"images.{self.pixels}"
 
-    def _bar(self, total: int) -> tqdm:
+    def _bar(self, blocks: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.accelerator.is_main_process
-        return tqdm(total=total, desc=f"distil ({self.name})", unit="block", disable=hidden)
+        unit = "block" if self.iterations == 1 else "it"
+        of = "" if blocks == 1 or unit == "block" else f", {blocks:,} blocks"
+        return tqdm(total=blocks * self.iterations, desc=f"distil ({self.name}{of})", unit=unit, disable=hidden)
 
     def _start(self, shape: tuple[int, ...]) -> None:
         """Make the folder, or check that what it holds is of this run."""

@@ -437,6 +437,11 @@ class APM(BlockDistiller):
                 x, wanted, self.student, self.training, epochs, lr=rate, seed=seed, accelerator=accelerator
             )
 
+    @property
+    def iterations(self) -> int:
+        """T."""
+        return self.config.max_steps
+
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """The images of a group after T iterations, (B, C, H, W) float32; from where it was kept, if it was."""
         config, period = self.config, self.config.period
@@ -462,7 +467,7 @@ class APM(BlockDistiller):
                 values = {"disagreement": apart.item(), "ce": ce.item(), "largest": x.abs().max().item()}
                 advice = f"lower --lr_img {config.lr_img:g} or --lr_net {config.lr_net:g}"
                 self.check_finite(values, block, t + 1, advice)
-                log(block.number * config.max_steps + t + 1, values)
+                log(t + 1, values)
         shutil.rmtree(aside, ignore_errors=True)
         return x
 

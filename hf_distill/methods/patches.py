@@ -245,5 +245,5 @@ class PatchMethod(BlockDistiller):
         images, numbers = choose(losses, self.config.per_class)
         values = {"ce": losses[images, numbers].mean().item(), "ce_all": losses.mean().item()}
         self.check_finite(values, block, 0, "use another teacher, or no --mixed_precision")
-        log(block.number, values)
+        log(1, values)
         return self.tiled(rows[images], boxes[images, numbers])

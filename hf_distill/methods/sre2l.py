@@ -243,6 +243,11 @@ class SRe2L(BlockDistiller):
         with self.accelerator.autocast(), self.statistics[turn] as statistics:
             return self._terms(self.teachers[turn].model, statistics, x, labels, self.config)
 
+    @property
+    def iterations(self) -> int:
+        """T."""
+        return self.config.max_steps
+
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """Recover a block: its images after T iterations, (B, C, H, W) uint8."""
         config, device = self.config, self.device
@@ -264,7 +269,7 @@ class SRe2L(BlockDistiller):
             if (t + 1) % config.logging_steps == 0 or t + 1 == config.max_steps:
                 values = {name: value.item() for name, value in found.items()}
                 self.check_finite(values, block, t + 1, f"lower --lr_img {config.lr_img:g} or --r_bn {config.r_bn:g}")
-                log(block.number * config.max_steps + t + 1, values)
+                log(t + 1, values)
         return self.finished(x.detach())
 
     def finished(self, x: Tensor) -> Tensor:

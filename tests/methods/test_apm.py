@@ -283,6 +283,15 @@ def test_groups_start_from_different_real_images_whatever_the_groups_are(data, t
     assert len(whole.flatten(1).unique(dim=0)) == 30
 
 
+def test_the_bar_and_the_trackers_count_the_iterations_of_all_groups(data, teacher, tmp_path, capfd, monkeypatch):
+    apm = make(data, teacher, tmp_path, batch_syn=10, max_steps=5, logging_steps=2, disable_tqdm=False)
+    seen: list[int] = []
+    monkeypatch.setattr(apm.accelerator, "log", lambda values, step: seen.append(step))
+    apm.distill()
+    assert seen == [2, 4, 5, 7, 9, 10]
+    assert re.search(r"distil \(apm, 2 blocks\): 100%.* 10/10 \[.*it.*disagreement=.*ce=", capfd.readouterr().err)
+
+
 def test_a_group_is_the_same_alone_as_among_others(data, teacher, tmp_path):
     every = make(data, teacher, tmp_path / "all", batch_syn=7).distill()
     last = make(data, teacher, tmp_path / "last", batch_syn=7, shard="3/3")
