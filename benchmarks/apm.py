@@ -12,8 +12,8 @@ Neither depends on the values of pixels and parameters, so random ones serve. An
 
 Groups know nothing of each other, and only one is in memory. An iteration of TESLA is the exact gradient of `syn_steps`
 steps with `batch_tesla` images each, the expert's labels of these images, and a step of SGD on all the images of the
-set, which stay in memory. Both work as the paper's settings for ImageNet-1K say. They take turns in each repeat, and
-medians over the repeats count.
+set, which stay in memory. Both work as the papers' settings for ImageNet-1K say. One method is in memory at a time;
+APM's parts take turns in each of its repeats, and medians over the repeats count.
 
 Memory on CUDA is `torch.cuda.max_memory_allocated`, with everything that is held. On a CPU it is what autograd holds
 for backward at its peak (each storage once) and, as "resident", how far the process rose above where it was before.

@@ -112,6 +112,7 @@ RULES: Rules = {
     "student": ("an object, or null", _is_object),
     "student.name": ("a text, or null", _is_text),
     "eval_lrs": ("numbers above 0, or null", _are_rates),
+    "label_loss": ("a text, or null", _is_text),
     "projector": ("an object, or null", _is_object),
     **{f"projector.{name}": ("a text, or null", _is_text) for name in ("prior", "asked_about")},
     **{f"projector.{name}": ("a whole number, or null", _is_count) for name in ("text_head_bytes", "prior_bytes")},
@@ -512,8 +513,9 @@ class DistilledSet(nn.Module, HubFolder):
             shared = self.teacher.reference.home
             kind = self.teacher.kind
             network = {"kind": kind, "name": self.teacher.name, "digest": self.teacher.digest, "home": shared}
+            network["labels_views"] = self.label_source is self.teacher
             what = "LoRA matrices of the projector" if kind == ProjectorLabels.kind else "network"
-            labeller = f"{what} that labels the images and their parts"
+            labeller = f"{what} that labels the images{' and their parts' if network['labels_views'] else ''}"
             labeller += f", shared with everybody who has {shared.repo_id}" if shared else ""
         caption = f"{' and '.join(shown) or 'All images'}{'' if self.is_bytes else ', rounded to 8 bits'}."
         sizes = {
@@ -568,6 +570,7 @@ class DistilledSet(nn.Module, HubFolder):
             teacher=isinstance(self.teacher, TeacherLabels),
             network=network,
             projector=self.fidelity(),
+            label_loss=self.config.get("label_loss"),
             learned_lr=None if self.log_lr is None else math.exp(self.log_lr.item()),
             results=None if self.report is None else self.report.markdown(),
             labels_plot=PLOT,

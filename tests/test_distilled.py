@@ -1014,7 +1014,10 @@ def golden_sets() -> dict[str, DistilledSet]:
     at = Repository("org/pets-3-projector", "model", "0123456789" * 4)
     projectors = [ProjectorLabels(TeacherReference("on org/clip", 1_800_000, sha256, home)) for home in (at, None)]
     projected = {"config": {**CONFIG, "projector": about}}
+    matched = make(config={**CONFIG, "label_loss": "l1"}, report=REPORT)
+    matched.teacher = embedded
     return {
+        "distilled_matched.md": matched,
         "distilled_projector.md": pictures(
             teacher=projectors[0], report=EvalReport(REPORT.rows, {}, LABELS), **projected
         ),

@@ -504,6 +504,7 @@ class APM(BlockDistiller):
                 "teachers": named,
                 "dsa_strategy": self.strategy,
                 "eval_lrs": list(self.protocol.lrs),
+                "label_loss": self.protocol.loss,
                 **({} if self.config.shard is None else {"shard": describe_shard(number, count, total, self.rows)}),
             },
         )
