@@ -13,17 +13,20 @@ from .labels import LabelSource, NetworkLabels
 __all__ = ["compiled", "compiled_labels", "forward", "uncached_autocast"]
 
 F = TypeVar("F", bound=Callable)
+GRAPHS = 64
 
 
 def compiled(function: F, accelerator: Accelerator | None) -> F:
     """`function` through `torch.compile` with the launcher's options, or as it is where it asks for none.
 
     Each shape has a graph of its own unless `--dynamo_use_dynamic` says otherwise: bits then do not depend on the
-    shapes that came before, so not on which process has which work. Networks of one architecture share a graph.
+    shapes that came before, so not on which process has which work. Networks of one architecture share a graph. A
+    function may have `GRAPHS` of them; beyond PyTorch's eight it would be run as it is written from then on.
     """
     plugin = None if accelerator is None else accelerator.state.dynamo_plugin
     if plugin is None or plugin.backend == DynamoBackend.NO:
         return function
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     return torch.compile(function, **{"dynamic": False, **plugin.to_kwargs()})
 
 

@@ -11,7 +11,7 @@ from test_projector import save_clip
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from hf_distill.compiling import compiled, compiled_labels
+from hf_distill.compiling import compiled, compiled_labels, forward
 from hf_distill.config import DataArguments
 from hf_distill.crop_students import train_on_crops
 from hf_distill.data import RealImages
@@ -217,6 +217,14 @@ def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another
     assert [learner.config["training"]["compiled"] for learner in (expected, found)] == [None, "aot_eager"]
     with pytest.raises(ValueError, match="compiled"):  # other last bits are not gone on with
         learnt(accelerator, "plain", resume_from_checkpoint="latest")
+
+
+def test_more_than_eight_shapes_are_all_compiled(launched):
+    look = compiled(forward, launched())
+    for width in range(1, 12):
+        layer, x = nn.Linear(width, 2), torch.ones(3, width)
+        torch.testing.assert_close(look(layer, x), layer(x))
+    assert graphs() == 11
 
 
 def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train, plain, launched):
