@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,3 +204,17 @@ def online(hub: LoopbackHub, tmp_path: Path) -> Iterator[Online]:
     runner = Online(tmp_path / "online")
     yield runner
     runner.close()
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[[str], Any]]:
+    """An Accelerator of the precision that is named; a process has one at a time."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    def start(precision: str) -> Accelerator:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(mixed_precision=precision, cpu=True)
+
+    yield start
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from hf_distill.blocks import Block
@@ -202,18 +201,6 @@ def test_the_rate_falls_to_three_tenths_in_the_second_half():
 
 
 # Precision
-
-
-@pytest.fixture
-def launch():
-    """A process has one precision; this gives it another."""
-
-    def start(precision: str) -> Accelerator:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(mixed_precision=precision, cpu=True)
-
-    yield start
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_the_launchers_precision_gives_nearly_the_same_students_and_gradient(data, teacher, tmp_path, launch):

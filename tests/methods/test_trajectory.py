@@ -67,6 +67,16 @@ def tesla(train, experts, folder: Path, **flags: Any) -> Tesla:
     return Tesla(config, train, experts)
 
 
+def test_in_bfloat16_the_gradient_points_where_that_in_single_precision_does(train, experts, tmp_path, launch):
+    def gradient(precision: str) -> torch.Tensor:
+        config = TeslaConfig(**{**FLAGS, "output_dir": str(tmp_path), "lr_init": 0.01})
+        return gradients(Tesla(config, train, experts, accelerator=launch(precision)), 0)[1].flatten()
+
+    single, half = gradient("no"), gradient("bf16")
+    assert not torch.equal(single, half)
+    assert F.cosine_similarity(single, half, dim=0) > 0.99
+
+
 def gradients(method, draw: int) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
     """What one draw logs, ∂L/∂X and ∂L/∂log β."""
     method.distilled = method.setup()
