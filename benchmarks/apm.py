@@ -7,8 +7,8 @@
 Neither depends on the values of pixels and parameters, so random ones serve. An iteration of APM is
 
 - "images": the gradient of a group of `batch_syn` images, segment by segment, and a step of SGD on them;
-- "student": every `refresh_every` iterations, the teacher's logits of the group, and a student that is trained on them
-  for `student_epochs`. So many are long on a CPU: `epochs` are timed, and the rest is counted as alike.
+- every `refresh_every` iterations "targets", the teacher's logits of the group, and "student", the training on them for
+  `student_epochs`. So many are long on a CPU: `epochs` are timed, and the rest is counted as alike.
 
 Groups know nothing of each other, and only one is in memory. An iteration of TESLA is the exact gradient of `syn_steps`
 steps with `batch_tesla` images each, the expert's labels of these images, and a step of SGD on all the images of the
@@ -119,7 +119,7 @@ class Benchmark:
         return logits
 
     def apm(self) -> dict[str, Callable[[], object]]:
-        """The parts of an iteration: one with each segment size, and a student's."""
+        """The parts of an iteration: the images with each segment size, and what a new student takes."""
         args = self.args
         teacher, *students = (self.network(seed) for seed in range(args.num_students + 1))
         x = self.random(args.batch_syn, *self.shape, name="images")
@@ -131,14 +131,21 @@ class Benchmark:
             velocity.mul_(0.5).add_(gradient)
             x.sub_(velocity, alpha=1e-3)
 
+        @torch.no_grad()
+        def targets() -> Tensor:
+            return torch.cat([teacher(part).float() for part in x.split(min(args.segment_size))])
+
+        wanted = targets()
+
         def student() -> list[nn.Module]:
-            with torch.no_grad():
-                wanted = torch.cat([teacher(part).float() for part in x.split(min(args.segment_size))])
             kept = kept_epochs(args.epochs, min(args.epochs, args.num_students))
             with self.precision():
                 return train_along(x, wanted, self.spec, self.training, kept, lr=0.01, seed=0)
 
-        return {**{f"images, {size}": partial(images, size) for size in args.segment_size}, "student": student}
+        parts: dict[str, Callable[[], object]] = {
+            f"images, {size}": partial(images, size) for size in args.segment_size
+        }
+        return {**parts, "targets": targets, "student": student}
 
     def tesla(self) -> Callable[[], object]:
         """A whole iteration, but for reading an expert."""
@@ -222,7 +229,8 @@ def summary(args: BenchmarkArguments, found: dict[str, dict], held: dict[str, in
     def peak(part: str, name: str) -> int:
         return found[part]["allocated_bytes"] if on_cuda else held[name] + found[part]["graph_bytes"]
 
-    student = found["student"]["seconds"] * args.student_epochs / args.epochs / args.refresh_every
+    training = found["student"]["seconds"] * args.student_epochs / args.epochs
+    student = (found["targets"]["seconds"] + training) / args.refresh_every
     tesla = {"method": "TESLA", "peak_bytes": peak("TESLA", "TESLA"), "seconds": found["TESLA"]["seconds"]}
     rows = [tesla]
     for size in args.segment_size:

@@ -110,6 +110,7 @@ class BlockDistiller(Method):
         shape = (len(labels), *self.train.shape)
         self._start(shape)
         self.begin()
+        self.start_trackers()
         images = np.memmap(self._images, self.pixels, "r+", shape=shape)
         # Reading and summing all images is the work of one.
         lacking = on_main(self.accelerator, lambda: {block.number for block in blocks if not self._done(block, images)})
@@ -129,6 +130,7 @@ class BlockDistiller(Method):
                 images.flush()
                 save_json(self._marker(block), {"sha256": _checksum(images, rows)})
                 bar.update(first + self.iterations - bar.n)
+        self.end_trackers()
         self.accelerator.wait_for_everyone()
         unfinished = [block.number for block in todo if not self._marker(block).exists()]
         if unfinished:

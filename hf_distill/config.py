@@ -224,10 +224,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _as_arguments(values: dict[str, Any], source: str, known: dict[str, dataclasses.Field]) -> list[str]:
+def _as_arguments(
+    values: dict[str, Any], source: str, known: dict[str, dataclasses.Field], passed_over: set[str]
+) -> list[str]:
     """The command-line words that say what a YAML mapping says."""
     words: list[str] = []
     for key, value in values.items():
+        if key in passed_over - known.keys():
+            continue
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else "; see --help for the flags there are"
@@ -247,13 +251,19 @@ class _Parser(HfArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def parse_args(*config_classes: type, args: Sequence[str] | None = None, default_config: str | Path | None = None):
+def parse_args(
+    *config_classes: type,
+    args: Sequence[str] | None = None,
+    default_config: str | Path | None = None,
+    passed_over: Sequence[type] = (),
+):
     """One instance of each dataclass, from `--config file.yaml` (defaults) and the command line (wins).
 
     Args:
         config_classes: Dataclasses with `HfArg` fields; no two share a field name.
         args: Words of the command line; those of this process if not given.
         default_config: YAML used when neither `--config` nor `--dataset_name` is given: the recipe's own demo.
+        passed_over: Dataclasses whose fields a YAML file may name too, for it is another recipe's as well.
 
     Returns:
         A tuple, one instance per class.
@@ -273,7 +283,8 @@ def parse_args(*config_classes: type, args: Sequence[str] | None = None, default
         if source is None and default_config is not None and given.dataset_name is None:
             source = default_config
         if source is not None:
-            words = _as_arguments(load_yaml(source), str(source), known) + words
+            others = {field.name for config_class in passed_over for field in dataclasses.fields(config_class)}
+            words = _as_arguments(load_yaml(source), str(source), known, others) + words
         *configs, rest, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
         del rest  # the namespace that holds --config
         if unknown:

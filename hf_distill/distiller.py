@@ -99,9 +99,7 @@ class Distiller(Method):
         self.distilled.config |= self._provenance()
         self.first_lr = None if self.distilled.lr is None else self.distilled.lr.item()
         start = self._resume()
-        if config.report_to != "none":
-            flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(config).items()}
-            accelerator.init_trackers("hf_distill", config=flat)
+        self.start_trackers()
         bar = tqdm(
             range(start, config.max_steps),
             desc=f"distil ({self.name})",
@@ -137,8 +135,7 @@ class Distiller(Method):
             logger.info("keeping step %d, %.1f %% on held-out images", self.best.step, 100 * self.best.accuracy)
         self.relabel()
         self.distilled.config["selected_step"] = self.best.step if keep_best else config.max_steps
-        if config.report_to != "none":
-            accelerator.end_training()
+        self.end_trackers()
         return self.distilled
 
     # What the loop is made of

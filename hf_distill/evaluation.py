@@ -53,7 +53,6 @@ __all__ = [
     "topk_accuracy",
     "train_student",
     "validation_accuracy",
-    "wanted_of",
 ]
 
 
@@ -240,7 +239,7 @@ def evaluate_distilled(
     trainer = Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
     targets: dict[str, Tensor | LabelSource] = {"hard": train_pool.labels}
     if distilled.teacher is not None and (baselines or full_data):
-        targets["soft"] = wanted_of(distilled.teacher, train_pool, protocol)
+        targets["soft"] = distilled.teacher
 
     def real_cases(name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[Case]:
         return [
@@ -391,7 +390,7 @@ def _distilled_cases(
         check_labels(labels, distilled, pool, protocol)
     targets: dict[str, Tensor | LabelSource] = {"hard": pool.labels}
     if source.kind != HardLabels.kind:
-        targets = {"soft": wanted_of(source, pool, protocol), **targets}
+        targets = {"soft": source, **targets}
     own = next(iter(targets))
     learned = () if distilled.lr is None else (distilled.lr.item(),)
     rows = torch.arange(len(distilled))
@@ -417,11 +416,6 @@ def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, proto
                 f"the protocol {protocol.name} looks at no views, and the labels are of views; use another"
             )
         labels.check_matches(pool, distilled.class_names)
-
-
-def wanted_of(source: LabelSource, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
-    """What students of a protocol are trained towards: one target for each image, or whatever labels its views."""
-    return source if protocol.per_view else pool.targets(source)
 
 
 def device_name(device: torch.device) -> str:

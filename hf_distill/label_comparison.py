@@ -25,7 +25,6 @@ from .evaluation import (
     distilled_pool,
     real_pool,
     student_specs,
-    wanted_of,
 )
 from .labels import HardLabels, LabelSource, ProjectorLabels, StoredLabels
 from .models import StudentSpec
@@ -156,7 +155,7 @@ def _targets(source: LabelSource, distilled: DistilledSet, pool: Pool, protocol:
                 "a logit for each class"
             )
         source = StoredLabels(source.logits.to(pool.device))
-    return wanted_of(source, pool, protocol)
+    return source
 
 
 def find_labels(name: str | Path, *, token: str | bool | None = None) -> EpochLabels | ProjectorLabels:

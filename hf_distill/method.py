@@ -112,6 +112,17 @@ class Method(ABC):
         self.distilled.report = report
         return report
 
+    def start_trackers(self) -> None:
+        """Begin with what `--report_to` names; all processes call it, and `end_trackers` in the end."""
+        if self.config.report_to != "none":
+            flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(self.config).items()}
+            self.accelerator.init_trackers("hf_distill", config=flat)
+
+    def end_trackers(self) -> None:
+        """Let trackers write what they still hold."""
+        if self.config.report_to != "none":
+            self.accelerator.end_training()
+
     def _provenance(self) -> dict[str, Any]:
         """What `distill_config.json` says of this run, beside what the set knows by itself."""
         kept = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_TO_CHANGE or k == "max_steps"}

@@ -69,11 +69,37 @@ class Pool:
         for rows in torch.arange(len(self)).split(TEST_BATCH):
             yield rows, self.images(rows)
 
-    def targets(self, source: LabelSource) -> Tensor:
-        """What `source` says of all images: classes (R,), or logits (R, K) as float16, which is how they travel."""
-        found = (source(images, self.labels[rows], rows) for rows, images in self.batches())
-        # Halved batch by batch: for all of ImageNet-1K the float32 logits would take gigabytes.
-        return torch.cat([part.half() if part.is_floating_point() else part for part in found]).to(self.device)
+    def targets(self, source: LabelSource, rows: Tensor | None = None) -> Tensor:
+        """What `source` says of some images: classes (n,), or logits (n, K) as float16, which is how they travel.
+
+        Args:
+            source: Whom to ask.
+            rows: (n,) on the CPU; all if not given.
+        """
+        found: Tensor | None = None
+        start = 0
+        for part in (torch.arange(len(self)) if rows is None else rows).split(TEST_BATCH):
+            said = source(self.images(part), self.labels[part], part)
+            if found is None:
+                dtype = torch.float16 if said.is_floating_point() else said.dtype
+                count = len(self if rows is None else rows)
+                found = torch.empty((count, *said.shape[1:]), dtype=dtype, device=self.device)
+            found[start : start + len(part)] = said  # halved part by part: all of ImageNet-1K are gigabytes
+            start += len(part)
+        if found is None:
+            raise ValueError("there are no images to label")
+        return found
+
+
+class RowTargets:
+    """What `source` says of some rows of a pool, to be found under their numbers in the pool."""
+
+    def __init__(self, pool: Pool, source: LabelSource, rows: Tensor) -> None:
+        used = rows.unique()
+        self.rows, self.values = upload(used, pool.device), pool.targets(source, used)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.values[torch.searchsorted(self.rows, rows)]
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:

@@ -14,8 +14,11 @@ from .labels import NetworkLabels
 __all__ = ["describe_shard", "join_shards"]
 
 SHARD = "shard"
-# What runs of one set may differ in: where they ran, and how much they looked at together.
-FREE = (SHARD, "processes", "hyperparameters.segment_size", "hyperparameters.memory_budget")
+# What runs of one set may differ in: where they ran and found their teachers, whose weights are compared; how much they
+# looked at together; and how the whole is to be evaluated.
+SETTINGS = ("segment_size", "memory_budget", "teachers", "experts")
+FREE = (SHARD, "processes", *(f"hyperparameters.{name}" for name in SETTINGS))
+EVALUATION = "hyperparameters.eval_"
 
 
 def describe_shard(number: int, count: int, images: int, rows: Tensor) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def _compared(distilled: DistilledSet) -> dict[str, Any]:
         "number of shards": config[SHARD]["count"],
         "number of images": config[SHARD]["images"],
     }
-    return {key: value for key, value in about.items() if key not in FREE}
+    return {key: value for key, value in about.items() if key not in FREE and not key.startswith(EVALUATION)}
 
 
 def join_shards(paths: Sequence[str | Path]) -> DistilledSet:

@@ -21,7 +21,7 @@ from .crop_students import train_on_crops
 from .functional import FlatModel
 from .labels import LabelSource
 from .models import CONVNETS, StudentSpec
-from .pools import Pool, loss_targets, upload
+from .pools import Pool, RowTargets, loss_targets, upload
 from .protocols import CropProtocol, EvalProtocol
 from .rng import derive_seed, generator
 
@@ -124,7 +124,8 @@ def train_students(
 
     Args:
         pool: R images.
-        targets: Classes (R,) or logits (R, K), on the device; or what labels each view, for a protocol that asks.
+        targets: Classes (R,) or logits (R, K), on the device; or what labels each view, for a protocol that asks, and
+            once each image that is in `rows` for another.
         rows: (E, N) on the CPU: what each student is trained on.
         spec: The architecture.
         protocol: The schedule.
@@ -138,6 +139,8 @@ def train_students(
         return [
             train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed, accelerator) for own, lr, seed in each
         ]
+    if not isinstance(targets, Tensor):
+        targets = RowTargets(pool, targets, rows)
     if len(rows) > 1 and _stateless(spec):
         return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
     each = zip(rows.split(1), lrs, seeds, strict=True)
@@ -159,7 +162,7 @@ def _stateless(spec: StudentSpec) -> bool:
 
 def _train_side_by_side(
     pool: Pool,
-    targets: Tensor,
+    targets: Tensor | RowTargets,
     rows: Tensor,
     spec: StudentSpec,
     protocol: EvalProtocol,
@@ -188,7 +191,7 @@ def _train_side_by_side(
 
 def _train_module(
     pool: Pool,
-    targets: Tensor,
+    targets: Tensor | RowTargets,
     rows: Tensor,
     spec: StudentSpec,
     protocol: EvalProtocol,
@@ -219,7 +222,7 @@ def _train_module(
         ):
             if reset:
                 optimizer = new_optimizer()
-            if images.shape[1] > 1:  # else the rest of an epoch: BatchNorm has no statistics of one image
+            if images.shape[1] > 1 or _stateless(spec):  # BatchNorm has no statistics of one image
                 optimizer.param_groups[0]["lr"] = lr * factor
                 with precision:
                     logits = look(model, images[0].contiguous(memory_format=layout))
@@ -250,7 +253,7 @@ _Step = tuple[float, bool, Tensor, list[DsaParams]]  # factor, reset, rows (E, B
 
 
 def _steps(
-    pool: Pool, targets: Tensor, rows: Tensor, protocol: EvalProtocol, epochs: int, seeds: Sequence[int]
+    pool: Pool, targets: Tensor | RowTargets, rows: Tensor, protocol: EvalProtocol, epochs: int, seeds: Sequence[int]
 ) -> Iterator[tuple[float, bool, Tensor, Tensor]]:
     """Every step of E students: factor of the rate, reset of the momentum, images (E, B, C, H, W), targets (E, B, ...).
 
@@ -276,7 +279,7 @@ def _steps(
 
 
 def _prepared(
-    pool: Pool, targets: Tensor, plan: Sequence[_Step], protocol: EvalProtocol
+    pool: Pool, targets: Tensor | RowTargets, plan: Sequence[_Step], protocol: EvalProtocol
 ) -> Iterator[tuple[float, bool, Tensor, Tensor]]:
     """The batches of all steps in `plan`, with each operation applied once to all images that it was drawn for."""
     if not plan:

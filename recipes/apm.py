@@ -3,11 +3,12 @@
     accelerate launch recipes/apm.py                                   # scikit-learn's digits, minutes on two cores
     accelerate launch recipes/apm.py --config recipes/configs/apm/cifar10-ipc50.yaml
     accelerate launch recipes/apm.py --config recipes/configs/apm/imagenet1k-64-ipc10.yaml --memory_budget 6GB
-    accelerate launch recipes/apm.py --config recipes/configs/apm/imagenet1k-64-ipc10.yaml --shard 1/4
+    accelerate launch recipes/apm.py --config recipes/configs/apm/imagenet1k-64-ipc10.yaml --shard 1/4 --teachers me/net
     accelerate launch recipes/apm.py --push_to_hub --hub_model_id me/digits-apm --hub_tag v1.0.0
 
-A teacher is trained first where none is given. Go on after an interruption with the same command line and
---resume_from_checkpoint latest. Shards are put together by recipes/join.py.
+A teacher is trained first where none is given. Shards need the same one: recipes/teacher.py trains it, with the same
+--config, and recipes/join.py puts them together. Go on after an interruption with the same command line and
+--resume_from_checkpoint latest.
 """
 
 import sys
@@ -29,12 +30,17 @@ def main() -> None:
     data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
     if config.shard is not None and hub.push_to_hub:
         raise ValueError(f"--push_to_hub with --shard {config.shard} would publish a part; publish what join.py makes")
+    if config.shard is not None and config.teachers is None and config.experts is None:
+        raise ValueError(
+            f"--shard {config.shard} without --teachers: all shards need one teacher; train it with recipes/teacher.py "
+            "and the same --config, and give its folder or repository to each of them"
+        )
     shard = "" if config.shard is None else f"-shard{config.shard.replace('/', 'of')}"
     config, accelerator = start_run(config, hub, f"apm-{data_args.short_name}-ipc{config.ipc}{shard}")
 
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
-    train.require_per_class(config.ipc)
+    APM.check(config, train, accelerator)
     options = {"seed": config.seed, "accelerator": accelerator, "disable_tqdm": config.disable_tqdm}
     if config.experts is None:
         teachers = find_teachers(config.teachers, train, test, teacher_config, **options)

@@ -2,12 +2,14 @@
 
     python recipes/teacher.py                            # scikit-learn's digits, half a minute on one core
     accelerate launch --mixed_precision bf16 recipes/teacher.py --config recipes/configs/teacher/cifar100.yaml
+    accelerate launch recipes/teacher.py --config recipes/configs/apm/cifar10-ipc50.yaml    # the teacher of that preset
     accelerate launch recipes/teacher.py --dataset_name my/images --resolution 64 --student resnet50_small
     accelerate launch recipes/teacher.py --dataset_name my/images --resolution 224 --student resnet18 \
         --pretrained_weights timm:resnet18.tv_in1k       # fine-tuning
     python recipes/teacher.py --push_to_hub --hub_model_id me/digits-teacher --hub_tag v1.0.0
 
-Several processes share every batch. Go on after an interruption with the same command line and
+A method's preset serves too: what it says of other things than the data and the teacher is passed over. Several
+processes share every batch. Go on after an interruption with the same command line and
 --resume_from_checkpoint latest.
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
 from hf_distill.data import RealImages
+from hf_distill.methods import METHODS
 from hf_distill.runs import make_accelerator, prepare_push, push
 from hf_distill.teacher_training import TeacherConfig, train_teacher
 from hf_distill.teachers import Teacher
@@ -39,7 +42,8 @@ class RunArguments:
 
 def main() -> None:
     classes = (DataArguments, TeacherConfig, RunArguments, HubArguments)
-    data_args, config, run, hub = parse_args(*classes, default_config=DEMO)
+    methods = [method.config_class for method in METHODS]
+    data_args, config, run, hub = parse_args(*classes, default_config=DEMO, passed_over=methods)
     accelerator = make_accelerator()
     prepare_push(hub, Teacher, accelerator)
 

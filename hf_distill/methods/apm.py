@@ -238,6 +238,14 @@ class APMConfig(OptimizedConfig):
         return int(number), int(count)
 
 
+def _named(config: APMConfig, train: RealImages) -> StudentSpec | None:
+    """The student that the flags name."""
+    if config.student_net is None:
+        return None
+    channels, height, width = train.shape
+    return StudentSpec(config.student_net, train.num_classes, channels, (height, width))
+
+
 class APM(BlockDistiller):
     """Students are trained on the images of a group, and the images leave them.
 
@@ -256,6 +264,7 @@ class APM(BlockDistiller):
     """
 
     pixels = "float32"
+    free = frozenset({"segment_size", "memory_budget"})  # they change the order of sums
     config_class = APMConfig
     config: APMConfig
     paper = Paper(
@@ -283,7 +292,7 @@ class APM(BlockDistiller):
         accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__(config, train, held_out=held_out, accelerator=accelerator)
-        train.require_per_class(config.ipc)
+        self._all = self.check(config, train, self.accelerator)
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         self.preprocessing = self.teachers[0].preprocessing
         for teacher in self.teachers:
@@ -293,10 +302,7 @@ class APM(BlockDistiller):
                     f"the teachers {self.teachers[0].digest} and {teacher.digest} see images through different "
                     "preprocessing; expected teachers of one"
                 )
-        self.student = student or self.teachers[0].spec
-        if student is None and config.student_net is not None:
-            channels, height, width = train.shape
-            self.student = StudentSpec(config.student_net, train.num_classes, channels, (height, width))
+        self.student = student or _named(config, train) or self.teachers[0].spec
         check_student(self.student)
         self.strategy = DSA(dsa_strategy).strategy
         if not self.protocol.per_view:  # what is trained on the set sees the augmentation and rate that it was made for
@@ -313,14 +319,25 @@ class APM(BlockDistiller):
         )
         self.segment_size = config.segment_size
         number, count = config.part
-        self._all = groups(train.num_classes, config.ipc, config.batch_syn, config.seed)
-        if count > len(self._all):
-            raise ValueError(
-                f"--shard {config.shard} of {len(self._all)} group(s); expected no more shards than groups: lower "
-                "--batch_syn, or use fewer shards"
-            )
         self._own = list(enumerate(self._all))[number - 1 :: count]
         self.rows = torch.cat([rows for _, rows in self._own]).sort().values  # (R,) of the whole set
+
+    @staticmethod
+    def check(config: APMConfig, train: RealImages, accelerator: Accelerator) -> list[Tensor]:
+        """The groups; what can be known to go wrong before there is a teacher is a `ValueError`."""
+        if accelerator.mixed_precision == "fp16":
+            raise ValueError("mixed precision fp16 needs a loss scaler, which APM does not have; use bf16, or none")
+        train.require_per_class(config.ipc)
+        found, (_, count) = groups(train.num_classes, config.ipc, config.batch_syn, config.seed), config.part
+        if count > len(found):
+            raise ValueError(
+                f"--shard {config.shard} of {len(found)} group(s); expected no more shards than groups: lower "
+                "--batch_syn, or use fewer shards"
+            )
+        student = _named(config, train)
+        if student is not None:
+            check_student(student)
+        return found
 
     # Groups
 
@@ -362,16 +379,17 @@ class APM(BlockDistiller):
             self.segment_size = on_main(self.accelerator, self._choose)
 
     def _choose(self) -> int:
-        path = self.folder / SEGMENT
-        if not path.exists():
-            budget = parse_bytes("memory_budget", self.config.memory_budget or "")
+        path, budget = self.folder / SEGMENT, parse_bytes("memory_budget", self.config.memory_budget or "")
+        known = load_json(path) if path.exists() else {}
+        if known.get("memory_budget") != budget:
             try:
-                size = self.fitting_segment(budget)
+                known = {"memory_budget": budget, "segment_size": self.fitting_segment(budget)}
             except ValueError:
-                shutil.rmtree(self.folder)  # nothing is in it yet, and another budget would be of another run
+                if not any(self.folder.glob("*-0*")):  # neither blocks nor the beginning of one
+                    shutil.rmtree(self.folder)  # so that the next try is no run that is continued
                 raise
-            save_json(path, {"segment_size": size})
-        return load_json(path)["segment_size"]
+            save_json(path, known)
+        return known["segment_size"]
 
     def fitting_segment(self, budget: int) -> int:
         """The most images of a group that can be looked at together within so many bytes.
@@ -485,10 +503,10 @@ class APM(BlockDistiller):
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
         """The set with the logits of the first teacher, and with this teacher."""
         source = NetworkLabels(self.teachers[0])
-        logits = torch.empty(len(labels), self.train.num_classes)
+        logits = torch.empty(len(labels), self.train.num_classes, dtype=torch.float16)  # as they are stored
         for block in self.blocks():  # group by group, so that neither shards nor processes change a bit
             part = images[block.rows].to(self.device)
-            logits[block.rows] = source(part, block.labels, block.rows).float().cpu()
+            logits[block.rows] = source(part, block.labels, block.rows).half().cpu()
         named = [{"network": teacher.spec.name, "digest": teacher.digest} for teacher in self.teachers]
         number, count = self.config.part
         total = self.config.ipc * self.train.num_classes
@@ -504,7 +522,8 @@ class APM(BlockDistiller):
                 "teachers": named,
                 "dsa_strategy": self.strategy,
                 "eval_lrs": list(self.protocol.lrs),
-                "label_loss": self.protocol.loss,
+                "label_loss": self.training.loss,
+                "mixed_precision": str(self.accelerator.mixed_precision),
                 **({} if self.config.shard is None else {"shard": describe_shard(number, count, total, self.rows)}),
             },
         )

@@ -200,6 +200,71 @@ def test_the_rate_falls_to_three_tenths_in_the_second_half():
     assert [learning_rate(t, 4, 10.0) for t in range(4)] == [10, 10, 3, 3]
 
 
+# What a group goes through
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_images_move_against_the_objective_with_momentum_and_a_rate_that_falls(data, teacher, tmp_path, reduce):
+    flags = {"alpha": 0.7, "mom_img": 0.6, "lr_img": 0.5, "reduce_k": reduce, "segment_size": 7, "max_steps": 4}
+    apm = make(data, teacher, tmp_path, refresh_every=2, **flags)
+    students = [SPEC.build(seed).eval().requires_grad_(False) for seed in (5, 6)]
+    apm.students = lambda x, network, seed: students
+    (block,) = apm.blocks()
+    found = apm.make(block, lambda *_: None)
+    x, v = apm.initial(block), 0.0
+    for rate in (0.5, 0.5, 0.15, 0.15):
+        x.requires_grad_()
+        weight = 1 if reduce == "sum" else 0.5
+        (slope,) = torch.autograd.grad(objective(teacher.model, students, x, block.labels, 0.7, weight), x)
+        v = 0.6 * v + slope
+        x = x.detach() - rate * v
+    torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found, apm.initial(block), atol=1e-3)
+
+
+def test_each_student_has_a_teacher_that_was_drawn_and_the_first_one_labels(data, teacher, tmp_path):
+    other = Teacher(SPEC.build(8), SPEC, data[0].class_names, teacher.preprocessing)
+    apm = make(data, [teacher, other], tmp_path, max_steps=12, refresh_every=1, lr_img=0.0)
+    drawn: list[int] = []
+    trained = apm.students
+
+    def students(x, network, seed):
+        said = [torch.equal(network(x), each.logits(x)) for each in (teacher, other)]
+        drawn.append(said.index(True))
+        return trained(x, network, seed)
+
+    apm.students = students
+    distilled = apm.distill()
+    assert set(drawn) == {0, 1}
+    said = teacher.logits(distilled.pixel_values.detach())
+    torch.testing.assert_close(distilled.soft_labels.float(), said, atol=1e-2, rtol=1e-3)
+
+
+def test_students_see_augmented_images(data, teacher, tmp_path):
+    def parameters(strategy: str) -> torch.Tensor:
+        apm = make(data, teacher, tmp_path, strategy=strategy)
+        (block,) = apm.blocks()
+        seen: list[nn.Module] = []
+        apm._frozen = seen.append
+        apm.students(apm.initial(block), teacher.logits, 7)
+        return torch.cat([parameter.flatten() for parameter in seen[-1].parameters()])
+
+    assert not torch.allclose(parameters(""), parameters("scale"))
+
+
+@pytest.mark.parametrize("changed", ["teachers", "student", "dsa_strategy", "mixed_precision"])
+def test_a_run_is_not_continued_with_another(data, teacher, tmp_path, launch, changed):
+    make(data, teacher, tmp_path, max_steps=1).distill()
+    other = {
+        "teachers": {"teacher": Teacher(SPEC.build(8), SPEC, data[0].class_names, teacher.preprocessing)},
+        "student": {"student": replace(SPEC, kwargs={"width": 4})},
+        "dsa_strategy": {"strategy": "scale"},
+        "mixed_precision": {"accelerator": launch("bf16") if changed == "mixed_precision" else None},
+    }
+    with pytest.raises(ValueError, match=f"is of another run: its {changed} is"):
+        make(data, **{"teacher": teacher, "folder": tmp_path, "max_steps": 1, **other[changed]}).distill()
+
+
 # Precision
 
 
@@ -240,7 +305,7 @@ def test_groups_hold_each_image_once_and_all_classes_about_equally(classes, ipc,
 
 def make(
     data,
-    teacher: Teacher,
+    teacher: Teacher | list[Teacher],
     folder: Path,
     student: StudentSpec | None = None,
     strategy: str = "",
@@ -249,7 +314,8 @@ def make(
 ) -> APM:
     tiny = {"ipc": 2, "max_steps": 6, "student_epochs": 4, "num_students": 2, "lr_net": 0.05, "logging_steps": 1}
     config = APMConfig(**{**tiny, "output_dir": str(folder), "disable_tqdm": True, **flags})
-    return APM(config, data[0], [teacher], student=student, dsa_strategy=strategy, accelerator=accelerator)
+    teachers = teacher if isinstance(teacher, list) else [teacher]
+    return APM(config, data[0], teachers, student=student, dsa_strategy=strategy, accelerator=accelerator)
 
 
 def test_groups_start_from_different_real_images_whatever_the_groups_are(data, teacher, tmp_path):
