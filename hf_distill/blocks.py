@@ -163,7 +163,10 @@ class BlockDistiller(Method):
     def _prepare(self, run: dict[str, Any], shape: tuple[int, ...]) -> None:
         index = self.folder / "run.json"
         if index.exists():
-            was = load_json(index)
+            try:
+                was = load_json(index)
+            except ValueError as error:
+                raise ValueError(f"{error}; or remove {self.folder}, and the run begins anew") from error
             changed = next((key for key in (*run, *was) if run.get(key) != was.get(key)), None)
             if changed is not None:
                 before, now = (textwrap.shorten(str(it.get(changed)), 100) for it in (was, run))
@@ -171,7 +174,8 @@ class BlockDistiller(Method):
                     f"{self.folder} is of another run: its {changed} is {before} and here it is {now}; resume with the "
                     "flags of the first run, or use another --output_dir"
                 )
-            return
+            if self._images.exists():
+                return
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.folder.mkdir(parents=True)
@@ -187,8 +191,10 @@ class BlockDistiller(Method):
         return self.folder / f"block-{block.number:06d}.json"
 
     def _done(self, block: Block, images: np.ndarray) -> bool:
-        path = self._marker(block)
-        return path.exists() and load_json(path).get("sha256") == _checksum(images, block.rows.numpy())
+        try:
+            return load_json(self._marker(block)).get("sha256") == _checksum(images, block.rows.numpy())
+        except ValueError:  # absent, or damaged: the block is made again
+            return False
 
     def check_finite(self, values: dict[str, float], block: Block, iteration: int, advice: str) -> None:
         """Raise unless all of `values` are numbers."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .config import DistillConfig
-from .files import load_json, save_json
+from .files import load_json, save_json, someone_elses
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +204,9 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
                 f"--output_dir {folder} already holds a run; use --resume_from_checkpoint latest to go on with it, "
                 "--overwrite_output_dir to replace it, or another folder"
             )
-    if (folder / "README.md").exists() and not (folder / ARTIFACT_FILE).exists():
-        raise ValueError(f"--output_dir {folder} holds the README.md of something else; expected another folder")
+    foreign = someone_elses(folder, ("README.md", "data/*", "tensor/*"), ARTIFACT_FILE)
+    if foreign is not None:
+        raise ValueError(f"--output_dir {folder} holds the {foreign} of something else; expected another folder")
     if config.resume_from_checkpoint:
         find_checkpoint(folder, config.resume_from_checkpoint)
     elif config.overwrite_output_dir:

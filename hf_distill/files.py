@@ -3,11 +3,13 @@
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ._version import __version__
 
+STAGING = ".saving-"  # what is written aside in the folder that it is to be moved into
 LARGEST_JSON = 200_000_000  # bytes; ImageNet-21K's names and every hyper-parameter there is are less than one of them
 
 
@@ -47,6 +49,20 @@ def load_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
     return value
+
+
+def someone_elses(folder: Path, patterns: Iterable[str], index: str) -> str | None:
+    """A file in `folder` that an artifact would write over although it is no part of one, or None.
+
+    Args:
+        folder: Which need not be there.
+        patterns: Of the files that the artifact has.
+        index: The one by which it is known; it is written last.
+    """
+    if (folder / index).exists() or any(folder.glob(f"{STAGING}*")):  # or the artifact that was being written
+        return None
+    found = (path for pattern in patterns for path in folder.glob(pattern))
+    return next((path.relative_to(folder).as_posix() for path in found), None)
 
 
 def check_format_version(path: str | Path, config: dict[str, Any], known: int) -> None:

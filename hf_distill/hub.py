@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub import CommitInfo
 
+from .files import STAGING, someone_elses
 from .repository import Repository
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
-
-STAGING = ".saving-"
 
 
 @dataclass(frozen=True)
@@ -144,20 +143,23 @@ class HubFolder(ABC):
         Everything is written aside first. When the disk is full, or the process is killed, what was there stays whole.
 
         Raises:
-            ValueError: `directory` is a file, or holds a README.md of something else.
+            ValueError: `directory` is a file, or holds a README.md or other files of something else.
             OSError: The files cannot be written.
         """
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory} is a file; expected a folder, or a path where one can be made")
-        directory.mkdir(parents=True, exist_ok=True)
-        interrupted = list(directory.glob(f"{STAGING}*"))
-        if (directory / "README.md").exists() and not (directory / self.config_name).exists() and not interrupted:
+        foreign = someone_elses(directory, self.owned, self.config_name)
+        if foreign is not None:
             raise ValueError(
-                f"{directory} has a README.md and no {self.config_name}, so it holds something else; "
-                "give another folder, or move that README.md away"
+                f"{directory} has a {foreign} and no {self.config_name}, so it holds something else; "
+                "give another folder, or move that away"
             )
-        for leftover in interrupted:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{directory} cannot be made ({error.strerror}); expected a folder to write to") from error
+        for leftover in list(directory.glob(f"{STAGING}*")):
             shutil.rmtree(leftover)
         try:
             with _staging(directory) as staged:

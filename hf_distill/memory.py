@@ -1,5 +1,6 @@
 """How much memory a computation takes at its peak, and how much of it fits into a budget."""
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ def parse_bytes(flag: str, text: str) -> int:
         ValueError: It names none; the message names `flag`.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
-    if found is None or float(found[1]) <= 0:
+    if found is None or not 0 < float(found[1]) < math.inf:
         raise ValueError(f"--{flag} is {text!r}; expected a number of bytes above 0, such as 6GB or 512MB")
     return int(float(found[1]) * UNITS[found[2] or ""])
 

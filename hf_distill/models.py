@@ -194,7 +194,7 @@ class StudentSpec:
         if not timm.is_model(self.name):
             nearest = difflib.get_close_matches(self.name, timm.list_models(), n=3)
             hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see timm.list_models()"
-            raise ValueError(f"--student {self.name!r} is no timm model; {hint}")
+            raise ValueError(f"the network {self.name!r} is no timm model; {hint}")
         kwargs = dict(self.kwargs)
         cfg = timm.get_pretrained_cfg(self.name)
         if cfg is not None and cfg.fixed_input_size:

@@ -34,8 +34,8 @@ def student_name(spec: StudentSpec) -> str:
     return " ".join([spec.name, *(f"{key}={value}" for key, value in sorted(spec.kwargs.items()))])
 
 
-def check_student(spec: StudentSpec) -> None:
-    """Build the student and show it two images, before anything long begins.
+def check_student(spec: StudentSpec, flag: str = "student") -> None:
+    """Build the student, which a flag names, and show it two images, before anything long begins.
 
     Raises:
         ValueError: timm has no such model, or it cannot take such images.
@@ -46,7 +46,7 @@ def check_student(spec: StudentSpec) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         height, width = spec.img_size
         raise ValueError(
-            f"--student {student_name(spec)} cannot take {spec.in_chans}x{height}x{width} images ({reason}); "
+            f"--{flag} {student_name(spec)} cannot take {spec.in_chans}x{height}x{width} images ({reason}); "
             "choose a student for small images, such as a convnet_d, or distil at a larger --resolution"
         ) from error
 

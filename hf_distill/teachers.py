@@ -164,7 +164,7 @@ class Teacher(HubFolder):
         if len(names) != len(self.class_names):
             wanted = "use a teacher of these classes, or choose its classes with --classes"
         elif sorted(names) == sorted(self.class_names):
-            wanted = "the order alone differs: use teacher.reordered(names), which permutes its logits"
+            wanted = "the order alone differs: give --classes in its order, or use teacher.reordered(names)"
         else:
             wanted = "use a teacher of these classes"
         raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {wanted}")

@@ -8,6 +8,7 @@ The result is that of one run without --shard.
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from hf_distill.config import HfArg, HubArguments, parse_args
 from hf_distill.distilled import DistilledSet
@@ -21,13 +22,21 @@ class JoinArguments:
 
     shards: list[str] = HfArg(default_factory=list, help="Folders or repositories of all shards, in any order.")
     output_dir: str = HfArg(default="outputs/joined", help="Folder of the set.")
+    overwrite_output_dir: bool = HfArg(default=False, help="Replace the set that the output folder holds.")
 
 
 def main() -> None:
     args, hub = parse_args(JoinArguments, HubArguments)
+    folder = Path(args.output_dir)
+    if folder.resolve() in [Path(shard).resolve() for shard in args.shards]:
+        raise ValueError(f"--output_dir {folder} is one of the shards; expected another folder")
+    if (folder / DistilledSet.config_name).exists() and not args.overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir {folder} already holds a set; use --overwrite_output_dir to replace it, or another folder"
+        )
     prepare_push(hub, DistilledSet, make_accelerator())
     distilled = join_shards(args.shards)
-    folder = distilled.save_pretrained(args.output_dir)
+    distilled.save_pretrained(folder)
     print(f"{len(distilled):,} images of {len(args.shards)} shards: {folder}. Compare them with:")
     print(f"  python recipes/evaluate.py --distilled_dataset {folder}")
     if hub.push_to_hub:

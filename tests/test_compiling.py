@@ -161,7 +161,6 @@ def test_images_that_students_are_to_disagree_on_are_the_same_and_all_students_s
             "disable_tqdm": True,
         }
         flags |= {"student_epochs": 2, "num_students": 2, "lr_img": 0.1, "eval_protocol": "apm-quick"}
-        flags |= {"disable_tqdm": True}
         config = APMConfig(output_dir=str(tmp_path / folder), student_net="convnet_d1", **flags)
         method = APM(config, train, [make_teacher(train, 5)], accelerator=accelerator)
         return method.distill().pixel_values.detach()

@@ -167,6 +167,35 @@ def test_students_side_by_side_become_what_each_becomes_alone():
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("spec", [SPEC, RESNET], ids=lambda spec: spec.name)
+def test_a_source_of_labels_is_asked_about_the_images_in_use_alone_and_teaches_what_it_says(spec):
+    images, labels = small_set(30)
+    pool, protocol = Pool(images, labels), replace(TINY, batch_size=8, loss="l1", epochs=2)
+    logits = torch.randn(30, 10, generator=torch.Generator().manual_seed(3)).half()
+    asked: list[int] = []
+
+    class Says:
+        def __call__(self, x, classes, rows):
+            assert torch.equal(x, images[rows])
+            assert torch.equal(classes, labels[rows])
+            asked.extend(rows.tolist())
+            return logits[rows].float()
+
+    rows = torch.tensor([[28, 3, 5, 7, 9, 4], [9, 1, 2, 3, 4, 5]])
+    found = train_students(pool, Says(), rows, spec, protocol, 2, [0.05] * 2, [1, 2])
+    expected = train_students(pool, logits, rows, spec, protocol, 2, [0.05] * 2, [1, 2])
+    assert asked == sorted({*rows.flatten().tolist()})
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(parameters(one), parameters(other), strict=True))
+
+
+def test_one_image_teaches_a_network_that_needs_no_statistics_of_others():
+    images, labels = small_set(1)
+    before = SPEC.build(derive_seed(7, "init"))
+    after = train_student(images, labels, SPEC, TINY, lr=0.1, seed=7)
+    assert not any(torch.equal(*pair) for pair in zip(parameters(before), parameters(after), strict=True))
+
+
 def test_every_epoch_shows_each_student_each_of_its_images_once_in_a_new_order(monkeypatch):
     images = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 8, 8)
     pool, protocol = Pool(images, torch.zeros(20, dtype=torch.long)), replace(TINY, batch_size=4, dsa_strategy="")

@@ -16,7 +16,7 @@ def test_a_number_of_bytes_is_what_its_unit_says():
         ("7B", 7),
     ):
         assert parse_bytes("memory_budget", text) == wanted
-    for text in ("", "GB", "-1GB", "0", "6 bits", "1e9", "nan"):
+    for text in ("", "GB", "-1GB", "0", "6 bits", "1e9", "nan", "9" * 400 + "GB"):
         with pytest.raises(ValueError, match=r"--memory_budget is .*; expected a number of bytes above 0, such as 6GB"):
             parse_bytes("memory_budget", text)
 

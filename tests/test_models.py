@@ -58,7 +58,7 @@ def test_a_network_without_classes_gives_its_features():
     [
         ("convnet_d4", (8, 8), "convnet_d4 halves its images 4 times and they are 8x8; use convnet_d3 or less"),
         ("convnet_d3", (32, 4), "they are 32x4; use convnet_d2 or less"),
-        ("convnet_d9", (512, 512), "--student 'convnet_d9' is no timm model; did you mean convnet_d"),
+        ("convnet_d9", (512, 512), "the network 'convnet_d9' is no timm model; did you mean convnet_d"),
         ("resnet1", (32, 32), "is no timm model; did you mean resnet"),
         ("@@@@", (32, 32), "is no timm model; see timm.list_models()"),
     ],

@@ -52,6 +52,7 @@ from ..augment import DEFAULT_STRATEGY, DSA
 from ..blocks import Block, BlockDistiller
 from ..cards import Paper, human_bytes
 from ..checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from ..checks import is_whole
 from ..compiling import compiled, forward
 from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
 from ..data import RealImages
@@ -71,6 +72,7 @@ Network = Callable[[Tensor], Tensor]  # images (n, C, H, W) -> logits (n, K)
 
 SEGMENT = "segment_size.json"
 DECAY = 0.3
+LARGEST = 1e6  # of a rate or a weight: what is larger is a slip, and far from the end of float32
 
 
 def learning_rate(t: int, steps: int, lr: float) -> float:
@@ -204,10 +206,14 @@ class APMConfig(OptimizedConfig):
         for flag in ("max_steps", "batch_syn", "num_students", "refresh_every", "segment_size", "save_steps"):
             check_at_least(flag, getattr(self, flag), 1)
         check_at_least("batch_net", self.batch_net, 2)
-        for flag in ("lr_img", "mom_img", "alpha", "mid_gap"):
+        for flag in ("lr_img", "alpha", "mid_gap"):
             check_at_least(flag, getattr(self, flag), 0)
-        if not 0 < self.lr_net < math.inf:
-            raise ValueError(f"--lr_net is {self.lr_net}; expected a learning rate above 0")
+            if (getattr(self, flag) or 0) > LARGEST:
+                raise ValueError(f"--{flag} is {getattr(self, flag)}; expected a number up to {LARGEST:g}")
+        if not 0 <= self.mom_img < 1:
+            raise ValueError(f"--mom_img is {self.mom_img}; expected a number from 0, and below 1")
+        if not 0 < self.lr_net <= LARGEST:
+            raise ValueError(f"--lr_net is {self.lr_net}; expected a learning rate above 0, up to {LARGEST:g}")
         if self.student_epochs < self.num_students:
             raise ValueError(
                 f"--student_epochs is {self.student_epochs} for --num_students {self.num_students}; expected an epoch "
@@ -336,7 +342,7 @@ class APM(BlockDistiller):
             )
         student = _named(config, train)
         if student is not None:
-            check_student(student)
+            check_student(student, flag="student_net")
         return found
 
     # Groups
@@ -381,7 +387,7 @@ class APM(BlockDistiller):
     def _choose(self) -> int:
         path, budget = self.folder / SEGMENT, parse_bytes("memory_budget", self.config.memory_budget or "")
         known = load_json(path) if path.exists() else {}
-        if known.get("memory_budget") != budget:
+        if known.get("memory_budget") != budget or not is_whole(known.get("segment_size")):
             try:
                 known = {"memory_budget": budget, "segment_size": self.fitting_segment(budget)}
             except ValueError:
@@ -483,7 +489,7 @@ class APM(BlockDistiller):
             x.sub_(velocity, alpha=learning_rate(t, config.max_steps, config.lr_img))
             if (t + 1) % config.logging_steps == 0 or t + 1 == config.max_steps:
                 values = {"disagreement": apart.item(), "ce": ce.item(), "largest": x.abs().max().item()}
-                advice = f"lower --lr_img {config.lr_img:g} or --lr_net {config.lr_net:g}"
+                advice = f"lower --lr_img {config.lr_img:g}, --lr_net {config.lr_net:g} or --alpha {config.alpha:g}"
                 self.check_finite(values, block, t + 1, advice)
                 log(t + 1, values)
         shutil.rmtree(aside, ignore_errors=True)
@@ -495,8 +501,15 @@ class APM(BlockDistiller):
         if checkpoint is None:
             x = self.initial(block)
             return x, torch.zeros_like(x), 0
-        tensors, state = load_checkpoint(checkpoint)
-        return tensors["x"].to(self.device), tensors["velocity"].to(self.device), state["step"]
+        shape = (len(block.rows), *self.train.shape)
+        try:
+            tensors, state = load_checkpoint(checkpoint)
+            kept, step = [tensors[name].to(self.device) for name in ("x", "velocity")], state["step"]
+            if not is_whole(step) or any(tuple(tensor.shape) != shape for tensor in kept):
+                raise ValueError(f"not {shape} after some iterations")
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{checkpoint} is damaged ({error}); remove {aside}, and the group begins anew") from error
+        return kept[0], kept[1], step
 
     # The set
 

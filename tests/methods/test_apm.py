@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_distill.blocks import Block
+from hf_distill.checkpoints import save_checkpoint
 from hf_distill.config import DataArguments
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
@@ -434,9 +435,22 @@ def test_what_does_not_fit_is_one_line(data, teacher, tmp_path):
         ({"memory_budget": "1GB", "segment_size": 3}, "--segment_size and --memory_budget say the same in two ways"),
         ({"mid_gap": 1, "refresh_every": 3}, "--refresh_every and --mid_gap say the same in two ways"),
         ({"num_students": 9}, "--student_epochs is 4 for --num_students 9; expected an epoch for each"),
+        ({"lr_img": 1e300}, "--lr_img is 1e+300; expected a number up to 1e+06"),
+        ({"lr_net": 1e300}, "--lr_net is 1e+300; expected a learning rate above 0, up to 1e+06"),
+        ({"mom_img": 1.0}, "--mom_img is 1.0; expected a number from 0, and below 1"),
+        ({"student_net": "convnet_d9"}, "the network 'convnet_d9' is no timm model; did you mean convnet_d"),
+        ({"student_net": "convnet_d4"}, "convnet_d4 halves its images 4 times and they are 8x8"),
     ):
         with pytest.raises(ValueError, match=re.escape(says)):
             make(data, teacher, tmp_path, **flags)
+
+
+def test_half_precision_without_a_scaler_is_refused(data, teacher, tmp_path):
+    class Half:
+        mixed_precision = "fp16"
+
+    with pytest.raises(ValueError, match=r"^mixed precision fp16 needs a loss scaler, .*; use bf16, or none$"):
+        APM.check(APMConfig(ipc=2, output_dir=str(tmp_path)), data[0], Half())
 
 
 # Memory
@@ -466,6 +480,22 @@ def test_the_segment_size_is_remembered_by_a_run_that_is_continued(data, teacher
     again = make(data, teacher, tmp_path, memory_budget="500KB", batch_net=8, ipc=20, max_steps=1)
     again.fitting_segment = None  # it measures no more
     assert torch.equal(again.distill().pixel_values, first.pixel_values)
+    (tmp_path / "blocks" / "segment_size.json").write_text('{"memory_budget": 500000}')
+    damaged = make(data, teacher, tmp_path, memory_budget="500KB", batch_net=8, ipc=20, max_steps=1)
+    damaged.distill()
+    assert damaged.segment_size == apm.segment_size
+
+
+def test_a_run_may_go_on_with_other_segments_or_another_budget_and_keeps_what_is_done(data, teacher, tmp_path):
+    flags = {"batch_syn": 10, "max_steps": 3}
+    first = make(data, teacher, tmp_path, **flags).distill().pixel_values.detach().clone()
+    (tmp_path / "blocks" / "block-000001.json").unlink()
+    with pytest.raises(ValueError, match="--memory_budget 20KB is too little"):
+        make(data, teacher, tmp_path, memory_budget="20KB", **flags).distill()
+    again = make(data, teacher, tmp_path, segment_size=3, **flags)
+    second = again.distill().pixel_values.detach()
+    assert torch.equal(second[again.blocks()[0].rows], first[again.blocks()[0].rows])
+    torch.testing.assert_close(second, first, atol=1e-4, rtol=0)
 
 
 # Stopped
@@ -533,11 +563,23 @@ def test_recipes_make_shards_join_and_evaluate_them_and_say_in_one_line_what_the
     assert {row.set for row in report.rows} >= {"random", "distilled"}
     (context,) = report.meta.values()
     assert context["learning_rates"]["distilled, soft labels"] == TINY["lr_net"]
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "train-00000-of-00001.parquet").write_bytes(b"mine")
+    alone = {name: value for name, value in flags.items() if name != "teachers"}
     two = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     two += ["--classes", "1", "2", "--output_dir", "y"]
     for recipe, words, says in (
         ("join", ["--shards", "part-1", "--output_dir", "x"], "5 of 10 images lack; give the shards 2/2 too"),
         ("join", ["--shards", "part-1", "joined", "--output_dir", "x"], "joined is no shard of a set"),
+        ("join", ["--shards", "part-1", "part-2", "--output_dir", "part-2"], "part-2 is one of the shards"),
+        (
+            "join",
+            ["--shards", "part-1", "part-2", "--output_dir", "joined"],
+            "joined already holds a set; use --overwr",
+        ),
+        ("join", ["--shards", "part-1", "part-2", "--output_dir", "mine"], "so it holds something else"),
+        ("apm", {**flags, "output_dir": "mine"}, "holds the data/train-00000-of-00001.parquet of something else"),
+        ("apm", {**alone, "output_dir": "y", "shard": "1/2"}, "--shard 1/2 without --teachers"),
         (
             "apm",
             {**flags, "output_dir": "y", "memory_budget": "1KB"},
@@ -554,6 +596,11 @@ def test_recipes_make_shards_join_and_evaluate_them_and_say_in_one_line_what_the
         assert says in line
         assert not (tmp_path / "x").exists()
         assert not (tmp_path / "y" / "blocks").exists()  # so that the next try is no other run
+    assert [path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [b"mine"]
+    done = recipes(
+        "join", ["--shards", "part-1", "part-2", "--output_dir", "joined", "--overwrite_output_dir"], tmp_path
+    )
+    assert done.status == [0], done.err
 
 
 def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(data, teacher, tmp_path):
@@ -588,6 +635,31 @@ def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(
     assert not kept.exists()
 
 
+@pytest.mark.parametrize("damage", ["a step", "tensors", "their shape"])
+def test_a_group_whose_state_is_damaged_says_what_to_remove(data, teacher, tmp_path, damage):
+    apm = make(data, teacher, tmp_path)
+    (block,) = apm.blocks()
+    aside = apm.folder / "unfinished-000000"
+    x = torch.zeros(20 if damage != "their shape" else 3, 1, 8, 8)
+    tensors = {"x": x, "velocity": x.clone()} if damage != "tensors" else {"y": x}
+    save_checkpoint(aside, tensors, {"step": 3}, limit=1)
+    if damage == "a step":
+        (aside / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-3 is damaged .*; remove .*unfinished-000000, and the group"):
+        apm.make(block, lambda *_: None)
+
+
+@pytest.mark.parametrize("damage", ["images are gone", "a block is no JSON"])
+def test_what_is_lost_of_the_blocks_is_made_again(data, teacher, tmp_path, damage):
+    flags = {"batch_syn": 10, "max_steps": 3}
+    first = make(data, teacher, tmp_path, **flags).distill().pixel_values.detach().clone()
+    if damage == "images are gone":
+        (tmp_path / "blocks" / "images.float32").unlink()
+    else:
+        (tmp_path / "blocks" / "block-000001.json").write_text("{")
+    assert torch.equal(make(data, teacher, tmp_path, **flags).distill().pixel_values, first)
+
+
 # Shards
 
 
@@ -615,6 +687,15 @@ def test_shards_say_which_rows_they_have_and_join_to_the_set_of_one_run_byte_for
         images, labels, rows = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), torch.arange(2)
         logits = [DistilledSet.from_pretrained(each).teacher(images, labels, rows) for each in (whole, joined)]
         assert torch.equal(*logits)
+
+
+def test_shards_may_have_found_their_teacher_elsewhere_and_be_meant_for_other_evaluations(data, teacher, tmp_path):
+    parts = []
+    for number in (1, 2):
+        more = {"teachers": [f"/machine-{number}/teacher"], "eval_seeds": number, "segment_size": number}
+        apm = make(data, teacher, tmp_path / f"run-{number}", batch_syn=10, shard=f"{number}/2", **more)
+        parts.append(apm.distill().save_pretrained(tmp_path / f"shard-{number}"))
+    assert len(join_shards(parts)) == 20
 
 
 def test_shards_that_overlap_lack_or_do_not_belong_together_are_refused_in_one_line(data, teacher, shards, tmp_path):

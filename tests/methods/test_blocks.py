@@ -47,6 +47,7 @@ TINY = {
     "projector_epochs": 2,
     "adapt_epochs": 1,
     "compare_labels": "pruned",
+    "report_to": "tensorboard",
 }
 
 
@@ -119,6 +120,7 @@ def test_a_run_leaves_a_whole_artifact_with_random_images_and_hard_labels_beside
     assert {(name, labels) for name in ("random", "distilled") for labels in ("soft", "hard")} <= rows
     card = (whole / "README.md").read_text()
     assert all(row.percent() in card for row in distilled.report.rows)
+    assert list(whole.rglob("*tfevents*"))
     again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "copy"))
     assert torch.equal(again.pixel_values, distilled.pixel_values)
     assert again.config == distilled.config
