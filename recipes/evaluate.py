@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hf_distill.config import DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
+from hf_distill.config import BASELINES, DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
 from hf_distill.data import RealImages
 from hf_distill.distilled import DistilledSet
 from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
@@ -34,11 +34,18 @@ class EvaluateArguments:
         default=None, help="timm names, convnet_d1 to convnet_d8 among them. Without it: the student it was made for."
     )
     protocol: str | None = HfArg(
-        default=None, help="mtt (the papers') or quick. Without it: that of the distillation, else mtt."
+        default=None,
+        help=f"How students are trained: {', '.join(PROTOCOLS)}. Without it: as at the distillation, else mtt.",
     )
     num_seeds: int = HfArg(default=5, help="Students per set and kind of labels.")
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
-    full_data: bool = HfArg(default=True, help="Also train on all images; without it coresets compare pixels.")
+    full_data: bool | None = HfArg(
+        default=None,
+        help="Also train on all images; else coresets compare pixels. Without it: as at the distillation, else true.",
+    )
+    baselines: list[str] | None = HfArg(
+        default=None, help=f"Among {', '.join(BASELINES)}. Without it: as at the distillation, else all."
+    )
     labels: str | None = HfArg(
         default=None,
         help="Folder or repository of stored labels of its views (recipes/relabel.py), or of a label projector "
@@ -56,6 +63,8 @@ class EvaluateArguments:
             raise ValueError("--distilled_dataset is missing; give the folder or repository of a distilled set")
         if self.protocol is not None:
             check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        for name in self.baselines or []:
+            check_choice("baselines", name, BASELINES)
         check_at_least("num_seeds", self.num_seeds, 1)
 
 
@@ -78,7 +87,8 @@ def main() -> None:
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
 
-    own = (distilled.config.get("hyperparameters") or {}).get("eval_protocol", "mtt")
+    settings = distilled.config.get("hyperparameters") or {}
+    own = settings.get("eval_protocol", "mtt")
     check_choice("protocol", args.protocol or own, list(PROTOCOLS))
     protocol = PROTOCOLS[args.protocol or own]
     protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy", protocol.dsa_strategy))
@@ -90,7 +100,13 @@ def main() -> None:
         "accelerator": accelerator,
         "disable_tqdm": args.disable_tqdm,
     }
-    chosen = {"students": args.student, "full_data": args.full_data, "labels": labels}
+    full_data, baselines = args.full_data, args.baselines
+    if full_data is None:
+        full_data = settings.get("eval_full_data") is not False
+    if baselines is None:
+        made_with = settings.get("eval_baselines")
+        baselines = [name for name in BASELINES if not isinstance(made_with, list) or name in made_with]
+    chosen = {"students": args.student, "full_data": full_data, "baselines": baselines, "labels": labels}
     report = evaluate_distilled(distilled, train, held_out, test, protocol, **chosen, **options)
     accelerator.print(report.table())
     if sources:

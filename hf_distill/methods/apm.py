@@ -28,7 +28,7 @@ with the teacher's logits, and students are trained on them by the same loss as 
 Differs from the authors' code:
 - The images of a group stay together from beginning to end. Theirs draws |J| of all N images in each iteration, and
   attacks them with students that were trained on others. With |J| = N (their "full") there is no difference. T counts
-  what one group sees: as much work as their T iterations is T · |J| / N for each group, which the presets have.
+  what one group sees: for as many updates of an image as their T iterations give, it is T · |J| / N in the presets.
 - `refresh_every` is the period. In theirs it is one more than its `mid_gap`; `--mid_gap` counts like theirs.
 - Students are trained for E epochs and not E + 1.
 - All students and the cross-entropy share one pass through the teacher and back; theirs goes through it K + 1 times.
