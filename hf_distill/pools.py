@@ -76,19 +76,16 @@ class Pool:
             source: Whom to ask.
             rows: (n,) on the CPU; all if not given.
         """
-        found: Tensor | None = None
-        start = 0
-        for part in (torch.arange(len(self)) if rows is None else rows).split(TEST_BATCH):
+        rows = torch.arange(len(self)) if rows is None else rows
+        found: list[Tensor] = []  # one tensor for all parts, when the first says what they are like
+        for start in range(0, len(rows), TEST_BATCH):
+            part = rows[start : start + TEST_BATCH]
             said = source(self.images(part), self.labels[part], part)
-            if found is None:
+            if not found:
                 dtype = torch.float16 if said.is_floating_point() else said.dtype
-                count = len(self if rows is None else rows)
-                found = torch.empty((count, *said.shape[1:]), dtype=dtype, device=self.device)
-            found[start : start + len(part)] = said  # halved part by part: all of ImageNet-1K are gigabytes
-            start += len(part)
-        if found is None:
-            raise ValueError("there are no images to label")
-        return found
+                found = [torch.empty((len(rows), *said.shape[1:]), dtype=dtype, device=self.device)]
+            found[0][start : start + len(part)] = said  # halved part by part: all of ImageNet-1K are gigabytes
+        return found[0]
 
 
 class RowTargets:

@@ -1,5 +1,6 @@
 """The presets: each parses, tells how it is launched, and holds what the sources say."""
 
+import dataclasses
 import math
 import re
 import shlex
@@ -10,8 +11,10 @@ import pytest
 import timm
 from conftest import Recipes
 
-from hf_distill.config import load_yaml, parse_args
+from hf_distill.config import DataArguments, load_yaml, parse_args
+from hf_distill.methods import METHODS
 from hf_distill.protocols import PROTOCOLS
+from hf_distill.teacher_training import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
@@ -336,3 +339,20 @@ def test_students_are_trained_as_the_source_trains_them(name):
     else:
         smallest = 0.5 if name in ("rded", "hello") else 0.08
         assert (protocol.views.crop, protocol.views.scale, protocol.views.alpha) == ("resized", (smallest, 1.0), 1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.split("/")[0] in ("apm", "cda", "sre2l", "rded")])
+def test_the_preset_of_a_method_says_which_teacher_to_train_and_a_misspelt_key_is_still_one(name, tmp_path, capsys):
+    classes, methods = (DataArguments, TeacherConfig), [method.config_class for method in METHODS]
+    words = ["--config", str(CONFIGS / name)]
+    data, teacher = parse_args(*classes, args=words, passed_over=methods)
+    known = load_yaml(CONFIGS / name)
+    for part in (data, teacher):
+        for field in dataclasses.fields(part):
+            if field.name in known and not isinstance(known[field.name], list):
+                assert str(getattr(part, field.name)) == str(known[field.name]), field.name
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((CONFIGS / name).read_text() + "\nteacher_epoch: 3\n")
+    with pytest.raises(SystemExit):
+        parse_args(*classes, args=["--config", str(wrong)], passed_over=methods)
+    assert "unknown key 'teacher_epoch'; did you mean 'teacher_epochs'?" in capsys.readouterr().err
