@@ -40,7 +40,7 @@ from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
 from hf_distill.files import package_versions, save_json
 from hf_distill.functional import FlatModel
 from hf_distill.methods.apm import group_gradient, kept_epochs
-from hf_distill.models import CONVNETS, StudentSpec
+from hf_distill.models import CONVNETS, StudentSpec, layout_for
 from hf_distill.protocols import EvalProtocol
 from hf_distill.rng import generator
 from hf_distill.students import train_along
@@ -93,7 +93,6 @@ class Benchmark:
         size = (args.resolution, args.resolution)
         self.spec = StudentSpec(args.student, args.classes, args.channels, size, {"width": args.width})
         self.shape = (args.channels, *size)
-        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.precision = partial(
             torch.autocast, device.type, dtype=torch.bfloat16, enabled=args.mixed_precision == "bf16"
         )
@@ -110,11 +109,13 @@ class Benchmark:
         return torch.randn(shape, generator=generator(0, name)).to(self.device)
 
     def network(self, seed: int) -> Callable[[Tensor], Tensor]:
-        model = self.spec.build(seed).to(self.device, memory_format=self.layout).eval().requires_grad_(False)
+        model = self.spec.build(seed).eval().requires_grad_(False)
+        layout = layout_for(model, self.device)
+        model.to(self.device, memory_format=layout)
 
         def logits(images: Tensor) -> Tensor:
             with self.precision():
-                return model(images.contiguous(memory_format=self.layout))
+                return model(images.contiguous(memory_format=layout))
 
         return logits
 

@@ -119,9 +119,9 @@ class Method(ABC):
             self.accelerator.init_trackers("hf_distill", config=flat)
 
     def end_trackers(self) -> None:
-        """Let trackers write what they still hold."""
-        if self.config.report_to != "none":
-            self.accelerator.end_training()
+        """Let trackers write what they still hold. `Accelerator.end_training` would end the process group as well."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _provenance(self) -> dict[str, Any]:
         """What `distill_config.json` says of this run, beside what the set knows by itself."""

@@ -20,7 +20,7 @@ from .compiling import compiled, forward, uncached_autocast
 from .crop_students import train_on_crops
 from .functional import FlatModel
 from .labels import LabelSource
-from .models import CONVNETS, StudentSpec
+from .models import CONVNETS, StudentSpec, layout_for
 from .pools import Pool, RowTargets, loss_targets, upload
 from .protocols import CropProtocol, EvalProtocol
 from .rng import derive_seed, generator
@@ -203,7 +203,7 @@ def _train_module(
     """Any timm model after the epochs `along`, on `rows` (1, N): with running statistics and dropout, which is seeded
     too. Forward passes are in the autocast that the caller is in."""
     model = spec.build(derive_seed(seed, "init")).to(pool.device).train()
-    layout = torch.channels_last if pool.device.type == "cuda" else torch.contiguous_format
+    layout = layout_for(model, pool.device)
     model.to(memory_format=layout)
     look, precision = compiled(forward, accelerator), uncached_autocast(pool.device)
 

@@ -26,7 +26,7 @@ from .data import RealImages
 from .files import atomic_write, check_format_version, load_json, package_versions, save_json
 from .functional import FlatModel
 from .hub import Home, HubFolder
-from .models import StudentSpec, fill, read_shapes, sha256_of
+from .models import StudentSpec, fill, layout_for, read_shapes, sha256_of
 from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE, ExpertTrajectories
 from .transforms import Preprocessing
 
@@ -112,10 +112,9 @@ class Teacher(HubFolder):
         return self.model(images)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network to `device`; on CUDA its weights get the layout that convolutions are fastest in."""
-        self.model.to(device)
-        if torch.device(device).type == "cuda":
-            self.model.to(memory_format=torch.channels_last)
+        """Move the network to `device`; on CUDA its weights get the layout that it is fastest in."""
+        device = torch.device(device)
+        self.model.to(device, memory_format=layout_for(self.model, device))
         return self
 
     @property

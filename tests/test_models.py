@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from hf_distill.models import CONVNETS, StudentSpec
+from hf_distill.models import CONVNETS, NORMS, StudentSpec, layout_for
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,12 @@ def test_a_spec_comes_back_from_its_json_types():
     spec = StudentSpec("convnet_d2", 10, 1, (8, 6), {"width": 4, "norm": "batch"})
     assert StudentSpec.from_dict(spec.to_dict()) == spec
     assert spec.to_dict()["img_size"] == [8, 6]
+
+
+def test_convolutions_on_cuda_have_channels_last_unless_groupnorm_would_change_that_after_each():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    kinds = {norm: StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": norm}) for norm in NORMS}
+    found = {norm: layout_for(spec.build(0), cuda) for norm, spec in kinds.items()}
+    last = torch.channels_last
+    assert found == {"instance": torch.contiguous_format, "batch": last, "none": last}
+    assert {layout_for(spec.build(0), cpu) for spec in kinds.values()} == {torch.contiguous_format}

@@ -188,7 +188,8 @@ def test_mtt_says_it_the_same_way(recipes, home):
 @pytest.mark.slow
 def test_two_processes_of_torchrun_average_what_one_accumulates(recipes, home):
     flags = {**TINY, "experts": "experts", "max_steps": 2, "select": "last", "eval_protocol": "quick"}
-    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    tracked = {**flags, "report_to": "tensorboard"}  # whose end must not be that of the process group
+    words = [word for key, value in tracked.items() for word in (f"--{key}", str(value))]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, str(ROOT / "recipes" / "tesla.py"), *words, "--output_dir", "two"],
@@ -200,6 +201,7 @@ def test_two_processes_of_torchrun_average_what_one_accumulates(recipes, home):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("The picture:") == 1
+    assert list((home / "two").rglob("*tfevents*"))
     one = recipes("tesla", {**flags, "gradient_accumulation_steps": 2, "output_dir": "one"}, home)
     assert one.status == [0], one.err
     found, wanted = (load_file(home / name / "checkpoint-2" / "state.safetensors") for name in ("two", "one"))

@@ -60,7 +60,7 @@ from ..distilled import DistilledSet
 from ..files import load_json, save_json
 from ..labels import NetworkLabels
 from ..memory import largest_size, parse_bytes, peak_bytes
-from ..models import StudentSpec
+from ..models import StudentSpec, layout_for
 from ..protocols import EvalProtocol
 from ..rng import derive_seed, generator
 from ..runs import on_main
@@ -435,7 +435,7 @@ class APM(BlockDistiller):
 
     def _logits(self, model: nn.Module) -> Network:
         look = compiled(forward, self.accelerator)
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        layout = layout_for(model, self.device)
 
         def logits(images: Tensor) -> Tensor:
             with self.accelerator.autocast():
