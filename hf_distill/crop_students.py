@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .compiling import compiled, compiled_labels, forward, uncached_autocast
 from .labels import LabelSource
-from .models import StudentSpec
+from .models import StudentSpec, layout_for
 from .pools import Pool, upload
 from .protocols import CropProtocol
 from .rng import derive_seed, generator
@@ -113,9 +113,9 @@ def train_on_crops(
     Forward passes are in the autocast that the caller is in.
     """
     device, count = pool.device, len(rows)
-    model = spec.build(derive_seed(seed, "init")).to(device).train()
-    if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
+    model = spec.build(derive_seed(seed, "init")).train()
+    layout = layout_for(model, device)
+    model.to(device, memory_format=layout)
     optimizer = _optimizer(model, protocol, lr)
     views = protocol.views_for(targets, seed)
     order = generator(seed, "order")
@@ -134,7 +134,7 @@ def train_on_crops(
                     continue
                 x = views(lambda chosen: pool.images(rows[chosen]), places, epoch, count, background)
                 if device.type == "cuda":
-                    x = x.contiguous(memory_format=torch.channels_last)
+                    x = x.contiguous(memory_format=layout)
                 chosen = rows[places]
                 with precision:
                     if isinstance(label, Tensor):

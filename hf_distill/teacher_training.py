@@ -28,7 +28,7 @@ from .checkpoints import load_checkpoint, save_checkpoint, where_to_start
 from .config import HfArg, check_at_least, check_choice
 from .crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from .data import RealImages
-from .models import CONVNETS, NORMS, StudentSpec
+from .models import CONVNETS, NORMS, StudentSpec, layout_for
 from .randaugment import DRAWS as RANDAUGMENT_DRAWS
 from .randaugment import cutout_randaugment
 from .rng import derive_seed, generator
@@ -166,6 +166,8 @@ def crop_flip(images: Tensor, u: Tensor) -> Tensor:
 class _Images:
     """Labelled images as bytes, on the device where there is room, and what happens to them in training."""
 
+    layout = torch.contiguous_format  # of what a network in training is shown
+
     def __init__(self, real: RealImages, config: TeacherConfig, seed: int, device: torch.device) -> None:
         self.real, self.config, self.device = real, config, device
         self.seed, self.dsa = derive_seed(seed, "teacher", "augment"), DSA(config.dsa_strategy)
@@ -192,7 +194,7 @@ class _Images:
             if kind == "dsa":  # one operation for the whole batch
                 draw = generator(self.seed, "dsa", epoch, step)
                 images = DSA.apply(images, self.dsa.sample(len(rows), draw, self.real.shape[1:])[part])
-            return self._laid_out(images), labels
+            return images.contiguous(memory_format=self.layout), labels
         pixels = self._bytes(mine)
         if kind == "cutout_randaugment":
             pixels = cutout_randaugment(pixels, uniform(self.seed, (epoch,), mine, RANDAUGMENT_DRAWS))
@@ -201,12 +203,8 @@ class _Images:
         else:
             crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, self.device), self.real.shape[1:])
             pixels = crop_resize(pixels, crops, self.real.shape[1:])
-        return self._laid_out(self.preprocessing(pixels)), self.labels[mine.to(self.device)]
-
-    def _laid_out(self, images: Tensor) -> Tensor:
-        """The same images in the layout of the network's weights."""
-        on_cuda = self.device.type == "cuda"
-        return images.contiguous(memory_format=torch.channels_last if on_cuda else torch.contiguous_format)
+        images = self.preprocessing(pixels).contiguous(memory_format=self.layout)
+        return images, self.labels[mine.to(self.device)]
 
 
 # Statistics of a batch that several processes share
@@ -533,9 +531,8 @@ class _Run:
         self.model.load_state_dict(start, strict=False)  # a classifier may be missing, and nothing else
         if accelerator.num_processes > 1:
             share_statistics(self.model)
-        self.model.to(device)
-        if device.type == "cuda":
-            self.model.to(memory_format=torch.channels_last)
+        self.images.layout = layout_for(self.model, device)
+        self.model.to(device, memory_format=self.images.layout)
         self.prepared = accelerator.prepare_model(self.model)
         self.optimizer = config.optimizer(self.model)
         self.losses: list[float] = []
