@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .labels import LabelSource, NetworkLabels
 
-__all__ = ["compiled", "compiled_labels", "forward", "uncached_autocast"]
+__all__ = ["compiled", "compiled_labels", "forward", "refuse_fp16", "uncached_autocast"]
 
 F = TypeVar("F", bound=Callable)
 GRAPHS = 64
@@ -44,6 +44,17 @@ def uncached_autocast(device: torch.device) -> torch.autocast:
         enabled=torch.is_autocast_enabled(device.type),
         cache_enabled=False,
     )
+
+
+def refuse_fp16(accelerator: Accelerator, what: str) -> None:
+    """Raise a `ValueError` where the launcher asks for a precision that needs what there is not.
+
+    Args:
+        accelerator: The launcher's.
+        what: Who does without a loss scaler, with a verb: "a teacher does".
+    """
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError(f"mixed precision fp16 needs a loss scaler, which {what} not have; use bf16, or none")
 
 
 def compiled_labels(source: LabelSource, accelerator: Accelerator | None, device: torch.device) -> LabelSource:

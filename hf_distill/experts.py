@@ -36,6 +36,7 @@ from torch.func import grad_and_value, vmap
 from tqdm.auto import tqdm
 
 from .augment import DEFAULT_STRATEGY, DSA, DsaParams
+from .compiling import refuse_fp16
 from .config import HfArg, check_at_least, check_choice
 from .data import RealImages
 from .files import atomic_write, load_json, package_versions, save_json
@@ -185,8 +186,7 @@ class ExpertTrainer:
         accelerator: Accelerator,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if accelerator.mixed_precision == "fp16":
-            raise ValueError("mixed precision fp16 needs a loss scaler, which experts do not have; use bf16, or none")
+        refuse_fp16(accelerator, "experts do")
         self.config, self.seed, self.accelerator, self.dtype = config, seed, accelerator, dtype
         self.flat = FlatModel.from_spec(spec).to(accelerator.device)
         self.dsa = DSA(config.dsa_strategy)

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint, where_to_start
 from .checks import WORDS, are_words
-from .compiling import compiled
+from .compiling import compiled, refuse_fp16
 from .config import HfArg, check_at_least, check_choice
 from .crop_students import classes_loss, matching_loss
 from .data import RealImages
@@ -192,8 +192,7 @@ def check_can_train(
     real: RealImages, prior: Prior, teachers: Sequence[Teacher], config: ProjectorConfig, accelerator: Accelerator
 ) -> None:
     """Raise a `ValueError` where `train_projector` would, as far as it is known before there are synthetic images."""
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed precision fp16 needs a loss scaler, which a projector does not have; use bf16, or none")
+    refuse_fp16(accelerator, "a projector does")
     if not teachers:
         raise ValueError("there are no teachers for the projector to imitate; expected one or more")
     for teacher in teachers:

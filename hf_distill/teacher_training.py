@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .augment import DEFAULT_STRATEGY, DSA
 from .checkpoints import load_checkpoint, save_checkpoint, where_to_start
+from .compiling import refuse_fp16
 from .config import HfArg, check_at_least, check_choice
 from .crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from .data import RealImages
@@ -430,8 +431,7 @@ def train_teacher(
             take such images; `--pretrained_weights` are of another network; the loss stops being finite.
         OSError: The Hub does not answer, or a checkpoint could not be written (a full disk); those before it are whole.
     """
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed precision fp16 needs a loss scaler, which a teacher does not have; use bf16, or none")
+    refuse_fp16(accelerator, "a teacher does")
     folder, training = Path(directory), describe(real, config, seed, accelerator)
     spec = config.student_spec(real)
 

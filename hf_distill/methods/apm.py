@@ -53,7 +53,7 @@ from ..blocks import Block, BlockDistiller
 from ..cards import Paper, human_bytes
 from ..checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from ..checks import is_whole
-from ..compiling import compiled, forward
+from ..compiling import compiled, forward, refuse_fp16
 from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
 from ..data import RealImages
 from ..distilled import DistilledSet
@@ -331,8 +331,7 @@ class APM(BlockDistiller):
     @staticmethod
     def check(config: APMConfig, train: RealImages, accelerator: Accelerator) -> list[Tensor]:
         """The groups; what can be known to go wrong before there is a teacher is a `ValueError`."""
-        if accelerator.mixed_precision == "fp16":
-            raise ValueError("mixed precision fp16 needs a loss scaler, which APM does not have; use bf16, or none")
+        refuse_fp16(accelerator, "APM does")
         train.require_per_class(config.ipc)
         found, (_, count) = groups(train.num_classes, config.ipc, config.batch_syn, config.seed), config.part
         if count > len(found):
