@@ -21,6 +21,18 @@ import pytest
 from hub_server import Hub
 
 ROOT = Path(__file__).resolve().parents[1]
+# Run before a recipe, kills it while it writes down its third state.
+DIES_AT_THIRD_STATE = """
+import os, signal
+import hf_distill.checkpoints as checkpoints
+save, calls = checkpoints.save_json, []
+def dies(*args):
+    calls.append(args)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(*args)
+checkpoints.save_json = dies
+"""
 _HOME = pytest.StashKey[str]()
 
 
@@ -218,3 +230,14 @@ def launch() -> Iterator[Callable[[str], Any]]:
 
     yield start
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch with one thread: on networks this small others only cost, and sums then have one order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -31,12 +31,7 @@ SPEC = StudentSpec("convnet_d2", 10, 1, (8, 8), {"width": 6, "norm": "batch"})
 PROTOCOL = CropProtocol("tiny", epochs=2, full_data_epochs=1, batch_size=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start() -> Accelerator:

@@ -33,12 +33,7 @@ PROTOCOL = CropProtocol("tiny", epochs=3, full_data_epochs=1, batch_size=5, weig
 COUNT = 17
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

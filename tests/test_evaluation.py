@@ -39,13 +39,8 @@ RESNET = StudentSpec("test_resnet", 10, 1, (8, 8), {"drop_rate": 0.3})
 TINY = EvalProtocol("tiny", epochs=6, full_data_epochs=2, lrs=(0.1, 0.02))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # Threads are slower than none on networks this small, and a process that is forked must have none.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Threads are slower than none on networks this small, and a process that is forked must have none.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -48,13 +48,8 @@ def config(**changes) -> ExpertConfig:
     return ExpertConfig(**{**FLAGS, **changes})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # Sums over a batch depend on how many threads share it; subprocesses below have one too.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Sums over a batch depend on how many threads share it; subprocesses below have one too.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -37,12 +37,7 @@ LORA = Lora(r=2, alpha=4, head_r=3)
 SMALL = {"prompts": "simple", "lora_r": 2, "lora_head_r": 3, "projector_epochs": 2, "batch_projector": 30}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import DIES_AT_THIRD_STATE
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
@@ -721,22 +722,9 @@ def home(recipes, tmp_path_factory) -> Path:
     return home
 
 
-KILL = """
-import os, signal
-import hf_distill.checkpoints as checkpoints
-save, calls = checkpoints.save_json, []
-def dies(*args):
-    calls.append(args)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return save(*args)
-checkpoints.save_json = dies
-"""
-
-
 def test_a_killed_recipe_goes_on_to_the_same_bits_and_a_finished_one_is_only_loaded(recipes, home):
     flags = {**TINY, "output_dir": "killed"}
-    assert recipes("teacher", flags, home, before=KILL).status == [-9]
+    assert recipes("teacher", flags, home, before=DIES_AT_THIRD_STATE).status == [-9]
     assert [path.name for path in (home / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
     done = recipes("teacher", {**flags, "resume_from_checkpoint": "latest"}, home)
     assert done.status == [0], done.err

@@ -30,12 +30,7 @@ SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 ALPHA = 0.3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DIES_AT_THIRD_STATE
 from PIL import Image
 from safetensors.torch import load_file
 from test_projector import save_clip
@@ -34,12 +35,7 @@ from hf_distill.transforms import Preprocessing
 TINY = {"projector_epochs": 1, "batch_projector": 16, "prompts": "simple", "lora_r": 2, "num_crops": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -356,23 +352,10 @@ def test_a_run_leaves_images_a_projector_and_what_labels_are_worth_their_bytes(h
     assert "DistilledSet.from_pretrained" in out
 
 
-# Dies while the projector's third epoch is written down; the networks before it are there already.
-KILL = """
-import os, signal
-import hf_distill.checkpoints as checkpoints
-save, calls = checkpoints.save_json, []
-def dies(*args):
-    calls.append(args)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return save(*args)
-checkpoints.save_json = dies
-"""
-
-
 def test_a_run_killed_while_its_projector_learns_goes_on_to_the_same_bits(recipes, home):
+    # In the projector's third epoch: the networks before it are there already.
     flags = {**SHORT, "compare_labels": "none", "output_dir": "killed"}
-    assert recipes("hello", flags, home, before=KILL).status == [-9]
+    assert recipes("hello", flags, home, before=DIES_AT_THIRD_STATE).status == [-9]
     assert [path.name for path in (home / "killed" / "label-projector").glob("checkpoint-*")] == ["checkpoint-2"]
     done = recipes("hello", {**flags, "resume_from_checkpoint": "latest"}, home)
     assert done.status == [0], done.err

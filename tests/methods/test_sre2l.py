@@ -27,13 +27,7 @@ from hf_distill.teacher_training import TeacherConfig, train_teacher
 from hf_distill.teachers import Teacher
 from hf_distill.transforms import Preprocessing, fit_zca
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,7 @@ from hf_distill.experts import ExpertConfig, train_experts
 from hf_distill.methods import MTT, MTTConfig, Tesla, TeslaConfig
 from hf_distill.trajectories import ExpertTrajectories
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
