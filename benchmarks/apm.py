@@ -21,23 +21,20 @@ for backward at its peak (each storage once) and, as "resident", how far the pro
 
 import gc
 import math
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
+from machine import describe, device_for
 from torch import Tensor, nn
 from unroll import measure_memory, measure_time
 
 from hf_distill.augment import DEFAULT_STRATEGY, DSA
 from hf_distill.compiling import uncached_autocast
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
-from hf_distill.files import package_versions, save_json
+from hf_distill.files import save_json
 from hf_distill.functional import FlatModel
 from hf_distill.methods.apm import group_gradient, kept_epochs
 from hf_distill.models import CONVNETS, StudentSpec, layout_for
@@ -249,11 +246,10 @@ def summary(args: BenchmarkArguments, found: dict[str, dict], held: dict[str, in
 
 def main() -> None:
     (args,) = parse_args(BenchmarkArguments)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    device = torch.device(name)
+    device = device_for(args.device)
     benchmark = Benchmark(args, device)
-    label = torch.cuda.get_device_name(device) if name == "cuda" else platform.processor() or platform.machine()
-    print(f"{benchmark.spec}, {label}, {torch.get_num_threads()} threads, mixed precision {args.mixed_precision}\n")
+    about = describe(args, device)
+    print(f"{benchmark.spec}, {about['device']}, {about['threads']} threads, mixed precision {args.mixed_precision}\n")
     found, held = measure(args, benchmark)
     rows = summary(args, found, held)
     print(f"\n{'':22}{'peak GB':>9}{'s/iteration':>13}{'of it images':>14}{'TESLA beside it: memory':>25}{'time':>8}")
@@ -264,11 +260,6 @@ def main() -> None:
             line += f"{row['images_seconds']:14.2f}{row['memory_ratio']:24.2f}x{row['time_ratio']:7.2f}x"
         print(line)
     if args.output is not None:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        about = {"command": shlex.join(sys.argv), "commit": commit or None, "device": label}
-        about |= {"threads": torch.get_num_threads(), "versions": package_versions(), "arguments": asdict(args)}
         save_json(args.output, {**about, "held_bytes": held, "parts": found, "rows": rows})
 
 

@@ -9,7 +9,6 @@ the rounds counts. A step is what training does: gather, augment, forward, backw
 
 import json
 import math
-import platform
 import shlex
 import statistics
 import sys
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from machine import machine_name
 
 from hf_distill.config import DataArguments, HfArg, parse_args
 from hf_distill.data import RealImages
@@ -48,8 +48,7 @@ def main() -> None:
                 measured.append(trainer.rate(size, args.steps) / steps_per_epoch)
             except torch.OutOfMemoryError:
                 measured.append(0.0)
-    on_cuda = accelerator.device.type == "cuda"
-    device = torch.cuda.get_device_name(accelerator.device) if on_cuda else platform.processor() or platform.machine()
+    device = machine_name(accelerator.device)
     base = statistics.median(rates[1])
     rows = [
         {"experts_at_once": size, "experts_epochs_per_s": statistics.median(each), "rounds": each,

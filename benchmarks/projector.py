@@ -16,7 +16,6 @@ No network is trained, and their statistics are arbitrary, which changes no time
 backward pass of one step, each storage once, without the networks.
 """
 
-import platform
 import shlex
 import statistics
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import timm
 import torch
+from machine import machine_name
 from recover import held_bytes, untrained
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -244,8 +244,7 @@ def main() -> None:
     benchmark = Benchmark(args)
     accelerator, device = benchmark.accelerator, benchmark.device
     found = {part: getattr(benchmark, part)() for part in args.parts}
-    on_cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_cuda else platform.processor() or platform.machine()
+    name = machine_name(device)
     backend = accelerator.state.dynamo_plugin.backend.value.lower()
     print(
         f"{args.network} and {args.weak_teachers} {args.student} at {args.resolution}x{args.resolution}, "

@@ -15,7 +15,6 @@ weights. They are what grows with the batch.
 """
 
 import math
-import platform
 import random
 import shlex
 import statistics
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from machine import machine_name
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop
 
@@ -205,8 +205,7 @@ def main() -> None:
     rates = {name: done / statistics.median(taken) for name, taken in seconds.items()}
     ratio = rates["hf_distill"] / rates["plain"]
 
-    on_cuda = device.type == "cuda"
-    machine = torch.cuda.get_device_name(device) if on_cuda else platform.processor() or platform.machine()
+    machine = machine_name(device)
     precision = accelerator.mixed_precision
     print(f"{args.network}, {args.batch} images of {args.resolution}x{args.resolution}, {machine}, {precision}\n")
     print("              images x iterations / s   peak memory   held for backward")

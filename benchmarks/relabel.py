@@ -11,7 +11,6 @@ batch, and trains with these. Ours reads no file in the loops, and its time hold
 takes both in turn; the median over the rounds counts.
 """
 
-import platform
 import shlex
 import statistics
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from machine import machine_name
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -199,7 +199,7 @@ def main() -> None:
             ):
                 rates[what].setdefault(side, []).append(rate(work, f"{side}-{number}"))
 
-    name = torch.cuda.get_device_name(device) if on_cuda else platform.processor() or platform.machine()
+    name = machine_name(device)
     result = []
     print(f"{spec}\n{args.images} images, batch {args.batch_size}, {name}, {torch.get_num_threads()} threads\n")
     print("          views, images/s   loader, images/s   ratio")

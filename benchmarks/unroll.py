@@ -15,11 +15,7 @@ sweep keeps (`states`) are no part of the graph.
 
 import ctypes
 import gc
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,11 +23,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from machine import describe, device_for
 from torch import Tensor
 
 from hf_distill.augment import DSA
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
-from hf_distill.files import package_versions, save_json
+from hf_distill.files import save_json
 from hf_distill.functional import FlatModel
 from hf_distill.memory import SavedBytes
 from hf_distill.models import CONVNETS, StudentSpec
@@ -200,17 +197,13 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     (args,) = parse_args(BenchmarkArguments)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    device = torch.device(name)
+    device = device_for(args.device)
     kwargs = {"width": args.width} if args.student in CONVNETS else {}
     spec = StudentSpec(args.student, args.classes, args.channels, (args.resolution, args.resolution), kwargs)
     model = FlatModel.from_spec(spec).to(device)
-    label = torch.cuda.get_device_name(device) if name == "cuda" else platform.processor() or platform.machine()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    about = {"command": shlex.join(sys.argv), "commit": commit or None, "device": label}
-    about |= {"threads": torch.get_num_threads(), "versions": package_versions(), "arguments": asdict(args)}
+    about = describe(args, device)
     about |= {"student": spec.to_dict(), "parameters": model.num_params}
-    print(f"{spec}\n{model.num_params:,} parameters, {label}, {torch.get_num_threads()} threads\n")
+    print(f"{spec}\n{model.num_params:,} parameters, {about['device']}, {about['threads']} threads\n")
     rows = []
     for count in args.syn_steps:
         found = measure(args, model, count, device)
