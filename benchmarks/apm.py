@@ -31,17 +31,16 @@ from machine import describe, device_for
 from torch import Tensor, nn
 from unroll import measure_memory, measure_time
 
-from hf_distill.augment import DEFAULT_STRATEGY, DSA
-from hf_distill.compiling import uncached_autocast
+from hf_distill.augmentation.dsa import DEFAULT_STRATEGY, DSA
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
-from hf_distill.files import save_json
-from hf_distill.functional import FlatModel
+from hf_distill.evaluation.protocols import EvalProtocol
+from hf_distill.evaluation.students import train_along
+from hf_distill.hub.files import save_json
 from hf_distill.methods.apm import group_gradient, kept_epochs
-from hf_distill.models import CONVNETS, StudentSpec, layout_for
-from hf_distill.protocols import EvalProtocol
+from hf_distill.methods.unroll import Student, StudentStep, adjoint_unroll
+from hf_distill.networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
+from hf_distill.networks.compiling import uncached_autocast
 from hf_distill.rng import generator
-from hf_distill.students import train_along
-from hf_distill.unroll import Student, StudentStep, adjoint_unroll
 
 
 @dataclass

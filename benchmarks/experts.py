@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from machine import machine_name
 
 from hf_distill.config import DataArguments, HfArg, parse_args
-from hf_distill.data import RealImages
-from hf_distill.experts import ExpertConfig, ExpertTrainer
-from hf_distill.files import package_versions, save_json
+from hf_distill.data.images import RealImages
+from hf_distill.hub.files import package_versions, save_json
+from hf_distill.training.experts import ExpertConfig, ExpertTrainer
 
 
 @dataclass

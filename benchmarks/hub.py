@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 from hf_distill.config import HfArg, parse_args
-from hf_distill.files import package_versions, save_json
-from hf_distill.trajectories import EXPERT_FILE, INDEX, METADATA
+from hf_distill.hub.files import package_versions, save_json
+from hf_distill.networks.trajectories import EXPERT_FILE, INDEX, METADATA
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from hub_server import Hub
@@ -33,7 +33,7 @@ CLOCK = """
 import json, sys, time
 from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.networks.trajectories import ExpertTrajectories
 folder, repo = sys.argv[1:]
 local = ExpertTrajectories.from_pretrained(folder)
 start = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_distill.files import package_versions
+from hf_distill.hub.files import package_versions
 
 
 def device_for(name: str) -> torch.device:

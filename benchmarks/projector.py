@@ -34,22 +34,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_distill.compiling import compiled
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
-from hf_distill.crop_students import train_on_crops
-from hf_distill.epoch_labels import relabel
-from hf_distill.files import package_versions, save_json
-from hf_distill.labels import LabelSource, NetworkLabels, ProjectorLabels
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool
-from hf_distill.priors import CLIP_MEAN, CLIP_STD, Prior
-from hf_distill.projector import LabelProjector, Lora
-from hf_distill.projector_training import ProjectorConfig, ProjectorStep
-from hf_distill.protocols import PROTOCOLS
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.epoch_labels import relabel
+from hf_distill.distilled.labels import LabelSource, NetworkLabels, ProjectorLabels
+from hf_distill.distilled.pools import Pool
+from hf_distill.evaluation.crop_students import train_on_crops
+from hf_distill.evaluation.protocols import PROTOCOLS
+from hf_distill.hub.files import package_versions, save_json
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.compiling import compiled
+from hf_distill.networks.priors import CLIP_MEAN, CLIP_STD, Prior
+from hf_distill.networks.projector import LabelProjector, Lora
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.runs import make_accelerator
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.training.projectors import ProjectorConfig, ProjectorStep
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -30,16 +30,16 @@ from machine import machine_name
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop
 
-from hf_distill.blocks import Block
 from hf_distill.config import HfArg, check_at_least, parse_args
-from hf_distill.data import RealImages
-from hf_distill.files import package_versions, save_json
+from hf_distill.data.images import RealImages
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.engine.blocks import Block
+from hf_distill.hub.files import package_versions, save_json
 from hf_distill.methods import SRe2L, SRe2LConfig
-from hf_distill.models import StudentSpec
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.runs import make_accelerator
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
+from hf_distill.runs.processes import make_accelerator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -31,16 +31,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from hf_distill.config import HfArg, parse_args
-from hf_distill.crop_students import distillation_loss, parameter_groups, train_on_crops
-from hf_distill.epoch_labels import relabel
-from hf_distill.files import package_versions, save_json
-from hf_distill.labels import NetworkLabels
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool
-from hf_distill.protocols import CropProtocol
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.epoch_labels import relabel
+from hf_distill.distilled.labels import NetworkLabels
+from hf_distill.distilled.pools import Pool
+from hf_distill.evaluation.crop_students import distillation_loss, parameter_groups, train_on_crops
+from hf_distill.evaluation.protocols import CropProtocol
+from hf_distill.hub.files import package_versions, save_json
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
 
 CROPS = CropProtocol("cda", epochs=300, full_data_epochs=100, weight_decay=0.01, lrs=(0.001,))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -26,14 +26,13 @@ import torch
 from machine import describe, device_for
 from torch import Tensor
 
-from hf_distill.augment import DSA
+from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
-from hf_distill.files import save_json
-from hf_distill.functional import FlatModel
-from hf_distill.memory import SavedBytes
-from hf_distill.models import CONVNETS, StudentSpec
+from hf_distill.engine.memory import SavedBytes
+from hf_distill.hub.files import save_json
+from hf_distill.methods.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll, full_unroll
+from hf_distill.networks.architectures import CONVNETS, FlatModel, StudentSpec
 from hf_distill.rng import generator
-from hf_distill.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll, full_unroll
 
 VARIANTS: dict[str, Callable[..., MatchingGradient]] = {
     "full unroll": full_unroll,

@@ -7,31 +7,32 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import DataArguments
-    from .data import RealImages
-    from .distilled import DistilledSet
-    from .distiller import Distiller
-    from .epoch_labels import EpochLabels
-    from .evaluation import EvalProtocol, evaluate_distilled
-    from .projector import LabelProjector
-    from .results import EvalReport
-    from .teachers import Teacher
-    from .trajectories import ExpertTrajectories
-    from .transforms import Preprocessing
+    from .data.images import RealImages
+    from .data.preprocessing import Preprocessing
+    from .distilled.distilled_set import DistilledSet
+    from .distilled.epoch_labels import EpochLabels
+    from .engine.loop import Distiller
+    from .evaluation.evaluate import evaluate_distilled
+    from .evaluation.protocols import EvalProtocol
+    from .hub.results import EvalReport
+    from .networks.projector import LabelProjector
+    from .networks.teachers import Teacher
+    from .networks.trajectories import ExpertTrajectories
 
 # Loaded when first used: reading a card needs no torch.
 _HOME = {
     "DataArguments": "config",
-    "DistilledSet": "distilled",
-    "Distiller": "distiller",
-    "EpochLabels": "epoch_labels",
-    "EvalProtocol": "evaluation",
-    "EvalReport": "results",
-    "ExpertTrajectories": "trajectories",
-    "LabelProjector": "projector",
-    "Preprocessing": "transforms",
-    "RealImages": "data",
-    "Teacher": "teachers",
-    "evaluate_distilled": "evaluation",
+    "DistilledSet": "distilled.distilled_set",
+    "Distiller": "engine.loop",
+    "EpochLabels": "distilled.epoch_labels",
+    "EvalProtocol": "evaluation.protocols",
+    "EvalReport": "hub.results",
+    "ExpertTrajectories": "networks.trajectories",
+    "LabelProjector": "networks.projector",
+    "Preprocessing": "data.preprocessing",
+    "RealImages": "data.images",
+    "Teacher": "networks.teachers",
+    "evaluate_distilled": "evaluation.evaluate",
 }
 
 __all__ = [

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_distill.config import BASELINES, DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.evaluation import PROTOCOLS, evaluate_distilled
-from hf_distill.files import save_json
-from hf_distill.label_comparison import compare_labels, find_labels, label_sources
-from hf_distill.results import EvalReport
-from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, source_arguments
+from hf_distill.data.images import RealImages
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate_distilled
+from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
+from hf_distill.hub.files import save_json
+from hf_distill.hub.results import EvalReport
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import disable_progress_bars, prepare_push, source_arguments
 
 
 @dataclass

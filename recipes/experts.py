@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
-from hf_distill.data import RealImages
-from hf_distill.experts import ExpertConfig, train_experts
-from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, push
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.data.images import RealImages
+from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import disable_progress_bars, prepare_push, push
+from hf_distill.training.experts import ExpertConfig, train_experts
 
 
 @dataclass

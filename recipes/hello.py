@@ -16,11 +16,12 @@ from pathlib import Path
 
 from hf_distill import RealImages
 from hf_distill.config import DataArguments, HubArguments, parse_args
-from hf_distill.method import DistillationDiverged
+from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import HeLlO, HeLlOConfig
-from hf_distill.runs import PROJECTOR, push_with_projector, start_run
-from hf_distill.small_clip import PriorArguments, find_prior
-from hf_distill.teacher_training import TeacherConfig, find_teachers
+from hf_distill.methods.hello import PROJECTOR
+from hf_distill.runs.start import push_with_projector, start_run
+from hf_distill.training.small_clip import PriorArguments, find_prior
+from hf_distill.training.teachers import TeacherConfig, find_teachers
 
 DEMO = Path(__file__).parent / "configs" / "hello" / "digits-ipc20.yaml"
 

@@ -14,13 +14,12 @@ in a `.pt` file is run: one that holds more than tensors is refused.
 import sys
 from dataclasses import dataclass, replace
 
-from hf_distill.augment import DEFAULT_STRATEGY
+from hf_distill.augmentation.dsa import DEFAULT_STRATEGY
 from hf_distill.config import DataArguments, HfArg, HubArguments, check_choice, parse_args
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.epoch_labels import EpochLabels
-from hf_distill.evaluation import distilled_pool
-from hf_distill.experts import ExpertConfig
+from hf_distill.data.images import RealImages
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.epoch_labels import EpochLabels
+from hf_distill.evaluation.evaluate import distilled_pool
 from hf_distill.importing import (
     SPACES,
     class_order,
@@ -31,8 +30,10 @@ from hf_distill.importing import (
     import_trajectories,
     require_empty,
 )
-from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, push
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import disable_progress_bars, prepare_push, push
+from hf_distill.training.experts import ExpertConfig
 
 
 @dataclass

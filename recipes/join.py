@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill.config import HfArg, HubArguments, parse_args
-from hf_distill.distilled import DistilledSet
-from hf_distill.runs import make_accelerator, prepare_push, push
-from hf_distill.shards import join_shards
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.engine.shards import join_shards
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import prepare_push, push
 
 
 @dataclass

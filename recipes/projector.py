@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill import RealImages
-from hf_distill.accounting import label_costs
 from hf_distill.config import DataArguments, HfArg, HubArguments, check_choice, parse_args
-from hf_distill.distilled import DistilledSet
-from hf_distill.evaluation import PROTOCOLS, CropProtocol, check_data, distilled_pool
-from hf_distill.labels import ProjectorLabels
-from hf_distill.projector_training import ProjectorConfig, train_projector
-from hf_distill.runs import (
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.label_costs import label_costs
+from hf_distill.distilled.labels import ProjectorLabels
+from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, check_data, distilled_pool
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import (
     disable_progress_bars,
-    make_accelerator,
     prepare_push,
     push_with_projector,
     source_arguments,
 )
-from hf_distill.small_clip import PriorArguments, find_prior
-from hf_distill.teacher_training import TeacherConfig, find_teachers
+from hf_distill.training.projectors import ProjectorConfig, train_projector
+from hf_distill.training.small_clip import PriorArguments, find_prior
+from hf_distill.training.teachers import TeacherConfig, find_teachers
 
 
 @dataclass

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_distill.config import HfArg, HubArguments, check_at_least, check_choice, parse_args
-from hf_distill.distilled import DistilledSet
-from hf_distill.epoch_labels import Codec, EpochLabels, relabel
-from hf_distill.evaluation import PROTOCOLS, CropProtocol, distilled_pool
-from hf_distill.runs import disable_progress_bars, make_accelerator, prepare_push, push
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
+from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, distilled_pool
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import disable_progress_bars, prepare_push, push
 
 
 @dataclass

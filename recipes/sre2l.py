@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hf_distill import RealImages
 from hf_distill.config import DataArguments, HubArguments, parse_args
-from hf_distill.method import DistillationDiverged
+from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import SRe2L, SRe2LConfig
-from hf_distill.runs import push, start_run
-from hf_distill.teacher_training import TeacherConfig, find_teachers
+from hf_distill.runs.start import push, start_run
+from hf_distill.training.teachers import TeacherConfig, find_teachers
 
 DEMO = Path(__file__).parent / "configs" / "sre2l" / "digits-ipc5.yaml"
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
-from hf_distill.data import RealImages
+from hf_distill.data.images import RealImages
 from hf_distill.methods import METHODS
-from hf_distill.runs import make_accelerator, prepare_push, push
-from hf_distill.teacher_training import TeacherConfig, train_teacher
-from hf_distill.teachers import Teacher
+from hf_distill.networks.teachers import Teacher
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import prepare_push, push
+from hf_distill.training.teachers import TeacherConfig, train_teacher
 
 DEMO = Path(__file__).parent / "configs" / "teacher" / "digits.yaml"
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hf_distill import RealImages
 from hf_distill.config import DataArguments, HubArguments, parse_args
-from hf_distill.experts import ExpertConfig, experts_folder, train_experts
-from hf_distill.method import DistillationDiverged
+from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import Tesla, TeslaConfig
-from hf_distill.runs import push, start_run
+from hf_distill.runs.start import push, start_run
+from hf_distill.training.experts import ExpertConfig, experts_folder, train_experts
 
 DEMO = Path(__file__).parent / "configs" / "tesla" / "digits-ipc1.yaml"
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Run before a recipe, kills it while it writes down its third state.
 DIES_AT_THIRD_STATE = """
 import os, signal
-import hf_distill.checkpoints as checkpoints
+import hf_distill.runs.checkpoints as checkpoints
 save, calls = checkpoints.save_json, []
 def dies(*args):
     calls.append(args)

@@ -20,10 +20,7 @@ import open_clip  # noqa: F401
 import peft  # noqa: F401
 import torch
 
-import hf_distill.evaluation
-import hf_distill.experts
-import hf_distill.methods  # noqa: F401
-from hf_distill.protocols import PROTOCOLS, CropProtocol, EvalProtocol
+from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol, EvalProtocol
 
 PROTOCOLS["tiny"] = EvalProtocol("tiny", epochs=12, full_data_epochs=2, lrs=(0.05,))
 PROTOCOLS["crops-tiny"] = CropProtocol("crops-tiny", epochs=3, full_data_epochs=1, batch_size=16, lrs=(0.005,))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_distill.accounting import fkd, label_bytes, label_costs, mr_k, parameters, per_image, stored
-from hf_distill.epoch_labels import Codec
+from hf_distill.distilled.epoch_labels import Codec
+from hf_distill.distilled.label_costs import fkd, label_bytes, label_costs, mr_k, parameters, per_image, stored
 
 GB, GIB = 1e9, 2**30
 

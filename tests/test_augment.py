@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_distill.augment import DEFAULT_STRATEGY, DSA, DsaParams
+from hf_distill.augmentation.dsa import DEFAULT_STRATEGY, DSA, DsaParams
 from hf_distill.rng import generator
 
 OPERATIONS = DEFAULT_STRATEGY.split("_")

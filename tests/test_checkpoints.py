@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_distill import checkpoints
-from hf_distill.checkpoints import (
+from hf_distill.config import DistillConfig
+from hf_distill.runs import checkpoints
+from hf_distill.runs.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    prepare_output_dir,
     save_checkpoint,
 )
-from hf_distill.config import DistillConfig
+from hf_distill.runs.folder import prepare_output_dir
 
 
 def save(folder: Path, step: int, limit: int | None = None, value: float = 0.5) -> Path:

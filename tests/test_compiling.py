@@ -11,21 +11,21 @@ from test_projector import save_clip
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from hf_distill.compiling import compiled, compiled_labels, forward
+from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
-from hf_distill.crop_students import train_on_crops
-from hf_distill.data import RealImages
-from hf_distill.epoch_labels import relabel
-from hf_distill.labels import HardLabels, NetworkLabels
+from hf_distill.data.images import RealImages
+from hf_distill.distilled.epoch_labels import relabel
+from hf_distill.distilled.labels import HardLabels, NetworkLabels, compiled_labels
+from hf_distill.distilled.pools import Pool
+from hf_distill.evaluation.crop_students import train_on_crops
+from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.methods import APM, APMConfig, SRe2L, SRe2LConfig
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool
-from hf_distill.priors import Prior
-from hf_distill.projector_training import ProjectorConfig, train_projector
-from hf_distill.protocols import CropProtocol
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.compiling import compiled, forward
+from hf_distill.networks.priors import Prior
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.teachers import Teacher
-from hf_distill.views import Views
+from hf_distill.training.projectors import ProjectorConfig, train_projector
 
 SPEC = StudentSpec("convnet_d2", 10, 1, (8, 8), {"width": 6, "norm": "batch"})
 PROTOCOL = CropProtocol("tiny", epochs=2, full_data_epochs=1, batch_size=8)

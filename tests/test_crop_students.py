@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor, nn
 
-from hf_distill.crop_students import (
+from hf_distill.augmentation.views import Views
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.labels import LabelSource, NetworkLabels
+from hf_distill.distilled.pools import Pool, accuracy
+from hf_distill.evaluation.crop_students import (
     classes_loss,
     distillation_loss,
     matching_loss,
     parameter_groups,
     train_on_crops,
 )
-from hf_distill.labels import LabelSource, NetworkLabels
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool, accuracy
-from hf_distill.protocols import PROTOCOLS, CropProtocol
+from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
-from hf_distill.views import Views
 
 SPEC = StudentSpec("convnet_d1", 4, 1, (8, 8), {"width": 6, "norm": "batch"})
 RESNET = StudentSpec("test_resnet", 4, 1, (8, 8), {"drop_rate": 0.3})

@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from hf_distill import crops
-from hf_distill.crops import (
+from hf_distill.augmentation import crops
+from hf_distill.augmentation.crops import (
     CROP_DRAWS,
     CropParams,
     Mix,

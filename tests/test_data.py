@@ -17,11 +17,11 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from huggingface_hub import DatasetCardData, DatasetInfo, HfApi
 from torchvision.transforms import functional as vision
 
-from hf_distill import pixels
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages, _evenly
+from hf_distill.data import pixels
+from hf_distill.data.images import RealImages, _evenly
+from hf_distill.data.source import folder_revision
 from hf_distill.rng import generator
-from hf_distill.source import folder_revision
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +282,7 @@ def test_of_processes_that_start_together_one_decodes_and_all_see_the_same(folde
         f"""
 from datasets import Image
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
+from hf_distill.data.images import RealImages
 
 decoded, original = [], Image.decode_example
 def decode(self, value, token_per_repo_id=None):
@@ -550,7 +550,7 @@ def test_a_whitening_is_fitted_once_and_read_back_bit_for_bit(folder, monkeypatc
     write(folder, "train", noise(30), [row % 2 for row in range(30)])
     arguments = args(folder, normalization="zca")
     first = RealImages.from_hub(arguments).preprocessing
-    monkeypatch.setattr("hf_distill.data.fit_zca", None)
+    monkeypatch.setattr("hf_distill.data.images.fit_zca", None)
     again = RealImages.from_hub(arguments).preprocessing
     assert again.fingerprint() == first.fingerprint()
     assert all(torch.equal(again.tensors()[name], part) for name, part in first.tensors().items())
@@ -584,7 +584,7 @@ def test_a_folder_is_another_when_its_files_are(folder, monkeypatch):
     ):
         change()
         for opened, seen in ((1000, few), (1, many)):
-            monkeypatch.setattr("hf_distill.source.OPENED", opened)
+            monkeypatch.setattr("hf_distill.data.source.OPENED", opened)
             seen.append(folder_revision(args(folder)))
             assert seen[-1] == folder_revision(args(folder))
     for seen in (few, many):
@@ -597,8 +597,8 @@ def test_a_folder_of_many_files_is_listed_once(folder, monkeypatch):
     for name in ("train", "test"):
         write(folder, name, noise(4), [0, 1, 0, 1])
     listed, walk = [], os.walk
-    monkeypatch.setattr("hf_distill.source.OPENED", 1)
-    monkeypatch.setattr("hf_distill.source.os.walk", lambda top: listed.append(top) or walk(top))
+    monkeypatch.setattr("hf_distill.data.source.OPENED", 1)
+    monkeypatch.setattr("hf_distill.data.source.os.walk", lambda top: listed.append(top) or walk(top))
     train, test = RealImages.train_and_test(args(folder))
     assert listed == [folder]
     assert train.revision == test.revision

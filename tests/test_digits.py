@@ -7,7 +7,7 @@ from datasets import load_dataset
 from huggingface_hub import constants
 from sklearn.datasets import load_digits
 
-from hf_distill.digits import digits_folder
+from hf_distill.data.digits import digits_folder
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_second_call_writes_nothing(home):
 
 
 def test_processes_that_start_together_agree_on_one_folder(tmp_path):
-    code = "from hf_distill.digits import digits_folder; print(digits_folder())"
+    code = "from hf_distill.data.digits import digits_folder; print(digits_folder())"
     environment = {"HF_HOME": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
     running = [
         subprocess.Popen(

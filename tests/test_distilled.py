@@ -24,12 +24,11 @@ from test_projector import CONFIG as PROJECTOR_CONFIG
 from test_projector import learn, save_clip
 
 import hf_distill
-import hf_distill.distilled as distilled_module
-import hf_distill.tables as tables
-from hf_distill.distilled import DistilledSet
-from hf_distill.functional import FlatModel
-from hf_distill.hub import Home
-from hf_distill.labels import (
+import hf_distill.distilled.distilled_set as distilled_module
+import hf_distill.distilled.tables as tables
+from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.labels import (
     HardLabels,
     NetworkLabels,
     ProjectorLabels,
@@ -37,13 +36,13 @@ from hf_distill.labels import (
     TeacherLabels,
     TeacherReference,
 )
-from hf_distill.models import StudentSpec
-from hf_distill.priors import Prior
-from hf_distill.projector import LabelProjector, Lora
-from hf_distill.repository import Repository
-from hf_distill.results import EvalReport, EvalRow, LabelRow
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing, fit_zca
+from hf_distill.hub.folder import Home
+from hf_distill.hub.repository import Repository
+from hf_distill.hub.results import EvalReport, EvalRow, LabelRow
+from hf_distill.networks.architectures import FlatModel, StudentSpec
+from hf_distill.networks.priors import Prior
+from hf_distill.networks.projector import LabelProjector, Lora
+from hf_distill.networks.teachers import Teacher
 
 ROOT = Path(hf_distill.__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens"
@@ -638,11 +637,11 @@ def test_data_ids_are_those_of_whole_tensors_whatever_the_parts(monkeypatch):
 MEMORY = """
 import resource, sys
 import numpy as np, torch
-import hf_distill.distilled, hf_distill.tables as tables
-from hf_distill.distilled import DistilledSet
-from hf_distill.transforms import Preprocessing
+import hf_distill.distilled.distilled_set, hf_distill.distilled.tables as tables
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.data.preprocessing import Preprocessing
 tables._threads = lambda: 1  # each has a stack
-tables.GROUP_BYTES = hf_distill.distilled.GROUP_BYTES = 1_000_000
+tables.GROUP_BYTES = hf_distill.distilled.distilled_set.GROUP_BYTES = 1_000_000
 stored = np.memmap(sys.argv[1], np.uint8, "r", shape=(2000, 3, 64, 64))
 preprocessing = Preprocessing(3, (64, 64), (0.5,) * 3, (0.5,) * 3)
 made = DistilledSet(torch.from_numpy(stored), torch.arange(2000) % 10, list("abcdefghij"), preprocessing)

@@ -18,17 +18,18 @@ from datasets import load_dataset
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from hf_distill import crop_students, epoch_labels
-from hf_distill.epoch_labels import Codec, EpochLabels, relabel
+from hf_distill.augmentation.views import Views
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled import epoch_labels
+from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
+from hf_distill.distilled.labels import HardLabels, LabelSource, NetworkLabels, TeacherLabels
+from hf_distill.distilled.pools import Pool
+from hf_distill.evaluation import crop_students
+from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order, whole_pixels
-from hf_distill.labels import HardLabels, LabelSource, NetworkLabels, TeacherLabels
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool
-from hf_distill.protocols import CropProtocol
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
-from hf_distill.views import Views
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, CLASSES, COUNT, EPOCHS = (12, 14), 6, 150, 5

@@ -16,22 +16,21 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from hf_distill import evaluation as evaluation_module
-from hf_distill import students as students_module
-from hf_distill.augment import DSA
+from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
-from hf_distill.coresets import coresets, herding, k_center, random_rows
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.evaluation import PROTOCOLS, EvalProtocol, evaluate_distilled, real_pool, validation_accuracy
-from hf_distill.functional import FlatModel
-from hf_distill.labels import TeacherLabels
-from hf_distill.metrics import TopKAccuracy
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool, accuracy, loss_targets, topk_accuracy
-from hf_distill.results import EvalReport
+from hf_distill.data.images import RealImages
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.labels import TeacherLabels
+from hf_distill.distilled.pools import Pool, accuracy, loss_targets, topk_accuracy
+from hf_distill.evaluation import evaluate as evaluation_module
+from hf_distill.evaluation import students as students_module
+from hf_distill.evaluation.coresets import coresets, herding, k_center, random_rows
+from hf_distill.evaluation.evaluate import PROTOCOLS, EvalProtocol, evaluate_distilled, real_pool, validation_accuracy
+from hf_distill.evaluation.metrics import TopKAccuracy
+from hf_distill.evaluation.students import train_along, train_student, train_students
+from hf_distill.hub.results import EvalReport
+from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.rng import derive_seed, generator
-from hf_distill.students import train_along, train_student, train_students
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "evaluate.py"
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})

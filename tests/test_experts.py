@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_distill import experts as experts_module
-from hf_distill import trajectories
-from hf_distill.augment import DSA
+from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments, load_yaml
-from hf_distill.data import RealImages
-from hf_distill.experts import DeviceImages, ExpertConfig, ExpertTrainer, augment_group, train_experts
+from hf_distill.data.images import RealImages
+from hf_distill.networks import trajectories
+from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.training import experts as experts_module
+from hf_distill.training.experts import DeviceImages, ExpertConfig, ExpertTrainer, augment_group, train_experts
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 6
@@ -87,8 +87,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
-from hf_distill.experts import ExpertConfig, train_experts
+from hf_distill.data.images import RealImages
+from hf_distill.training.experts import ExpertConfig, train_experts
 
 flags, data_flags, epochs, root = json.loads(sys.argv[1])
 
@@ -434,7 +434,7 @@ def test_a_second_job_waits_and_then_finds_the_experts(trained, data, accelerato
             if "waiting for it" in record.getMessage():
                 waiting.set()
 
-    logger, handler = logging.getLogger("hf_distill.experts"), Said()
+    logger, handler = logging.getLogger("hf_distill.training.experts"), Said()
     monkeypatch.setattr(logger, "level", logging.INFO)
     logger.addHandler(handler)
     try:

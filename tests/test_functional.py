@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_distill.functional import FlatModel
-from hf_distill.models import StudentSpec
+from hf_distill.networks.architectures import FlatModel, StudentSpec
 
 
 def spec(norm: str = "instance", **kwargs) -> StudentSpec:

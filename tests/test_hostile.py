@@ -22,14 +22,14 @@ from PIL import Image
 from safetensors.torch import save
 from test_distilled import CONFIG, REPORT, change_config, files, make, network, pictures, same
 
-from hf_distill.checks import MOST_CLASSES
-from hf_distill.distilled import DistilledSet
-from hf_distill.files import save_json
-from hf_distill.hub import HubFolder
-from hf_distill.labels import NetworkLabels
-from hf_distill.models import StudentSpec
-from hf_distill.trajectories import EXPERT_FILE, INDEX, METADATA, ExpertTrajectories
-from hf_distill.transforms import Preprocessing
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.labels import NetworkLabels
+from hf_distill.hub.checks import MOST_CLASSES
+from hf_distill.hub.files import save_json
+from hf_distill.hub.folder import HubFolder
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.trajectories import EXPERT_FILE, INDEX, METADATA, ExpertTrajectories
 
 HUGE = 10**12
 NETWORK = {"name": "convnet_d1", "num_classes": 4, "in_chans": 3, "img_size": [6, 8], "kwargs": {"width": 4}}

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import hf_distill
-from hf_distill.cards import Paper, human_bytes, image_grid, render_card, source_context
-from hf_distill.files import atomic_write, check_format_version, load_json, package_versions, save_json
-from hf_distill.hub import Home, HubFolder
-from hf_distill.results import SETS, EvalReport, EvalRow
+from hf_distill.hub.cards import Paper, human_bytes, image_grid, render_card, source_context
+from hf_distill.hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from hf_distill.hub.folder import Home, HubFolder
+from hf_distill.hub.results import SETS, EvalReport, EvalRow
 
 ROOT = Path(hf_distill.__file__).parents[1]
 
@@ -58,14 +58,14 @@ def row(**changes) -> EvalRow:
 
 
 def test_hub_can_be_imported_without_torch():
-    code = "import sys; sys.modules['torch'] = None; import hf_distill.hub; assert 'datasets' not in sys.modules"
+    code = "import sys; sys.modules['torch'] = None; import hf_distill.hub.folder; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_templates_are_found_beside_the_checkout_and_inside_an_installed_package(tmp_path):
     shutil.copytree(ROOT / "hf_distill", tmp_path / "hf_distill", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import hf_distill.cards as hub, jinja2\n"
+        "import hf_distill.hub.cards as hub, jinja2\n"
         f"assert hub.__file__.startswith({str(tmp_path)!r})\n"
         "try: hub.render_card('distilled.md')\n"
         "except jinja2.UndefinedError: pass\n"

@@ -17,14 +17,14 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.epoch_labels import EpochLabels
+from hf_distill.data.images import RealImages
+from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.epoch_labels import EpochLabels
 from hf_distill.importing import describes_itself, import_image_folder, import_images, import_trajectories
 from hf_distill.importing.epoch_labels import sampler_order
-from hf_distill.models import StudentSpec
-from hf_distill.trajectories import ExpertTrajectories
-from hf_distill.transforms import Preprocessing, fit_zca
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.trajectories import ExpertTrajectories
 
 NAMES = ["cat", "dog", "eel"]
 GIVEN = {"class_names": NAMES, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}

@@ -12,23 +12,23 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
 
+from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
-from hf_distill.coresets import random_rows
-from hf_distill.crop_students import train_on_crops
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.epoch_labels import Codec, EpochLabels, relabel
-from hf_distill.evaluation import distilled_pool, evaluate_distilled, real_pool
-from hf_distill.label_comparison import compare_labels
-from hf_distill.labels import HardLabels, NetworkLabels, StoredLabels
-from hf_distill.models import StudentSpec
-from hf_distill.plots import HEIGHT, MOST_PANELS, POINT, SCALE, WIDTH, _Panel, labels_plot
-from hf_distill.pools import accuracy
-from hf_distill.protocols import CropProtocol, EvalProtocol
-from hf_distill.results import EvalReport, EvalRow, LabelRow
+from hf_distill.data.images import RealImages
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
+from hf_distill.distilled.labels import HardLabels, NetworkLabels, StoredLabels
+from hf_distill.distilled.pools import accuracy
+from hf_distill.evaluation.coresets import random_rows
+from hf_distill.evaluation.crop_students import train_on_crops
+from hf_distill.evaluation.evaluate import distilled_pool, evaluate_distilled, real_pool
+from hf_distill.evaluation.label_comparison import compare_labels
+from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
+from hf_distill.hub.plots import HEIGHT, MOST_PANELS, POINT, SCALE, WIDTH, _Panel, labels_plot
+from hf_distill.hub.results import EvalReport, EvalRow, LabelRow
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed
-from hf_distill.teachers import Teacher
-from hf_distill.views import Views
 
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8, "norm": "batch"})
 VIEWS = Views(seed=4, scale=(0.5, 1.0), flip=0.0)

@@ -8,17 +8,23 @@ import torch
 from accelerate import Accelerator
 from test_projector import learn, save_clip
 
-from hf_distill.epoch_labels import relabel
-from hf_distill.functional import FlatModel
-from hf_distill.labels import HardLabels, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool
-from hf_distill.priors import Prior
-from hf_distill.projector import LabelProjector, Lora
-from hf_distill.repository import Repository
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
-from hf_distill.views import Views
+from hf_distill.augmentation.views import Views
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.epoch_labels import relabel
+from hf_distill.distilled.labels import (
+    HardLabels,
+    MeanLabels,
+    NetworkLabels,
+    ProjectorLabels,
+    StoredLabels,
+    TeacherLabels,
+)
+from hf_distill.distilled.pools import Pool
+from hf_distill.hub.repository import Repository
+from hf_distill.networks.architectures import FlatModel, StudentSpec
+from hf_distill.networks.priors import Prior
+from hf_distill.networks.projector import LabelProjector, Lora
+from hf_distill.networks.teachers import Teacher
 
 SPEC = StudentSpec("convnet_d2", 5, 1, (8, 8), {"width": 8})
 

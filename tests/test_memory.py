@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_distill.memory import SavedBytes, largest_size, parse_bytes, peak_bytes
+from hf_distill.engine.memory import SavedBytes, largest_size, parse_bytes, peak_bytes
 
 
 def test_a_number_of_bytes_is_what_its_unit_says():

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from hf_distill.models import CONVNETS, NORMS, StudentSpec, layout_for
+from hf_distill.networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 
 
 @pytest.mark.parametrize(

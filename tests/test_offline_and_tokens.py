@@ -13,15 +13,15 @@ from test_hostile import make_experts
 from test_publishing import DISTIL, TINY, digits  # noqa: F401
 
 from hf_distill.config import HubArguments
-from hf_distill.distilled import DistilledSet
-from hf_distill.repository import Repository
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.hub.repository import Repository
+from hf_distill.networks.trajectories import ExpertTrajectories
 
 READ = """
 import sys
 from datasets import load_dataset
-from hf_distill.distilled import DistilledSet
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.networks.trajectories import ExpertTrajectories
 space = sys.argv[1]
 def attempt(name, work):
     try:

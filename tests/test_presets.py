@@ -12,9 +12,9 @@ import timm
 from conftest import Recipes
 
 from hf_distill.config import DataArguments, load_yaml, parse_args
+from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import METHODS
-from hf_distill.protocols import PROTOCOLS
-from hf_distill.teacher_training import TeacherConfig
+from hf_distill.training.teachers import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
-from hf_distill.files import load_json, save_json
-from hf_distill.priors import Prior, prompt_templates
-from hf_distill.runs import make_accelerator
-from hf_distill.small_clip import PriorArguments, small_clip_folder, train_small_clip
+from hf_distill.data.images import RealImages
+from hf_distill.hub.files import load_json, save_json
+from hf_distill.networks.priors import Prior, prompt_templates
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.training.small_clip import PriorArguments, small_clip_folder, train_small_clip
 
 NAMES = ["tabby cat", "car", "ice-cream", "7"]
 OWN = ["a sketch of {}.", "{} at night"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_distill.distilled import DistilledSet
-from hf_distill.labels import ProjectorLabels
-from hf_distill.projector import LabelProjector
-from hf_distill.teachers import Teacher
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.labels import ProjectorLabels
+from hf_distill.networks.projector import LabelProjector
+from hf_distill.networks.teachers import Teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"max_train_samples": 200, "max_test_samples": 40, "disable_tqdm": True}

@@ -17,11 +17,11 @@ from test_hub import check_golden
 from torch import nn
 from torch.nn import functional as F
 
-from hf_distill.files import load_json, save_json
-from hf_distill.priors import Prior
-from hf_distill.projector import LabelProjector, Lora, ZeroShot
+from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.hub.files import load_json, save_json
+from hf_distill.networks.priors import Prior
+from hf_distill.networks.projector import LabelProjector, Lora, ZeroShot
 from hf_distill.rng import generator
-from hf_distill.transforms import Preprocessing, fit_zca
 
 NAMES = ["cat", "Hund", "犬", "a/b | c"]
 PROMPTS = ["a photo of a {}.", "a drawing of the {}."]

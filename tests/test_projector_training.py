@@ -18,19 +18,19 @@ from test_projector import save_clip
 from torch import Tensor
 from torch.func import functional_call
 
+from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool
-from hf_distill.priors import Prior
-from hf_distill.projector import LabelProjector, Lora
-from hf_distill.projector_training import ProjectorConfig, ProjectorStep, fidelity, train_projector
+from hf_distill.data.images import RealImages
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.pools import Pool
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.priors import Prior
+from hf_distill.networks.projector import LabelProjector, Lora
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
-from hf_distill.runs import make_accelerator
-from hf_distill.small_clip import PriorArguments, find_prior, small_clip_folder, train_small_clip
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
-from hf_distill.views import Views
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.training.projectors import ProjectorConfig, ProjectorStep, fidelity, train_projector
+from hf_distill.training.small_clip import PriorArguments, find_prior, small_clip_folder, train_small_clip
 
 VIEWS = Views(scale=(0.5, 1.0), flip=0.0)
 LORA = Lora(r=2, alpha=4, head_r=3)

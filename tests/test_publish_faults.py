@@ -17,14 +17,14 @@ from conftest import LoopbackHub
 from safetensors.torch import save
 from test_distilled import make, same
 
-from hf_distill import repository
-from hf_distill.distilled import DistilledSet
-from hf_distill.files import save_json
-from hf_distill.models import StudentSpec
-from hf_distill.repository import PushConflict
-from hf_distill.results import EvalReport, EvalRow
-from hf_distill.trajectories import EXPERT_FILE, INDEX, METADATA, ExpertTrajectories
-from hf_distill.transforms import Preprocessing
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.hub import repository
+from hf_distill.hub.files import save_json
+from hf_distill.hub.repository import PushConflict
+from hf_distill.hub.results import EvalReport, EvalRow
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.trajectories import EXPERT_FILE, INDEX, METADATA, ExpertTrajectories
 
 COMMIT, TAG, PUT = "POST .*/commit/main", "POST .*/tag/", "PUT /storage"
 SECRET = "hf_" + "0" * 34
@@ -735,7 +735,7 @@ def test_a_hub_that_never_answers_is_one_clear_error_or_the_cached_version(hub, 
 
 HURRY = """
 import sys, torch
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.networks.trajectories import ExpertTrajectories
 folder, repo = sys.argv[1:]
 expected = ExpertTrajectories.from_pretrained(folder)
 for _ in range(2):

@@ -16,13 +16,14 @@ from test_distilled import CONFIG, NAMES, REPORT, make
 from test_hub import check_golden
 
 from hf_distill.config import HubArguments
-from hf_distill.digits import digits_folder
-from hf_distill.distilled import DistilledSet
-from hf_distill.files import load_json, save_json
-from hf_distill.hub import Home, HubFolder
-from hf_distill.results import EvalReport, EvalRow
-from hf_distill.runs import make_accelerator, prepare_push
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.data.digits import digits_folder
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.hub.files import load_json, save_json
+from hf_distill.hub.folder import Home, HubFolder
+from hf_distill.hub.results import EvalReport, EvalRow
+from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.start import prepare_push
 
 TINY = {
     "max_train_samples": 200,

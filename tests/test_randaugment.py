@@ -8,8 +8,15 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from hf_distill.crops import uniform
-from hf_distill.randaugment import DRAWS, OPERATION_DRAWS, OPERATIONS, cutout_randaugment, draw_operations, operate
+from hf_distill.augmentation.crops import uniform
+from hf_distill.augmentation.randaugment import (
+    DRAWS,
+    OPERATION_DRAWS,
+    OPERATIONS,
+    cutout_randaugment,
+    draw_operations,
+    operate,
+)
 from hf_distill.rng import generator
 
 LEVELS = range(1, 10)

@@ -172,7 +172,7 @@ def test_a_mistake_is_one_line_without_a_traceback(recipes, home, flags, says):
 
 
 def test_a_tracker_that_is_not_installed_is_never_left_out_in_silence(recipes, home):
-    before = "import hf_distill.runs\nhf_distill.runs.get_available_trackers = lambda: []"
+    before = "import hf_distill.runs.processes\nhf_distill.runs.processes.get_available_trackers = lambda: []"
     done = recipes("tesla", {**TINY, "output_dir": "new", "report_to": "wandb"}, home, before=before)
     assert done.status == [1]
     assert done.err.startswith("error: --report_to wandb is not available; install it with `pip install wandb`")

@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
+from hf_distill.methods.batchnorm import BatchNormStatistics, input_statistics, mean_norm, total_variation
 from hf_distill.rng import generator
-from hf_distill.statistics import BatchNormStatistics, input_statistics, mean_norm, total_variation
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

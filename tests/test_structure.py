@@ -1,27 +1,16 @@
-"""The house: imports point down only, and methods do not know each other."""
+"""The house: its rooms are the folders, imports point down only, and methods do not know each other."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "hf_distill"
-# From the roof to the cellar; a file imports from its own room and from those below.
-ROOMS = [
-    {"methods"},
-    {"distiller", "blocks", "shards", "method", "teacher_training", "projector_training", "small_clip"}
-    | {"checkpoints", "runs"},
-    {"label_comparison", "evaluation", "students", "crop_students", "protocols"},
-    {"epoch_labels", "importing", "coresets", "metrics", "pools"},
-    {"distilled", "tables", "experts", "teachers", "trajectories", "projector", "labels", "priors", "compiling"},
-    {"hub", "repository", "cards", "results", "accounting", "plots"},
-    {"data", "source", "pixels", "digits", "transforms"},
-    {"views", "recorded", "unroll", "functional", "augment", "randaugment", "crops", "statistics", "memory", "models"}
-    | {"rng"},
-    {"config", "checks", "files", "_version"},
-]
-LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hf_distill"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+HEAVY = {"torch", "torchvision", "accelerate", "timm", "peft", "open_clip"}
 
 
 def module(path: Path) -> str:
@@ -29,7 +18,12 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def runtime(tree: ast.AST) -> list[ast.stmt]:
+def room(name: str) -> str:
+    """The folder of a module: what stands at the package's top is a room of its own."""
+    return name.split(".")[0]
+
+
+def at_runtime(tree: ast.AST) -> list[ast.stmt]:
     """All import statements, in functions too, but those for type checkers."""
     typing_only = {
         id(node)
@@ -41,70 +35,90 @@ def runtime(tree: ast.AST) -> list[ast.stmt]:
     return [node for node in nodes if id(node) not in typing_only]
 
 
-def ours(path: Path) -> dict[str, set[str]]:
-    """The modules of this package that a file imports, and what it takes from each."""
-    folder = ["hf_distill", *path.relative_to(PACKAGE).parent.parts]
-    found: dict[str, set[str]] = {}
-    for node in runtime(ast.parse(path.read_text())):
+def packages(path: Path) -> set[str]:
+    """The packages of other people that a file imports."""
+    imported: set[str] = set()
+    for node in at_runtime(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = {alias.name: set() for alias in node.names}
-        else:
-            base = folder[: len(folder) - node.level + 1] if node.level else []
-            source = ".".join([*base, *([node.module] if node.module else [])])
-            taken = {alias.name for alias in node.names}
-            names = {source: taken} if node.module else {f"{source}.{name}": set() for name in taken}
-        for name, taken in names.items():
-            if name.startswith("hf_distill."):
-                found.setdefault(name.removeprefix("hf_distill."), set()).update(taken)
-    return found
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif not node.level:
+            imported.add((node.module or "").split(".")[0])
+    return imported
 
 
+def ours(path: Path) -> set[str]:
+    """The modules of this package that a file imports."""
+    folder = ["hf_distill", *path.relative_to(PACKAGE).parent.parts]
+    imported: set[str] = set()
+    for node in at_runtime(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+            continue
+        base = folder[: len(folder) - node.level + 1] if node.level else []
+        source = ".".join([*base, *([node.module] if node.module else [])])
+        imported |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("hf_distill.") for name in imported} & NAMES
+
+
+NAMES = {module(path) for path in FILES}
 IMPORTS = {module(path): ours(path) for path in FILES}
+ROOMS = sorted({room(name) for name in NAMES if (PACKAGE / room(name)).is_dir()})
 
 
-@pytest.mark.parametrize("name", IMPORTS)
-def test_imports_point_down_only(name):
-    room = name.split(".")[0]
-    assert room in LEVEL, f"say in ROOMS where {name} lives"
-    for imported in IMPORTS[name]:
-        below = imported.split(".")[0]
-        assert LEVEL[below] >= LEVEL[room], f"{name} looks up at {imported}"
+def floors(graph: dict[str, set[str]]) -> list[str]:
+    """What is imported before who imports it; a `CycleError` where some import each other, even by a detour."""
+    return list(TopologicalSorter(graph).static_order())
 
 
 def test_no_two_files_import_each_other_even_by_a_detour():
-    done: set[str] = set()
+    floors(IMPORTS)
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join((*path, name))
-        if name not in done and name in IMPORTS:
-            for imported in IMPORTS[name]:
-                visit(imported, (*path, name))
-            done.add(name)
 
-    for name in IMPORTS:
-        visit(name, ())
+def test_imports_between_rooms_point_down_only():
+    below: dict[str, set[str]] = {}
+    for name, imported in IMPORTS.items():
+        below.setdefault(room(name), set()).update({room(other) for other in imported} - {room(name)})
+    try:
+        floors(below)
+    except CycleError as error:
+        circle = error.args[1]
+        arrows = [
+            f"{name} -> {other}"
+            for low, high in pairwise(circle)
+            for name, imported in IMPORTS.items()
+            for other in imported
+            if (room(name), room(other)) == (high, low)
+        ]
+        pytest.fail(f"rooms that import each other: {'; '.join(arrows)}")
+
+
+def test_the_top_of_the_package_holds_rooms_and_the_ground_they_stand_on():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "_version", "config", "rng"}
+    for name in ("config", "rng", "_version"):
+        assert not IMPORTS[name], f"{name} is the ground and imports nothing of ours"
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_every_room_says_what_lives_there_and_belongs_to_the_wheel(name):
+    assert ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text()))
+    assert f'"hf_distill.{name}",' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_a_method_never_imports_the_class_of_another():
-    homes = IMPORTS["methods"]  # methods/__init__.py names every method
+    papers = {name for name in IMPORTS["methods"] if name.startswith("methods.")}  # its __init__ names every method
     for name in IMPORTS:
         if name.startswith("methods."):
-            assert not set(IMPORTS[name]) & set(homes), name
+            assert not IMPORTS[name] & papers, name
 
 
-@pytest.mark.parametrize("name", ["config", "files", "results", "cards", "accounting", "plots", "repository", "hub"])
-def test_what_reads_cards_and_flags_imports_no_torch(name):
-    for node in runtime(ast.parse((PACKAGE / f"{name}.py").read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        assert not any(imported.split(".")[0] in ("torch", "torchvision", "accelerate") for imported in names)
+@pytest.mark.parametrize("path", [path for path in FILES if room(module(path)) in ("hub", "config")], ids=module)
+def test_what_reads_cards_and_flags_imports_no_torch(path):
+    assert not packages(path) & HEAVY
 
 
-@pytest.mark.parametrize("name", sorted(ROOMS[-2]))
-def test_leaves_know_arrays_and_networks_and_nothing_of_data_or_hubs(name):
-    for node in runtime(ast.parse((PACKAGE / f"{name}.py").read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        for imported in names:
-            assert imported.split(".")[0] not in ("datasets", "huggingface_hub", "transformers", "accelerate", "PIL")
+@pytest.mark.parametrize("path", [path for path in FILES if room(module(path)) == "augmentation"], ids=module)
+def test_augmentations_know_tensors_and_nothing_of_data_or_hubs(path):
+    assert not packages(path) & {"datasets", "huggingface_hub", "transformers", "accelerate", "PIL"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)

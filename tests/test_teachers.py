@@ -20,14 +20,16 @@ from test_hub import check_golden
 from timm.models import save_for_hf
 from torch import nn
 
-from hf_distill.checkpoints import load_checkpoint
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
-from hf_distill.files import load_json, save_json
-from hf_distill.models import StudentSpec
+from hf_distill.data.images import RealImages
+from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.hub.files import load_json, save_json
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.runs import make_accelerator
-from hf_distill.teacher_training import (
+from hf_distill.runs.checkpoints import load_checkpoint
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.training.teachers import (
     TeacherConfig,
     crop_flip,
     find_teachers,
@@ -35,8 +37,6 @@ from hf_distill.teacher_training import (
     teacher_folder,
     train_teacher,
 )
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing, fit_zca
 
 NAMES = ["cat", "Hund", "犬", "a/b | c"]
 SOURCE = {
@@ -700,7 +700,7 @@ def test_weights_come_from_a_repository_that_names_no_classes(digits, hub, tmp_p
 
 @pytest.mark.parametrize(("lr", "warned"), [(0.0, True), (0.05, False)])
 def test_a_teacher_that_has_learned_nothing_is_warned_of(digits, tmp_path, caplog, lr, warned):
-    with caplog.at_level("WARNING", logger="hf_distill.teacher_training"):
+    with caplog.at_level("WARNING", logger="hf_distill.training.teachers"):
         teacher = trained(digits, tmp_path / "t", lr_teacher=lr, teacher_epochs=8 if lr else 1)
     said = [record.getMessage() for record in caplog.records]
     assert bool(said) == warned
@@ -738,8 +738,8 @@ def test_a_killed_recipe_goes_on_to_the_same_bits_and_a_finished_one_is_only_loa
 
 
 APART = """
-import hf_distill.teacher_training
-hf_distill.teacher_training.share_statistics = lambda model: None
+import hf_distill.training.teachers
+hf_distill.training.teachers.share_statistics = lambda model: None
 """
 
 

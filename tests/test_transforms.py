@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_distill.transforms import Preprocessing, fit_mean_std, fit_zca
+from hf_distill.data.preprocessing import Preprocessing, fit_mean_std, fit_zca
 
 
 def random_images(n: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_distill.augment import DSA
-from hf_distill.functional import FlatModel
-from hf_distill.models import StudentSpec
+from hf_distill.augmentation.dsa import DSA
+from hf_distill.methods.unroll import Student, StudentStep, adjoint_unroll, full_unroll
+from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.rng import generator
-from hf_distill.unroll import Student, StudentStep, adjoint_unroll, full_unroll
 
 CLASSES, IMAGES, SIZE = 3, 7, 8
 

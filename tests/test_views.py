@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_distill.crops import (
+from hf_distill.augmentation.crops import (
     CROP_DRAWS,
     apply_mix,
     crop_resize,
@@ -15,9 +15,9 @@ from hf_distill.crops import (
     draw_mixup,
     uniform,
 )
-from hf_distill.crops import partners as draw_partners
+from hf_distill.augmentation.crops import partners as draw_partners
+from hf_distill.augmentation.views import CROP, MIX, Views
 from hf_distill.rng import generator
-from hf_distill.views import CROP, MIX, Views
 
 COUNT = 23
 ALL = torch.arange(COUNT)

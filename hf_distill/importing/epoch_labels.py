@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 from tqdm.auto import tqdm
 
-from ..crops import CropParams, Mix
-from ..epoch_labels import FORMAT_VERSION, EpochLabels, images_sha256, store
-from ..pools import Pool
-from ..recorded import recorded_config
+from ..augmentation.crops import CropParams, Mix
+from ..augmentation.recorded_views import recorded_config
+from ..distilled.epoch_labels import FORMAT_VERSION, EpochLabels, images_sha256, store
+from ..distilled.pools import Pool
 from .files import load_pt
 
 __all__ = ["import_epoch_labels", "sampler_order", "whole_pixels"]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import RealImages
-from ..files import package_versions
-from ..transforms import Preprocessing
+from ..data.images import RealImages
+from ..data.preprocessing import Preprocessing
+from ..hub.files import package_versions
 
 # What torch.load raises for a file that is damaged, cut off, or of another kind.
 UNREADABLE = (

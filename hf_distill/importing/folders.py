@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from ..config import DataArguments
-from ..data import RealImages
-from ..distilled import DistilledSet
-from ..pixels import BadImage, Plan, Target, decode, is_gray
-from ..source import Source
+from ..data.images import RealImages
+from ..data.pixels import BadImage, Plan, Target, decode, is_gray
+from ..data.source import Source
+from ..distilled.distilled_set import DistilledSet
 from .files import config_of, known_classes, known_preprocessing
 
 PICTURES = (".jpg", ".jpeg", ".png")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..config import check_choice
-from ..data import RealImages
-from ..distilled import DistilledSet
-from ..transforms import Preprocessing
+from ..data.images import RealImages
+from ..data.preprocessing import Preprocessing
+from ..distilled.distilled_set import DistilledSet
 from .files import config_of, known_classes, known_preprocessing, load_pt, origin_of
 
 logger = logging.getLogger(__name__)

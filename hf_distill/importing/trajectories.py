@@ -15,15 +15,14 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..augment import DEFAULT_STRATEGY, DSA
+from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import check_choice
-from ..data import RealImages
-from ..experts import DeviceImages
-from ..files import atomic_write, package_versions
-from ..functional import FlatModel
-from ..hub import Home
-from ..models import CONVNETS, StudentSpec
-from ..trajectories import EXPERT_FILE, FORMAT_VERSION, METADATA, ExpertTrajectories, compact
+from ..data.images import RealImages
+from ..hub.files import atomic_write, package_versions
+from ..hub.folder import Home
+from ..networks.architectures import CONVNETS, FlatModel, StudentSpec
+from ..networks.trajectories import EXPERT_FILE, FORMAT_VERSION, METADATA, ExpertTrajectories, compact
+from ..training.experts import DeviceImages
 from .files import known_classes, known_preprocessing, load_pt, origin_of, require_empty
 
 logger = logging.getLogger(__name__)

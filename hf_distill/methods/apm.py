@@ -48,25 +48,25 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..augment import DEFAULT_STRATEGY, DSA
-from ..blocks import Block, BlockDistiller
-from ..cards import Paper, human_bytes
-from ..checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from ..checks import is_whole
-from ..compiling import compiled, forward, refuse_fp16
+from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
-from ..data import RealImages
-from ..distilled import DistilledSet
-from ..files import load_json, save_json
-from ..labels import NetworkLabels
-from ..memory import largest_size, parse_bytes, peak_bytes
-from ..models import StudentSpec, layout_for
-from ..protocols import EvalProtocol
+from ..data.images import RealImages
+from ..distilled.distilled_set import DistilledSet
+from ..distilled.labels import NetworkLabels
+from ..engine.blocks import Block, BlockDistiller
+from ..engine.memory import largest_size, parse_bytes, peak_bytes
+from ..engine.shards import describe_shard
+from ..evaluation.protocols import EvalProtocol
+from ..evaluation.students import check_student, train_along
+from ..hub.cards import Paper, human_bytes
+from ..hub.checks import is_whole
+from ..hub.files import load_json, save_json
+from ..networks.architectures import StudentSpec, layout_for
+from ..networks.compiling import compiled, forward, refuse_fp16
+from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..runs import on_main
-from ..shards import describe_shard
-from ..students import check_student, train_along
-from ..teachers import Teacher
+from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from ..runs.processes import on_main
 
 Network = Callable[[Tensor], Tensor]  # images (n, C, H, W) -> logits (n, K)
 

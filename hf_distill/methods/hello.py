@@ -29,25 +29,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..accounting import LabelCosts, label_costs
-from ..cards import Paper
 from ..config import HfArg, check_at_least, check_choice
-from ..data import RealImages
-from ..distilled import DistilledSet
-from ..epoch_labels import relabel
-from ..evaluation import distilled_pool
-from ..label_comparison import compare_labels
-from ..labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
-from ..priors import Prior
-from ..projector_training import ProjectorConfig, check_can_train, train_projector
-from ..protocols import CropProtocol
-from ..results import EvalReport
+from ..data.images import RealImages
+from ..distilled.distilled_set import DistilledSet
+from ..distilled.epoch_labels import relabel
+from ..distilled.label_costs import LabelCosts, label_costs
+from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
+from ..evaluation.evaluate import distilled_pool
+from ..evaluation.label_comparison import compare_labels
+from ..evaluation.protocols import CropProtocol
+from ..hub.cards import Paper
+from ..hub.results import EvalReport
+from ..networks.priors import Prior
+from ..networks.teachers import Teacher
 from ..rng import derive_seed
-from ..runs import PROJECTOR
-from ..teachers import Teacher
+from ..training.projectors import ProjectorConfig, check_can_train, train_projector
 from .patches import PatchConfig, PatchMethod, shrinking, take_crops
 
 SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
+PROJECTOR = "label-projector"  # the folder of a projector in that of the run that trains it
 KEPT = 10  # logits of each view in the table of costs
 
 

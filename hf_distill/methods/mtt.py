@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..cards import Paper
-from ..unroll import MatchingGradient, StudentStep, full_unroll
+from ..hub.cards import Paper
 from .trajectory import TrajectoryConfig, TrajectoryMatching
+from .unroll import MatchingGradient, StudentStep, full_unroll
 
 
 @dataclass

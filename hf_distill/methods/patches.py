@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..blocks import Block, BlockDistiller
+from ..augmentation.crops import CROP_DRAWS, MIN_SCALE, draw_crops, uniform
 from ..config import DistillConfig, HfArg, check_at_least
-from ..crops import CROP_DRAWS, MIN_SCALE, draw_crops, uniform
-from ..data import RealImages
+from ..data.images import RealImages
+from ..data.preprocessing import Preprocessing
+from ..engine.blocks import Block, BlockDistiller
+from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..teachers import Teacher
-from ..transforms import Preprocessing
 
 
 def shrinking(first: Tensor, length: Tensor, full: int, size: int) -> Tensor:

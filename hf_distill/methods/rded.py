@@ -36,10 +36,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..cards import Paper
 from ..config import HfArg
-from ..distilled import DistilledSet
-from ..labels import NetworkLabels
+from ..distilled.distilled_set import DistilledSet
+from ..distilled.labels import NetworkLabels
+from ..hub.cards import Paper
 from .patches import PatchConfig, PatchMethod
 
 

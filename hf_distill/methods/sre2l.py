@@ -38,18 +38,18 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ..blocks import Block, BlockDistiller
-from ..cards import Paper
-from ..compiling import compiled
+from ..augmentation.crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
 from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
-from ..crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
-from ..data import RealImages
-from ..distilled import DistilledSet
-from ..labels import NetworkLabels
+from ..data.images import RealImages
+from ..data.preprocessing import Preprocessing
+from ..distilled.distilled_set import DistilledSet
+from ..distilled.labels import NetworkLabels
+from ..engine.blocks import Block, BlockDistiller
+from ..hub.cards import Paper
+from ..networks.compiling import compiled
+from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..statistics import BatchNormStatistics, mean_norm, total_variation
-from ..teachers import Teacher
-from ..transforms import Preprocessing
+from .batchnorm import BatchNormStatistics, mean_norm, total_variation
 
 BETAS = (0.5, 0.9)
 CROP, ROLL = 1, 2  # paths of what is drawn for a block

@@ -27,11 +27,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..cards import Paper
 from ..config import HfArg, check_at_least, check_choice
-from ..labels import TeacherLabels
-from ..unroll import MatchingGradient, StudentStep, adjoint_unroll
+from ..distilled.labels import TeacherLabels
+from ..hub.cards import Paper
 from .trajectory import TrajectoryConfig, TrajectoryMatching
+from .unroll import MatchingGradient, StudentStep, adjoint_unroll
 
 
 @dataclass

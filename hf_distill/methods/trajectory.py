@@ -28,15 +28,15 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..augment import DSA
+from ..augmentation.dsa import DSA
 from ..config import HfArg, LoopConfig, check_at_least
-from ..data import RealImages
-from ..distilled import DistilledSet
-from ..distiller import Distiller
-from ..labels import TeacherLabels
+from ..data.images import RealImages
+from ..distilled.distilled_set import DistilledSet
+from ..distilled.labels import TeacherLabels
+from ..engine.loop import Distiller
+from ..networks.trajectories import ExpertTrajectories
 from ..rng import generator
-from ..trajectories import ExpertTrajectories
-from ..unroll import MatchingGradient, Student, StudentStep
+from .unroll import MatchingGradient, Student, StudentStep
 
 
 @dataclass

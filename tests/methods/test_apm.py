@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from hf_distill.blocks import Block
-from hf_distill.checkpoints import save_checkpoint
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.experts import ExpertConfig, train_experts
-from hf_distill.memory import SavedBytes
+from hf_distill.data.images import RealImages
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.pools import Pool, accuracy
+from hf_distill.engine.blocks import Block
+from hf_distill.engine.memory import SavedBytes
+from hf_distill.engine.shards import join_shards
+from hf_distill.evaluation.students import train_student
 from hf_distill.methods import APM, APMConfig
 from hf_distill.methods.apm import group_gradient, groups, kept_epochs, learning_rate, segment_gradient
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool, accuracy
-from hf_distill.shards import join_shards
-from hf_distill.students import train_student
-from hf_distill.teachers import Teacher, expert_teachers
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher, expert_teachers
+from hf_distill.runs.checkpoints import save_checkpoint
+from hf_distill.training.experts import ExpertConfig, train_experts
 
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 ALPHA = 0.3
@@ -498,7 +498,7 @@ def test_a_run_may_go_on_with_other_segments_or_another_budget_and_keeps_what_is
 # Dies when a group has kept its state twice, in the middle of the third time.
 KILL = """
 import os, signal
-from hf_distill import checkpoints
+from hf_distill.runs import checkpoints
 known, calls = checkpoints.save_file, []
 def save_file(tensors, path):
     known(tensors, path)

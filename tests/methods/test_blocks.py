@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from hf_distill.blocks import BlockDistiller
-from hf_distill.distilled import DistilledSet
-from hf_distill.labels import NetworkLabels
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.labels import NetworkLabels
+from hf_distill.engine.blocks import BlockDistiller
 from hf_distill.methods import METHODS
-from hf_distill.teachers import Teacher
+from hf_distill.networks.teachers import Teacher
 
 BLOCKED = [method for method in METHODS if issubclass(method, BlockDistiller)]
 TEACHER = {
@@ -144,7 +144,7 @@ def test_two_processes_make_the_same_bytes(runs, whole):
 # Dies when the third block is done and before that is written down, or in the middle of its images.
 KILL = """
 import os, signal
-from hf_distill import blocks
+from hf_distill.engine import blocks
 known = blocks.save_json
 written = []
 def save_json(path, value):

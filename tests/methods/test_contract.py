@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_distill.distilled import DistilledSet
-from hf_distill.distiller import Distiller
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.engine.loop import Distiller
 from hf_distill.methods import METHODS
 
 LOOPED = [method for method in METHODS if issubclass(method, Distiller)]
@@ -156,7 +156,7 @@ def test_on_two_processes_too(runs):
 # Dies while the second checkpoint, that of step 6, is being written.
 KILL = """
 import os, signal, types
-from hf_distill import checkpoints
+from hf_distill.runs import checkpoints
 
 def dies_the_second_time(function, calls=[]):
     def call(*args):
@@ -267,9 +267,9 @@ def test_a_checkpoint_of_other_images_or_experts_is_refused(runs, flags, named):
 
 # What selection is told, in turn.
 SAID = """
-import hf_distill.distiller
+import hf_distill.engine.loop
 said = iter({accuracies})
-hf_distill.distiller.validation_accuracy = lambda *args: next(said)
+hf_distill.engine.loop.validation_accuracy = lambda *args: next(said)
 """
 
 

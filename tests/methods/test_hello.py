@@ -15,22 +15,22 @@ from test_projector import save_clip
 from test_rded import NAMES, made, random_teacher, real
 
 from hf_distill.config import parse_args
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.label_comparison import compare_labels
-from hf_distill.labels import ProjectorLabels
+from hf_distill.data.images import RealImages
+from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.labels import ProjectorLabels
+from hf_distill.evaluation.label_comparison import compare_labels
+from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import RDED, HeLlO, HeLlOConfig, RDEDConfig
 from hf_distill.methods.hello import update_in_prior
-from hf_distill.models import StudentSpec
-from hf_distill.priors import Prior
-from hf_distill.projector import LabelProjector
-from hf_distill.protocols import PROTOCOLS
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.priors import Prior
+from hf_distill.networks.projector import LabelProjector
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.runs import make_accelerator
-from hf_distill.small_clip import find_prior
-from hf_distill.teacher_training import find_teachers
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing
+from hf_distill.runs.processes import make_accelerator
+from hf_distill.training.small_clip import find_prior
+from hf_distill.training.teachers import find_teachers
 
 TINY = {"projector_epochs": 1, "batch_projector": 16, "prompts": "simple", "lora_r": 2, "num_crops": 2}
 
@@ -387,7 +387,7 @@ def test_two_processes_make_the_same_images_and_up_to_rounding_the_same_projecto
 
 COUNT = """
 import os
-import hf_distill.small_clip as small_clip
+import hf_distill.training.small_clip as small_clip
 known = small_clip._train
 def noted(*args):
     open(f"trained-{os.getpid()}", "w").close()

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_distill.data import RealImages
-from hf_distill.distilled import DistilledSet
-from hf_distill.method import DistillationDiverged
+from hf_distill.data.images import RealImages
+from hf_distill.data.pixels import Pixels
+from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import RDED, RDEDConfig
 from hf_distill.methods.patches import choose, edges, shrinking, take_crops
-from hf_distill.models import StudentSpec
-from hf_distill.pixels import Pixels
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing, fit_zca
 
 NAMES = ["cat", "dog", "owl"]
 

@@ -13,19 +13,28 @@ from PIL import Image
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from hf_distill.blocks import Block
+from hf_distill.augmentation.crops import (
+    CROP_DRAWS,
+    CropParams,
+    crop_resize,
+    draw_crops,
+    draw_roll,
+    min_scale,
+    roll,
+    uniform,
+)
 from hf_distill.config import DataArguments
-from hf_distill.crops import CROP_DRAWS, CropParams, crop_resize, draw_crops, draw_roll, min_scale, roll, uniform
-from hf_distill.data import RealImages
-from hf_distill.method import DistillationDiverged
+from hf_distill.data.images import RealImages
+from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.distilled.pools import Pool, accuracy
+from hf_distill.engine.blocks import Block
+from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import CDA, CDAConfig, SRe2L, SRe2LConfig
 from hf_distill.methods.sre2l import bounds, learning_rate, placing
-from hf_distill.models import StudentSpec
-from hf_distill.pools import Pool, accuracy
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
-from hf_distill.teacher_training import TeacherConfig, train_teacher
-from hf_distill.teachers import Teacher
-from hf_distill.transforms import Preprocessing, fit_zca
+from hf_distill.training.teachers import TeacherConfig, train_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

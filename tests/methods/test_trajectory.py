@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_distill.augment import DSA
+from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
-from hf_distill.data import RealImages
-from hf_distill.experts import ExpertConfig, train_experts
+from hf_distill.data.images import RealImages
 from hf_distill.methods import MTT, MTTConfig, Tesla, TeslaConfig
-from hf_distill.trajectories import ExpertTrajectories
+from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.training.experts import ExpertConfig, train_experts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,1 @@
+"""`RealImages`: any image-classification dataset, decoded once, and what a network sees of it."""

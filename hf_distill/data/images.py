@@ -1,0 +1,328 @@
+"""`RealImages`: any image-classification dataset that `load_dataset` reads, as uint8 tensors indexed by class.
+
+Every image is decoded and resized once (see `pixels`). The bytes go into an Arrow file in the cache of `datasets`,
+mapped into memory: what is not asked for is not read, and nothing has to fit in RAM. After that a batch is a slice.
+"""
+
+import hashlib
+import logging
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..config import DataArguments
+from ..rng import generator
+from .pixels import Pixels, Target, rows_in_chunk
+from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
+from .source import Source, folder_revision, one_process_at_a_time, split_names
+
+__all__ = ["RealImages"]
+
+logger = logging.getLogger(__name__)
+
+TEST_SPLITS = ("test", "validation", "valid", "val")
+
+
+class RealImages(torch.utils.data.Dataset):
+    """Images with one label each: uint8 pixels mapped from disk, labels in memory.
+
+    Attributes:
+        labels: (N,) int64 on the CPU.
+        class_names: Name of each label.
+        preprocessing: From pixels to what a network sees; computed from train, reused for test.
+        provenance: Where the images come from: name, config, split, revision, license, gated, homepage, num_images.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        positions: Tensor,
+        labels: Tensor,
+        class_names: list[str],
+        preprocessing: Preprocessing,
+        provenance: dict[str, Any],
+    ) -> None:
+        self._pixels, self._positions = pixels, positions
+        self.labels, self.class_names = labels, class_names
+        self.preprocessing, self.provenance = preprocessing, provenance
+
+    @classmethod
+    def from_hub(
+        cls,
+        args: DataArguments,
+        split: str | None = None,
+        *,
+        like: "RealImages | None" = None,
+        seed: int = 0,
+        revision: str | None = None,
+    ) -> "RealImages":
+        """The images of one split. Of processes that call this together, one decodes and the others read its cache.
+
+        Args:
+            args: What to read, and how.
+            split: Train's if not given.
+            like: Take class order, colour, resolution and preprocessing from these: how a test split is read.
+            seed: Draws the images that `--max_train_samples` (with `like`: `--max_test_samples`) keeps: an equal share
+                of each class; what a small class cannot give is shared by the others.
+            revision: That of a local folder, where it is known, since listing many files takes its time.
+
+        Raises:
+            ValueError: One line on what is wrong with the arguments or the data, and what to do.
+        """
+        numbered = None if like is None else like.class_names
+        source = Source.open(args, split or args.dataset_train_split, _target(args, like), numbered, revision)
+        if like is None:
+            rows = _evenly(source, torch.arange(len(source.labels)), args.max_train_samples, generator(seed, "train"))
+            _check_every_class(source, rows, args.max_train_samples)
+        else:
+            rows = _evenly(source, torch.arange(len(source.labels)), args.max_test_samples, generator(seed, "test"))
+        pixels, positions = source.decode(rows)
+        preprocessing = _fit(args, pixels, positions) if like is None else like.preprocessing
+        return cls(pixels, positions, source.labels[rows], source.class_names, preprocessing, source.provenance)
+
+    @classmethod
+    def train_and_test(cls, args: DataArguments, *, seed: int = 0) -> "tuple[RealImages, RealImages]":
+        """Train and test images with the same classes, size and preprocessing (fitted on train alone).
+
+        Test is `--dataset_test_split`, or else the split called test, validation, valid or val. A dataset with none of
+        them gives a fifth of train, stratified by class and drawn by `seed`.
+
+        Raises:
+            ValueError: As `from_hub`.
+        """
+        test_split = args.dataset_test_split
+        if test_split is None:
+            splits = set(split_names(args)) - {args.dataset_train_split}
+            test_split = next((name for name in TEST_SPLITS if name in splits), None)
+        if test_split is not None:
+            revision = folder_revision(args)
+            train = cls.from_hub(args, seed=seed, revision=revision)
+            return train, cls.from_hub(args, test_split, like=train, seed=seed, revision=revision)
+        source = Source.open(args, args.dataset_train_split, _target(args, None))
+        rest, held_out = _stratify(source.labels, len(source.class_names), 0.2, generator(seed, "no test split"))
+        train_rows = _evenly(source, rest, args.max_train_samples, generator(seed, "train"))
+        test_rows = _evenly(source, held_out, args.max_test_samples, generator(seed, "test"))
+        _check_every_class(source, train_rows, args.max_train_samples)
+        if not len(test_rows):
+            raise ValueError(
+                f"{source.where} has one image per class and nothing to test on; give --dataset_test_split"
+            )
+        logger.warning("%s has no test split: a fifth of %r is held out for it", source.name, source.split)
+        rows = torch.cat([train_rows, test_rows]).sort().values
+        pixels, positions = source.decode(rows)
+        at = [torch.searchsorted(rows, part) for part in (train_rows, test_rows)]
+        preprocessing = _fit(args, pixels, positions[at[0]])
+        whole = cls(pixels, positions, source.labels[rows], source.class_names, preprocessing, source.provenance)
+        test = whole.subset(at[1])
+        test.provenance = {**test.provenance, "split": f"a fifth of {source.split}"}
+        return whole.subset(at[0]), test
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self._pixels.shape
+
+    @property
+    def resized(self) -> bool:
+        """Images of other sizes were brought to this one, and not refused."""
+        return self._pixels.resized
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a Hub dataset; of a folder, a hash of its files."""
+        return self.provenance["revision"]
+
+    def uint8(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """Pixels of `rows`, (n, C, H, W) uint8 on the CPU; only these are read from disk."""
+        return self._pixels.take(self._positions[torch.as_tensor(rows, dtype=torch.long)])
+
+    def images(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """What a network sees of `rows`, (n, C, H, W) float32 on the CPU."""
+        return self.preprocessing(self.uint8(rows))
+
+    def resident(self, device: torch.device | str) -> Tensor:
+        """All pixels, (N, C, H, W) uint8, held on `device`; whether they fit is the caller's business."""
+        images = torch.empty((len(self), *self.shape), dtype=torch.uint8, device=device)
+        filled = 0
+        for batch in _batches(self._pixels, self._positions):
+            images[filled : filled + len(batch)] = batch.to(device)
+            filled += len(batch)
+        return images
+
+    @cached_property
+    def _rows_by_class(self) -> tuple[Tensor, ...]:
+        return _by_class(self.labels, self.num_classes)
+
+    def class_rows(self, label: int) -> Tensor:
+        """Rows of the images of class `label`, (m,) int64, ascending."""
+        return self._rows_by_class[label]
+
+    def sample(self, label: int, n: int, generator: torch.Generator) -> Tensor:
+        """`n` different images of class `label`, (n, C, H, W) float32, preprocessed.
+
+        Raises:
+            ValueError: The class has fewer than `n`.
+        """
+        rows = self.class_rows(label)
+        if n > len(rows):
+            raise ValueError(
+                f"{n} different images of class {self.class_names[label]!r} were asked for and it has {len(rows)}; "
+                "ask for fewer images per class, or leave the class out with --classes"
+            )
+        return self.images(rows[torch.randperm(len(rows), generator=generator)[:n]])
+
+    def require_per_class(self, count: int) -> None:
+        """Raise a `ValueError` that names the smallest class unless every class has `count` images, as `--ipc` asks."""
+        fewest = min(range(self.num_classes), key=lambda label: len(self.class_rows(label)))
+        if len(self.class_rows(fewest)) < count:
+            raise ValueError(
+                f"class {self.class_names[fewest]!r} has {len(self.class_rows(fewest))} training images and --ipc is "
+                f"{count}; expected at least that many in every class: lower --ipc, or choose --classes"
+            )
+
+    def subset(self, rows: Tensor | Sequence[int]) -> "RealImages":
+        """A view of `rows`, in that order; no pixel is copied."""
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        positions, labels = self._positions[rows], self.labels[rows]
+        return RealImages(self._pixels, positions, labels, self.class_names, self.preprocessing, self.provenance)
+
+    def seen_through(self, preprocessing: Preprocessing) -> "RealImages":
+        """The same images with another preprocessing, for images of their size."""
+        shape = (preprocessing.channels, *preprocessing.image_size)
+        if shape != self.shape:
+            raise ValueError(f"preprocessing for images of shape {shape}; expected {self.shape}, as these are")
+        return RealImages(self._pixels, self._positions, self.labels, self.class_names, preprocessing, self.provenance)
+
+    def split(self, fraction: float, seed: int) -> "tuple[RealImages, RealImages]":
+        """The rest, and a held-out `fraction` of each class: views that depend on `seed` and the labels alone.
+
+        A class of two or more images gives at least one and keeps at least one; a class of one image keeps it.
+        """
+        rest, held_out = _stratify(self.labels, self.num_classes, fraction, generator(seed, "held out"))
+        return self.subset(rest), self.subset(held_out)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
+        """A whole batch: `DataLoader` calls this in place of one `__getitem__` per image."""
+        return {"pixel_values": self.images(rows), "labels": self.labels[torch.as_tensor(rows, dtype=torch.long)]}
+
+    def loader(self, batch_size: int, *, train: bool, seed: int = 0) -> DataLoader:
+        """Batches `{"pixel_values": (n, C, H, W) float32, "labels": (n,) int64}`; for training shuffled by `seed`."""
+        return DataLoader(
+            self, batch_size, shuffle=train, generator=generator(seed, "loader"), collate_fn=_already_a_batch
+        )
+
+
+def _already_a_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
+
+
+def _target(args: DataArguments, like: RealImages | None) -> Target:
+    """What images are to become: what `like` has, or else what the arguments ask for."""
+    if like is not None:
+        channels, height, width = like.shape
+        return Target((height, width), "gray" if channels == 1 else "rgb", args.resolution is not None or like.resized)
+    size = None if args.resolution is None else (args.resolution[0], args.resolution[-1])
+    return Target(size, args.color, resize=size is not None)
+
+
+def _by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+    """Rows of each class, ascending."""
+    return labels.argsort(stable=True).split(torch.bincount(labels, minlength=num_classes).tolist())
+
+
+def _evenly(source: Source, rows: Tensor, limit: int | None, draw: torch.Generator) -> Tensor:
+    """At most `limit` of `rows`, ascending: an equal share of each class; small classes leave theirs to the others."""
+    if limit is None or limit >= len(rows):
+        return rows
+    parts = _by_class(source.labels[rows], len(source.class_names))
+    counts = torch.tensor([len(part) for part in parts])
+    # The highest level that is not too much for `limit`.
+    share = bisect_right(range(limit + 1), limit, key=lambda level: int(counts.clamp(max=level).sum())) - 1
+    quota = counts.clamp(max=share)
+    # What is left is less than one for each class that has more: the first of them get it.
+    quota[torch.nonzero(counts > share).flatten()[: limit - int(quota.sum())]] += 1
+    chosen = [
+        part[torch.randperm(len(part), generator=draw)[:n]] for part, n in zip(parts, quota.tolist(), strict=True)
+    ]
+    return rows[torch.cat(chosen).sort().values]
+
+
+def _check_every_class(source: Source, rows: Tensor, limit: int | None) -> None:
+    if len(rows) < len(source.class_names):
+        raise ValueError(
+            f"--max_train_samples is {limit}; expected at least {len(source.class_names)}, one image for each class"
+        )
+
+
+def _stratify(labels: Tensor, num_classes: int, fraction: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(rest, held out) rows, both ascending, with `fraction` of each class held out."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"a fraction of {fraction} to hold out; expected 0 up to, not including, 1")
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for part in _by_class(labels, num_classes):
+        n = min(max(round(fraction * len(part)), 1), len(part) - 1) if fraction and len(part) else 0
+        held_out[part[torch.randperm(len(part), generator=draw)[:n]]] = True
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+
+
+def _batches(pixels: Pixels, positions: Tensor) -> Iterator[Tensor]:
+    """All of `positions`, in order, as (n, C, H, W) uint8 tensors of a bounded number of bytes."""
+    for part in positions.split(rows_in_chunk(pixels.shape)):
+        yield pixels.take(part)
+
+
+def _fit(args: DataArguments, pixels: Pixels, positions: Tensor) -> Preprocessing:
+    """The preprocessing that `--normalization` asks for, computed from the images at `positions` or given."""
+    channels, height, width = pixels.shape
+    mean, std, zca = (0.0,) * channels, (1.0,) * channels, None
+    if args.normalization == "zca":
+        zca = _zca(args, pixels, positions)
+    elif args.mean is not None and args.std is not None:
+        mean, std = tuple(args.mean), tuple(args.std)
+        if len(mean) != channels:
+            raise ValueError(
+                f"--mean has {len(mean)} number(s) and the images {channels} channel(s); give one for each"
+            )
+    elif args.normalization == "mean_std":
+        mean, std = fit_mean_std(_batches(pixels, positions))
+    return Preprocessing(channels, (height, width), mean, std, zca)
+
+
+def _zca(args: DataArguments, pixels: Pixels, positions: Tensor) -> ZCA:
+    """The whitening of these images, from the cache when the same bytes were whitened before.
+
+    A fit takes seconds to minutes, and every recipe on the same data needs the same one.
+    """
+    content = hashlib.sha256(str((pixels.shape, args.zca_eps)).encode())
+    for batch in _batches(pixels, positions):
+        content.update(batch.numpy())
+    with one_process_at_a_time(args) as folder:
+        path = folder / f"hf_distill-zca-{content.hexdigest()[:32]}.safetensors"
+        if not path.is_file():
+            zca = fit_zca(_batches(pixels, positions), args.zca_eps)
+            aside = path.with_suffix(".tmp")
+            parts = {"mean": zca.mean, "vectors": zca.vectors, "values": zca.values}
+            save_file(parts, aside, metadata={"digest": zca.digest})
+            os.replace(aside, path)
+        with safe_open(path, "pt") as file:
+            parts = [file.get_tensor(name) for name in ("mean", "vectors", "values")]
+            return ZCA(*parts, args.zca_eps, file.metadata()["digest"])

@@ -1,0 +1,546 @@
+"""`Source`: one split of a dataset, found and checked, with every mistake told in one line.
+
+Which column holds the images and which the labels, which classes there are and which rows belong to them, where the
+data come from; then the pixels, out of the cache of `datasets` when they have been decoded before.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub import HfApi, metadata_load
+
+# The HTTP library that the Hub client uses has changed its name; its error is always found here.
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import WeakFileLock
+from torch import Tensor
+
+from ..config import DataArguments
+from .digits import digits_folder
+from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, decode_table, plan_for, rows_in_chunk
+
+__all__ = ["Source", "folder_revision", "one_process_at_a_time", "split_names"]
+
+logger = logging.getLogger(__name__)
+
+NOT_TOLD = ("dataset_name", "dataset_streaming", "num_proc")
+
+OPENED = 1000  # files of a folder; of more only names, sizes and times are read
+
+LABEL_NAMES = ("label", "labels", "class", "target")
+
+
+@dataclass
+class Source:
+    """One split, opened but not decoded (streamed: decoded already), and the rows of it that are wanted.
+
+    Attributes:
+        name: What messages and cards call the dataset.
+        rows: (N,) int64, the rows of `data` that have a wanted class, ascending.
+        labels: (N,) int64, their classes.
+        provenance: name, config, split, revision, license, gated, homepage, num_images.
+        streamed: `data` holds pixels already.
+    """
+
+    args: DataArguments
+    name: str
+    split: str
+    data: Dataset
+    image_column: str
+    target: Target
+    rows: Tensor
+    labels: Tensor
+    class_names: list[str]
+    provenance: dict[str, Any]
+    streamed: bool
+
+    @property
+    def where(self) -> str:
+        """The split and the dataset, for messages."""
+        return _where(self.split, self.name)
+
+    @classmethod
+    def open(
+        cls,
+        args: DataArguments,
+        split: str,
+        target: Target,
+        class_names: list[str] | None = None,
+        revision: str | None = None,
+    ) -> "Source":
+        """Find the split, its columns and its classes.
+
+        Args:
+            args: What to read.
+            split: Which split.
+            target: What images are to become.
+            class_names: Classes that are already numbered: labels are mapped to them by name.
+            revision: What `folder_revision` says of a local folder, where it was asked already.
+
+        Raises:
+            ValueError: One line on what is wrong, what was expected and what to do.
+        """
+        # Reading needs no lock, and a long list of files must not make processes wait in a row.
+        revision = revision or folder_revision(args)
+        with one_process_at_a_time(args):
+            splits, read = _load(args)
+            name = _name(args)
+            if split not in splits:
+                raise ValueError(
+                    f"split {split!r} is not in {name}, which has {', '.join(splits)}{_did_you_mean(split, splits)}; "
+                    "choose with --dataset_train_split and --dataset_test_split"
+                )
+            if splits[split] == 0:
+                raise ValueError(_empty(_where(split, name)))
+            data = read(split)
+            provenance = _provenance(args, split, data, revision)
+            features = data.features
+            if features is None:
+                features = data._resolve_features().features
+            image_column = _image_column(args, features, name)
+            label_column = _label_column(args, features, name, image_column)
+            label_feature = features[label_column]
+            data = data.select_columns([image_column, label_column])
+            if not isinstance(features[image_column], datasets.Image):
+                data = data.cast_column(image_column, datasets.Image())
+            streamed = isinstance(data, IterableDataset)
+            if streamed:
+                data = _stream(args, split, target, provenance, (image_column, label_column), label_feature)
+                label_column = "label"
+        where = _where(split, name)
+        column = data.select_columns([label_column]).with_format("arrow")[:].column(0)
+        codes, names = _codes(column, label_feature, where, check_negative=args.classes is None)
+        rows, labels, class_names = _order_classes(codes, names, args.classes, class_names, where)
+        provenance = {**provenance, "num_images": len(data)}
+        parts = (rows, labels, class_names, provenance, streamed)
+        return cls(args, name, split, data, image_column, target, *parts)
+
+    def decode(self, chosen: Tensor) -> tuple[Pixels, Tensor]:
+        """The pixels of `rows[chosen]`, decoded now or found in the cache, and where in them each of these is.
+
+        Raises:
+            ValueError: An image cannot be used; it is named by row and split.
+        """
+        rows = self.rows[chosen]
+        if self.streamed:
+            first = self.data.with_format(None)[0]
+            size = (first["height"], first["width"])
+            shape = (len(first["pixels"]) // (size[0] * size[1]), *size)
+            return Pixels(self.data.data.column("pixels"), shape, self.target.resize), rows
+        with one_process_at_a_time(self.args):
+            images = self.data.select_columns([self.image_column])
+            if len(rows) < len(images):
+                images = images.select(rows.numpy())
+            feature, images = images.features[self.image_column], images.with_format("arrow")
+            try:
+                plan = plan_for(images, feature, self.target)
+                decoded = images.map(
+                    decode_table,
+                    batched=True,
+                    with_indices=True,
+                    batch_size=plan.rows_at_once,
+                    writer_batch_size=plan.rows_at_once,
+                    remove_columns=[self.image_column],
+                    features=Features({"pixels": Value("binary")}),
+                    fn_kwargs={"plan": plan, "feature": feature},
+                    num_proc=self.args.num_proc,
+                    desc=f"Decoding {self.split}",
+                )
+            except BadImage as bad:
+                raise ValueError(f"row {int(rows[bad.position])} of {self.where}: {bad.reason}") from bad
+        return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize), torch.arange(len(rows))
+
+
+@contextmanager
+def one_process_at_a_time(args: DataArguments) -> Iterator[Path]:
+    """The folder of the cache, under a lock: of processes that start together one works, the others find what it left.
+
+    Not a barrier: that would end the job when decoding takes longer than its timeout, and hang when one process fails.
+    """
+    what = json.dumps([args.dataset_name, args.dataset_config, args.dataset_revision])
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder / f"hf_distill-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"):
+        yield folder
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _did_you_mean(given: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(map(repr, nearest))})" if nearest else ""
+
+
+def _where(split: str, name: str) -> str:
+    return f"split {split!r} of {name}"
+
+
+def _name(args: DataArguments) -> str:
+    """What messages and cards call the dataset: of a folder its last part, since paths are private."""
+    if args.dataset_name is None:
+        return "digits"
+    folder = Path(args.dataset_name).expanduser()
+    return folder.resolve().name if folder.is_dir() else args.dataset_name
+
+
+def split_names(args: DataArguments) -> list[str]:
+    """The splits of the dataset."""
+    with one_process_at_a_time(args):
+        return list(_load(args)[0])
+
+
+def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], Dataset | IterableDataset]]:
+    """The splits with their number of rows where it is known, and what reads one of them.
+
+    Raises:
+        ValueError: There is no such dataset, it needs a configuration, or it cannot be read or reached.
+    """
+    name = str(digits_folder()) if args.dataset_name is None else args.dataset_name
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        name = str(folder.resolve())
+    elif folder.exists():
+        raise ValueError(f"--dataset_name {name} is a file; expected a dataset folder or the name of a Hub dataset")
+    elif name.startswith((".", "~", "/")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name):
+        beside = [str(entry) for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise ValueError(
+            f"--dataset_name {name}: there is no such folder{_did_you_mean(str(folder), beside)}; "
+            "expected a folder that `load_dataset` reads, or the name of a Hub dataset"
+        )
+    try:
+        # Not `load_dataset`, which refuses all splits when one is empty.
+        builder = datasets.load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
+        if args.dataset_streaming:
+            streams = builder.as_streaming_dataset()
+            return dict.fromkeys(streams), streams.__getitem__
+        builder.download_and_prepare()
+        return {split: info.num_examples for split, info in builder.info.splits.items()}, builder.as_dataset
+    except DatasetNotFoundError as error:
+        raise ValueError(
+            f"--dataset_name {name}: no such folder here, and no such dataset that this account can read on the Hub; "
+            f"check the name, or log in with `hf auth login` ({_one_line(error)})"
+        ) from error
+    except (ConnectionError, HTTPError) as error:
+        raise ValueError(
+            f"--dataset_name {name}: there is no such folder here, and the Hub cannot be reached; connect, unset "
+            f"HF_HUB_OFFLINE, or give a local folder ({_one_line(error)})"
+        ) from error
+    except (DatasetsError, OSError, ValueError, pa.ArrowException) as error:
+        cause = f": {_one_line(error.__cause__)}" if error.__cause__ is not None else ""
+        raise ValueError(
+            f"--dataset_name {name} cannot be loaded; fix it, or choose with --dataset_config and --dataset_revision "
+            f"({_one_line(error)}{cause})"
+        ) from error
+
+
+def _stream(
+    args: DataArguments,
+    split: str,
+    target: Target,
+    provenance: dict[str, Any],
+    columns: tuple[str, str],
+    label: Any,
+) -> Dataset:
+    """The whole split in one pass, as columns `pixels`, `label`, `height`, `width` on disk; cached by what was asked.
+
+    With `--classes` the images of other classes are neither decoded nor kept.
+    """
+    source = DataArguments(
+        dataset_name=args.dataset_name,
+        dataset_config=args.dataset_config,
+        dataset_revision=args.dataset_revision,
+        dataset_streaming=True,
+    )
+    # All of this is the key of the cache, and the revision stands for the data.
+    kwargs = {
+        "source": source,
+        "revision": provenance["revision"],
+        "split": split,
+        "columns": columns,
+        "classes": None if args.classes is None else tuple(args.classes),
+        "target": target,
+    }
+    stored = Value("int64") if isinstance(label, ClassLabel) else label
+    features = {"pixels": Value("binary"), "label": stored, "height": Value("int32"), "width": Value("int32")}
+    at_once = 1000 if target.size is None else rows_in_chunk((3, *target.size))
+    try:
+        return Dataset.from_generator(
+            _stream_rows, features=Features(features), gen_kwargs=kwargs, writer_batch_size=at_once
+        )
+    except DatasetsError as error:
+        if isinstance(error.__cause__, BadImage):
+            bad = error.__cause__
+            raise ValueError(f"row {bad.position} of {_where(split, _name(args))}: {bad.reason}") from error
+        if isinstance(error.__cause__, NoImages):
+            where = _where(split, _name(args))
+            raise ValueError(_empty(where) if args.classes is None else _none_of(args.classes, where)) from error
+        cause = error.__cause__ or error
+        raise ValueError(f"{_where(split, _name(args))} cannot be streamed: {_one_line(cause)}") from error
+
+
+def _stream_rows(
+    source: DataArguments,
+    revision: str | None,
+    split: str,
+    columns: tuple[str, str],
+    classes: tuple[str, ...] | None,
+    target: Target,
+) -> Iterator[dict[str, Any]]:
+    """What `_stream` keeps, row by row; `revision` only names the cache."""
+    data = _load(source)[1](split)
+    features = data.features or data._resolve_features().features
+    image_column, label_column = columns
+    feature, label_feature = features[image_column], features[label_column]
+    encoded = data.select_columns(list(columns)).cast_column(image_column, datasets.Image(decode=False))
+
+    def wanted() -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
+        for row, example in enumerate(encoded):
+            label = example[label_column]
+            if classes is not None:
+                name = str(label)
+                if isinstance(label_feature, ClassLabel) and label is not None:
+                    if not 0 <= label < label_feature.num_classes:
+                        raise BadImage(row, _outside(label, label_feature.num_classes))
+                    name = label_feature.names[label]
+                if name not in classes:
+                    continue
+            yield row, label, example[image_column]
+
+    yield from decode_stream(wanted(), feature if isinstance(feature, datasets.Image) else datasets.Image(), target)
+
+
+def _image_column(args: DataArguments, features: Features, name: str) -> str:
+    """The column that `--image_column_name` names, or the one that holds images."""
+    images = [column for column, feature in features.items() if _holds_images(feature)]
+    given = args.image_column_name
+    if given is not None:
+        _check_column(given, features, name, "image", images)
+        feature = features[given]
+        castable = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
+        if not (_holds_images(feature) or castable):
+            raise ValueError(
+                f"--image_column_name {given}: that column of {name} holds {feature}; expected images{_such_as(images)}"
+            )
+        return given
+    return _the_one(images, features, name, "image")
+
+
+def _holds_images(feature: Any) -> bool:
+    """Images, or what they look like in a parquet file that was written without `datasets`."""
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _label_column(args: DataArguments, features: Features, name: str, image_column: str) -> str:
+    """The column that `--label_column_name` names; or the one ClassLabel; or the one of integers, strings or bools."""
+    plain = [column for column, feature in features.items() if column != image_column and _holds_labels(feature)]
+    labels = [column for column in plain if isinstance(features[column], ClassLabel)] or plain
+    given = args.label_column_name
+    if given is not None:
+        _check_column(given, features, name, "label", labels)
+        if given not in plain:
+            raise ValueError(
+                f"--label_column_name {given}: that column of {name} holds {features[given]}; expected one ClassLabel, "
+                f"integer, string or bool per image{_such_as(plain)}"
+            )
+        return given
+    if len(labels) > 1 and not isinstance(features[labels[0]], ClassLabel):
+        # Beside ids and file names, a column that is called label is the label.
+        labels = [column for column in labels if column.lower() in LABEL_NAMES] or labels
+    return _the_one(labels, features, name, "label")
+
+
+def _holds_labels(feature: Any) -> bool:
+    if isinstance(feature, ClassLabel):
+        return True
+    return isinstance(feature, Value) and (
+        feature.dtype.startswith(("int", "uint")) or feature.dtype in ("bool", "string", "large_string")
+    )
+
+
+def _such_as(columns: list[str]) -> str:
+    return f", such as {', '.join(columns)}" if columns else ""
+
+
+def _check_column(given: str, features: Features, name: str, kind: str, candidates: list[str]) -> None:
+    if given not in features:
+        raise ValueError(
+            f"--{kind}_column_name {given}: {name} has no such column{_did_you_mean(given, features)}; expected "
+            f"one of {', '.join(candidates or features)}"
+        )
+
+
+def _the_one(candidates: list[str], features: Features, name: str, kind: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"{len(candidates)} columns that could be the {kind}: {', '.join(candidates)}"
+    if not candidates:
+        found = f"no {kind} column among {', '.join(features)}"
+    raise ValueError(f"{name} has {found}; expected one: choose it with --{kind}_column_name")
+
+
+def _codes(column: pa.ChunkedArray, feature: Any, where: str, *, check_negative: bool) -> tuple[np.ndarray, list[str]]:
+    """(N,) codes, and the class name of each code: a ClassLabel's own, else the sorted values as strings."""
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise ValueError(f"row {row} of {where} has no label; leave the row out of the dataset")
+    if isinstance(feature, ClassLabel):
+        codes = column.to_numpy().astype(np.int64)
+        wrong = np.flatnonzero((codes < 0) | (codes >= feature.num_classes))
+        if len(wrong):
+            raise ValueError(f"row {wrong[0]} of {where}: {_outside(int(codes[wrong[0]]), feature.num_classes)}")
+        return codes, list(feature.names)
+    encoded = column.combine_chunks().dictionary_encode()
+    codes, values = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+    # -1 says "no label" more often than it names a class; who means a class by it can say so.
+    if check_negative and not isinstance(values[0], str) and min(values) < 0:
+        row = int(np.flatnonzero(codes == values.index(min(values)))[0])
+        raise ValueError(
+            f"row {row} of {where}: label {min(values)}, which means no label; expected 0 or more: leave the "
+            "row out, choose another split, or name the classes with --classes"
+        )
+    order = sorted(range(len(values)), key=values.__getitem__)
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values))
+    return rank[codes], [str(values[place]) for place in order]
+
+
+def _empty(where: str) -> str:
+    return f"{where} is empty; expected images: choose another split, or fill it"
+
+
+def _none_of(classes: Sequence[str], where: str) -> str:
+    return f"{where} has no image of the classes {_some(classes)}; choose another split or other classes"
+
+
+def _outside(label: int, num_classes: int) -> str:
+    return (
+        f"label {label}; expected 0 to {num_classes - 1}: leave the row out, or choose a split that has labels with "
+        "--dataset_train_split and --dataset_test_split"
+    )
+
+
+def _order_classes(
+    codes: np.ndarray, names: list[str], classes: list[str] | None, numbered: list[str] | None, where: str
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Rows to keep, their labels, and the class names: the `numbered`, else `classes` in their order, else all."""
+    if numbered is not None:
+        order = numbered
+    else:
+        order = names if classes is None else classes
+        known = set(names)
+        unknown = [name for name in order if name not in known]
+        if unknown:
+            raise ValueError(
+                f"--classes {unknown[0]}: {where} has no such class{_did_you_mean(unknown[0], names)}; "
+                f"expected some of its {len(names)} classes {_some(names)}"
+            )
+        if len(set(order)) < len(order):
+            raise ValueError(f"--classes {' '.join(order)}: a class is named twice; expected each once")
+    place = {name: label for label, name in enumerate(order)}
+    labels = np.array([place.get(name, -1) for name in names])[codes]
+    if numbered is not None and classes is None and (labels < 0).any():
+        row = int(np.flatnonzero(labels < 0)[0])
+        name = names[codes[row]]
+        raise ValueError(
+            f"row {row} of {where} has class {name!r}, which train lacks{_did_you_mean(name, order)}; expected the "
+            f"classes of train {_some(order)}"
+        )
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise ValueError(_none_of(order, where))
+    if len(order) < 2:
+        raise ValueError(f"{where} has the one class {order[0]!r}; expected at least two classes to tell apart")
+    empty = np.setdiff1d(np.arange(len(order)), labels) if numbered is None else []
+    if len(empty):
+        raise ValueError(
+            f"class {order[empty[0]]!r} has no images in {where} ({len(empty)} of {len(order)} classes are empty); "
+            "expected at least one each: add images, or name the classes to keep with --classes"
+        )
+    return torch.from_numpy(rows), torch.from_numpy(labels[rows]), list(order)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def _provenance(
+    args: DataArguments, split: str, data: Dataset | IterableDataset, revision: str | None
+) -> dict[str, Any]:
+    """Where the images come from, for cards and caches; `revision` is that of a folder."""
+    provenance: dict[str, Any] = {
+        "name": _name(args),
+        "config": args.dataset_config,
+        "split": split,
+        "revision": None,
+        "license": data.info.license or None,
+        "gated": False,
+        "homepage": data.info.homepage or None,
+        # How to read the same images again. No path: that is of this machine, and `name` says what it can.
+        "arguments": {key: value for key, value in asdict(args).items() if key not in NOT_TOLD},
+    }
+    folder = _folder(args)
+    if folder.is_dir():
+        provenance["revision"] = revision
+        if (folder / "README.md").is_file():
+            card = metadata_load(folder / "README.md") or {}
+            provenance.update({key: card[key] for key in ("license", "homepage") if card.get(key)})
+        return provenance
+    provenance["homepage"] = provenance["homepage"] or f"https://huggingface.co/datasets/{args.dataset_name}"
+    # Files are downloaded as hf://datasets/<name>@<commit>/<path>, so the cache knows its commit without a network.
+    urls = [url for url in data.info.download_checksums or {} if url.startswith("hf://datasets/") and "@" in url]
+    commit = urls[0].split("@", 1)[1].split("/", 1)[0] if urls else None
+    try:
+        info = HfApi().dataset_info(args.dataset_name or "", revision=commit or args.dataset_revision)
+    except (OSError, HTTPError) as error:
+        logger.warning("the licence and gating of %s are unknown: %s", args.dataset_name, _one_line(error))
+        provenance["revision"] = commit
+        return provenance
+    provenance.update(revision=commit or info.sha, gated=info.gated or False)
+    if info.card_data is not None and info.card_data.get("license"):
+        provenance["license"] = info.card_data.get("license")
+    return provenance
+
+
+def _folder(args: DataArguments) -> Path:
+    return digits_folder() if args.dataset_name is None else Path(args.dataset_name).expanduser()
+
+
+def folder_revision(args: DataArguments) -> str | None:
+    """A hash that is another when the files of a local dataset are others; None for a Hub dataset.
+
+    Of names, sizes and first kilobytes: the same for a copy. A folder of more than 1,000 files, which would take
+    minutes to open, is told by names, sizes and times of change.
+    """
+    folder = _folder(args)
+    if not folder.is_dir():
+        return None
+    files = []
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        paths = (os.path.join(place, name) for name in names if not name.startswith("."))
+        files += [path for path in paths if os.path.isfile(path)]
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: path.split(os.sep)):
+        status = os.stat(path)
+        digest.update(f"{path[len(str(folder)) + 1 :].replace(os.sep, '/')} {status.st_size} ".encode())
+        if len(files) > OPENED:
+            digest.update(f"{status.st_mtime_ns} ".encode())
+        else:
+            with open(path, "rb") as file:
+                digest.update(file.read(4096))
+    return f"sha256:{digest.hexdigest()[:16]}"

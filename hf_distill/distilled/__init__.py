@@ -1,0 +1,1 @@
+"""`DistilledSet`: the small set, its tables, its labels, and what they cost."""

@@ -1,0 +1,643 @@
+"""`EpochLabels`: what a teacher says of every view of every image, epoch by epoch, stored and read back.
+
+Only logits are stored. The views are a function of (seed, epoch, row), so neither a crop nor a partner is, and whoever
+trains on the labels sees the very pixels that were labelled. Labels that others made are of views that they drew, and
+those are columns beside the logits. On disk they are parquet files of whole epochs, which
+`load_dataset` reads too; one epoch is in memory at a time, and in a Hub repository a file is fetched when it is first
+used.
+
+What one image costs in one epoch (K classes): 2 K bytes in full, 4 k + 4 with the k largest logits and the mass of the
+rest. Fewer epochs than the student is trained for cost a part of that: it then sees the stored ones again and again,
+the same views with the same labels.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import DatasetCardData
+from torch import Tensor
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+from ..augmentation.recorded_views import (
+    RECORDED,
+    RecordedViews,
+    check_count,
+    is_recorded_config,
+    recorded_fields,
+    several,
+    why_no_views,
+)
+from ..augmentation.views import Views
+from ..config import check_at_least
+from ..hub.cards import render_card, source_context
+from ..hub.checks import MOST_CLASSES, Rules, check_values, is_hex, is_number, is_whole
+from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from ..hub.folder import Home, HubFolder
+from ..hub.repository import Repository
+from .label_costs import label_bytes
+from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
+from .pools import Pool, upload
+
+__all__ = ["FORMAT_VERSION", "Codec", "EpochLabels", "images_sha256", "relabel", "store"]
+
+INDEX = "labels_config.json"
+FOLDER = "soft_labels"
+FORMAT_VERSION = 1
+AT_ONCE = 128  # images that the teacher sees together, by their rows: the last bits of its logits depend on them
+FILE_BYTES = 2**26  # of logits in a file; an epoch is never divided
+FILE_VIEWS = 2**15  # labels in a file: what an interruption costs at most, and what is divided among processes
+GROUP_BYTES = 2**22  # of logits in a row group: it bounds what reading holds beside the epoch itself
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How logits are stored: all of them as float16, or the largest of each image with the mass of the rest.
+
+    Attributes:
+        kept: k, logits of each view that are stored with their classes. The logarithm of the summed exponentials of the
+            others is stored too, and they share it evenly: so the softmax of the kept ones is right, and any
+            temperature can be applied. None stores all; K is the same to the bit.
+    """
+
+    kept: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kept is not None:
+            check_at_least("kept", self.kept, 1)
+
+    def encode(self, logits: Tensor) -> dict[str, Tensor]:
+        """The columns of `logits` (n, K) float32, on their device.
+
+        Raises:
+            ValueError: There are fewer classes than are to be kept.
+        """
+        if self.kept is None:
+            return {"logits": logits.half()}
+        if self.kept > logits.shape[1]:
+            raise ValueError(f"{self.kept} logits of {logits.shape[1]} classes are to be kept; expected no more")
+        values, ids = logits.topk(self.kept, dim=1)
+        tail = logits.scatter(1, ids, -math.inf).logsumexp(1)
+        return {"ids": ids.int(), "values": values.half(), "tail": tail}
+
+    def decode(self, columns: dict[str, Tensor], num_classes: int) -> Tensor:
+        """Logits (n, K) float32 of columns that `encode` made."""
+        if self.kept is None:
+            return columns["logits"].float()
+        share = columns["tail"] - math.log(max(1, num_classes - self.kept))
+        every = share[:, None].repeat(1, num_classes)
+        return every.scatter_(1, columns["ids"].long(), columns["values"].float())
+
+    def label_bytes(self, num_classes: int) -> int:
+        """Bytes of one label, before any compression."""
+        return label_bytes(num_classes, self.kept)
+
+    def schema(self, num_classes: int, views: dict[str, pa.DataType] | None = None) -> pa.Schema:
+        """Of the parquet files; `views` are further columns."""
+        own = {"logits": several(pa.float16(), num_classes)}
+        if self.kept is not None:
+            ids, values = several(_ids_type(num_classes), self.kept), several(pa.float16(), self.kept)
+            own = {"ids": ids, "values": values, "tail": pa.float32()}
+        every = {"row": pa.int32(), "epoch": pa.int32(), **own, **(views or {})}
+        return pa.schema(
+            [pa.field(name, kind, nullable=False) for name, kind in every.items()],
+            metadata={"classes": str(num_classes)},
+        )
+
+
+def _ids_type(num_classes: int) -> pa.DataType:
+    return pa.uint16() if num_classes <= 2**16 else pa.int32()
+
+
+@dataclass(frozen=True)
+class StoredViews(Views):
+    """The views that labels are stored for. After the last epoch that is stored comes the first again.
+
+    Attributes:
+        epochs: That are stored.
+        count: Images in the set that was labelled.
+    """
+
+    epochs: int = 1
+    count: int = 1
+
+    def __call__(self, images: Any, rows: Tensor, epoch: int, count: int, background: Tensor | float = 0.0) -> Tensor:
+        """As `Views`; raises a `ValueError` for a set of another size, whose rows are not those of the labels."""
+        check_count(count, self.count)
+        return super().__call__(images, rows, epoch % self.epochs, count, background)
+
+    def mixing(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """As `Views`; raises a `ValueError` for a set of another size."""
+        check_count(count, self.count)
+        return super().mixing(rows, epoch % self.epochs, count, size)
+
+
+def _is_view_config(value: Any) -> bool:
+    if isinstance(value, dict) and "kind" in value:
+        return is_recorded_config(value)
+    try:
+        views = Views.from_config(value)
+    except (TypeError, ValueError, KeyError):
+        return False
+    scale = views.scale
+    return (
+        type(views.seed) is int
+        and is_whole(views.pad, least=0)
+        and all(map(is_number, (views.flip, views.alpha, *scale)))
+        and len(scale) == 2
+        and 0 < scale[0] <= scale[1]
+        and views.alpha > 0
+    )
+
+
+def _is_object_or_absent(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+RULES: Rules = {
+    "id": ("8 hex digits, by which its files are found", is_hex(8)),
+    "images": ("a whole number from 1 to 2147483647", lambda count: is_whole(count, most=2**31 - 1)),
+    "images_sha256": ("64 hex digits", is_hex(64)),
+    "classes": (f"a whole number from 1 to {MOST_CLASSES}", lambda count: is_whole(count, most=MOST_CLASSES)),
+    "epochs": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
+    "epochs_per_file": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
+    "kept": ("a whole number from 1, or null", lambda kept: kept is None or is_whole(kept, most=MOST_CLASSES)),
+    "views": ("what to_config of Views or RecordedViews gives", _is_view_config),
+    "bytes": ("a whole number from 1", is_whole),
+    "teacher": ("an object, or null", _is_object_or_absent),
+    "imported_from": ("an object, or null", _is_object_or_absent),
+    "versions": ("an object", lambda value: isinstance(value, dict)),
+    "mixed_precision": ("a text, or null", lambda value: value is None or isinstance(value, str)),
+    "source": ("an object, or null", _is_object_or_absent),
+    "release": ("an object, or null", _is_object_or_absent),
+}
+
+
+class EpochLabels(HubFolder, LabelSource):
+    """The logits of every image in every epoch, for the views that they are of.
+
+        labels = EpochLabels.from_pretrained("outputs/labels")
+        labels.check_matches(pool, class_names)
+        x = labels.views(pool.images, rows, epoch, len(pool), pool.black)
+        logits = labels(x, pool.labels[rows], rows, epoch)
+
+    Attributes:
+        folder: Where the files are, or come to be.
+        config: The content of `labels_config.json`.
+        codec: How the logits are stored.
+        views: What was labelled; to be called with epochs of the student, however many.
+        schema: Of the files.
+        num_images: N.
+        num_classes: K.
+        num_epochs: Epochs that are stored; the student's epoch e has the views and labels of e modulo these.
+    """
+
+    repo_type = "dataset"
+    config_name = INDEX
+    owned = ("README.md", INDEX, f"{FOLDER}/epochs-*.parquet")
+    fetched = (INDEX,)
+    loader = "EpochLabels.from_pretrained"
+    kind = "stored"
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.release = folder, config.get("release")
+        self.config = {key: value for key, value in config.items() if key != "release"}
+        self.num_images: int = config["images"]
+        self.num_classes: int = config["classes"]
+        self.num_epochs: int = config["epochs"]
+        self.codec = Codec(config["kept"])
+        about = config["views"]
+        self.schema = self.codec.schema(self.num_classes)
+        self.views: StoredViews | RecordedViews
+        if "kind" in about:
+            self.schema = self.codec.schema(self.num_classes, recorded_fields(about["mix"]))
+            self.views = RecordedViews(about["mix"], tuple(about["size"]), self.num_images, self._recall)
+        else:
+            self.views = StoredViews.from_config({**about, "epochs": self.num_epochs, "count": self.num_images})
+        # The rows of a file that are in memory, as its path, the first row and the columns.
+        self._held: tuple[Path, int, dict[str, Tensor]] | None = None
+
+    @classmethod
+    def _find(cls, repo_id_or_path: str | Path, where: dict[str, Any]) -> tuple[Path, Repository | None]:
+        if Path(repo_id_or_path, "epoch_0").is_dir():
+            raise ValueError(
+                f"{repo_id_or_path} holds labels in the layout of others, epoch_<e>/batch_<b>.tar; make a folder of "
+                f"this package of them first, with recipes/import.py --epoch_labels {repo_id_or_path}"
+            )
+        return super()._find(repo_id_or_path, where)
+
+    @classmethod
+    def _download(cls, repository: Repository) -> tuple[Path, Repository]:
+        folder = repository.fetch(INDEX).parent
+        return folder, repository.at(folder.name)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        path = folder / INDEX
+        config = load_json(path)
+        check_format_version(path, config, FORMAT_VERSION)
+        check_values(path, config, RULES)
+        if config["kept"] is not None and config["kept"] > config["classes"]:
+            raise ValueError(f"{path} keeps {config['kept']} logits of {config['classes']} classes; label again")
+        return cls(folder, config)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files of labels."""
+        return self.config["bytes"]
+
+    def check_matches(self, pool: Pool, class_names: Sequence[str] | None = None) -> None:
+        """Raise one `ValueError` that says what differs, unless these labels are of the images of `pool`, in order.
+
+        Args:
+            pool: All of its images are looked at.
+            class_names: Of the images, one for each logit.
+        """
+        if class_names is not None and len(class_names) != self.num_classes:
+            raise ValueError(
+                f"the labels in {self.folder} are {self.num_classes} logits, and the images have {len(class_names)} "
+                "classes; use labels that a teacher of these classes made"
+            )
+        if len(pool) != self.num_images or images_sha256(pool) != self.config["images_sha256"]:
+            raise ValueError(
+                f"the labels in {self.folder} are of {self.num_images:,} other images than these {len(pool):,} (their "
+                "order and preprocessing count too); label these, or use the images that were labelled"
+            )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
+        """The stored logits (n, K) float32 of `rows` in an epoch of the student, on the device of `images`.
+
+        Raises:
+            ValueError: `epoch` is None, or its file is missing or damaged.
+            OSError: The Hub does not answer.
+        """
+        if epoch is None:
+            raise ValueError("stored labels are of the views of an epoch, and no epoch was given; say which")
+        first, columns = self._epoch(epoch % self.num_epochs, images.device)
+        places = first + rows.to(images.device)
+        own = {name: column[places] for name, column in columns.items() if name not in RECORDED}
+        return self.codec.decode(own, self.num_classes)
+
+    def _recall(self, rows: Tensor, epoch: int) -> dict[str, Tensor]:
+        """What is stored of the views of `rows` in an epoch of the student, on the CPU."""
+        first, columns = self._epoch(epoch % self.num_epochs)
+        places = first + rows.cpu()
+        return {name: columns[name][places] for name in RECORDED if name in columns}
+
+    # Files
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        if path.is_file():
+            return path
+        if self.origin is None:
+            raise ValueError(f"{self.folder} lacks {name}, which its {INDEX} names; label again or copy it there")
+        return self.origin.fetch(name)
+
+    def _names(self) -> list[str]:
+        return [_name(epochs, self.config["id"]) for epochs in _files(self.num_epochs, self.config["epochs_per_file"])]
+
+    def _epoch(self, epoch: int, device: torch.device | None = None) -> tuple[int, dict[str, Tensor]]:
+        """Columns that hold all of an epoch, and where it begins in them: labels on the device, views on the CPU."""
+        number, within = divmod(epoch, self.config["epochs_per_file"])
+        path, start = self.folder / self._names()[number], within * self.num_images
+        if not self._holds(path, start):
+            self._held = None  # two epochs need not fit into the memory
+            self._held = path, *self._read_rows(number, start, start + self.num_images)
+        _, first, columns = self._held
+        if device is not None:
+            columns |= {name: column.to(device) for name, column in columns.items() if name not in RECORDED}
+        return start - first, columns
+
+    def _holds(self, path: Path, start: int) -> bool:
+        if self._held is None or self._held[0] != path:
+            return False
+        _, first, columns = self._held
+        return first <= start and start + self.num_images <= first + len(next(iter(columns.values())))
+
+    def _read_rows(self, number: int, start: int, stop: int) -> tuple[int, dict[str, Tensor]]:
+        """The columns of the row groups of a file that hold its rows from `start` to `stop`, and their first row."""
+        epochs = _files(self.num_epochs, self.config["epochs_per_file"])[number]
+        path, expected = self._path(self._names()[number]), self.schema
+        try:
+            with pq.ParquetFile(path, memory_map=True) as file:
+                if not file.schema_arrow.equals(expected):
+                    found = ", ".join(f"{field.name} {field.type}" for field in file.schema_arrow)
+                    wanted = ", ".join(f"{field.name} {field.type}" for field in expected)
+                    raise ValueError(f"its columns are {found[:200]} and {INDEX} asks for {wanted}")
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                if sum(sizes) != len(epochs) * self.num_images:
+                    raise ValueError(f"it has {sum(sizes)} rows where {len(epochs)} epochs are named")
+                edges = np.cumsum([0, *sizes])
+                groups = [g for g in range(len(sizes)) if edges[g] < stop and edges[g + 1] > start]
+                table = file.read_row_groups(groups)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged or cut short ({reason}); fetch it or label again") from error
+        first = int(edges[groups[0]])
+        place = np.arange(first, first + len(table))
+        arrays = {name: _array(table.column(name)) for name in expected.names}
+        if (arrays.pop("row") != place % self.num_images).any() or (
+            arrays.pop("epoch") != epochs.start + place // self.num_images
+        ).any():
+            raise ValueError(f"{path} has labels of other rows or epochs than its name says; fetch it or label again")
+        if "ids" in arrays:
+            arrays["ids"] = arrays["ids"].astype(np.int32)
+            if arrays["ids"].min() < 0 or arrays["ids"].max() >= self.num_classes:
+                raise ValueError(f"{path} names classes that there are not; fetch it or label again")
+        for name in ("logits", "values"):
+            if name in arrays and not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{path} has {name} that are not finite; label again with another teacher")
+        if isinstance(self.views, RecordedViews):
+            wrong = why_no_views(arrays, self.views.size, self.num_images)
+            if wrong is not None:
+                raise ValueError(f"{path} has {wrong}; fetch it or import again")
+            arrays |= {name: arrays[name].astype(np.int32) for name in ("crop", "mix_box") if name in arrays}
+        return first, {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _write(self, folder: Path, home: Home) -> None:
+        (folder / FOLDER).mkdir()
+        for name in self._names():
+            path = self._path(name).resolve()  # a cache holds links
+            try:
+                # What is only to be read and uploaded may lie anywhere.
+                os.symlink(path, folder / name) if home.on_hub else os.link(path, folder / name)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(path, folder / name)
+        self._write_about(folder, home)
+
+    def _write_about(self, folder: Path, home: Home) -> None:
+        source = source_context(self.config.get("source") or {})
+        metadata = DatasetCardData(
+            license=source["license"],
+            extra_gated_prompt=source["gated_note"],
+            task_categories=["image-classification"],
+            tags=["dataset-distillation", "soft-labels", "hf_distill"],
+            configs=[
+                {
+                    "config_name": "default",
+                    "data_files": [{"split": "train", "path": f"{FOLDER}/epochs-*-{self.config['id']}.parquet"}],
+                }
+            ],
+        )
+        kept = self.codec.kept
+        per_label = (
+            "All are stored, as float16."
+            if kept is None
+            else f"The {kept:,} largest are stored, as float16, with `tail`, the logarithm of the summed exponentials "
+            "of the rest."
+        )
+        card = render_card(
+            "labels.md",
+            metadata=metadata.to_yaml(),
+            call=home.arguments(),
+            config=self.config,
+            per_label=per_label,
+            **source,
+        )
+        atomic_write(folder / "README.md", card)
+        save_json(folder / INDEX, {**self.config, **home.to_config()})
+
+
+def _files(epochs: int, per_file: int) -> list[range]:
+    """The epochs of each file."""
+    return [range(first, min(first + per_file, epochs)) for first in range(0, epochs, per_file)]
+
+
+def _name(epochs: range, identity: str) -> str:
+    return f"{FOLDER}/epochs-{epochs.start:05d}-{epochs.stop - 1:05d}-{identity}.parquet"
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    """The values of a column, (rows,) or (rows, width), in memory of their own."""
+    lists = pa.types.is_fixed_size_list(column.type)
+    parts = [(part.flatten() if lists else part).to_numpy(zero_copy_only=False) for part in column.chunks]
+    return np.concatenate(parts).reshape(len(column), -1) if lists else np.concatenate(parts)
+
+
+def images_sha256(pool: Pool) -> str:
+    """64 hex digits of what a pool holds: the bytes of its images, in order, and their preprocessing."""
+    preprocessing = None if pool.preprocessing is None else pool.preprocessing.to_config()
+    digest = hashlib.sha256(json.dumps([list(pool.shape), preprocessing]).encode())
+    for rows in torch.arange(len(pool)).split(AT_ONCE):
+        if isinstance(pool.source, Tensor):
+            images = pool.source[rows.to(pool.source.device)].cpu()
+        else:
+            images = pool.source.uint8(rows)
+        digest.update(f"{images.dtype}".encode())
+        digest.update(np.ascontiguousarray(images.numpy()))
+    return digest.hexdigest()
+
+
+def relabel(
+    teacher: NetworkLabels | TeacherLabels | MeanLabels,
+    pool: Pool,
+    views: Views,
+    epochs: int,
+    directory: str | Path,
+    *,
+    codec: Codec | None = None,
+    source: dict[str, Any] | None = None,
+    accelerator: Accelerator | None = None,
+    disable_tqdm: bool = False,
+) -> EpochLabels:
+    """What `teacher` says of the views of all images of `pool` in all epochs, stored in `directory`.
+
+    Every process must call it, with `directory` on storage that they share; files of whole epochs are spread over them.
+    A file that is there is whole and is kept, so the same call goes on after an interruption. The bytes are the same
+    with any number of processes, interrupted or not (on the same kind of device, with the same threads): the teacher
+    always sees the same rows together.
+
+    Args:
+        teacher: A network, or several. It sees images in the launcher's mixed precision, compiled where the launcher
+            says so; labels that another began, or began in another way, are not gone on with.
+        pool: The whole set, in the order in which students will have it.
+        views: What is seen of it.
+        epochs: To store. A student that is trained for more sees them again.
+        directory: Its own: other labels in it are replaced when the new ones are complete.
+        codec: How logits are stored; all of them by default.
+        source: `RealImages.provenance` of what the images were made of.
+        accelerator: Processes, device and precision.
+        disable_tqdm: No progress bar.
+
+    Raises:
+        ValueError: The folder holds something else, or the teacher's logits are not finite.
+        OSError: A file could not be written; those before it are whole.
+    """
+    accelerator, codec, directory = accelerator or Accelerator(), codec or Codec(), Path(directory)
+    check_at_least("epochs", epochs, 1)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file; expected a folder, or a path where one can be made")
+    if (directory / "README.md").exists() and not (directory / INDEX).exists() and not (directory / FOLDER).exists():
+        raise ValueError(f"{directory} has a README.md and no {INDEX}, so it holds something else; give another folder")
+    config: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "images": len(pool),
+        "images_sha256": images_sha256(pool),
+        "epochs": epochs,
+        "kept": codec.kept,
+        "views": views.to_config(),
+        "teacher": _identity(teacher),
+        "mixed_precision": str(accelerator.mixed_precision),
+    }
+    label = compiled_labels(teacher, accelerator, pool.device)
+    if label is not teacher:
+        config["compiled"] = accelerator.state.dynamo_plugin.backend.value.lower()  # other last bits
+    with torch.no_grad():
+        first = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator)
+    config["classes"] = first.shape[1]
+
+    def make(part: range, bar: tqdm) -> dict[str, np.ndarray]:
+        return _label_file(label, pool, views, part, codec, accelerator, bar)
+
+    return store(directory, config, make, source=source, accelerator=accelerator, disable_tqdm=disable_tqdm)
+
+
+def store(
+    directory: Path,
+    config: dict[str, Any],
+    make: Callable[[range, tqdm], dict[str, np.ndarray]],
+    *,
+    source: dict[str, Any] | None,
+    accelerator: Accelerator,
+    disable_tqdm: bool,
+) -> EpochLabels:
+    """The labels that `make` gives file by file, in `directory`; who calls it, and what is kept, as `relabel` says.
+
+    Args:
+        directory: As for `relabel`.
+        config: What `labels_config.json` says of the images, the labels and all that decides them.
+        make: Gives the columns of the epochs of one file, and moves the bar on by each label.
+        source, accelerator, disable_tqdm: As for `relabel`.
+    """
+    decides = {name: value for name, value in config.items() if name != "classes"}  # as many as the labels have
+    config = {**config, "id": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]}
+    count, epochs = config["images"], config["epochs"]
+    least = count * Codec(config["kept"]).label_bytes(config["classes"])
+    config["epochs_per_file"] = max(1, min(FILE_BYTES // least, FILE_VIEWS // count, epochs))
+    labels = EpochLabels(directory, config)
+    (directory / FOLDER).mkdir(parents=True, exist_ok=True)
+    parts = _files(epochs, config["epochs_per_file"])
+    paths = {part: directory / _name(part, config["id"]) for part in parts}
+    lacking = broadcast_object_list([[part for part in parts if not paths[part].is_file()]])[0]
+    mine = lacking[accelerator.process_index :: accelerator.num_processes]
+    with tqdm(
+        total=sum(map(len, mine)) * count,
+        desc="store labels",
+        unit="img",
+        disable=disable_tqdm or not accelerator.is_main_process,
+    ) as bar:
+        for part in mine:
+            _write_file(paths[part], part, make(part, bar), labels.schema, count)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        config["bytes"] = sum(path.stat().st_size for path in paths.values())
+        config |= {"source": source, "versions": package_versions()}
+        EpochLabels(directory, config)._write_about(directory, Home(directory.resolve().name))
+        for path in [*directory.glob(f"{FOLDER}/epochs-*.parquet"), *directory.glob(f"{FOLDER}/.epochs-*.tmp")]:
+            if path not in paths.values():
+                path.unlink()
+    accelerator.wait_for_everyone()
+    return EpochLabels.from_pretrained(directory)
+
+
+def _identity(teacher: LabelSource) -> dict[str, Any]:
+    """What tells a teacher from another, as JSON types."""
+    if isinstance(teacher, NetworkLabels):
+        about = teacher.to_config()
+        return {name: about[name] for name in ("network", "sha256")}
+    if isinstance(teacher, TeacherLabels):
+        digest = hashlib.sha256(np.ascontiguousarray(teacher.thetas.cpu().numpy())).hexdigest()
+        return {**teacher.to_config(), "sha256": digest}
+    if isinstance(teacher, MeanLabels):
+        return {"network": "mean", "sources": [_identity(source) for source in teacher.sources]}
+    raise ValueError(f"labels of kind {teacher.kind!r} cannot label views; expected a teacher")
+
+
+def _label(
+    teacher: LabelSource,
+    pool: Pool,
+    views: Views,
+    epoch: int,
+    rows: Tensor,
+    background: Tensor | float,
+    accelerator: Accelerator,
+) -> Tensor:
+    """What the teacher says of the views of `rows`, which are on the CPU: logits (n, K) float32."""
+    x = views(pool.images, rows, epoch, len(pool), background)
+    if pool.device.type == "cuda":
+        x = x.contiguous(memory_format=torch.channels_last)
+    there = upload(rows, pool.device)
+    with accelerator.autocast():
+        logits = teacher(x, pool.labels[there], there, epoch)
+    return logits.float()
+
+
+@torch.no_grad()
+def _label_file(
+    teacher: LabelSource,
+    pool: Pool,
+    views: Views,
+    epochs: range,
+    codec: Codec,
+    accelerator: Accelerator,
+    bar: tqdm,
+) -> dict[str, np.ndarray]:
+    """The columns of a file; the host waits for the device once, at the end."""
+    parts: dict[str, list[Tensor]] = {}
+    background = pool.black
+    for epoch in epochs:
+        for rows in torch.arange(len(pool)).split(AT_ONCE):
+            logits = _label(teacher, pool, views, epoch, rows, background, accelerator)
+            for name, column in codec.encode(logits).items():
+                parts.setdefault(name, []).append(column)
+            bar.update(len(rows))
+    columns = {name: torch.cat(parts.pop(name)).cpu() for name in list(parts)}
+    for name in ("logits", "values"):
+        if name in columns and not columns[name].isfinite().all():
+            raise ValueError(
+                f"the teacher gives logits that are not finite, or beyond 65,504, in epochs {epochs.start} to "
+                f"{epochs.stop - 1}; use another teacher"
+            )
+    return {name: column.numpy() for name, column in columns.items()}
+
+
+def _write_file(path: Path, epochs: range, columns: dict[str, np.ndarray], schema: pa.Schema, count: int) -> None:
+    every = {"row": np.tile(np.arange(count), len(epochs)), "epoch": np.repeat(np.asarray(epochs), count), **columns}
+    arrays, encodings, row_bytes = [], {}, 0
+    for field in schema:
+        values, kind = every.pop(field.name), field.type
+        if pa.types.is_fixed_size_list(kind):
+            flat = pa.array(values.reshape(-1).astype(kind.value_type.to_pandas_dtype(), copy=False))
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
+            row_bytes += values.shape[1] * values.itemsize
+            encodings[f"{field.name}.list.element"] = "BYTE_STREAM_SPLIT"
+        else:
+            arrays.append(pa.array(values.astype(kind.to_pandas_dtype(), copy=False)))
+            encodings[field.name] = "BYTE_STREAM_SPLIT" if pa.types.is_floating(kind) else "DELTA_BINARY_PACKED"
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(arrays, schema=schema),
+        sink,
+        row_group_size=max(1, GROUP_BYTES // row_bytes),
+        # Split into streams, the exponents of float16 shrink by half; what is left of a logit is noise.
+        column_encoding=encodings,
+        use_dictionary=False,
+        compression="zstd",
+        write_statistics=False,
+    )
+    atomic_write(path, memoryview(sink.getvalue()))

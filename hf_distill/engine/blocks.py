@@ -1,0 +1,210 @@
+"""`BlockDistiller`: for methods whose images are made in blocks that know nothing of each other.
+
+Blocks are spread over the processes, and everything random in one derives from its number: so the images do not depend
+on how many processes there are, which of them died, or when. A block that is done is on disk with its checksum, and a
+run that is continued makes only the others.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import shutil
+import textwrap
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..distilled.distilled_set import DistilledSet
+from ..hub.files import load_json, save_json
+from ..runs.checkpoints import BLOCKS
+from ..runs.processes import on_main
+from .method import FREE_TO_CHANGE, DistillationDiverged, Method
+
+__all__ = ["Block", "BlockDistiller"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images that are made together.
+
+    Attributes:
+        number: From 0; what is random in the block is a function of it.
+        rows: (B,) where in the set its images go.
+        labels: (B,) their classes.
+    """
+
+    number: int
+    rows: Tensor
+    labels: Tensor
+
+
+class BlockDistiller(Method):
+    """Runs a method that says which blocks there are and makes the images of one; see `Method` for the arguments.
+
+    Attributes:
+        pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".
+        free: Settings that the images do not depend on, so that a continued run may have others; those of evaluations
+            (`eval_`) are free as well.
+    """
+
+    pixels: ClassVar[str] = "uint8"
+    free: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def blocks(self) -> list[Block]:
+        """All blocks; together they fill the set, row by row."""
+
+    @abstractmethod
+    def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
+        """The images of a block, (B, C, H, W) in the type that `pixels` names.
+
+        Args:
+            block: Which one.
+            log: To be called with how many of the block's iterations are done, from 1 to `iterations`, and with what
+                is to be seen of them.
+        """
+
+    @property
+    def iterations(self) -> int:
+        """Of a block, for progress."""
+        return 1
+
+    @abstractmethod
+    def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
+        """The set of all images (N, C, H, W), in the type that `pixels` names, and their labels (N,)."""
+
+    def begin(self) -> None:
+        """What a method finds out before its first block, once the folder is there. All processes call it."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued, beside the config, as JSON types."""
+        return self._data_identity()
+
+    @property
+    def folder(self) -> Path:
+        """Where blocks are kept; the set reads its images from there until it is saved."""
+        return self.output_dir / BLOCKS
+
+    def distill(self) -> DistilledSet:
+        """The set, with blocks that are there already taken from disk. All processes call it, on storage they share.
+
+        Raises:
+            DistillationDiverged: Numbers of a block stopped being finite; blocks that were done stay.
+            ValueError: The folder holds blocks of another run.
+        """
+        blocks = self.blocks()
+        labels = torch.empty(sum(len(block.rows) for block in blocks), dtype=torch.long)
+        for block in blocks:
+            labels[block.rows] = block.labels
+        shape = (len(labels), *self.train.shape)
+        self._start(shape)
+        self.begin()
+        self.start_trackers()
+        images = np.memmap(self._images, self.pixels, "r+", shape=shape)
+        # Reading and summing all images is the work of one.
+        lacking = on_main(self.accelerator, lambda: {block.number for block in blocks if not self._done(block, images)})
+        todo = [block for block in blocks if block.number in lacking]
+        mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
+        with self._bar(len(mine)) as bar:
+            for index, block in enumerate(mine):
+                rows, first = block.rows.numpy(), index * self.iterations
+
+                def log(iteration: int, values: dict[str, float], block: Block = block, first: int = first) -> None:
+                    step = block.number * self.iterations + iteration
+                    self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=step)
+                    bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+                    bar.update(first + iteration - bar.n)
+
+                images[rows] = self.make(block, log).cpu().numpy()
+                images.flush()
+                save_json(self._marker(block), {"sha256": _checksum(images, rows)})
+                bar.update(first + self.iterations - bar.n)
+        self.end_trackers()
+        self.accelerator.wait_for_everyone()
+        unfinished = [block.number for block in todo if not self._marker(block).exists()]
+        if unfinished:
+            raise ValueError(
+                f"block {unfinished[0]} is not in {self.folder}; expected a folder that all processes share"
+            )
+        images = np.memmap(self._images, self.pixels, "c", shape=shape)
+        self.distilled = self.assemble(torch.from_numpy(images), labels)
+        self.distilled.config |= self._provenance()
+        return self.distilled
+
+    @property
+    def _images(self) -> Path:
+        return self.folder / f"images.{self.pixels}"
+
+    def _bar(self, blocks: int) -> tqdm:
+        hidden = self.config.disable_tqdm or not self.accelerator.is_main_process
+        unit = "block" if self.iterations == 1 else "it"
+        of = "" if blocks == 1 or unit == "block" else f", {blocks:,} blocks"
+        return tqdm(total=blocks * self.iterations, desc=f"distil ({self.name}{of})", unit=unit, disable=hidden)
+
+    def _start(self, shape: tuple[int, ...]) -> None:
+        """Make the folder, or check that what it holds is of this run."""
+        config = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        free = FREE_TO_CHANGE - {"max_steps"} | {key for key in config if key.startswith("eval_")} | self.free
+        run = {"shape": list(shape), **{key: value for key, value in config.items() if key not in free}}
+        run = json.loads(json.dumps({**run, **self.identity()}))
+        on_main(self.accelerator, lambda: self._prepare(run, shape))
+
+    def _prepare(self, run: dict[str, Any], shape: tuple[int, ...]) -> None:
+        index = self.folder / "run.json"
+        if index.exists():
+            try:
+                was = load_json(index)
+            except ValueError as error:
+                raise ValueError(f"{error}; or remove {self.folder}, and the run begins anew") from error
+            changed = next((key for key in (*run, *was) if run.get(key) != was.get(key)), None)
+            if changed is not None:
+                before, now = (textwrap.shorten(str(it.get(changed)), 100) for it in (was, run))
+                raise ValueError(
+                    f"{self.folder} is of another run: its {changed} is {before} and here it is {now}; resume with the "
+                    "flags of the first run, or use another --output_dir"
+                )
+            if self._images.exists():
+                return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.folder.mkdir(parents=True)
+            with open(self._images, "wb") as file:
+                file.truncate(math.prod(shape) * np.dtype(self.pixels).itemsize)
+            save_json(index, run)
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder} cannot be written to ({error.strerror}); make room, or give another folder"
+            ) from error
+
+    def _marker(self, block: Block) -> Path:
+        return self.folder / f"block-{block.number:06d}.json"
+
+    def _done(self, block: Block, images: np.ndarray) -> bool:
+        try:
+            return load_json(self._marker(block)).get("sha256") == _checksum(images, block.rows.numpy())
+        except ValueError:  # absent, or damaged: the block is made again
+            return False
+
+    def check_finite(self, values: dict[str, float], block: Block, iteration: int, advice: str) -> None:
+        """Raise unless all of `values` are numbers."""
+        bad = [key for key, value in values.items() if not np.isfinite(value)]
+        if bad:
+            raise DistillationDiverged(
+                f"{bad[0]} of block {block.number} is {values[bad[0]]} at iteration {iteration}; {advice}. Blocks that "
+                f"were done are in {self.folder}"
+            )
+
+
+def _checksum(images: np.ndarray, rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images[rows])).hexdigest()

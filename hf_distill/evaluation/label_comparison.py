@@ -1,0 +1,210 @@
+"""What labels are worth their bytes: students of the same images, with labels from several sources.
+
+Everything else is equal. Students number i of all sources start from the same weights and have the same seed; so they
+see the images in the same order, and those labelled as they are seen or by whole images see the same crops. Stored
+labels bring the views that they were made for. The learning rate is chosen for each source, among the same ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..config import check_at_least
+from ..data.images import RealImages
+from ..distilled.distilled_set import DistilledSet
+from ..distilled.epoch_labels import EpochLabels
+from ..distilled.labels import HardLabels, LabelSource, ProjectorLabels, StoredLabels
+from ..distilled.pools import Pool, accuracy
+from ..hub.repository import Repository
+from ..hub.results import LabelRow
+from ..networks.architectures import StudentSpec
+from ..networks.projector import INDEX, LabelProjector
+from .evaluate import (
+    Case,
+    Trainer,
+    check_data,
+    check_labels,
+    device_name,
+    distilled_pool,
+    real_pool,
+    student_specs,
+)
+from .protocols import EvalProtocol
+from .students import check_student, student_name
+
+__all__ = ["compare_labels", "find_labels", "label_sources"]
+
+
+def compare_labels(
+    distilled: DistilledSet,
+    sources: Mapping[str, LabelSource],
+    held_out: RealImages | None,
+    test: RealImages,
+    protocol: EvalProtocol,
+    *,
+    student: str | StudentSpec | None = None,
+    num_seeds: int = 5,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    disable_tqdm: bool = False,
+) -> list[LabelRow]:
+    """Train students on the images of a set with labels from each source, and test them. All processes call it.
+
+        rows = compare_labels(
+            distilled,
+            {
+                "hard": HardLabels(),
+                "one per image": StoredLabels(logits),
+                "stored per epoch": EpochLabels.from_pretrained("outputs/labels"),
+                "online teacher": NetworkLabels(teacher),
+            },
+            held_out, test, PROTOCOLS["rded"],
+        )
+        report = EvalReport(labels=rows)
+        print(report.labels_table())
+
+    The seeds are those of the soft row of `evaluate_distilled`, whose numbers these are for the same labels.
+
+    Args:
+        distilled: The set.
+        sources: By the name in the report. `HardLabels` are learned with the cross-entropy; these and `StoredLabels`
+            are of whole images, so their views are not mixed.
+        held_out: Real images to choose learning rates on; None takes the first: that which was learned with the set,
+            or the protocol's.
+        test: What the accuracies are measured on.
+        protocol: The schedule. One that looks at no views has no use for labels that were stored of views.
+        student: timm name or spec; the student that the set was made for if not given.
+        num_seeds: Students per source.
+        seed: The one seed.
+        accelerator: Processes and device.
+        disable_tqdm: No progress bars.
+
+    Returns:
+        A row for each source, in their order.
+
+    Raises:
+        ValueError: There are no sources, stored labels are not of these images, the data are not those of the set, or
+            the student does not fit.
+    """
+    accelerator = accelerator or Accelerator()
+    check_at_least("num_seeds", num_seeds, 1)
+    if not sources:
+        raise ValueError("there are no labels to compare; expected at least one source")
+    (spec,) = student_specs(distilled, None if student is None else [student])
+    check_student(spec)
+    held_out = held_out if held_out is not None and len(held_out) else None
+    for real in (test, *([] if held_out is None else [held_out])):
+        check_data(distilled, real)
+
+    pool = distilled_pool(distilled, accelerator.device)
+    targets = {name: _targets(source, distilled, pool, protocol) for name, source in sources.items()}
+    test_pool = real_pool(distilled, test, accelerator)
+    held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
+    trainer = Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
+    rows = torch.arange(len(distilled))
+    learned = () if distilled.lr is None else (distilled.lr.item(),)
+    cases = [
+        Case(
+            "distilled",
+            "soft",
+            spec,
+            pool,
+            wanted,
+            rows.expand(num_seeds, -1),
+            rows,
+            (*learned, *protocol.lrs),
+            protocol.epochs,
+        )
+        for wanted in targets.values()
+    ]
+
+    def test_accuracy(index: int, number: int, model: nn.Module) -> float:
+        return accuracy(model, test_pool)
+
+    lrs = trainer.choose(cases)
+    found = trainer.train(cases, lrs, test_accuracy)
+    return [
+        LabelRow(
+            labels=name,
+            num_bytes=source.num_bytes,
+            student=student_name(spec),
+            protocol=protocol.name,
+            images=len(distilled),
+            accuracies=accuracies,
+            device=device_name(accelerator.device),
+            split=str(test.provenance["split"]),
+            lr=lr,
+        )
+        for (name, source), accuracies, lr in zip(sources.items(), found, lrs, strict=True)
+    ]
+
+
+def _targets(source: LabelSource, distilled: DistilledSet, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
+    """What students are trained towards; everything that is wrong with it is found here, before any training."""
+    if isinstance(source, HardLabels):
+        return pool.labels
+    check_labels(source, distilled, pool, protocol)
+    if isinstance(source, StoredLabels):
+        expected = (len(distilled), distilled.num_classes)
+        if tuple(source.logits.shape) != expected:
+            raise ValueError(
+                f"one label per image is {tuple(source.logits.shape)}; expected {expected}, a row for each image and "
+                "a logit for each class"
+            )
+        source = StoredLabels(source.logits.to(pool.device))
+    return source
+
+
+def find_labels(name: str | Path, *, token: str | bool | None = None) -> EpochLabels | ProjectorLabels:
+    """The labels in a folder or Hub repository: those of every epoch, or a projector, known by its files.
+
+    Raises:
+        ValueError: There is no such folder or repository, or it holds neither, or something damaged.
+        OSError: The Hub does not answer.
+    """
+    if _holds_projector(name, token):
+        return ProjectorLabels(LabelProjector.from_pretrained(name, token=token))
+    return EpochLabels.from_pretrained(name, token=token)
+
+
+def _holds_projector(name: str | Path, token: str | bool | None) -> bool:
+    if Path(name).exists():
+        return Path(name, INDEX).is_file()
+    try:
+        return (Repository(str(name), LabelProjector.repo_type, token=token).snapshot([INDEX]) / INDEX).is_file()
+    except ValueError:  # there is none of models: labels of every epoch are in one of datasets
+        return False
+
+
+def label_sources(
+    distilled: DistilledSet, names: Sequence[str], *, token: str | bool | None = None
+) -> dict[str, LabelSource]:
+    """What to compare, by the names that a report shows.
+
+    Args:
+        distilled: The set.
+        names: "hard" for its classes, "own" for what its method trains with, or what `find_labels` takes.
+        token: As in `from_pretrained`.
+
+    Raises:
+        ValueError: As `find_labels`, or two have one name.
+        OSError: As `find_labels`.
+    """
+    found: dict[str, LabelSource] = {}
+    for name in names:
+        shown, source = _source(distilled, name, token)
+        if shown in found:
+            raise ValueError(f"two labels to compare are called {shown!r}; rename a folder, or give each once")
+        found[shown] = source
+    return found
+
+
+def _source(distilled: DistilledSet, name: str, token: str | bool | None) -> tuple[str, LabelSource]:
+    if name == "hard":
+        return "hard", HardLabels()
+    if name == "own":
+        return f"own ({distilled.label_source.kind})", distilled.label_source
+    return Path(name).name if Path(name).is_dir() else name, find_labels(name, token=token)

@@ -1,0 +1,310 @@
+"""Students: networks trained from scratch on a small set under a protocol, and tested.
+
+A student is a function of its seed. Several small ConvNets train side by side, as rows of one parameter matrix; a
+single one, and anything else that timm has, trains as a module. What steps need of the host goes to the device in one
+copy for many steps of a small set, from pinned memory, and nothing is read back before the end; there is no work per
+image in Python.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..augmentation.dsa import DSA, DsaParams
+from ..distilled.labels import LabelSource
+from ..distilled.pools import Pool, RowTargets, loss_targets, upload
+from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
+from ..networks.compiling import compiled, forward, uncached_autocast
+from ..rng import derive_seed, generator
+from .crop_students import train_on_crops
+from .protocols import CropProtocol, EvalProtocol
+
+PREPARED_VALUES = 2**20  # pixel values augmented at a time: many steps of a small set, one step of a large one
+TOGETHER_PIXELS = 2**17  # students train side by side up to so many pixels in a step; beyond, one fills the device
+
+
+def student_name(spec: StudentSpec) -> str:
+    """The name in reports: that of timm, with whatever else makes the architecture."""
+    return " ".join([spec.name, *(f"{key}={value}" for key, value in sorted(spec.kwargs.items()))])
+
+
+def check_student(spec: StudentSpec, flag: str = "student") -> None:
+    """Build the student, which a flag names, and show it two images, before anything long begins.
+
+    Raises:
+        ValueError: timm has no such model, or it cannot take such images.
+    """
+    try:
+        spec.build(0).eval()(torch.zeros(2, spec.in_chans, *spec.img_size))
+    except (RuntimeError, AssertionError, TypeError, ZeroDivisionError, IndexError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        height, width = spec.img_size
+        raise ValueError(
+            f"--{flag} {student_name(spec)} cannot take {spec.in_chans}x{height}x{width} images ({reason}); "
+            "choose a student for small images, such as a convnet_d, or distil at a larger --resolution"
+        ) from error
+
+
+def train_student(
+    images: Tensor,
+    targets: Tensor,
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    *,
+    lr: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """One student, freshly initialised and trained on a small set; the same bits for the same seed.
+
+    Args:
+        images: (N, C, H, W) float32, preprocessed.
+        targets: Classes (N,), or logits (N, K).
+        spec: The architecture.
+        protocol: The schedule.
+        lr: Learning rate before any drop.
+        seed: Of initialisation, order, augmentation and dropout.
+        device: Where to train; the student stays there.
+
+    Returns:
+        The student in evaluation mode.
+    """
+    pool = Pool(images, torch.zeros(len(images), dtype=torch.long), device=device)
+    rows = torch.arange(len(images))[None]
+    return train_students(pool, targets.to(device), rows, spec, protocol, protocol.epochs, [lr], [seed])[0]
+
+
+def train_along(
+    images: Tensor,
+    targets: Tensor,
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    epochs: Sequence[int],
+    *,
+    lr: float,
+    seed: int,
+    accelerator: Accelerator | None = None,
+) -> list[nn.Module]:
+    """One student as it is after each of `epochs`, which ascend and of which the last one ends its training.
+
+    Args:
+        images: (N, C, H, W) float32, preprocessed, on the device to train on.
+        targets: Classes (N,), or logits (N, K), on the device.
+        spec, lr, seed: As `train_student`.
+        protocol: The schedule, for as many epochs as the last one says.
+        accelerator: Says whether its forward passes are compiled.
+
+    Forward passes are in the autocast that the caller is in.
+
+    Returns:
+        A network in evaluation mode for each of `epochs`.
+    """
+    pool = Pool(images, torch.zeros(len(images), dtype=torch.long), device=images.device)
+    return _train_module(pool, targets, torch.arange(len(images))[None], spec, protocol, epochs, lr, seed, accelerator)
+
+
+def train_students(
+    pool: Pool,
+    targets: Tensor | LabelSource,
+    rows: Tensor,
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    epochs: int,
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    accelerator: Accelerator | None = None,
+) -> list[nn.Module]:
+    """E students of one architecture, each on its own rows of `pool`; in evaluation mode.
+
+    Args:
+        pool: R images.
+        targets: Classes (R,) or logits (R, K), on the device; or what labels each view, for a protocol that asks, and
+            once each image that is in `rows` for another.
+        rows: (E, N) on the CPU: what each student is trained on.
+        spec: The architecture.
+        protocol: The schedule.
+        epochs: Passes of each student over its rows.
+        lrs: One learning rate per student.
+        seeds: One seed per student.
+        accelerator: Says whether the forward passes of networks that train alone are compiled.
+    """
+    if isinstance(protocol, CropProtocol):
+        each = zip(rows, lrs, seeds, strict=True)
+        return [
+            train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed, accelerator) for own, lr, seed in each
+        ]
+    if not isinstance(targets, Tensor):
+        targets = RowTargets(pool, targets, rows)
+    if len(rows) > 1 and _stateless(spec):
+        return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
+    each = zip(rows.split(1), lrs, seeds, strict=True)
+    return [
+        _train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, accelerator)[0] for own, lr, seed in each
+    ]
+
+
+def students_at_once(pool: Pool, rows: Tensor, protocol: EvalProtocol) -> int:
+    """How many students on as many images as `rows` (E, N) has for each are worth training side by side."""
+    pixels = min(rows.shape[1], protocol.batch_size) * math.prod(pool.shape[1:])
+    return max(1, TOGETHER_PIXELS // pixels)
+
+
+def _stateless(spec: StudentSpec) -> bool:
+    """Whether training needs nothing but parameters: no running statistics, no dropout."""
+    return spec.name in CONVNETS and spec.kwargs.get("norm") != "batch"
+
+
+def _train_side_by_side(
+    pool: Pool,
+    targets: Tensor | RowTargets,
+    rows: Tensor,
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    epochs: int,
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+) -> list[nn.Module]:
+    """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps."""
+    model = FlatModel.from_spec(spec).to(pool.device)
+    together = torch.func.vmap(model)
+    thetas = torch.stack([model.init(derive_seed(seed, "init")) for seed in seeds])  # (E, P)
+    thetas = thetas.to(pool.device).requires_grad_()
+    rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
+    velocity = torch.zeros_like(thetas)
+    for factor, reset, images, wanted in _steps(pool, targets, rows, protocol, epochs, seeds):
+        logits = together(thetas, images)  # (E, B, K)
+        loss = _loss(logits.flatten(0, 1), wanted.flatten(0, 1), protocol, "sum") / images.shape[1]
+        (gradient,) = torch.autograd.grad(loss, thetas)
+        with torch.no_grad():
+            if reset:
+                velocity.zero_()
+            velocity.mul_(protocol.momentum).add_(gradient).add_(thetas, alpha=protocol.weight_decay)
+            thetas.addcmul_(rates, velocity, value=-factor)
+    return [model.load(theta) for theta in thetas.detach()]
+
+
+def _train_module(
+    pool: Pool,
+    targets: Tensor | RowTargets,
+    rows: Tensor,
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    along: Sequence[int],
+    lr: float,
+    seed: int,
+    accelerator: Accelerator | None,
+) -> list[nn.Module]:
+    """Any timm model after the epochs `along`, on `rows` (1, N): with running statistics and dropout, which is seeded
+    too. Forward passes are in the autocast that the caller is in."""
+    model = spec.build(derive_seed(seed, "init")).to(pool.device).train()
+    layout = layout_for(model, pool.device)
+    model.to(memory_format=layout)
+    look, precision = compiled(forward, accelerator), uncached_autocast(pool.device)
+
+    def new_optimizer() -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            model.parameters(), lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, foreach=True
+        )
+
+    optimizer = new_optimizer()
+    kept = _last_steps(along, rows.shape[1], protocol)
+    states: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[pool.device] if pool.device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        for step, (factor, reset, images, wanted) in enumerate(
+            _steps(pool, targets, rows, protocol, along[-1], [seed])
+        ):
+            if reset:
+                optimizer = new_optimizer()
+            if images.shape[1] > 1 or _stateless(spec):  # BatchNorm has no statistics of one image
+                optimizer.param_groups[0]["lr"] = lr * factor
+                with precision:
+                    logits = look(model, images[0].contiguous(memory_format=layout))
+                loss = _loss(logits.float(), wanted[0], protocol)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if step in kept:
+                states.append(model.eval() if step == max(kept) else copy.deepcopy(model).eval())
+    return states
+
+
+def _loss(logits: Tensor, wanted: Tensor, protocol: EvalProtocol, reduction: str = "mean") -> Tensor:
+    """The loss of n images: `logits` (n, K), and `wanted` classes (n,), probabilities or logits (n, K)."""
+    if protocol.loss == "l1" and wanted.is_floating_point():
+        distance = F.l1_loss(logits, wanted, reduction=reduction)
+        return distance if reduction == "mean" else distance / logits.shape[1]
+    return F.cross_entropy(logits, wanted, reduction=reduction)
+
+
+def _last_steps(epochs: Sequence[int], count: int, protocol: EvalProtocol) -> set[int]:
+    """The numbers of the last steps of some epochs on `count` images."""
+    steps = math.ceil(count / protocol.batch_size)
+    return {epoch * steps - 1 for epoch in epochs}
+
+
+_Step = tuple[float, bool, Tensor, list[DsaParams]]  # factor, reset, rows (E, B), what was drawn for each student
+
+
+def _steps(
+    pool: Pool, targets: Tensor | RowTargets, rows: Tensor, protocol: EvalProtocol, epochs: int, seeds: Sequence[int]
+) -> Iterator[tuple[float, bool, Tensor, Tensor]]:
+    """Every step of E students: factor of the rate, reset of the momentum, images (E, B, C, H, W), targets (E, B, ...).
+
+    Order and augmentation are drawn step by step from each student's own stream, and applied to many steps at once.
+    """
+    augment = DSA(protocol.dsa_strategy)
+    streams = [generator(seed, "train") for seed in seeds]
+    count = rows.shape[1]
+    plan: list[_Step] = []
+    planned = 0
+    for factor, reset in protocol.schedule(epochs):
+        order = rows
+        if count > protocol.batch_size:
+            order = torch.stack([r[torch.randperm(count, generator=s)] for r, s in zip(rows, streams, strict=True)])
+        for index, batch in enumerate(order.split(protocol.batch_size, dim=1)):
+            drawn = [augment.sample(batch.shape[1], stream, pool.shape[1:]) for stream in streams]
+            plan.append((factor, reset and index == 0, batch, drawn))
+            planned += batch.numel() * pool.values
+            if planned >= PREPARED_VALUES:
+                yield from _prepared(pool, targets, plan, protocol)
+                plan, planned = [], 0
+    yield from _prepared(pool, targets, plan, protocol)
+
+
+def _prepared(
+    pool: Pool, targets: Tensor | RowTargets, plan: Sequence[_Step], protocol: EvalProtocol
+) -> Iterator[tuple[float, bool, Tensor, Tensor]]:
+    """The batches of all steps in `plan`, with each operation applied once to all images that it was drawn for."""
+    if not plan:
+        return
+    rows = torch.cat([batch.flatten() for _, _, batch, _ in plan])
+    images, wanted = pool.images(rows), targets[upload(rows, pool.device)]
+    if protocol.loss == "ce":
+        wanted = loss_targets(wanted)
+    elif wanted.is_floating_point():
+        wanted = wanted.float()
+    parts: dict[str, list[tuple[Tensor, DsaParams]]] = {}
+    start = 0
+    for _, _, batch, drawn in plan:
+        for params in drawn:
+            where = torch.arange(start, start + batch.shape[1])
+            parts.setdefault(params.operation, []).append((where, params))
+            start += batch.shape[1]
+    for operation, drawn in parts.items():
+        if operation == "none":
+            continue
+        where = upload(torch.cat([positions for positions, _ in drawn]), pool.device)
+        names = drawn[0][1].values
+        values = {name: upload(torch.cat([params.values[name] for _, params in drawn]), pool.device) for name in names}
+        images[where] = DSA.apply(images[where], DsaParams(operation, values))
+    start = 0
+    for factor, reset, batch, _ in plan:
+        part = slice(start, start + batch.numel())
+        yield factor, reset, images[part].unflatten(0, batch.shape), wanted[part].unflatten(0, batch.shape)
+        start = part.stop

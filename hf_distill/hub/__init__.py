@@ -1,0 +1,1 @@
+"""Folders that are repositories: files, publishing, cards, results and plots. Nothing here imports torch."""

@@ -1,0 +1,223 @@
+"""Cards and pictures: what a reader of an artifact sees first. No torch, so that cards can be rendered anywhere."""
+
+import bisect
+import importlib.resources
+import math
+import os
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult
+from PIL import Image, ImageDraw, ImageFont
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The paper that a method comes from."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv_id: str
+    bibtex: str
+
+    @property
+    def url(self) -> str:
+        """The paper's page on the Hub."""
+        return f"https://huggingface.co/papers/{self.arxiv_id}"
+
+
+def _cell(value: Any) -> str:
+    """A value as one cell of a Markdown table."""
+    if isinstance(value, dict):
+        value = [f"{key} {item}" for key, item in value.items()]
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def human_bytes(count: int) -> str:
+    """Bytes for people, in powers of ten: `12.3 kB`."""
+    if count < 1000:
+        return f"{count} B"
+    power = next((power for power in (1, 2, 3) if count < 999.95 * 1000**power), 4)
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def text_table(table: Sequence[Sequence[str]], caption: str, to_left: Sequence[str]) -> str:
+    """A header and its lines as aligned plain text, with what is said of them all below.
+
+    Args:
+        table: Cells; the first line is the header.
+        caption: Wrapped at 100 characters.
+        to_left: Titles of the columns that start at the left; numbers end at the right.
+    """
+    padded = []
+    for cells in zip(*table, strict=True):
+        width = max(map(len, cells))
+        padded.append([cell.ljust(width) if cells[0] in to_left else cell.rjust(width) for cell in cells])
+    text = ["   ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *textwrap.wrap(caption, 100)])
+
+
+def markdown_table(table: Sequence[Sequence[str]], caption: str) -> str:
+    """The same for a card: the first column starts at the left, the others end at the right."""
+    rule = ["---"] + ["---:"] * (len(table[0]) - 1)
+    lines = [[_cell(cell) for cell in line] for line in table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])) + f"\n\n{caption}"
+
+
+def render_card(template: str, **context: Any) -> str:
+    """The card that `model_cards/<template>` makes of `context`; a name that the context lacks is an error."""
+    packaged = importlib.resources.files("hf_distill").joinpath("model_cards", template)
+    # An editable install has no model_cards inside the package: they lie beside it in the checkout.
+    source = packaged if packaged.is_file() else Path(__file__).resolve().parents[2] / "model_cards" / template
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters.update(cell=_cell, bytes=human_bytes, count="{:,}".format)
+    return environment.from_string(source.read_text(encoding="utf-8")).render(**context)
+
+
+def on_hub(source: dict[str, Any]) -> bool:
+    """Whether the dataset that `RealImages.provenance` speaks of is a repository on the Hub, by its name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(source.get("name"))) is not None
+
+
+def eval_results(source: dict[str, Any], accuracies: dict[str, float]) -> list[EvalResult]:
+    """Accuracies in [0, 1] by split of `source`, for the `model-index` of a model card."""
+    name = str(source.get("name") or "unknown dataset")
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=name if on_hub(source) else Path(name).name,
+            dataset_name=Path(name).name,
+            dataset_config=source.get("config"),
+            dataset_split=split,
+            dataset_revision=source.get("revision"),
+            metric_type="accuracy",
+            metric_value=round(accuracy, 6),
+        )
+        for split, accuracy in accuracies.items()
+    ]
+
+
+def eval_results_file(source: dict[str, Any], accuracy: float, notes: str) -> str:
+    """The same for `.eval_results/`, which knows datasets on the Hub alone.
+
+    The format is that of https://huggingface.co/docs/hub/eval-results.
+    """
+    dataset = {"id": source["name"], "task_id": "image-classification"}
+    if source.get("revision"):
+        dataset["revision"] = source["revision"]
+    entry = {"dataset": dataset, "value": round(accuracy, 6), "notes": notes}
+    return yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
+
+
+def source_context(source: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of the dataset that an artifact was made from, as names for `render_card`.
+
+    Args:
+        source: `RealImages.provenance`; every key may be absent.
+
+    Returns:
+        source_name, source_link (Markdown), source_split, source_revision and source_images; license (for the
+        metadata: the source's, or "other"), licence_note (a sentence), and gated_note (a sentence, or None).
+    """
+    name, homepage = str(source.get("name") or "unknown dataset"), source.get("homepage")
+    if os.path.isabs(name) or name.startswith((".", "~")):
+        name = Path(name).resolve().name  # where it lies on the author's machine is nobody's business
+    name = _cell(name)
+    if not re.fullmatch(r"https?://[^\s<>()\[\]\"']+", str(homepage or "")):
+        homepage = None
+    link = f"[{name}]({homepage})" if homepage else name
+    stated = source.get("license") or []
+    stated = [stated] if isinstance(stated, str) else list(stated)
+    if stated and all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", text) for text in stated) and "unknown" not in stated:
+        license_id: str | list[str] = stated[0] if len(stated) == 1 else stated
+        note = f"This artifact derives from {link} and carries its licence: {', '.join(stated)}. Its terms still hold."
+        if any(re.search("(^|-)nc(-|$)", text) for text in stated):
+            note += " **They forbid commercial use.**"
+    else:
+        license_id = "other"
+        said = " ".join(" ".join(stated).split())
+        says = f" It says: “{said}”." if said not in ("", "unknown") else ""
+        note = (
+            f"This artifact derives from {link}, whose licence is not known here.{says} Its terms still hold: look "
+            "them up before you use or share anything of this."
+        )
+    gated_note = (
+        f"This artifact derives from {name}, access to which is conditional. The same conditions hold here."
+        if source.get("gated")
+        else None
+    )
+    return {
+        "source_name": name,
+        "source_link": link,
+        "source_split": source.get("split") and _cell(source["split"]),
+        "source_revision": source.get("revision") and _cell(source["revision"]),
+        "source_images": source.get("num_images"),
+        "license": license_id,
+        "licence_note": note,
+        "gated_note": gated_note,
+    }
+
+
+def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    kept = bisect.bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count] + "…")) - 1
+    return text[: max(0, kept)].rstrip() + "…"
+
+
+def image_grid(
+    images: Sequence[Image.Image | None],
+    columns: int,
+    *,
+    row_labels: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    cell: int = 96,
+) -> Image.Image:
+    """One picture of many small images of the same size, row by row.
+
+    Args:
+        images: Small ones are enlarged by a whole factor without smoothing until they are about `cell` pixels;
+            those over 128 pixels are reduced to that. None leaves a place empty; the first one is an image.
+        columns: Images in a row.
+        row_labels: A text for each row, shown on its left.
+        captions: A text for each image, shown under it; a row without any takes no room for them.
+        cell: Least side of an image in the picture, in pixels.
+    """
+    first = images[0]
+    if first is None:
+        raise ValueError("the first image of a grid is None; expected an image, whose size the others share")
+    side = max(first.size)
+    scale = 128 / side if side > 128 else math.ceil(cell / side)
+    width, height = (round(length * scale) for length in first.size)
+    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    gap, ink, font = 4, (40, 40, 40), ImageFont.load_default(size=15)
+    left = gap + min(180, math.ceil(max(font.getlength(text) for text in row_labels)) + 8) if row_labels else gap
+    rows = math.ceil(len(images) / columns)
+    texts = [list((captions or ())[row * columns : (row + 1) * columns]) for row in range(rows)]
+    tops = [gap]
+    for row in texts:
+        tops.append(tops[-1] + height + gap + (22 if any(row) else 0))
+    picture = Image.new("RGB", (left + columns * (width + gap), tops[-1]), (255, 255, 255))
+    draw = ImageDraw.Draw(picture)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        x, y = left + column * (width + gap), tops[row]
+        if image is not None:
+            picture.paste(image.convert("RGB").resize((width, height), method), (x, y))
+        if texts[row]:
+            text = fitted(texts[row][column], font, width)
+            draw.text((x + width / 2, y + height + 11), text, fill=ink, font=font, anchor="mm")
+    for top, text in zip(tops, row_labels or (), strict=False):
+        draw.text((left - 8, top + height / 2), fitted(text, font, left - gap - 8), fill=ink, font=font, anchor="rm")
+    return picture

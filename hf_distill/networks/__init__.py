@@ -1,0 +1,1 @@
+"""Networks and their repositories: architectures, teachers, trajectories, CLIP priors, the label projector."""

@@ -1,0 +1,405 @@
+"""The ConvNet-D family that trajectory methods distil with, ResNets for small images, the one description of a
+student, and a network as a function of one flat parameter vector.
+
+They are registered with timm, so `timm.create_model` is the only factory of the package: a student is
+`convnet_d3` as much as it is `resnet18` or `vit_tiny_patch16_224`.
+"""
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import safe_open
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from ..hub.checks import MOST_CLASSES, Rules, check_values, is_number, is_whole
+
+NORMS = ("instance", "batch", "none")
+MAX_DEPTH = 8
+LARGEST = 10_000  # of a size or an option of a network; what asks for more asks for a machine's memory
+
+
+def _norm(kind: str, width: int) -> nn.Module:
+    if kind == "instance":  # one group per channel: no running statistics, training and testing agree
+        return nn.GroupNorm(width, width)
+    return nn.BatchNorm2d(width) if kind == "batch" else nn.Identity()
+
+
+class ConvNet(nn.Module):
+    """`depth` blocks of convolution 3x3, normalisation, ReLU and average pooling 2x2, then one linear layer.
+
+    This is the student and expert of the trajectory-matching literature (MTT, arXiv:2203.11932, and the papers after
+    it): width 128, instance normalisation. Differs from the authors' code: gray images are padded like colour ones
+    (they pad the first convolution by 3 to make 28x28 into 32x32).
+
+    Args:
+        depth: Blocks; each halves height and width, rounding down.
+        num_classes: Logits; 0 leaves the linear layer out.
+        in_chans: Channels of the images.
+        img_size: Height and width of the images in pixels, or one number for both.
+        width: Channels of every convolution.
+        norm: "instance", "batch" or "none".
+
+    Raises:
+        ValueError: The images are too small for `depth`, or `norm` is unknown.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 32,
+        width: int = 128,
+        norm: str = "instance",
+    ) -> None:
+        super().__init__()
+        height, breadth = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if norm not in NORMS:
+            raise ValueError(f"the norm of a ConvNet is {norm!r}; expected one of {', '.join(NORMS)}")
+        # The last normalisation sees 1/2^(depth-1) of the image; over a single pixel it would erase it.
+        if min(height, breadth) >> depth < 1:
+            deepest = min(height, breadth).bit_length() - 1
+            raise ValueError(
+                f"convnet_d{depth} halves its images {depth} times and they are {height}x{breadth}; "
+                f"use convnet_d{deepest} or less, or a larger --resolution"
+            )
+        self.num_classes = num_classes
+        self.num_features = width * (height >> depth) * (breadth >> depth)
+        blocks: list[nn.Module] = []
+        for block in range(depth):
+            blocks += [
+                nn.Conv2d(in_chans if block == 0 else width, width, 3, padding=1),
+                _norm(norm, width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, width, H >> depth, W >> depth)
+        return self.features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.flatten(1)  # (N, num_features)
+        return x if pre_logits else self.classifier(x)  # (N, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes)
+        return self.forward_head(self.forward_features(x))
+
+
+class SmallResNet(ResNet):
+    """timm's ResNet for images of 32 to 64 pixels: a stem of one convolution 3x3 with stride 1, and no max-pooling.
+
+    The usual teacher on CIFAR and Tiny-ImageNet (SRe2L, arXiv:2306.13092). Takes what timm's ResNet takes.
+    """
+
+    def __init__(self, *args: Any, in_chans: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, in_chans=in_chans, **kwargs)
+        self.conv1 = nn.Conv2d(in_chans, self.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+        for stage in self.feature_info:
+            stage["reduction"] = max(1, stage["reduction"] // 4)
+
+
+CONVNETS = tuple(f"convnet_d{depth}" for depth in range(1, MAX_DEPTH + 1))
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "input_size": (3, 32, 32),
+            "num_classes": 10,
+            "pool_size": None,
+            "first_conv": "features.0",
+            "classifier": "classifier",
+            "fixed_input_size": True,
+            "license": "apache-2.0",
+        }
+        for name in CONVNETS
+    }
+    | {
+        name: {
+            "input_size": (3, 32, 32),
+            "pool_size": None,
+            "first_conv": "conv1",
+            "classifier": "fc",
+            "license": "apache-2.0",
+        }
+        for name in ("resnet18_small", "resnet50_small")
+    }
+)
+
+
+def _register(depth: int) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(ConvNet, f"convnet_d{depth}", pretrained, depth=depth, **kwargs)
+
+    create.__name__ = create.__qualname__ = f"convnet_d{depth}"
+    create.__doc__ = f"ConvNet with {depth} blocks; takes `img_size`, `width` and `norm`."
+    return register_model(create)
+
+
+convnet_d1, convnet_d2, convnet_d3, convnet_d4, convnet_d5, convnet_d6, convnet_d7, convnet_d8 = map(
+    _register, range(1, MAX_DEPTH + 1)
+)
+
+
+@register_model
+def resnet18_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 for images of 32 to 64 pixels."""
+    layers = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    return build_model_with_cfg(SmallResNet, "resnet18_small", pretrained, **layers, **kwargs)
+
+
+@register_model
+def resnet50_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 for images of 32 to 64 pixels."""
+    layers = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
+    return build_model_with_cfg(SmallResNet, "resnet50_small", pretrained, **layers, **kwargs)
+
+
+def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """The layout of weights and images that a network is fastest in: on CUDA channels last, as convolutions like it.
+
+    Not with GroupNorm, whose CUDA kernels copy what is not contiguous: each layer would change the layout twice.
+    """
+    grouped = any(isinstance(layer, nn.GroupNorm) for layer in model.modules())
+    return torch.channels_last if device.type == "cuda" and not grouped else torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """Everything that `timm.create_model` needs to build a network again: name, classes, channels, image size.
+
+    Attributes:
+        name: A timm name; the ConvNets of this module are timm names too.
+        img_size: Height and width in pixels.
+        kwargs: What else the architecture takes, such as a ConvNet's `width` and `norm`.
+    """
+
+    name: str
+    num_classes: int
+    in_chans: int
+    img_size: tuple[int, int]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, seed: int) -> nn.Module:
+        """A freshly initialised network, the same one for the same seed; the global generators stay as they were.
+
+        Raises:
+            ValueError: timm has no such model, or the model cannot take images of this size.
+        """
+        if not timm.is_model(self.name):
+            nearest = difflib.get_close_matches(self.name, timm.list_models(), n=3)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see timm.list_models()"
+            raise ValueError(f"the network {self.name!r} is no timm model; {hint}")
+        kwargs = dict(self.kwargs)
+        cfg = timm.get_pretrained_cfg(self.name)
+        if cfg is not None and cfg.fixed_input_size:
+            kwargs["img_size"] = self.img_size
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
+            try:
+                return timm.create_model(self.name, num_classes=self.num_classes, in_chans=self.in_chans, **kwargs)
+            except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+                reason = reprlib.repr(" ".join(str(error).split()))
+                raise ValueError(
+                    f"timm cannot build {self.name} for {self.num_classes} classes, {self.in_chans} channels and "
+                    f"{self.img_size} pixels with {reprlib.repr(self.kwargs)} ({reason}); use other sizes or options"
+                ) from error
+
+    def num_params(self) -> int:
+        """How many parameters the network has, without the memory for them.
+
+        Raises:
+            ValueError: As `build`.
+        """
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build(0).parameters())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON types."""
+        return {**dataclasses.asdict(self), "img_size": list(self.img_size)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StudentSpec":
+        """The spec that `to_dict` wrote, or that somebody says it wrote: nothing in it can make timm load a file.
+
+        Raises:
+            ValueError: A value is missing, of another type, or would have a file loaded.
+        """
+        if not isinstance(values, dict) or set(values) - {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError(f"{reprlib.repr(values)} does not describe a student; expected what to_dict gives")
+        check_values("a student", values, SPEC)
+        loading = [name for name in values["kwargs"] if LOADING.search(name)]
+        if loading:
+            raise ValueError(
+                f"the student {values['name']} has {loading[0]}, which loads weights; expected an architecture"
+            )
+        height, width = values["img_size"]
+        return cls(**{**values, "img_size": (height, width)})
+
+
+def _is_option(value: Any) -> bool:
+    """Whether a network may be told so: a text, a flag or a number, or a few of these."""
+    if isinstance(value, list):
+        return len(value) <= 100 and all(not isinstance(item, list) and _is_option(item) for item in value)
+    return value is None or isinstance(value, (bool, str)) or (is_number(value) and abs(value) <= LARGEST)
+
+
+LOADING = re.compile("pretrained|checkpoint|(?<!drop_)path|dir|file|cfg|weights|url|hub")
+SPEC: Rules = {
+    "name": (
+        "the plain name of a timm model",
+        lambda name: isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,200}", name) is not None,
+    ),
+    "num_classes": (f"a whole number from 1 to {MOST_CLASSES}", lambda count: is_whole(count, most=MOST_CLASSES)),
+    "in_chans": (f"a whole number from 1 to {LARGEST}", lambda count: is_whole(count, most=LARGEST)),
+    "img_size": (
+        f"height and width, from 1 to {LARGEST}",
+        lambda size: (
+            isinstance(size, (list, tuple)) and len(size) == 2 and all(is_whole(side, most=LARGEST) for side in size)
+        ),
+    ),
+    "kwargs": (
+        f"names with texts, flags or numbers up to {LARGEST}",
+        lambda kwargs: (
+            isinstance(kwargs, dict)
+            and all(re.fullmatch("[a-z][a-z0-9_]*", name) and _is_option(value) for name, value in kwargs.items())
+        ),
+    ),
+}
+
+
+# Weights of others
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, by name; their values are not read.
+
+    Raises:
+        OSError, SafetensorError: It is no whole file of that kind.
+    """
+    with safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def fill(
+    build: Callable[[], nn.Module],
+    found: Mapping[str, tuple[int, ...]],
+    tensors: Callable[[], dict[str, Tensor]],
+    path: Path,
+    what: str,
+) -> nn.Module:
+    """The network that `build` gives, with the tensors of a file, after a look at what that claims to hold.
+
+    Args:
+        build: The network, of any values.
+        found: Shapes of the file's tensors, by name.
+        tensors: Reads them; asked when their shapes are those of the network.
+        path: The file, for messages.
+        what: The network, for messages.
+
+    Raises:
+        ValueError: Other tensors than the network has, or values that are not finite.
+    """
+    with torch.device("meta"):  # a description can ask for a network of any size
+        expected = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            have, want = found.get(name, "nothing"), expected.get(name, "nothing")
+            raise ValueError(
+                f"{path} has {have} for {name}, and {what} {want}; expected the weights of that network: fetch the "
+                "repository again"
+            )
+    values = tensors()
+    broken = next((name for name, tensor in values.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise ValueError(f"{path} has values in {broken} that are not finite; fetch or train the network again")
+    model = build()
+    model.load_state_dict(values)
+    return model
+
+
+def sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """64 hex digits that name `tensors`: their names, types, shapes and bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class FlatModel:
+    """`logits = model(theta, x)` for one flat `theta`, so that a parameter state is a row of a matrix.
+
+    BatchNorm layers lose their running statistics and always use those of the batch: a row of parameters holds no
+    buffers, and statistics that were never stored must not be made up. Dropout is off.
+
+    Args:
+        module: The architecture; it is copied, and its own parameter values do not matter.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = torch.func.replace_all_batch_norm_modules_(copy.deepcopy(module)).eval()
+        parameters = dict(self.module.named_parameters())
+        self.names = list(parameters)
+        self.shapes = [tuple(parameter.shape) for parameter in parameters.values()]
+        self.sizes = [parameter.numel() for parameter in parameters.values()]
+        self.num_params = sum(self.sizes)
+        self.module.requires_grad_(False)
+
+    @classmethod
+    def from_spec(cls, spec: StudentSpec) -> "FlatModel":
+        """The functional form of the network that `spec` describes."""
+        model = cls(spec.build(0))
+        model.spec = spec
+        return model
+
+    spec: StudentSpec | None = None
+
+    def to(self, device: torch.device | str) -> "FlatModel":
+        """Move the buffers of the architecture, where it has any; `theta` brings its own device."""
+        self.module.to(device)
+        return self
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of `theta` (P,) under the names and shapes of the parameters."""
+        pieces = theta.split(self.sizes)
+        return {name: piece.view(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
+
+    def flatten(self, module: nn.Module) -> Tensor:
+        """The parameters of `module`, which has this architecture, as a new vector (P,)."""
+        return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+
+    def init(self, seed: int) -> Tensor:
+        """A fresh initialisation (P,) float32, the same for the same seed. Needs `from_spec`."""
+        if self.spec is None:
+            raise ValueError("only a FlatModel made by FlatModel.from_spec knows how to initialise itself")
+        return self.flatten(self.spec.build(seed))
+
+    def load(self, theta: Tensor) -> nn.Module:
+        """A stand-alone module with the values of `theta` (P,), in evaluation mode."""
+        if theta.numel() != self.num_params:
+            raise ValueError(f"theta has {theta.numel()} values and the architecture {self.num_params}")
+        module = copy.deepcopy(self.module).to(theta.device, theta.dtype)
+        with torch.no_grad():
+            for parameter, value in zip(module.parameters(), self.unflatten(theta).values(), strict=True):
+                parameter.copy_(value)
+        return module.requires_grad_(True)
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Logits (N, K) of the network with parameters `theta` (P,) for images `x` (N, C, H, W)."""
+        return torch.func.functional_call(self.module, self.unflatten(theta), (x,))

@@ -1,0 +1,527 @@
+"""`Teacher`: a trained timm network with its running statistics, its classes by name, and what its images go through.
+
+A folder or repository of it is timm's own (`config.json`, `model.safetensors`), so timm alone loads the network;
+`teacher_config.json` beside them says the rest. Repositories that timm or somebody else wrote are read as well.
+"""
+
+import copy
+import reprlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from timm.models import model_entrypoint
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ..data.images import RealImages
+from ..data.preprocessing import Preprocessing
+from ..hub.cards import eval_results, eval_results_file, on_hub, render_card, source_context
+from ..hub.checks import Rules, are_names, check_values, class_difference, is_number, is_whole
+from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from ..hub.folder import Home, HubFolder
+from .architectures import FlatModel, StudentSpec, fill, layout_for, read_shapes, sha256_of
+from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE, ExpertTrajectories
+
+INDEX = "teacher_config.json"
+TIMM_CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+FORMAT_VERSION = 1
+# Of the description that timm gives a network, what stays true of other weights.
+KEPT = ("fixed_input_size", "interpolation", "crop_pct", "crop_mode", "first_conv", "classifier")
+
+
+def _is_accuracy(value: Any) -> bool:
+    return value is None or (is_number(value) and 0 <= value <= 1)
+
+
+SHARED = ("student", "class_names", "preprocessing", "source", "results", "training", "versions", "device", "release")
+ABOUT: Rules = {
+    **{name: rule for name, rule in RULES.items() if name.split(".")[0] in SHARED and not name.startswith("results.")},
+    "results.train_accuracy": ("a number in [0, 1], or null", _is_accuracy),
+    "results.test_accuracy": ("a number in [0, 1], or null", _is_accuracy),
+    "sha256": ("64 hex digits", lambda text: isinstance(text, str) and len(text) == 64),
+    "weights": ("an object, or null", lambda value: value is None or isinstance(value, dict)),
+}
+
+
+class Teacher(HubFolder):
+    """A network that teaches: frozen, in evaluation mode, with the running statistics of its training.
+
+        teacher = Teacher.from_pretrained("outputs/teacher")
+        teacher.check_classes(real.class_names)
+        logits = teacher.logits(real.images(rows))
+
+    Args:
+        model: A timm network; it is frozen.
+        spec: What builds it again.
+        class_names: Names of the logits, in order; None where they are still unknown.
+        preprocessing: What its images go through.
+        config: What `teacher_config.json` says beside these.
+
+    Attributes:
+        config: source, training, results, versions, device; and weights, where they come from a plain repository.
+
+    Raises:
+        ValueError: Classes, channels or image size do not fit the network.
+    """
+
+    repo_type = "model"
+    config_name = TIMM_CONFIG
+    owned = ("README.md", TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, EVAL_RESULTS)
+    fetched = (TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE)
+    loader = "Teacher.from_pretrained"
+    _foreign = False  # of a repository that this library did not write
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: StudentSpec,
+        class_names: Sequence[str] | None,
+        preprocessing: Preprocessing,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        names = list(class_names or [])
+        if class_names is not None and not (are_names(names) and len(names) == spec.num_classes):
+            raise ValueError(
+                f"{len(names)} class names {reprlib.repr(names)} for a network with {spec.num_classes} logits; "
+                "expected one for each, all different"
+            )
+        images = (preprocessing.channels, *preprocessing.image_size)
+        if images != (spec.in_chans, *spec.img_size):
+            raise ValueError(
+                f"preprocessing for images of (channels, height, width) {images} and a network for "
+                f"{(spec.in_chans, *spec.img_size)}; expected the same"
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.spec, self.class_names, self.preprocessing = spec, names, preprocessing
+        self.config = {"source": {}, "results": {}, "versions": package_versions(), **(config or {})}
+
+    # What it does
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of preprocessed `images` (N, C, H, W), in whatever autocast the caller is in; differentiable
+        with respect to the images."""
+        return self.model(images)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network to `device`; on CUDA its weights get the layout that it is fastest in."""
+        device = torch.device(device)
+        self.model.to(device, memory_format=layout_for(self.model, device))
+        return self
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return self.spec.name
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Accuracies in [0, 1] and the curves of training, as far as they are known."""
+        return self.config["results"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of parameters and running statistics."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+
+    @cached_property
+    def _sha256(self) -> str:
+        return sha256_of(self._tensors())
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits that name the weights: parameters and running statistics."""
+        return self._sha256[:8]
+
+    def summary(self) -> str:
+        """One line: the network, its classes, and its accuracies where they are known."""
+        size = "x".join(map(str, self.spec.img_size))
+        what = f"{self.spec.name} for {self.spec.num_classes:,} classes of {size} images"
+        said = [
+            f"{split} accuracy {100 * self.results[f'{split}_accuracy']:.1f} %"
+            for split in ("train", "test")
+            if self.results.get(f"{split}_accuracy") is not None
+        ]
+        return f"{what}: {', '.join(said)}" if said else what
+
+    # Classes
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raise a `ValueError` that shows the first difference unless the teacher's classes are `names`, in order."""
+        names = list(names)
+        if names == self.class_names:
+            return
+        difference = class_difference(self.class_names, names)
+        if len(names) != len(self.class_names):
+            wanted = "use a teacher of these classes, or choose its classes with --classes"
+        elif sorted(names) == sorted(self.class_names):
+            wanted = "the order alone differs: give --classes in its order, or use teacher.reordered(names)"
+        else:
+            wanted = "use a teacher of these classes"
+        raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {wanted}")
+
+    def check_matches(self, real: RealImages) -> None:
+        """Raise one `ValueError` that says what differs, unless the classes and the size are those of `real`."""
+        self.check_classes(real.class_names)
+        wanted = (self.preprocessing.channels, *self.preprocessing.image_size)
+        if wanted != tuple(real.shape):
+            raise ValueError(
+                f"the teacher {self.spec.name} takes images {wanted} (channels, height, width) and the data are "
+                f"{tuple(real.shape)}; give --resolution {wanted[1]} {wanted[2]}, or another teacher"
+            )
+
+    def reordered(self, names: Sequence[str]) -> "Teacher":
+        """The same teacher with its logits in the order of `names`: a copy whose last layer has its rows permuted.
+
+        Raises:
+            ValueError: `names` are not its classes, or its last layer is not a linear one.
+        """
+        if sorted(names) != sorted(self.class_names):
+            self.check_classes(names)
+        order = torch.tensor([self.class_names.index(name) for name in names])
+        model = copy.deepcopy(self.model)
+        layers = [model.get_submodule(name) for name in classifiers(model)]
+        if not layers or not all(
+            isinstance(layer, (nn.Linear, nn.Conv2d)) and len(layer.weight) == len(order) for layer in layers
+        ):
+            raise ValueError(
+                f"the logits of {self.spec.name} do not come from a linear layer or convolution that it names, so "
+                "their order cannot be changed; bring the images into the teacher's order with --classes"
+            )
+        with torch.no_grad():
+            for layer in layers:
+                for parameter in layer.parameters(recurse=False):  # a row for each class: weights and biases
+                    parameter.copy_(parameter[order.to(parameter.device)])
+        return Teacher(model, self.spec, names, self.preprocessing, copy.deepcopy(self.config))
+
+    # From elsewhere, and to there
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        class_names: Sequence[str] | None = None,
+    ) -> Self:
+        """The teacher in a local folder or a Hub repository: of this library's, or of timm's format alone.
+
+        Args:
+            repo_id_or_path: A folder that exists, or `owner/name`.
+            revision, token, local_files_only: As `HubFolder.from_pretrained`.
+            class_names: Names of the logits, in order, where the repository has none. Where it has some they may be
+                other names for the same classes, but not the same names in another order.
+
+        Raises:
+            ValueError, OSError: As `HubFolder.from_pretrained`; or nobody names the classes.
+        """
+        teacher = cls._open(repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only)
+        if class_names is not None:
+            origin = teacher.origin
+            if sorted(class_names) == sorted(teacher.class_names):
+                teacher.check_classes(class_names)
+            teacher = cls(teacher.model, teacher.spec, class_names, teacher.preprocessing, teacher.config)
+            teacher.origin = origin
+        if not teacher.class_names:
+            raise ValueError(
+                f"{repo_id_or_path} does not name its {teacher.spec.num_classes} classes, and their order must be "
+                "known; give class_names, the names of its logits in order"
+            )
+        return teacher
+
+    @classmethod
+    def _open(cls, repo_id_or_path: str | Path, **where: Any) -> Self:
+        """As `from_pretrained`, and nobody need name the classes."""
+        teacher = super().from_pretrained(repo_id_or_path, **where)
+        if teacher._foreign and teacher.origin is not None:
+            teacher.config["weights"] |= {"repo_id": teacher.origin.repo_id, "revision": teacher.origin.revision}
+        return teacher
+
+    @classmethod
+    def start(cls, name: str, commit: str | None = None) -> Self:
+        """The network that a training starts from, whose classes nobody need name.
+
+        Args:
+            name: A folder, a repository, or `timm:<name>` for pretrained weights that timm knows.
+            commit: The version of a repository, in place of what the name says.
+
+        Raises:
+            ValueError, OSError: As `from_pretrained` and `from_timm`.
+        """
+        revision = None
+        if name.startswith("timm:"):
+            name, revision = _timm_repository(name.removeprefix("timm:"))
+        return cls._open(name, revision=commit or revision)
+
+    @classmethod
+    def from_timm(
+        cls,
+        name: str,
+        class_names: Sequence[str] | None = None,
+        *,
+        pretrained: bool = True,
+        preprocessing: Preprocessing | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> Self:
+        """A network by its timm name.
+
+        Args:
+            name: `resnet18.tv_in1k`, whose weights are on the Hub, or `hf-hub:owner/name@revision`.
+            class_names: Names of the logits, in order; few repositories of timm's have them.
+            pretrained: Load the weights, from safetensors alone; else the network is initialised by `seed`.
+            preprocessing: What the images go through, for a network without weights.
+            seed: For a network without weights.
+            kwargs: What else such an architecture takes.
+
+        Raises:
+            ValueError, OSError: As `from_pretrained`; or timm knows no weights by that name.
+        """
+        if not pretrained:
+            if class_names is None or preprocessing is None:
+                raise ValueError(f"{name} without weights needs class_names and preprocessing; give both")
+            size = preprocessing.image_size
+            spec = StudentSpec(name, len(class_names), preprocessing.channels, size, kwargs)
+            return cls(spec.build(seed), spec, class_names, preprocessing)
+        if kwargs or preprocessing is not None:
+            raise ValueError(f"{name} with weights takes no preprocessing or options; its repository says what it is")
+        repo_id, revision = _timm_repository(name)
+        return cls.from_pretrained(repo_id, revision=revision, class_names=class_names)
+
+    @classmethod
+    def from_expert(cls, experts: ExpertTrajectories, number: int) -> Self:
+        """The network that an expert is after its last epoch.
+
+        Raises:
+            ValueError: There is no such expert, or its network has running statistics, which trajectories do not hold.
+        """
+        model = FlatModel.from_spec(experts.spec)
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.module.modules()):
+            raise ValueError(
+                f"the experts in {experts.folder} have BatchNorm, whose running statistics are not stored; expected "
+                "experts with --student_norm instance or none, or a teacher that recipes/teacher.py trained"
+            )
+        network = experts.spec.build(0)
+        network.load_state_dict(model.unflatten(experts.row(number, experts.num_epochs)), strict=False)
+        config = {"source": experts.config["source"], "device": experts.config.get("device")}
+        accuracies = {
+            name: experts.config["results"][name][number]
+            for name in ("train_accuracy", "test_accuracy")
+            if experts.config["results"].get(name)
+        }
+        config["results"] = accuracies
+        return cls(network, experts.spec, experts.class_names, experts.preprocessing, config)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+
+    def _timm_config(self) -> dict[str, Any]:
+        """What timm reads: the architecture, its options, its classes, and what its images are."""
+        spec, known = self.spec, self.model.pretrained_cfg
+        return {
+            "architecture": spec.name,
+            "num_classes": spec.num_classes,
+            "num_features": self.model.num_features,
+            "label_names": self.class_names,
+            "model_args": {**spec.kwargs, "in_chans": spec.in_chans},
+            "pretrained_cfg": {
+                **{key: known[key] for key in KEPT if key in known},
+                "input_size": [spec.in_chans, *spec.img_size],
+                "mean": list(self.preprocessing.mean),
+                "std": list(self.preprocessing.std),
+                "num_classes": spec.num_classes,
+                "pool_size": None,
+            },
+        }
+
+    def _write(self, folder: Path, home: Home) -> None:
+        atomic_write(folder / WEIGHTS, save(self._tensors(), {"format": "pt"}))
+        if self.preprocessing.zca is not None:
+            atomic_write(folder / ZCA_FILE, save(self.preprocessing.tensors()))
+        source, test = self.config["source"], self.results.get("test_accuracy")
+        if test is not None and on_hub(source):
+            (folder / EVAL_RESULTS).parent.mkdir()
+            atomic_write(folder / EVAL_RESULTS, eval_results_file(source, test, f"{self.spec.name}, last epoch"))
+        atomic_write(folder / "README.md", self._card(home))
+        save_json(folder / TIMM_CONFIG, self._timm_config())
+        about = {
+            "format_version": FORMAT_VERSION,
+            "student": self.spec.to_dict(),
+            "class_names": self.class_names,
+            "preprocessing": self.preprocessing.to_config(),
+            "sha256": self._sha256,
+            **self.config,
+        }
+        save_json(folder / INDEX, {**about, **home.to_config()})
+
+    def _card(self, home: Home) -> str:
+        source = source_context(self.config["source"])
+        scores = {
+            split: self.results[f"{split}_accuracy"]
+            for split in ("train", "test")
+            if self.results.get(f"{split}_accuracy") is not None
+        }
+        metadata = ModelCardData(
+            license=source["license"],
+            extra_gated_prompt=source["gated_note"],
+            library_name="timm",
+            pipeline_tag="image-classification",
+            datasets=[self.config["source"]["name"]] if on_hub(self.config["source"]) else None,
+            tags=["dataset-distillation", "image-classification", "teacher", "timm", "hf_distill"],
+            model_name=Path(home.name).name if scores else None,
+            eval_results=eval_results(self.config["source"], scores) or None,
+        )
+        at = f"@{home.tag}" if home.tag else ""
+        return render_card(
+            "teacher.md",
+            metadata=metadata.to_yaml(),
+            call=home.arguments(),
+            timm_name=f"hf-hub:{home.name}{at}" if home.on_hub else f"local-dir:{home.name}",
+            needs_import=not model_entrypoint(self.spec.name).__module__.startswith("timm."),
+            config={"device": None, "weights": None, "training": None, **self.config},
+            spec=self.spec,
+            class_names=self.class_names,
+            preprocessing=self.preprocessing,
+            digest=self.digest,
+            bytes=self.num_bytes,
+            scores=scores,
+            **source,
+        )
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """As `HubFolder.save_pretrained`; a model of somebody else in `directory` is not replaced.
+
+        A kill while a teacher is replaced by another can leave parts of both: loading then says so.
+        """
+        directory = Path(directory)
+        if (directory / TIMM_CONFIG).exists() and not (directory / INDEX).exists():
+            raise ValueError(f"{directory} has a {TIMM_CONFIG} of something else; give another folder")
+        return super().save_pretrained(directory)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(
+                f"{folder} has no {WEIGHTS}, and weights in other formats (pickles) are never read; convert them"
+            )
+        if not (folder / INDEX).is_file():
+            return cls._read_plain(folder)
+        path = folder / INDEX
+        about = load_json(path)
+        check_format_version(path, about, FORMAT_VERSION)
+        check_values(path, about, ABOUT)
+        release = about.pop("release", None)
+        own = {
+            name: about.pop(name) for name in ("format_version", "student", "class_names", "preprocessing", "sha256")
+        }
+        try:
+            spec = StudentSpec.from_dict(own["student"])
+            zca = load_file(folder / ZCA_FILE) if own["preprocessing"].get("zca") else None
+            preprocessing = Preprocessing.from_config(own["preprocessing"], zca)
+        except (OSError, SafetensorError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} or a file it names is damaged ({reason}); fetch or train it again") from error
+        teacher = cls(_load(folder / WEIGHTS, spec), spec, own["class_names"], preprocessing, about)
+        if teacher._sha256 != own["sha256"]:
+            raise ValueError(
+                f"{folder / WEIGHTS} does not hold the weights that {INDEX} speaks of; fetch or save the teacher again"
+            )
+        teacher.release = release
+        return teacher
+
+    @classmethod
+    def _read_plain(cls, folder: Path) -> Self:
+        """The network of a folder that timm's own functions, or somebody else's, wrote."""
+        model, spec, preprocessing, said = read_timm(folder)
+        names = said.get("label_names", said.get("labels"))
+        if isinstance(names, dict):
+            names = [names.get(str(index)) for index in range(spec.num_classes)]
+        weights = {name: said[name] for name in ("tag", "license", "origin_url") if isinstance(said.get(name), str)}
+        named = are_names(names) and len(names) == spec.num_classes
+        teacher = cls(model, spec, names if named else None, preprocessing, {"weights": weights})
+        teacher._foreign = True
+        return teacher
+
+
+def expert_teachers(name: str) -> list[Teacher]:
+    """What the experts in a folder or repository are after their last epoch.
+
+    Raises:
+        ValueError, OSError: As `ExpertTrajectories.from_pretrained` and `Teacher.from_expert`.
+    """
+    experts = ExpertTrajectories.from_pretrained(name)
+    return [Teacher.from_expert(experts, number) for number in range(experts.num_experts)]
+
+
+def read_timm(folder: Path) -> tuple[nn.Module, StudentSpec, Preprocessing, dict[str, Any]]:
+    """What timm's two files in `folder` hold: the network, what builds it, its preprocessing, and all they say of it.
+
+    Raises:
+        ValueError: A file is damaged, or does not fit the other.
+    """
+    path = folder / TIMM_CONFIG
+    config = load_json(path)
+    known = config.get("pretrained_cfg", config)  # long ago it was all one object
+    both = {**known, **config} if isinstance(known, dict) else config
+    check_values(path, both, PLAIN)
+    options = {k: v for k, v in (both.get("model_args") or {}).items() if k not in ("num_classes", "img_size")}
+    channels, *size = known["input_size"]
+    spec = StudentSpec.from_dict(
+        {
+            "name": both["architecture"],
+            "num_classes": both["num_classes"],
+            "in_chans": options.pop("in_chans", channels),
+            "img_size": (both.get("model_args") or {}).get("img_size", size),
+            "kwargs": options,
+        }
+    )
+    preprocessing = Preprocessing.from_config(
+        {"channels": spec.in_chans, "image_size": list(spec.img_size), "mean": known["mean"], "std": known["std"]}
+    )
+    return _load(folder / WEIGHTS, spec), spec, preprocessing, both
+
+
+PLAIN: Rules = {
+    "architecture": ("the name of a timm model", lambda name: isinstance(name, str)),
+    "num_classes": ("a whole number from 1", is_whole),
+    "input_size": ("channels, height and width", lambda size: isinstance(size, list) and len(size) == 3),
+    "mean": ("a number for each channel", lambda values: isinstance(values, list)),
+    "std": ("a number for each channel", lambda values: isinstance(values, list)),
+    "model_args": ("an object, or null", lambda value: value is None or isinstance(value, dict)),
+}
+
+
+def _timm_repository(name: str) -> tuple[str, str | None]:
+    """The repository and revision of the weights that timm calls `name`."""
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
+    if not name.startswith("hf-hub:"):
+        known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        if known is None or not known.hf_hub_id:
+            raise ValueError(f"timm knows no weights of {name!r} on the Hub; see timm.list_models(pretrained=True)")
+        repo_id = known.hf_hub_id
+    return repo_id, revision or None
+
+
+def classifiers(model: nn.Module) -> list[str]:
+    """Names of the layers that give a timm network's logits, as far as it says."""
+    names = model.pretrained_cfg.get("classifier") or []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _load(path: Path, spec: StudentSpec) -> nn.Module:
+    """The network of `spec` with the weights in a safetensors file."""
+    try:
+        found, tensors = read_shapes(path), lambda: load_file(path)
+        return fill(lambda: spec.build(0), found, tensors, path, f"{spec.name} for {spec.num_classes} classes")
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no whole safetensors file ({reason}); fetch or train it again") from error

@@ -1,0 +1,554 @@
+"""`ExpertTrajectories`: the parameters of trained experts, one row per epoch, read two rows at a time.
+
+One safetensors file per expert. Its rows are read by position, not mapped: what is asked for is what is read, on a disk
+as on a network file system. In a Hub repository a file is fetched when it is first used.
+"""
+
+import json
+import math
+import os
+import shutil
+import statistics
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from typing_extensions import Self
+
+from ..data.images import RealImages
+from ..data.preprocessing import Preprocessing
+from ..hub.cards import eval_results, eval_results_file, on_hub, render_card, source_context
+from ..hub.checks import NAMES, Rules, are_names, check_values, is_number, is_whole
+from ..hub.files import atomic_write, check_format_version, load_json, save_json
+from ..hub.folder import Home, HubFolder
+from ..hub.repository import Repository
+from .architectures import FlatModel, StudentSpec
+
+INDEX = "expert_config.json"
+EVAL_RESULTS = ".eval_results/hf_distill.yaml"
+ZCA_FILE = "preprocessing.safetensors"
+EXPERT_FILE = "expert-{:05d}.safetensors"
+FORMAT_VERSION = 1
+ANCHOR_EVERY = 10  # epochs between two float32 rows of a compact trajectory
+DTYPES = {"F32": torch.float32, "F16": torch.float16}
+# Of one value: the types that safetensors writes.
+ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1}
+HEADER_BYTES = 100_000_000  # as safetensors allows
+TRAINED = ("student", "class_names", "preprocessing", "training", "imported_from")
+METADATA = "hf_distill"  # the one metadata key: safetensors writes several in an order that changes from run to run
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_object_or_absent(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_text_or_absent(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_accuracies(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(is_number(accuracy) and 0 <= accuracy <= 1 for accuracy in value)
+    )
+
+
+def _are_curves(value: Any) -> bool:
+    """Whether a value is a curve for each expert, all of one length: of numbers, or of nulls where nothing is known."""
+    if not isinstance(value, list) or not value or not all(isinstance(curve, list) and curve for curve in value):
+        return False
+    points = [point for curve in value for point in curve]
+    known = all(type(point) in (int, float) for point in points)  # the loss of an expert that diverged is no number
+    return len(set(map(len, value))) == 1 and (known or points.count(None) == len(points))
+
+
+# What the index says, beside the student and the preprocessing, which say themselves what they can be.
+RULES: Rules = {
+    "student": ("an object", _is_object),
+    "class_names": (NAMES, are_names),
+    "num_experts": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
+    "num_epochs": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
+    "num_params": ("a whole number from 1", is_whole),
+    "preprocessing": ("an object", _is_object),
+    "source": ("an object", _is_object),
+    "results": ("an object", _is_object),
+    "results.train_accuracy": ("numbers in [0, 1], or null", _are_accuracies),
+    "results.test_accuracy": ("numbers in [0, 1], or null", _are_accuracies),
+    "results.epoch_loss": ("a list of numbers for each expert, of one length", _are_curves),
+    "training": ("an object", _is_object_or_absent),
+    "versions": ("an object", _is_object_or_absent),
+    "device": ("a text, or null", _is_text_or_absent),
+    "bytes": ("a whole number", lambda count: count is None or is_whole(count, least=0)),
+    "release": ("an object, or null", _is_object_or_absent),
+    "imported_from": (
+        "an object with files, or null",
+        lambda value: value is None or (isinstance(value, dict) and isinstance(value.get("files"), list)),
+    ),
+    "source.name": ("a text, or null", _is_text_or_absent),
+    "source.homepage": ("a text, or null", _is_text_or_absent),
+    "source.split": ("a text, or null", _is_text_or_absent),
+    "source.config": ("a text, or null", _is_text_or_absent),
+    "source.revision": ("a text, or null", _is_text_or_absent),
+    "source.num_images": ("a whole number, or null", lambda count: count is None or is_whole(count, least=0)),
+    "source.license": (
+        "a text, a list of texts, or null",
+        lambda value: (
+            value is None
+            or isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(text, str) for text in value))
+        ),
+    ),
+}
+# What an expert's file says of its training.
+ABOUT: Rules = {
+    "loss": ("a list", lambda value: isinstance(value, list)),
+    "accuracy": ("a list", lambda value: isinstance(value, list)),
+    "train_accuracy": ("a number in [0, 1], or null", lambda value: value is None or _are_accuracies([value])),
+    "test_accuracy": ("a number in [0, 1], or null", lambda value: value is None or _are_accuracies([value])),
+}
+
+
+class TensorFile:
+    """A safetensors file read by position: only the rows that are asked for, nothing mapped into memory.
+
+    The file may be replaced by a longer one meanwhile (experts that are trained for longer): its header is then read
+    again.
+
+    Raises:
+        ValueError: The file is no safetensors file, or shorter or longer than its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self._read_header(file)
+
+    def _read_header(self, file: BinaryIO) -> None:
+        path, size = self.path, os.fstat(file.fileno()).st_size
+        self._version = _version(file)
+        self._start = 8 + int.from_bytes(file.read(8), "little")
+        if self._start > min(size, 8 + HEADER_BYTES):
+            raise ValueError(f"{path} is truncated or no safetensors file; fetch or train it again")
+        try:
+            header = json.loads(file.read(self._start - 8))
+            self.metadata: dict[str, Any] = json.loads(header.pop("__metadata__", {}).get(METADATA, "{}"))
+            end = 0
+            for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
+                begin, stop = entry["data_offsets"]
+                numbers = (begin, stop, *entry["shape"])
+                held = math.prod(entry["shape"]) * ITEM_BYTES[entry["dtype"]]
+                if not all(is_whole(number, least=0) for number in numbers) or begin != end or stop - begin != held:
+                    raise ValueError("its tensors do not lie one after another")
+                end = stop
+            if not isinstance(self.metadata, dict):
+                raise ValueError("its metadata is no JSON object")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} has a damaged header; fetch or train it again") from error
+        self._tensors = header
+        expected = self._start + end
+        if size != expected:
+            raise ValueError(f"{path} is truncated: {size} bytes, and its header says {expected}; fetch it again")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._tensors:
+            raise ValueError(f"{self.path} holds no tensor {name!r}; it was not written by train_experts")
+        return tuple(self._tensors[name]["shape"])
+
+    def read(self, name: str, row: int | None = None) -> Tensor:
+        """The tensor `name`, or only its row number `row`, as a fresh CPU tensor of the stored dtype."""
+        # Unbuffered: a buffered file reads whole blocks around each row.
+        with self.path.open("rb", buffering=0) as file:
+            if _version(file) != self._version:
+                self._read_header(file)
+            shape = self.shape(name) if row is None else self.shape(name)[1:]
+            dtype = DTYPES.get(self._tensors[name]["dtype"])
+            if dtype is None:
+                raise ValueError(
+                    f"{self.path} has {name} as {self._tensors[name]['dtype']}; expected one of {', '.join(DTYPES)}"
+                )
+            buffer = bytearray(math.prod(shape) * dtype.itemsize)
+            file.seek(self._start + self._tensors[name]["data_offsets"][0] + (row or 0) * len(buffer))
+            if file.readinto(buffer) != len(buffer):
+                raise ValueError(f"{self.path} became shorter while it was in use; fetch or train it again")
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+def _version(file: BinaryIO) -> tuple[int, int, int]:
+    """What tells a file from the one that takes its name."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def compact(params: Tensor) -> dict[str, Tensor]:
+    """A trajectory (T + 1, P) in little more than half the bytes.
+
+    Every tenth row stays float32; the rows in between are scaled float16 differences to the one before them. So any row
+    costs one and a half reads, and the rounding stays small beside what two epochs change: about 0.1 % of it, where
+    differences to the first row alone would reach 0.5 % after 50 epochs.
+
+    Returns:
+        "anchors" (A, P) float32, "deltas" (T + 1 - A, P) float16 and "scales" (T + 1 - A,) float32; and "last" (P,)
+        float32, from which training can go on, unless the last row is an anchor.
+    """
+    rows = torch.arange(len(params))
+    between = rows % ANCHOR_EVERY > 0
+    anchors = params[::ANCHOR_EVERY].clone()
+    deltas = params[between] - anchors[rows[between] // ANCHOR_EVERY]
+    scales = deltas.abs().amax(dim=1)
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    tensors = {"anchors": anchors, "deltas": (deltas / scales[:, None]).half(), "scales": scales}
+    return {**tensors, "last": params[-1].clone()} if between[-1] else tensors
+
+
+def last_row(file: TensorFile) -> Tensor:
+    """The last row (P,) of an expert's file, exact in either format."""
+    if "last" in file:
+        return file.read("last")
+    name = "params" if "params" in file else "anchors"
+    return file.read(name, file.shape(name)[0] - 1)
+
+
+def lengthened(file: TensorFile, rows: Tensor) -> dict[str, Tensor]:
+    """The rows in an expert's file and further `rows` (T', P), stored as the whole trajectory would be at once."""
+    if "params" in file:
+        return {"params": torch.cat([file.read("params"), rows])}
+    anchors = file.read("anchors")
+    beyond = file.shape("anchors")[0] + file.shape("deltas")[0] - 1 - (len(anchors) - 1) * ANCHOR_EVERY
+    # Rows that are stored already stand in as copies of their anchor: their differences are kept as they are.
+    tensors = compact(torch.cat([anchors[-1:].expand(beyond + 1, -1), rows]))
+    tensors["anchors"] = torch.cat([anchors[:-1], tensors["anchors"]])
+    for name in ("deltas", "scales"):
+        tensors[name] = torch.cat([file.read(name), tensors[name][beyond:]])
+    return tensors
+
+
+class ExpertTrajectories(HubFolder):
+    """Trained experts, read lazily: a segment costs two rows of one file, and a file is fetched when it is first used.
+
+        experts = ExpertTrajectories.from_pretrained("outputs/experts")
+        theta_start, theta_target = experts.segment(expert=0, start=3, length=2)
+        logits = experts.flat_model()(theta_target, images)
+
+    Attributes:
+        folder: Where the files are, or come to be.
+        config: The content of `expert_config.json`.
+        spec: The architecture; a row is its parameters, flattened in the order of `named_parameters()`.
+        class_names: Names of the logits, in order.
+        num_experts: Trajectories.
+        num_epochs: Epochs of each; row 0 is the initialisation, row `num_epochs` the last.
+        num_params: P, the length of a row.
+    """
+
+    repo_type = "model"
+    config_name = INDEX
+    owned = ("README.md", INDEX, ZCA_FILE, EVAL_RESULTS, "expert-[0-9]*.safetensors")
+    fetched = (INDEX,)
+    loader = "ExpertTrajectories.from_pretrained"
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.release = folder, config.get("release")
+        self.config = {key: value for key, value in config.items() if key != "release"}
+        self._limits = ""
+        self._files: dict[int, TensorFile] = {}
+        try:
+            self.spec = StudentSpec.from_dict(config["student"])
+            self.class_names: list[str] = config["class_names"]
+            self.num_experts: int = config["num_experts"]
+            self.num_epochs: int = config["num_epochs"]
+            self.num_params: int = config["num_params"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / INDEX} lacks {error}; it was not written by train_experts") from error
+
+    @classmethod
+    def _download(cls, repository: Repository) -> tuple[Path, Repository]:
+        # Of a repository only the index comes now; each expert's file when it is first used, from the same commit.
+        folder = repository.fetch(INDEX).parent
+        return folder, repository.at(folder.name)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        path = folder / INDEX
+        config = load_json(path)
+        check_format_version(path, config, FORMAT_VERSION)
+        check_values(path, config, RULES)
+        if None in config["results"]["epoch_loss"][0] and config.get("imported_from") is None:
+            raise ValueError(f"{path} has no losses, and no imported_from that says why; train or import it again")
+        try:
+            experts = cls(folder, config)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); fetch it or train the experts again") from error
+        if experts.spec.num_classes != len(experts.class_names):
+            raise ValueError(
+                f"{path} speaks of {len(experts.class_names)} classes and of a network for {experts.spec.num_classes}"
+            )
+        return experts
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        if path.is_file():
+            return path
+        if self.origin is None:
+            raise ValueError(f"{self.folder} lacks {name}, which its {INDEX} names; train it again or copy it there")
+        return self.origin.fetch(name)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """What was done to the images before the experts saw them."""
+        config = self.config["preprocessing"]
+        path = self._path(ZCA_FILE) if config.get("zca") else self.folder / INDEX
+        try:
+            return Preprocessing.from_config(config, load_file(path) if config.get("zca") else None)
+        except (SafetensorError, ValueError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged ({reason}); fetch it or train the experts again") from error
+
+    def _file(self, expert: int) -> TensorFile:
+        if not 0 <= expert < self.num_experts:
+            raise ValueError(f"expert {expert} of {self.folder}; expected 0 to {self.num_experts - 1}")
+        if expert not in self._files:
+            file = TensorFile(self._path(EXPERT_FILE.format(expert)))
+            blocks = [file.shape(name) for name in (("anchors", "deltas") if "anchors" in file else ("params",))]
+            if any(len(block) != 2 or block[1] != blocks[0][1] for block in blocks):
+                raise ValueError(f"{file.path} holds tensors of shape {blocks}; expected matrices with a row per epoch")
+            stored = sum(block[0] for block in blocks), blocks[0][1]
+            if "anchors" in file:
+                anchors = (stored[0] - 1) // ANCHOR_EVERY + 1
+                if blocks[0][0] != anchors or file.shape("scales") != blocks[1][:1]:
+                    raise ValueError(
+                        f"{file.path} holds {blocks[0][0]} anchors and scales {file.shape('scales')} for {stored[0]} "
+                        f"rows; expected {anchors} anchors and a scale for each other row"
+                    )
+            if stored[0] <= self.num_epochs or stored[1] != self.num_params:
+                raise ValueError(
+                    f"{file.path} holds {stored[0]} rows of {stored[1]} parameters, and {INDEX} speaks of "
+                    f"{self.num_epochs + 1} rows of {self.num_params}; the folder mixes two trainings"
+                )
+            self._files[expert] = file
+        return self._files[expert]
+
+    def _rows(self, expert: int, epochs: Sequence[int]) -> list[Tensor]:
+        file = self._file(expert)
+        for epoch in epochs:
+            if not 0 <= epoch <= self.num_epochs:
+                raise ValueError(f"epoch {epoch} of expert {expert} is not stored; expected 0 to {self.num_epochs}")
+        if "params" in file:
+            return [file.read("params", epoch) for epoch in epochs]
+        anchors = {number: file.read("anchors", number) for number in {epoch // ANCHOR_EVERY for epoch in epochs}}
+        rows = []
+        for epoch in epochs:
+            number, beyond = divmod(epoch, ANCHOR_EVERY)
+            row = anchors[number].clone()
+            if beyond:
+                delta = epoch - number - 1
+                row += file.read("deltas", delta).float() * file.read("scales", delta)
+            rows.append(row)
+        return rows
+
+    def row(self, expert: int, epoch: int) -> Tensor:
+        """Parameters (P,) float32 of `expert` after `epoch` epochs, on the CPU, in fresh memory.
+
+        Raises:
+            ValueError: There is no such expert or epoch, or its file is missing or damaged.
+        """
+        return self._rows(expert, [epoch])[0]
+
+    def segment(self, expert: int, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Parameters (P,) of `expert` after `start` and after `start + length` epochs: two rows are read.
+
+        Raises:
+            ValueError: As `row`, or `length` is below 1.
+        """
+        if length < 1:
+            raise ValueError(f"a segment of {length} epochs; expected at least 1")
+        theta_start, theta_target = self._rows(expert, [start, start + length])
+        return theta_start, theta_target
+
+    def limited(self, num_experts: int, num_epochs: int) -> Self:
+        """The first `num_experts` experts up to epoch `num_epochs`: a view, without accuracies of later epochs.
+
+        An expert may hold more epochs than all of them do.
+
+        Raises:
+            ValueError: There are fewer experts or epochs.
+        """
+        if not (1 <= num_experts <= self.num_experts and num_epochs >= 1):
+            raise ValueError(
+                f"{num_experts} experts x {num_epochs} epochs of {self.folder}; expected 1 to {self.num_experts} "
+                "experts and at least 1 epoch"
+            )
+        files = [TensorFile(self._path(EXPERT_FILE.format(expert))) for expert in range(num_experts)]
+        for file in files:
+            check_values(file.path, file.metadata, ABOUT)
+        held = [file.metadata for file in files]
+        stored = {len(metadata["loss"]) for metadata in held}
+        if min(stored) < num_epochs:
+            raise ValueError(
+                f"the experts in {self.folder} hold {min(stored)} epochs, and {num_epochs} were asked for; "
+                "ask for fewer, or train them for longer"
+            )
+        results: dict[str, Any] = {}
+        for split in ("train", "test"):
+            accuracies = [metadata[f"{split}_accuracy"] for metadata in held]
+            results[f"{split}_accuracy"] = accuracies if stored == {num_epochs} and None not in accuracies else None
+        for name in ("loss", "accuracy"):
+            results[f"epoch_{name}"] = [metadata[name][:num_epochs] for metadata in held]
+        results["experts_at_once"] = [metadata.get("experts_at_once") for metadata in held]
+        size = sum(file.path.stat().st_size for file in files)
+        changes = {"num_experts": num_experts, "num_epochs": num_epochs, "results": results, "bytes": size}
+        view = type(self)(self.folder, {**self.config, **changes})
+        view.origin = self.origin
+        if (num_experts, num_epochs) != (self.num_experts, self.num_epochs):
+            view._limits = f".limited({num_experts}, {num_epochs})"
+        return view
+
+    @property
+    def load_call(self) -> str:
+        """The one call that gives these experts."""
+        where = Home(str(self.folder)) if self.origin is None else Home(self.origin.repo_id, self.origin.revision)
+        return f"{self.loader}({where.arguments()}){self._limits}"
+
+    def summary(self) -> str:
+        """One line: how many experts of which network, and how accurate they are where that is known."""
+        accuracies = {split: self.config["results"][f"{split}_accuracy"] for split in ("train", "test")}
+        said = [f"{split} accuracy {_percent(values)} %" for split, values in accuracies.items() if values]
+        what = f"{self.num_experts} experts x {self.num_epochs} epochs of {self.spec.name}"
+        what += f" ({self.config['num_params']:,} parameters)"
+        return f"{what}: {', '.join(said)}" if said else what
+
+    def flat_model(self) -> FlatModel:
+        """The network that a row holds the parameters of.
+
+        Raises:
+            ValueError: The network that this version of timm builds has another number of parameters.
+        """
+        expected = self.spec.num_params()  # first, for an index can claim any size
+        if expected != self.num_params:
+            raise ValueError(
+                f"the experts in {self.folder} have {self.num_params} parameters, and {self.spec} has "
+                f"{expected}; use the versions named in their {INDEX}"
+            )
+        return FlatModel.from_spec(self.spec)
+
+    def check_matches(self, real: RealImages, spec: StudentSpec | None = None) -> None:
+        """Raise one `ValueError` that says what differs, unless these experts are for `real` (and for `spec`)."""
+        pairs = [
+            ("classes", len(self.class_names), real.num_classes),
+            *[("class", *names) for names in zip(self.class_names, real.class_names, strict=False)],
+            ("images (channels, height, width)", (self.spec.in_chans, *self.spec.img_size), tuple(real.shape)),
+            ("network", self.spec, spec or self.spec),
+            ("preprocessing", self.config["preprocessing"], real.preprocessing.to_config()),
+        ]
+        for what, theirs, ours in pairs:
+            if theirs != ours:
+                raise ValueError(
+                    f"the experts in {self.folder} are for {what} {theirs}, and this run has {ours}; "
+                    "use other experts, or the data and student they were trained for"
+                )
+
+    def _write(self, folder: Path, home: Home) -> None:
+        for expert in range(self.num_experts):
+            path = self._path(EXPERT_FILE.format(expert)).resolve()  # a cache holds links
+            entry = folder / EXPERT_FILE.format(expert)
+            try:
+                # What is only to be read and uploaded may lie anywhere.
+                os.symlink(path, entry) if home.on_hub else os.link(path, entry)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(path, entry)
+        self._write_about(folder, self.preprocessing, home)
+
+    def _card(self, home: Home) -> str:
+        source, results = self.config["source"], self.config["results"]
+        about_source = source_context(source)
+        scores = {
+            split: statistics.fmean(results[f"{split}_accuracy"])
+            for split in ("train", "test")
+            if results[f"{split}_accuracy"]
+        }
+        metadata = ModelCardData(
+            license=about_source["license"],
+            extra_gated_prompt=about_source["gated_note"],
+            library_name="hf_distill",
+            datasets=[source["name"]] if on_hub(source) else None,
+            tags=["dataset-distillation", "expert-trajectories", "image-classification", "hf_distill"],
+            model_name=Path(home.name).name if scores else None,
+            eval_results=eval_results(source, self._by_split(scores)) or None,
+        )
+        lines = []
+        if results["train_accuracy"]:
+            lines = ["| split | accuracy in %, mean ± standard deviation | experts |", "| --- | ---: | ---: |"]
+        for split in ("train", "test"):
+            if results[f"{split}_accuracy"]:
+                accuracies = results[f"{split}_accuracy"]
+                lines.append(f"| {split} | {_percent(accuracies)} | {len(accuracies)} |")
+        lines.append("")
+        if None in results["epoch_loss"][0]:  # imported
+            files = self.config["imported_from"]["files"]
+            lines.append(
+                f"Imported from {len(files):,} file(s); the losses and the machine of their training are unknown."
+            )
+        else:
+            losses = [statistics.fmean(each) for each in zip(*results["epoch_loss"], strict=True)]
+            lines += [
+                f"Mean augmented training loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last.",
+                f"Trained and measured on: {self.config['device']}.",
+            ]
+        return render_card(
+            "experts.md",
+            metadata=metadata.to_yaml(),
+            call=home.arguments(),
+            config=self.config,
+            bytes=self.config["bytes"],
+            results="\n".join(lines),
+            **about_source,
+        )
+
+    def _by_split(self, scores: dict[str, float]) -> dict[str, float]:
+        """Scores of "train" and "test" by the names that these splits have in the source."""
+        names = {"train": self.config["source"].get("split"), "test": self.config.get("test_split")}
+        return {names[split] or split: score for split, score in scores.items()}
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the experts into `directory`; see `HubFolder.save_pretrained`.
+
+        Raises:
+            ValueError: Also where `directory` holds other experts: their files have the same names, and a folder in
+                which some are replaced cannot be told from a whole one.
+        """
+        held = Path(directory) / INDEX
+        if held.is_file():
+            known = load_json(held)
+            mixed = [key for key in TRAINED if known.get(key) != self.config.get(key)]
+            if mixed:
+                raise ValueError(f"{directory} holds experts of another {mixed[0]}; give another folder")
+        return super().save_pretrained(directory)
+
+    def _write_about(self, folder: Path, preprocessing: Preprocessing, home: Home) -> None:
+        if preprocessing.zca is not None:
+            atomic_write(folder / ZCA_FILE, save(preprocessing.tensors()))
+        atomic_write(folder / "README.md", self._card(home))
+        accuracies = self.config["results"]["test_accuracy"]
+        if accuracies and on_hub(self.config["source"]):
+            notes = f"mean of {len(accuracies)} experts after {self.num_epochs} epochs"
+            (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
+            text = eval_results_file(self.config["source"], statistics.fmean(accuracies), notes)
+            atomic_write(folder / EVAL_RESULTS, text)
+        save_json(folder / INDEX, {**self.config, **home.to_config()})
+
+
+def _percent(accuracies: Sequence[float]) -> str:
+    """`61.2 ± 3.1`: mean and standard deviation in percent; no deviation for a single expert."""
+    spread = f" ± {100 * statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+    return f"{100 * statistics.fmean(accuracies):.1f}{spread}"

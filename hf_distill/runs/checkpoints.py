@@ -1,0 +1,102 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is `checkpoint-<step>/` with `state.safetensors` (every tensor) and `trainer_state.json` (everything else).
+It is written aside and renamed, so that a run killed in the middle of writing leaves the one before it.
+"""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..hub.files import load_json, save_json
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"checkpoint-(\d+)")
+STATE_FILE, TENSORS_FILE = "trainer_state.json", "state.safetensors"
+ARTIFACT_FILE = "distill_config.json"
+BLOCKS = "blocks"  # folder of methods that make images block by block
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [path for path in directory.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any], limit: int | None) -> Path:
+    """Write `checkpoint-<state["step"]>`, keep the newest `limit`. One process calls it.
+
+    Later steps are of a run that went on from an earlier checkpoint and that this one replaces: they go too, or
+    `latest` would mean them.
+
+    Raises:
+        OSError: It could not be written (a full disk); the checkpoints before it are as they were.
+    """
+    final = directory / f"checkpoint-{state['step']}"
+    aside = directory / f".{final.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, aside / TENSORS_FILE)
+        save_json(aside / STATE_FILE, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(
+            f"{final} could not be written ({error}); the checkpoints before it are whole. Make room on the disk and "
+            "go on with --resume_from_checkpoint latest"
+        ) from error
+    replaced = directory / f".{final.name}.replaced.partial"
+    if final.exists():  # moved, not deleted: a deletion takes time in which neither would be there
+        os.replace(final, replaced)
+    os.replace(aside, final)
+    shutil.rmtree(replaced, ignore_errors=True)
+    found = list_checkpoints(directory)
+    own = found[: found.index(final) + 1]
+    for later in found[len(own) :]:
+        logger.warning("removing %s: this run went on from an earlier checkpoint", later)
+        remove(later)
+    if limit is not None:
+        for old in own[:-limit]:
+            remove(old)
+    return final
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint that is at no moment half there under its name."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.removed.partial")
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside)
+
+
+def find_checkpoint(directory: Path, wanted: str) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means; None for `latest` where there is none yet.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    if wanted == "latest":
+        found = list_checkpoints(directory)
+        return found[-1] if found else None
+    if not Path(wanted).is_dir():
+        raise ValueError(f"--resume_from_checkpoint {wanted} is no folder; expected `latest` or a checkpoint folder")
+    return Path(wanted)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint.
+
+    Raises:
+        ValueError: Something is missing in it or damaged.
+    """
+    try:
+        return load_file(folder / TENSORS_FILE), load_json(folder / STATE_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} is no whole checkpoint ({error}); resume from another one") from error

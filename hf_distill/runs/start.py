@@ -1,0 +1,157 @@
+"""How every recipe begins: processes that know each other, a folder to write to, mistakes found before long work."""
+
+import dataclasses
+from pathlib import Path
+
+import datasets
+import huggingface_hub.utils
+from accelerate import Accelerator
+
+from ..config import DataArguments, DistillConfig, HubArguments, check_choice
+from ..distilled.distilled_set import DistilledSet
+from ..distilled.labels import ProjectorLabels
+from ..evaluation.evaluate import PROTOCOLS
+from ..hub.folder import Home, HubFolder
+from ..hub.repository import Repository
+from ..networks.projector import LabelProjector
+from .folder import prepare_output_dir
+from .processes import make_accelerator, on_main
+
+
+def start_run(
+    config: DistillConfig, hub: HubArguments, name: str, *, projector: bool = False
+) -> tuple[DistillConfig, Accelerator]:
+    """The config with its output folder made, and the accelerator. All processes call it.
+
+    Args:
+        config: As parsed.
+        hub: Where the result is to be published; whether it can be is found out now.
+        name: Of the folder under `outputs/` where `--output_dir` is not given.
+        projector: A label projector is to be published too.
+
+    Raises:
+        ValueError: The folder is taken, the protocol is unknown, a tracker is not installed, or nothing can be
+            published there.
+    """
+    check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))  # now, not after hours of expert training
+    if config.disable_tqdm:
+        disable_progress_bars()
+    # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
+    accelerator = make_accelerator()
+    prepare_push(hub, DistilledSet, accelerator, projector=projector)
+    folder = on_main(accelerator, lambda: str(prepare_output_dir(config, name)))
+    config = dataclasses.replace(config, output_dir=folder)
+    return config, accelerator if config.report_to == "none" else make_accelerator(config.report_to, folder)
+
+
+def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
+    """How to read again what the set was made of, with its classes and size; flags off their default in `given` win."""
+    source = distilled.config.get("source") or {}
+    name = source.get("name")
+    if given.dataset_name is None and name != "digits" and "/" not in (name or ""):
+        raise ValueError(f"the set was made of {name!r}, no Hub name; say where it is: --dataset_name PATH")
+    defaults = dataclasses.asdict(DataArguments())
+    explicit = {key: value for key, value in dataclasses.asdict(given).items() if value != defaults[key]}
+    # Older sets have no "arguments", only what stands beside them.
+    recorded = {key: value for key, value in source.get("arguments", {}).items() if key in defaults}
+    recorded["dataset_config"] = source.get("config")
+    recorded["dataset_train_split"] = source.get("split") or defaults["dataset_train_split"]
+    recorded["dataset_revision"] = None  # of one repository, and means nothing anywhere else
+    if "/" in (name or "") and given.dataset_name in (None, name):
+        recorded |= {"dataset_name": name, "dataset_revision": source.get("revision")}
+    channels, height, width = distilled.pixel_values.shape[1:]
+    of_the_set = {
+        "classes": distilled.class_names,
+        "resolution": [height, width],
+        "color": "gray" if channels == 1 else "rgb",
+        "normalization": "none",  # the set brings its own
+        "mean": None,
+        "std": None,
+    }
+    return DataArguments(**{**recorded, **explicit, **of_the_set})
+
+
+def disable_progress_bars() -> None:
+    """Silence the bars of `datasets` and of the Hub client."""
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+
+
+def prepare_push(
+    hub: HubArguments, artifact: type[HubFolder], accelerator: Accelerator, *, projector: bool = False
+) -> None:
+    """Find out before the work whether its result can be published. All processes call it.
+
+    Args:
+        hub: Where.
+        artifact: What.
+        accelerator: The processes.
+        projector: A label projector is to be published beside it.
+
+    Raises:
+        ValueError: No repository is given, the token may not write there, or the tag exists already.
+    """
+
+    def prepare() -> None:
+        if hub.hub_model_id is None:
+            raise ValueError("--push_to_hub needs the name of a repository; give --hub_model_id owner/name")
+        places = {hub.hub_model_id: artifact.repo_type}
+        if projector:
+            places[_of_projector(hub.hub_model_id)] = LabelProjector.repo_type
+        for repo_id, repo_type in places.items():
+            repository = Repository(repo_id, repo_type, token=hub.hub_token)
+            repository.prepare(tag=hub.hub_tag, private=hub.hub_private_repo or None)
+
+    if hub.push_to_hub:
+        on_main(accelerator, prepare)
+
+
+def _of_projector(repo_id: str | None) -> str:
+    return f"{repo_id}-projector"
+
+
+def push_with_projector(
+    distilled: DistilledSet, projector: LabelProjector, hub: HubArguments, folder: str | Path, own: str | Path
+) -> str:
+    """Publish a projector as `<repository>-projector`, and the set, which then names it; one process calls it.
+
+    Args:
+        distilled: The set, which is saved again in `folder`.
+        projector: The projector, which is saved in `own`.
+        hub: Where the set is to be published.
+        folder, own: For them, and for messages.
+
+    Returns:
+        A line for each, as `push`.
+
+    Raises:
+        ValueError, OSError: As `push`.
+    """
+    repo_id = _of_projector(hub.hub_model_id)
+    first = push(projector, dataclasses.replace(hub, hub_model_id=repo_id), own)
+    where = {"revision": hub.hub_tag, "token": hub.hub_token}
+    shared = LabelProjector.from_pretrained(repo_id, **where, prior=projector.prior)
+    distilled.label_with(ProjectorLabels(shared))
+    distilled.save_pretrained(folder)
+    return f"{first}\n{push(distilled, hub, folder)}"
+
+
+def push(artifact: HubFolder, hub: HubArguments, folder: str | Path) -> str:
+    """Publish an artifact that is saved in `folder`; one process calls it.
+
+    Returns:
+        A line that says where it is and which call loads it.
+
+    Raises:
+        ValueError, OSError: As `HubFolder.push_to_hub`; the message says how to publish it later.
+    """
+    repo_id, tag, private = hub.hub_model_id or "", hub.hub_tag, hub.hub_private_repo or None
+    try:
+        commit = artifact.push_to_hub(repo_id, tag=tag, private=private, token=hub.hub_token)
+    except (ValueError, OSError) as error:
+        name = type(artifact).__name__
+        raise ValueError(
+            f"{error}. The result is whole in {folder}: publish it later with "
+            f'{name}.from_pretrained("{folder}").push_to_hub("{repo_id}"{f", tag={tag!r}" if tag else ""})'
+        ) from error
+    return f"published: {commit.commit_url}   load: {artifact.loader}({Home(repo_id, tag).arguments()})"

@@ -1,0 +1,1 @@
+"""Networks that methods learn from: experts, teachers, projectors, a small CLIP."""

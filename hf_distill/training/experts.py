@@ -1,0 +1,657 @@
+"""Expert trajectories: networks trained on the real images, their parameters kept at the start and after every epoch.
+
+Trajectory-matching methods (MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586) read two rows of one trajectory at each
+step. `train_experts` makes the trajectories, many experts at once where that is faster; `ExpertTrajectories` reads them
+two rows at a time.
+
+    theta <- theta - lr_teacher * v,   v <- mom_teacher * v + grad CE(f(theta; DSA(x)), y) + l2_teacher * theta
+
+Differs from the authors' code: a snapshot is a copy on every device (on a CPU theirs are aliases of the live
+parameters, so that all rows equal the last); files are safetensors, not pickled lists; an expert's randomness depends
+on its number alone; only the epochs that will be read are trained.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from huggingface_hub.utils import WeakFileLock
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
+from tqdm.auto import tqdm
+
+from ..augmentation.dsa import DEFAULT_STRATEGY, DSA, DsaParams
+from ..config import HfArg, check_at_least, check_choice
+from ..data.images import RealImages
+from ..hub.files import atomic_write, load_json, package_versions, save_json
+from ..hub.folder import Home
+from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
+from ..networks.compiling import refuse_fp16
+from ..networks.trajectories import (
+    EXPERT_FILE,
+    FORMAT_VERSION,
+    INDEX,
+    METADATA,
+    ExpertTrajectories,
+    TensorFile,
+    compact,
+    last_row,
+    lengthened,
+)
+from ..rng import derive_seed, generator
+
+__all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts"]
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished"  # rows of experts in training; gone once the folder is complete
+LOCK_SECONDS = 60.0  # between two looks of a job that waits for another one
+HOST_BYTES = 2**31  # preprocessed floats kept in host memory at most; larger sets stay memory-mapped
+
+
+@dataclass
+class ExpertConfig:
+    """The network to distil for, and how its experts are trained."""
+
+    student: str = HfArg(default="convnet_d3", help="Network to distil for: convnet_d1 to convnet_d8 or any timm name.")
+    student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
+    student_norm: str = HfArg(default="instance", help="Normalisation of a convnet: instance, batch or none.")
+    experts: str | None = HfArg(default=None, help="Folder or Hub repository of trained experts to use as they are.")
+    experts_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
+    num_experts: int = HfArg(default=10, help="Experts to train.")
+    expert_train_epochs: int | None = HfArg(
+        default=None, help="Epochs of each expert. Without it: what the recipe will read."
+    )
+    lr_teacher: float = HfArg(default=0.01, help="Learning rate of the experts.")
+    mom_teacher: float = HfArg(default=0.0, help="Momentum of the experts' SGD; without it they are easier to imitate.")
+    l2_teacher: float = HfArg(default=0.0, help="Weight decay of the experts' SGD.")
+    batch_train: int = HfArg(default=256, help="Images per step of an expert.")
+    dsa_strategy: str = HfArg(
+        default=DEFAULT_STRATEGY, help="Augmentations joined by underscores; none to leave the images as they are."
+    )
+    experts_at_once: str = HfArg(
+        default="auto",
+        help="Experts trained side by side in one process; auto measures some numbers, takes the best. "
+        "The number changes how sums are rounded: give one to get the same bits again.",
+    )
+    expert_format: str = HfArg(
+        default="float32", help="float32, or compact: little more than half the bytes, exact to a thousandth."
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("student_norm", self.student_norm, NORMS)
+        check_choice("expert_format", self.expert_format, ("float32", "compact"))
+        for flag in ("student_width", "num_experts", "expert_train_epochs", "batch_train"):
+            check_at_least(flag, getattr(self, flag), 1)
+        for flag in ("lr_teacher", "mom_teacher", "l2_teacher"):
+            check_at_least(flag, getattr(self, flag), 0)
+        if self.experts_at_once != "auto" and not (self.experts_at_once.isdecimal() and int(self.experts_at_once)):
+            raise ValueError(f"--experts_at_once is {self.experts_at_once!r}; expected auto or a number from 1")
+        DSA(self.dsa_strategy)
+
+    def student_spec(self, real: RealImages) -> StudentSpec:
+        """The student for the classes, channels and size of `real`."""
+        channels, height, width = real.shape
+        kwargs = {"width": self.student_width, "norm": self.student_norm} if self.student in CONVNETS else {}
+        return StudentSpec(self.student, real.num_classes, channels, (height, width), kwargs)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting for the device: only pinned memory is copied in the background."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def augment_group(x: Tensor, params: Sequence[DsaParams]) -> Tensor:
+    """Augment the batch of each expert by its own parameters, experts with the same operation in one call.
+
+    Args:
+        x: Images (E, B, C, H, W).
+        params: What was drawn for each of the E experts, B images each, on the CPU.
+    """
+    result = list(x.unbind())
+    for operation in dict.fromkeys(drawn.operation for drawn in params):
+        members = [index for index, drawn in enumerate(params) if drawn.operation == operation]
+        values = {
+            name: _send(torch.cat([params[member].values[name] for member in members]), x.device)
+            for name in params[members[0]].values
+        }
+        together = DSA.apply(torch.cat([x[member] for member in members]), DsaParams(operation, values))
+        for member, part in zip(members, together.split(x.shape[1]), strict=True):
+            result[member] = part
+    return torch.stack(result)
+
+
+class DeviceImages:
+    """Preprocessed batches of `real` on `device`: from floats kept there, else from bytes kept there, else gathered."""
+
+    def __init__(self, real: RealImages, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.real, self.device, self.dtype = real, device, dtype
+        self.preprocess = real.preprocessing.to(device)
+        self.size = tuple(real.shape[1:])
+        count = len(real) * math.prod(real.shape)
+        on_cuda = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if on_cuda else 4 * HOST_BYTES
+        self.floats = self.bytes = None
+        if count * dtype.itemsize <= free // 4:
+            self.floats = torch.empty(len(real), *real.shape, device=device, dtype=dtype)
+            for rows in torch.arange(len(real)).split(4096):
+                self.floats[rows[0] : rows[-1] + 1] = self.preprocess(real.uint8(rows).to(device))
+        elif on_cuda and count <= free // 2:
+            self.bytes = real.resident(device)
+        gathered = self.floats is None and self.bytes is None
+        self.rows_device = torch.device("cpu") if gathered else device
+        self.labels = real.labels.to(self.rows_device)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (*rows.shape, C, H, W) and labels (*rows.shape) of `rows`, which lie on `rows_device`."""
+        if self.floats is not None:
+            return self.floats[rows], self.labels[rows]
+        flat, labels = rows.flatten(), self.labels[rows]
+        if self.bytes is not None:
+            pixels = self.bytes[flat]
+        else:
+            pixels, labels = _send(self.real.uint8(flat), self.device), _send(labels, self.device)
+        return self.preprocess(pixels).to(self.dtype).view(*rows.shape, *self.real.shape), labels
+
+
+class ExpertTrainer:
+    """Plain SGD on the real images for a group of experts: one after another is a group of one.
+
+    An expert's initialisation, order of images and augmentations come from streams named by its number (and the
+    epoch), so what it sees does not depend on its group, its process, or where an interrupted run went on.
+    """
+
+    def __init__(
+        self,
+        real: RealImages,
+        spec: StudentSpec,
+        config: ExpertConfig,
+        seed: int,
+        accelerator: Accelerator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        refuse_fp16(accelerator, "experts do")
+        self.config, self.seed, self.accelerator, self.dtype = config, seed, accelerator, dtype
+        self.flat = FlatModel.from_spec(spec).to(accelerator.device)
+        self.dsa = DSA(config.dsa_strategy)
+        self.images = DeviceImages(real, accelerator.device, dtype)
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.flat.module.modules())
+        self._only_alone = normalised and accelerator.mixed_precision != "no"
+        self._one = grad_and_value(self._loss, has_aux=True)
+        self._many = vmap(self._one)
+
+    def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.flat(theta, x)  # (B, K)
+        return F.cross_entropy(logits, y), (logits.detach().argmax(1) == y).sum()
+
+    def init(self, experts: Sequence[int]) -> Tensor:
+        """Initial parameters (E, P) on the device."""
+        rows = [self.flat.init(derive_seed(self.seed, "expert", expert, "init")) for expert in experts]
+        return torch.stack(rows).to(self.accelerator.device, self.dtype)
+
+    def step(self, thetas: Tensor, velocities: Tensor | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of SGD for each expert, in place.
+
+        Args:
+            thetas: Parameters (E, P).
+            velocities: Momentum (E, P); None without momentum.
+            x: Augmented images (E, B, C, H, W).
+            y: Labels (E, B).
+
+        Returns:
+            Loss and number of right answers of each expert, both (E,).
+        """
+        with self.accelerator.autocast():
+            if len(thetas) == 1:
+                grads, (loss, right) = self._one(thetas[0], x[0], y[0])
+                grads, loss, right = grads[None], loss[None], right[None]
+            elif self._only_alone:
+                raise ValueError(
+                    "torch cannot train several networks with BatchNorm at once in mixed precision; "
+                    "use --experts_at_once 1 (auto does), or no mixed precision"
+                )
+            else:
+                grads, (loss, right) = self._many(thetas, x, y)
+        if self.config.l2_teacher:
+            grads = grads.add(thetas, alpha=self.config.l2_teacher)
+        if velocities is not None:
+            grads = velocities.mul_(self.config.mom_teacher).add_(grads)
+        thetas.sub_(grads, alpha=self.config.lr_teacher)
+        return loss.detach(), right
+
+    def epoch(
+        self,
+        experts: Sequence[int],
+        epoch: int,
+        thetas: Tensor,
+        velocities: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Train `thetas` (E, P) in place through epoch number `epoch`, from 1; nothing waits for the device.
+
+        Returns:
+            Mean loss and accuracy over the epoch's augmented batches, both (E,) on the device.
+        """
+        streams = [(self.seed, "expert", expert) for expert in experts]
+        count = len(self.images.real)
+        orders = [torch.randperm(count, generator=generator(*stream, "order", epoch)) for stream in streams]
+        draws = [generator(*stream, "dsa", epoch) for stream in streams]
+        batches = _send(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)
+        losses, hits, seen = thetas.new_zeros(len(experts)), thetas.new_zeros(len(experts)), 0
+        for rows in batches:  # (E, B)
+            loss, right = self._augmented_step(thetas, velocities, rows, draws)
+            losses += loss * rows.shape[1]
+            hits += right
+            seen += rows.shape[1]
+        return losses / seen, hits / seen
+
+    def _augmented_step(
+        self, thetas: Tensor, velocities: Tensor | None, rows: Tensor, draws: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        x, y = self.images(rows)
+        params = [self.dsa.sample(rows.shape[1], draw, self.images.size) for draw in draws]
+        return self.step(thetas, velocities, augment_group(x, params), y)
+
+    @torch.no_grad()
+    def accuracy(self, theta: Tensor, images: DeviceImages) -> float:
+        """Accuracy in [0, 1] of one expert `theta` (P,) on `images`, without augmentation."""
+        right = torch.zeros((), device=theta.device, dtype=torch.int64)
+        for rows in torch.arange(len(images.real)).split(self.config.batch_train):
+            x, y = images(rows.to(images.rows_device))
+            right += (self.flat(theta, x).argmax(1) == y).sum()
+        return right.item() / len(images.real)
+
+    def rate(self, size: int, steps: int | None = None) -> float:
+        """Experts x steps per second of a group of `size`, measured on the device after a warm-up step."""
+        thetas = self.init([0]).repeat(size, 1)
+        velocities = torch.zeros_like(thetas) if self.config.mom_teacher else None
+
+        shape = (size, min(self.config.batch_train, len(self.images.real)))
+        rows = torch.randint(len(self.images.real), shape, generator=generator(0, "rate")).to(self.images.rows_device)
+        draws = [generator(0, "rate", number) for number in range(size)]
+
+        def seconds(count: int) -> float:
+            self._synchronize()
+            start = time.perf_counter()
+            for _ in range(count):
+                self._augmented_step(thetas, velocities, rows, draws)
+            self._synchronize()
+            return time.perf_counter() - start
+
+        seconds(1)
+        # At least half a second, or three steps where one takes longer than that.
+        steps = steps or max(3, math.ceil(0.5 / seconds(1)))
+        return size * steps / seconds(steps)
+
+    def _synchronize(self) -> None:
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize(self.accelerator.device)
+
+    def fastest_group(self, limit: int) -> int:
+        """The number of experts, up to `limit`, whose joint training gives the most experts x steps per second."""
+        if limit <= 1 or self._only_alone:
+            return 1
+        rates: dict[int, float] = {}
+        for size in [*(2**power for power in range((limit - 1).bit_length())), limit]:
+            try:
+                rates[size] = self.rate(size)
+            except torch.OutOfMemoryError:
+                logger.info("experts at once: %d do not fit in memory", size)
+                break
+            if rates[size] < max(rates.values()):
+                break
+        if not rates:
+            raise ValueError("one expert does not fit in memory; lower --batch_train or use a smaller --student")
+        best = max(rates, key=rates.__getitem__)
+        measured = ", ".join(f"{size}: {rate:.1f}" for size, rate in rates.items())
+        logger.info("experts at once: %d, by experts x steps per second (%s)", best, measured)
+        return best
+
+
+class _Folder:
+    """Where experts are trained: finished files, and under `unfinished/` one small file per expert and epoch."""
+
+    def __init__(self, root: str | Path, training: dict[str, Any]) -> None:
+        self.root, self.training = Path(root), training
+        self.aside = self.root / UNFINISHED
+        self.run, self.index = self.aside / "run.json", self.root / INDEX
+
+    def expert(self, expert: int) -> Path:
+        return self.root / EXPERT_FILE.format(expert)
+
+    def row(self, expert: int, epoch: int) -> Path:
+        return self.aside / f"expert-{expert:05d}-epoch-{epoch:05d}.safetensors"
+
+    def held(self) -> list[Path]:
+        return sorted(self.root.glob("expert-[0-9]*.safetensors"))
+
+    @contextmanager
+    def locked(self, accelerator: Accelerator) -> Iterator[None]:
+        """One job at a time: the main process holds the lock of the folder, and the others know it.
+
+        Raises:
+            ValueError: The folder holds something else.
+        """
+        if not self.held() and not self.run.exists() and (self.root / "README.md").exists():
+            raise ValueError(
+                f"{self.root} has a README.md and no experts: it holds something else; give another folder"
+            )
+        with ExitStack() as stack:
+            locked = False
+            while not locked:
+                if accelerator.is_main_process:
+                    with self.writing(self.root):
+                        self.root.mkdir(parents=True, exist_ok=True)
+                        try:
+                            stack.enter_context(WeakFileLock(self.root / ".lock", timeout=LOCK_SECONDS))
+                            locked = True
+                        except TimeoutError:  # of which the lock's own is one
+                            logger.info("another run trains experts in %s; waiting for it", self.root)
+                # In turns shorter than a collective is allowed to wait: the other job may take hours.
+                locked = broadcast_object_list([locked])[0]
+            yield
+
+    def check(self, epochs: int) -> int:
+        """The epochs that experts get here: `epochs`, or more where every expert of the folder has more.
+
+        Raises:
+            ValueError: The folder holds experts trained in another way.
+        """
+        held = {path: TensorFile(path).metadata for path in self.held()}
+        for path, metadata in [*held.items(), *([(self.run, load_json(self.run))] if self.run.exists() else [])]:
+            if metadata.get("training") != self.training:
+                what, was, now = _difference(metadata.get("training"), self.training)
+                raise ValueError(
+                    f"{path} was trained with {what} {was}, and this run has {now}; "
+                    "give another folder, or the settings of the first run"
+                )
+        return max(epochs, min((len(metadata["loss"]) for metadata in held.values()), default=epochs))
+
+    def epochs_stored(self, expert: int) -> int:
+        """The last epoch in the file of `expert`; -1 without a file."""
+        path = self.expert(expert)
+        return len(TensorFile(path).metadata["loss"]) if path.exists() else -1
+
+    def epochs_done(self, expert: int, stored: int) -> int:
+        """The last epoch up to which every row is there, from `stored` (-1 when even the initialisation lacks)."""
+        done = stored
+        while self.row(expert, done + 1).exists():
+            done += 1
+        return done
+
+    def write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Write a safetensors file aside, then rename it: a file that is there is whole."""
+        aside = self.aside / path.name
+        with self.writing(path):
+            atomic_write(aside, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
+            if path != aside:
+                os.replace(aside, path)
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Say of an `OSError` (a full disk) what could not be written, what is whole, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{path} could not be written ({error}); the experts and epochs written before it are whole. Make room "
+                "on the disk, or check who may write there, and start the same command again to go on"
+            ) from error
+
+
+def _difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any]:
+    """Where two unequal JSON values first differ: the path to it, and both values there."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
+        return _difference(was.get(key), now.get(key), f"{name} {key}".strip())
+    if isinstance(was, list) and isinstance(now, list):
+        if len(was) != len(now):
+            return f"{name} (how many)", len(was), len(now)
+        index = next(index for index, pair in enumerate(zip(was, now, strict=True)) if pair[0] != pair[1])
+        return _difference(was[index], now[index], f"{name} [{index}]")
+    return name, was, now
+
+
+def _describe(
+    real: RealImages, spec: StudentSpec, config: ExpertConfig, seed: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Everything that decides the bytes of a trajectory, the coarsest first, as JSON types."""
+    hyperparameters = ("lr_teacher", "mom_teacher", "l2_teacher", "batch_train", "dsa_strategy", "expert_format")
+    return {
+        "student": spec.to_dict(),
+        "class_names": list(real.class_names),
+        "preprocessing": real.preprocessing.to_config(),
+        "num_images": len(real),
+        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
+        "revision": real.revision,
+        "seed": seed,
+        **{name: getattr(config, name) for name in hyperparameters},
+        "mixed_precision": str(accelerator.mixed_precision),
+    }
+
+
+def _train_group(
+    trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int], stored: int, epochs: int, bar: tqdm
+) -> None:
+    """Train `experts` side by side from the last epoch that all of them have; a row that is made again is the same.
+
+    Args:
+        stored: The last epoch in the files of all of them, -1 without files.
+    """
+    start = min(folder.epochs_done(expert, stored) for expert in experts)
+    thetas, velocities = trainer.init(experts), None
+    if trainer.config.mom_teacher:
+        velocities = torch.zeros_like(thetas)
+    if start > 0:
+        finished = start == stored
+        files = [TensorFile(folder.expert(expert) if finished else folder.row(expert, start)) for expert in experts]
+        thetas.copy_(torch.stack([last_row(file) if finished else file.read("row") for file in files]))
+        if velocities is not None:
+            velocities.copy_(torch.stack([file.read("velocity") for file in files]))
+    bar.update(max(start, 0) * len(experts))
+    for epoch in range(max(start, -1) + 1, epochs + 1):
+        loss = accuracy = [None] * len(experts)
+        if epoch > 0:
+            loss, accuracy = (part.tolist() for part in trainer.epoch(experts, epoch, thetas, velocities))
+            if not np.isfinite(loss).all():
+                raise ValueError(f"the loss of an expert is not finite in epoch {epoch}; lower --lr_teacher")
+            bar.update(len(experts))
+            bar.set_postfix(loss=f"{np.mean(loss):.3f}")
+        rows, speeds = thetas.cpu(), None if velocities is None else velocities.cpu()
+        for index, expert in enumerate(experts):
+            tensors = {"row": rows[index]} if speeds is None else {"row": rows[index], "velocity": speeds[index]}
+            folder.write(folder.row(expert, epoch), tensors, {"loss": loss[index], "accuracy": accuracy[index]})
+
+
+def _finish(
+    trainer: ExpertTrainer,
+    folder: _Folder,
+    expert: int,
+    stored: int,
+    epochs: int,
+    at_once: int,
+    test: DeviceImages | None,
+) -> None:
+    """Assemble the rows of `expert` after epoch `stored` and its file, if any, into its file; drop the rows."""
+    paths = [folder.row(expert, epoch) for epoch in range(stored + 1, epochs + 1)]
+    files = [TensorFile(path) for path in paths]
+    params = torch.stack([file.read("row") for file in files])  # (epochs - stored, P)
+    history: dict[str, list[float]] = {"loss": [], "accuracy": []}
+    if stored >= 0:
+        held = TensorFile(folder.expert(expert))
+        tensors, history = lengthened(held, params), {name: held.metadata[name] for name in history}
+    else:
+        tensors = compact(params) if trainer.config.expert_format == "compact" else {"params": params}
+    if trainer.config.mom_teacher:  # with the last row all that training for longer needs
+        tensors["velocity"] = files[-1].read("velocity")
+    trained = [file.metadata for file in files if file.metadata["loss"] is not None]  # not the initialisation
+    last = params[-1].to(trainer.accelerator.device)
+    metadata = {
+        "expert": expert,
+        "training": folder.training,
+        "names": trainer.flat.names,
+        "shapes": trainer.flat.shapes,
+        "experts_at_once": at_once,
+        **{name: [*before, *(metadata[name] for metadata in trained)] for name, before in history.items()},
+        "train_accuracy": trainer.accuracy(last, trainer.images),
+        "test_accuracy": None if test is None else trainer.accuracy(last, test),
+    }
+    folder.write(folder.expert(expert), tensors, metadata)
+    for path in paths:
+        path.unlink()
+
+
+def train_experts(
+    real: RealImages,
+    config: ExpertConfig,
+    directory: str | Path,
+    *,
+    epochs: int,
+    seed: int,
+    accelerator: Accelerator,
+    disable_tqdm: bool = False,
+    test: RealImages | None = None,
+) -> ExpertTrajectories:
+    """Trained experts: those of `config.experts`, else those of `directory`, where what lacks is trained.
+
+    Every process must call it, with `directory` on storage that they share; groups of experts are spread over them.
+    What an interrupted run left is continued, and so are experts with fewer epochs. The bytes are the same with any
+    number of processes, interrupted, continued or not, for the same experts at once (and the same device and threads).
+    A second job on the same folder waits until the first has finished.
+
+    Args:
+        real: The images to train on.
+        epochs: The number of epochs to have.
+        test: Images to report accuracy on.
+
+    Returns:
+        All of `config.experts`; else the first `config.num_experts` experts x `epochs` epochs of `directory`, whatever
+        else it holds.
+
+    Raises:
+        ValueError: What is there does not fit `real`, `config` or `epochs`; or a loss stops being finite.
+        OSError: A file could not be written (a full disk); what was written before it is whole.
+    """
+    spec = config.student_spec(real)
+    if config.experts is not None:
+        experts = ExpertTrajectories.from_pretrained(config.experts, revision=config.experts_revision)
+        experts.check_matches(real, spec)
+        if experts.num_epochs < epochs:
+            raise ValueError(
+                f"--experts {config.experts} holds {experts.num_epochs} epochs, and this run needs {epochs}; "
+                "use other experts, or read fewer epochs"
+            )
+        return experts
+    folder = _Folder(directory, _describe(real, spec, config, seed, accelerator))
+    with folder.locked(accelerator):
+        _train_lacking(folder, real, spec, config, epochs, seed, accelerator, disable_tqdm, test)
+    accelerator.wait_for_everyone()
+    return ExpertTrajectories.from_pretrained(folder.root).limited(config.num_experts, epochs)
+
+
+def _train_lacking(
+    folder: _Folder,
+    real: RealImages,
+    spec: StudentSpec,
+    config: ExpertConfig,
+    epochs: int,
+    seed: int,
+    accelerator: Accelerator,
+    disable_tqdm: bool,
+    test: RealImages | None,
+) -> None:
+    """Bring every expert to `epochs` epochs and the index up to date, on all processes of the one job there is."""
+    epochs = folder.check(epochs)
+    stored = {expert: folder.epochs_stored(expert) for expert in range(config.num_experts)}
+    lacking = {expert: held for expert, held in stored.items() if held < epochs}
+    at_once = load_json(folder.run)["experts_at_once"] if folder.run.exists() else None
+    accelerator.wait_for_everyone()
+    if lacking:
+        trainer = ExpertTrainer(real, spec, config, seed, accelerator)
+        tested = None if test is None else DeviceImages(test, accelerator.device)
+        if accelerator.is_main_process:
+            if at_once is None:  # rows that do not say how they were trained are not continued
+                shutil.rmtree(folder.aside, ignore_errors=True)
+            if config.experts_at_once != "auto":
+                at_once = int(config.experts_at_once)
+            elif at_once is None and min(lacking.values()) >= 0:  # only continued: as they were trained
+                at_once = max(TensorFile(folder.expert(expert)).metadata["experts_at_once"] for expert in lacking)
+            elif at_once is None:
+                at_once = trainer.fastest_group(math.ceil(config.num_experts / accelerator.num_processes))
+            with folder.writing(folder.run):
+                folder.aside.mkdir(parents=True, exist_ok=True)
+                save_json(folder.run, {"training": folder.training, "experts_at_once": at_once})
+        at_once = broadcast_object_list([at_once])[0]
+        # Groups are blocks of numbers, whatever the processes and whatever is there already: the neighbours of an
+        # expert decide how its sums are rounded, so they must not change when a run is continued elsewhere.
+        blocks = [range(first, first + at_once) for first in range(0, config.num_experts, at_once)]
+        mine = [
+            (held, [expert for expert in block if lacking.get(expert) == held])
+            for block in blocks[accelerator.process_index :: accelerator.num_processes]
+            for held in sorted(set(lacking.values()))
+        ]
+        hidden = disable_tqdm or not accelerator.is_main_process
+        total = sum(len(group) for _, group in mine) * epochs
+        with tqdm(total=total, desc="experts x epochs", disable=hidden) as bar:
+            for held, group in mine:
+                if group:
+                    _train_group(trainer, folder, group, held, epochs, bar)
+                for expert in group:
+                    _finish(trainer, folder, expert, held, epochs, at_once, tested)
+        # Files, not a barrier: a process with one group more may take longer than a collective is allowed to wait.
+        while any(folder.epochs_stored(expert) < epochs for expert in lacking):
+            time.sleep(0.5)
+    if accelerator.is_main_process and (lacking or folder.run.exists() or not folder.index.exists()):
+        with folder.writing(folder.index):
+            _write_index(folder, real, accelerator.device, None if test is None else str(test.provenance["split"]))
+        shutil.rmtree(folder.aside, ignore_errors=True)
+
+
+def _write_index(folder: _Folder, real: RealImages, device: torch.device, test_split: str | None) -> None:
+    """Write the card and, last, the index of a folder whose expert files are all there."""
+    count = 0
+    while folder.expert(count).exists():
+        count += 1
+    epochs = min(folder.epochs_stored(expert) for expert in range(count))
+    shapes = TensorFile(folder.expert(0)).metadata["shapes"]
+    training = dict(folder.training)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "num_experts": count,
+        "num_epochs": epochs,
+        "num_params": sum(math.prod(shape) for shape in shapes),
+        "student": training.pop("student"),
+        "class_names": training.pop("class_names"),
+        "preprocessing": training.pop("preprocessing"),
+        "source": real.provenance,
+        "test_split": test_split,
+        "training": training,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": package_versions(),
+    }
+    # What the expert files say themselves is read in one place.
+    ExpertTrajectories(folder.root, config).limited(count, epochs)._write_about(
+        folder.root, real.preprocessing, Home(folder.root.name)
+    )
+
+
+def experts_folder(real: RealImages, config: ExpertConfig, seed: int) -> Path:
+    """Where recipes keep the experts of these settings: other settings, another folder; more of them, the same one."""
+    described = _describe(real, config.student_spec(real), config, seed, Accelerator())
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
+    name = Path(str(real.provenance["name"])).name
+    return Path("outputs", f"experts-{name}-{config.student}-{digest}")

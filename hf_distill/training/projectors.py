@@ -1,0 +1,566 @@
+"""Training a label projector: LoRA matrices on CLIP learn what weak teachers say of the views that students will see.
+
+HeLlO, arXiv:2408.08201. For views x of real images with classes y, and teachers g_1 to g_M:
+
+    L = MSE(f(x), (g_1(x) + ... + g_M(x)) / M) + λ CE(f(x), y)
+
+    symbol   name              meaning
+    f        projector         CLIP's image tower and text head; only the LoRA matrices are trained
+    M        weak_teachers     networks along one training; with `teacher_target` "one" each step asks one of them
+    λ        ce_projector      weight of the classes; a mixed view belongs to two, each by its share of it
+
+Both logits are centred, that is, reduced by their mean over the classes: a softmax does not see it, and CLIP's cosines
+share a large one. `projector_loss` "plain" leaves it in.
+
+Processes share every batch and average their gradients, and a view is a function of (seed, epoch, row): so the
+projector is the same with any number of processes, up to the rounding of sums. An epoch is whole batches.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..augmentation.views import Views
+from ..config import HfArg, check_at_least, check_choice
+from ..data.images import RealImages
+from ..distilled.pools import Pool, accuracy, upload
+from ..evaluation.crop_students import classes_loss, matching_loss
+from ..hub.checks import WORDS, are_words
+from ..networks.compiling import compiled, refuse_fp16
+from ..networks.priors import Prior
+from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
+from ..networks.teachers import Teacher
+from ..rng import derive_seed, generator
+from ..runs.checkpoints import load_checkpoint, save_checkpoint
+from ..runs.folder import where_to_start
+from ..runs.processes import on_main
+
+__all__ = ["ProjectorConfig", "ProjectorStep", "fidelity", "train_projector"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ProjectorConfig:
+    """The matrices that adapt CLIP, and how they are trained."""
+
+    prompts: str = HfArg(default="openai", help="Texts that name a class: openai (CLIP's 80), or simple (one).")
+    class_words: str | None = HfArg(
+        default=None,
+        help="What stands for the classes in them: `imagenet` (CLIP's words for the 1,000, in the usual order), or a "
+        "JSON file with a list, or with an object by class name. Without it: the class names.",
+    )
+    lora_r: int = HfArg(default=8, help="Rank of the matrices in the image tower.")
+    lora_alpha: int | None = HfArg(default=None, help="Their scale, over the rank. Without it: twice the rank.")
+    lora_head_r: int | None = HfArg(
+        default=None, help="Rank in the head. Without it: 128, or as many as classes or dimensions allow."
+    )
+    lora_target_modules: str | None = HfArg(
+        default=None, help="Pattern (regular expression) of the modules to adapt. Without it: those known to work."
+    )
+    projector_epochs: int = HfArg(default=10, help="Passes over the real images.")
+    adapt_epochs: int = HfArg(default=0, help="Further passes over the synthetic images that will be asked about.")
+    batch_projector: int = HfArg(default=1024, help="Images per step, of all processes together.")
+    lr_projector: float = HfArg(default=1e-3, help="Largest learning rate of AdamW.")
+    warmup_projector: float = HfArg(default=0.1, help="Share of the steps in which it grows; then half a cosine.")
+    ce_projector: float = HfArg(default=0.1, help="Weight of the cross-entropy with the classes.")
+    projector_loss: str = HfArg(default="centred", help="Logits are compared centred, or plain (the paper's).")
+    weak_teachers: int = HfArg(default=9, help="Teachers, at evenly spaced epochs of one training.")
+    teacher_target: str = HfArg(default="mean", help="Imitate the mean of all teachers, or one of them in each step.")
+
+    def __post_init__(self) -> None:
+        check_choice("prompts", self.prompts, ("openai", "simple"))
+        check_choice("projector_loss", self.projector_loss, ("centred", "plain"))
+        check_choice("teacher_target", self.teacher_target, ("mean", "one"))
+        for flag in ("lora_r", "projector_epochs", "weak_teachers"):
+            check_at_least(flag, getattr(self, flag), 1)
+        for flag in ("lora_alpha", "lora_head_r"):
+            if getattr(self, flag) is not None:
+                check_at_least(flag, getattr(self, flag), 1)
+        check_at_least("batch_projector", self.batch_projector, 2)
+        for flag in ("adapt_epochs", "lr_projector", "warmup_projector", "ce_projector"):
+            check_at_least(flag, getattr(self, flag), 0)
+        if self.warmup_projector >= 1:
+            raise ValueError(f"--warmup_projector is {self.warmup_projector}; expected 0 up to, not including, 1")
+
+    def words(self, class_names: Sequence[str]) -> list[str] | None:
+        """What stands for each class in the prompts; None for its name.
+
+        Raises:
+            ValueError: There is no such file, or it does not say a word for each class.
+        """
+        if self.class_words is None:
+            return None
+        if self.class_words == "imagenet":
+            from open_clip import IMAGENET_CLASSNAMES
+
+            found: Any = list(IMAGENET_CLASSNAMES)
+        else:
+            try:
+                found = json.loads(Path(self.class_words).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"--class_words {self.class_words} cannot be read ({reason}); expected `imagenet` or a JSON file"
+                ) from error
+        if isinstance(found, dict):
+            missing = [name for name in class_names if name not in found]
+            if missing:
+                raise ValueError(f"--class_words {self.class_words} has no word for the class {missing[0]!r}; add it")
+            found = [found[name] for name in class_names]
+        if not isinstance(found, list) or len(found) != len(class_names):
+            count = len(found) if isinstance(found, list) else "no list of"
+            raise ValueError(
+                f"--class_words {self.class_words} has {count} words, and there are {len(class_names)} classes; "
+                "expected one for each, in order"
+            )
+        if not are_words(found):
+            raise ValueError(f"--class_words {self.class_words} has {reprlib.repr(found)}; expected {WORDS}")
+        return found
+
+    def check_prior(self, prior: Prior, class_names: Sequence[str]) -> None:
+        """Raise a `ValueError` where the words, the ranks or the prior cannot be: before anything is trained."""
+        self.words(class_names)
+        lora = self.lora().fitted(len(class_names), prior.dim, self.lora_target_modules or prior.default_targets)
+        check_targets(prior.visual, str(lora.target_modules))
+
+    def lora(self) -> Lora:
+        """The adapter that the flags describe."""
+        return Lora(
+            r=self.lora_r,
+            alpha=self.lora_alpha or 2 * self.lora_r,
+            head_r=self.lora_head_r,
+            target_modules=self.lora_target_modules,
+        )
+
+    def lr(self, step: int, steps: int) -> float:
+        """The learning rate of step number `step`, from 0, of `steps`: a line up to the largest, half a cosine down."""
+        warmup = self.warmup_projector * steps
+        if step < warmup:
+            return self.lr_projector * (step + 1) / (math.floor(warmup) + 1)
+        return self.lr_projector * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def describe(
+    real: RealImages,
+    prior: Prior,
+    teachers: Sequence[Teacher],
+    views: Views,
+    config: ProjectorConfig,
+    seed: int,
+    accelerator: Accelerator,
+    synthetic: Pool | None = None,
+) -> dict[str, Any]:
+    """Everything that decides what a projector becomes, as JSON types."""
+    images = None
+    if synthetic is not None:  # that the fidelity is measured on, and perhaps adapted to
+        pixels = synthetic.source if isinstance(synthetic.source, Tensor) else synthetic.source.uint8(slice(None))
+        images = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    is_compiled = compiled(_answer, accelerator) is not _answer
+    described = {
+        "prior": prior.sha256,
+        "teachers": [teacher.digest for teacher in teachers],
+        "class_names": list(real.class_names),
+        "preprocessing": real.preprocessing.to_config(),
+        "num_images": len(real),
+        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
+        "revision": real.revision,
+        "views": views.to_config(),
+        "seed": seed,
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(ProjectorConfig)},
+        "words": config.words(real.class_names),
+        "synthetic": images,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "compiled": accelerator.state.dynamo_plugin.backend.value.lower() if is_compiled else None,  # other last bits
+    }
+    return json.loads(json.dumps(described))
+
+
+def check_can_train(
+    real: RealImages, prior: Prior, teachers: Sequence[Teacher], config: ProjectorConfig, accelerator: Accelerator
+) -> None:
+    """Raise a `ValueError` where `train_projector` would, as far as it is known before there are synthetic images."""
+    refuse_fp16(accelerator, "a projector does")
+    if not teachers:
+        raise ValueError("there are no teachers for the projector to imitate; expected one or more")
+    for teacher in teachers:
+        teacher.check_matches(real)
+        if teacher.preprocessing.fingerprint() != real.preprocessing.fingerprint():
+            raise ValueError(
+                f"the teacher {teacher.spec.name} ({teacher.digest}) sees images through another preprocessing than "
+                f"these; give its --mean {list(teacher.preprocessing.mean)} and --std {list(teacher.preprocessing.std)}"
+            )
+    config.check_prior(prior, real.class_names)
+
+
+def train_projector(
+    real: RealImages,
+    test: RealImages | None,
+    prior: Prior,
+    teachers: Sequence[Teacher],
+    views: Views,
+    config: ProjectorConfig,
+    directory: str | Path,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    synthetic: Pool | None = None,
+    resume_from_checkpoint: str | None = None,
+    overwrite: bool = False,
+    disable_tqdm: bool = False,
+) -> LabelProjector:
+    """The projector of these settings, trained, saved in `directory` and loaded from there. All processes call it.
+
+    A checkpoint is written after every epoch, and the last one stays. On CPUs an interrupted run that is continued
+    gives the bits that it would have given.
+
+    Args:
+        real: The images to train on, whose preprocessing the teachers share.
+        test: Images to report accuracy on.
+        prior: The CLIP model to adapt.
+        teachers: What the projector imitates, the best one last.
+        views: What students see of the synthetic images: what the projector will be asked about. The seed is another.
+        config: The settings.
+        directory: On storage that the processes share.
+        seed: The one seed.
+        accelerator: Processes, device and precision.
+        synthetic: Images of the distilled set: to adapt to, and to report the fidelity on. Real ones if not given.
+        resume_from_checkpoint: `latest` or a checkpoint folder; a projector that is there already is only loaded.
+        overwrite: Replace what `directory` holds.
+        disable_tqdm: No progress bars.
+
+    Raises:
+        ValueError: `directory` holds another run, or one that is neither to be resumed nor replaced; a teacher is for
+            other images or classes, or says something that is no number; the loss stops being finite.
+        OSError: A checkpoint could not be written; those before it are whole.
+    """
+    check_can_train(real, prior, teachers, config, accelerator)
+    if config.adapt_epochs and synthetic is None:
+        raise ValueError(f"--adapt_epochs is {config.adapt_epochs} and there is no distilled set to adapt to; use 0")
+    folder = Path(directory)
+    training = describe(real, prior, teachers, views, config, seed, accelerator, synthetic)
+    start = on_main(
+        accelerator,
+        lambda: where_to_start(
+            folder,
+            INDEX,
+            training,
+            lambda index: index.get("training") or {},
+            what="projector",
+            resume=resume_from_checkpoint,
+            overwrite=overwrite,
+        ),
+    )
+    if start == INDEX:
+        return LabelProjector.from_pretrained(folder, prior=prior).to(accelerator.device)
+    run = _Run(real, prior, teachers, views, config, folder, training, seed, accelerator, synthetic)
+    if start:
+        run.resume(Path(start))
+    run.train(disable_tqdm)
+    projector = run.projector
+    projector.round_parameters()
+    device = accelerator.device
+    projector.config |= {
+        "source": real.provenance,
+        "training": training,
+        "teachers": [_named(teacher) for teacher in teachers],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "results": {
+            **run.results(test),
+            "epoch_loss": run.losses,
+            "epoch_agreement": run.agreements,
+        },
+    }
+    on_main(accelerator, lambda: str(projector.save_pretrained(folder)))
+    return LabelProjector.from_pretrained(folder, prior=prior).to(device)
+
+
+def _named(teacher: Teacher) -> dict[str, Any]:
+    origin = teacher.origin
+    where = {} if origin is None else {"repo_id": origin.repo_id, "revision": origin.revision}
+    measured = {"test_accuracy": teacher.results.get("test_accuracy"), "epoch": teacher.config.get("epoch")}
+    return {"network": teacher.spec.name, "digest": teacher.digest, **measured, **where}
+
+
+@torch.no_grad()
+def fidelity(
+    projector: LabelProjector,
+    teachers: Sequence[Teacher],
+    pool: Pool,
+    views: Views,
+    *,
+    epochs: int = 1,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+) -> dict[str, float]:
+    """How well a projector imitates the mean of its teachers on views of a pool. All processes call it and get it.
+
+    Args:
+        projector: What is asked.
+        teachers: What it imitates.
+        pool: The images.
+        views: What is seen of them.
+        epochs: Views of each image.
+        batch_size: Images at once.
+
+    Returns:
+        "agreement", the share of views in [0, 1] whose largest logit is the same class; "kl", the mean of
+        KL(softmax(g) ‖ softmax(f)) in nats; "views", how many.
+    """
+    sums = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
+    mine = torch.arange(len(pool)).tensor_split(accelerator.num_processes)[accelerator.process_index]
+    for epoch in range(epochs):
+        for rows in mine.split(batch_size):
+            x = _laid_out(views(pool.images, rows, epoch, len(pool), pool.black))
+            with accelerator.autocast():
+                found, wanted = projector(x).float(), _mean(teachers, x)
+            kl = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="sum")
+            sums += torch.stack([(found.argmax(1) == wanted.argmax(1)).sum(), kl]).double()
+    agreement, kl = (accelerator.reduce(sums) / (epochs * len(pool))).tolist()
+    return {"agreement": agreement, "kl": kl, "views": epochs * len(pool)}
+
+
+def _answer(model: nn.Module, x: Tensor) -> Tensor:
+    """Compiled in place of `model`: teachers of one architecture share its graph."""
+    return model(x).float()
+
+
+def _mean(teachers: Sequence[Teacher], x: Tensor, answer: Callable[[nn.Module, Tensor], Tensor] = _answer) -> Tensor:
+    """The mean logits (n, K) float32 of `teachers`."""
+    return torch.stack([answer(teacher.model, x) for teacher in teachers]).mean(0)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cuda" else x
+
+
+class ProjectorStep:
+    """One step of training on views that are there: LoRA's gradients, summed over the processes, and AdamW.
+
+    Args:
+        projector: What learns; in training mode, on the device.
+        config: The loss and the optimizer.
+        accelerator: Processes and precision; and whether the forward passes are compiled.
+
+    Attributes:
+        parameters: What is trained.
+        optimizer: What trains it.
+    """
+
+    def __init__(self, projector: LabelProjector, config: ProjectorConfig, accelerator: Accelerator) -> None:
+        self.projector, self.config, self.accelerator = projector, config, accelerator
+        self.parameters = projector.parameters_to_train()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr_projector, weight_decay=0.0, foreach=accelerator.device.type == "cuda"
+        )
+        self._answer = compiled(_answer, accelerator)
+
+    def losses(
+        self, x: Tensor, teachers: Sequence[Teacher], classes: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The losses of views, and whether the projector's largest logit is that of the teachers, both (n,).
+
+        Args:
+            x: (n, C, H, W), on the device.
+            teachers: The mean of whose logits is imitated.
+            classes: (n,) each, on the device: the classes of the images, those of their partners, and the share of
+                each view that is its own image's.
+        """
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                wanted = _mean(teachers, x, self._answer)
+            found = self._answer(self.projector, x)
+        losses = matching_loss(found, wanted, self.config.projector_loss == "centred")
+        if self.config.ce_projector:
+            losses = losses + self.config.ce_projector * classes_loss(found, *classes)
+        return losses, found.detach().argmax(1) == wanted.argmax(1)
+
+    def __call__(
+        self, x: Tensor, teachers: Sequence[Teacher], classes: tuple[Tensor, Tensor, Tensor], lr: float, size: int
+    ) -> Tensor:
+        """Take the step. All processes call it.
+
+        Args:
+            x, teachers, classes: As in `losses`; the views of this process.
+            lr: Learning rate.
+            size: Views of all processes.
+
+        Returns:
+            (2,) float64: the sum of the losses before the step, and how often projector and teachers agreed.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses, agreed = self.losses(x, teachers, classes)
+        self._take(torch.autograd.grad(losses.sum() / size, self.parameters))
+        self.optimizer.step()
+        return torch.stack([losses.detach().sum(), agreed.sum()]).double()
+
+    def _take(self, gradients: Sequence[Tensor]) -> None:
+        """Give the parameters the sum of all processes' gradients, no longer than 1."""
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        if self.accelerator.num_processes > 1:
+            flat = self.accelerator.reduce(flat)
+        flat = flat * (1 / flat.norm().clamp(min=1))
+        for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+class _Run:
+    """One training: the projector, its optimizer, and what is known of the epochs behind it."""
+
+    def __init__(
+        self,
+        real: RealImages,
+        prior: Prior,
+        teachers: Sequence[Teacher],
+        views: Views,
+        config: ProjectorConfig,
+        folder: Path,
+        training: dict[str, Any],
+        seed: int,
+        accelerator: Accelerator,
+        synthetic: Pool | None,
+    ) -> None:
+        self.config, self.folder, self.training, self.seed = config, folder, training, seed
+        self.accelerator, device = accelerator, accelerator.device
+        self.real = Pool(real, real.labels, preprocessing=real.preprocessing, device=device)
+        self.synthetic = synthetic
+        self.views = dataclasses.replace(views, seed=derive_seed(seed, "projector", "views"))
+        self.teachers = [teacher.to(device) for teacher in teachers]
+        names, sentences = real.class_names, {"templates": config.prompts, "words": config.words(real.class_names)}
+        seeds = derive_seed(seed, "projector", "init")
+        self.projector = LabelProjector(
+            prior, names, real.preprocessing, **sentences, lora=config.lora(), seed=seeds
+        ).to(device)
+        self.step = ProjectorStep(self.projector, config, accelerator)
+        self.losses: list[float] = []
+        self.agreements: list[float] = []
+        for pool in self._pools():
+            if min(config.batch_projector, len(pool)) < accelerator.num_processes:
+                raise ValueError(
+                    f"batches of {min(config.batch_projector, len(pool))} images for {accelerator.num_processes} "
+                    "processes; raise --batch_projector, or start fewer processes"
+                )
+
+    def _pools(self) -> list[Pool]:
+        """What each epoch looks at."""
+        own = [self.real] * self.config.projector_epochs
+        return own if self.synthetic is None else own + [self.synthetic] * self.config.adapt_epochs
+
+    def train(self, disable_tqdm: bool) -> None:
+        """Train the epochs that lack, with a checkpoint after each.
+
+        Raises:
+            ValueError: The loss stops being finite.
+        """
+        pools = self._pools()
+        steps = [len(pool) // min(self.config.batch_projector, len(pool)) for pool in pools]
+        hidden = disable_tqdm or not self.accelerator.is_main_process
+        done = len(self.losses)
+        with tqdm(total=sum(steps), initial=sum(steps[:done]), desc="projector", unit="step", disable=hidden) as bar:
+            for epoch in range(done, len(pools)):
+                loss, agreement = self._epoch(pools[epoch], epoch, sum(steps[:epoch]), sum(steps), bar)
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the projector's loss is not finite in epoch {epoch + 1}: a teacher's logits are not, or the "
+                        f"learning rate is too high; check the teachers, or lower --lr_projector "
+                        f"{self.config.lr_projector:g}"
+                    )
+                self.losses.append(loss)
+                self.agreements.append(agreement)
+                bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", agreement=f"{100 * agreement:.1f} %")
+                on_main(self.accelerator, self._save)
+
+    def _epoch(self, pool: Pool, epoch: int, first: int, steps: int, bar: tqdm) -> tuple[float, float]:
+        """Train through one epoch; the mean loss, and how often the projector and its teachers agreed meanwhile."""
+        accelerator, config, device = self.accelerator, self.config, self.accelerator.device
+        world, rank = accelerator.num_processes, accelerator.process_index
+        size = min(config.batch_projector, len(pool))
+        draw = generator(self.seed, "projector", "order", epoch)
+        order = torch.randperm(len(pool), generator=draw)
+        batches = order[: len(order) // size * size].view(-1, size)
+        asked = torch.randint(len(self.teachers), (len(batches),), generator=draw).tolist()
+        begin, end = size * rank // world, size * (rank + 1) // world
+        sums, background = torch.zeros(2, device=device, dtype=torch.float64), pool.black
+        self.projector.train()
+        for step, batch in enumerate(batches):
+            rows = batch[begin:end]
+            x = _laid_out(self.views(pool.images, rows, epoch, len(pool), background))
+            teachers = self.teachers if config.teacher_target == "mean" else [self.teachers[asked[step]]]
+            sums += self.step(x, teachers, self._classes(pool, rows, epoch), config.lr(first + step, steps), size)
+            bar.update()
+        loss, right = (accelerator.reduce(sums) / batches.numel()).tolist()
+        return loss, right
+
+    def _classes(self, pool: Pool, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The classes of images and their partners, and the images' shares of the views."""
+        device = self.accelerator.device
+        partners, share = self.views.mixing(rows, epoch, len(pool), pool.shape[1:])
+        return pool.labels[upload(rows, device)], pool.labels[upload(partners, device)], upload(share, device)
+
+    def results(self, test: RealImages | None) -> dict[str, Any]:
+        """Accuracies in [0, 1] on test images, and the fidelity on views that it was not trained on."""
+        pool = self.synthetic or self.real
+        views = dataclasses.replace(self.views, seed=derive_seed(self.seed, "projector", "fidelity"))
+        options = {"accelerator": self.accelerator, "batch_size": self.config.batch_projector}
+        found: dict[str, Any] = fidelity(self.projector, self.teachers, pool, views, **options)
+        found["asked_about"] = "real images" if self.synthetic is None else "distilled images"
+        if test is not None:
+            shown = Pool(test, test.labels, preprocessing=self.projector.preprocessing, device=self.accelerator.device)
+            found |= on_main(
+                self.accelerator,
+                lambda: {
+                    "test_accuracy": accuracy(self.projector, shown),
+                    "teacher_accuracy": accuracy(self.teachers[-1].model, shown),
+                    "zero_shot_accuracy": self._zero_shot(shown),
+                },
+            )
+        return found
+
+    @torch.no_grad()
+    def _zero_shot(self, pool: Pool) -> float:
+        right = [
+            (self.projector.zero_shot(images).argmax(1) == pool.labels[rows.to(pool.labels.device)]).sum()
+            for rows, images in pool.batches()
+        ]
+        return torch.stack(right).sum().item() / len(pool)
+
+    # Checkpoints
+
+    def _save(self) -> str:
+        tensors = {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.step.parameters)}
+        for index, state in self.step.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{index}.{name}": value for name, value in state.items() if isinstance(value, Tensor)
+            }
+        step = len(self.losses)
+        state = {"step": step, "training": self.training, "losses": self.losses, "agreements": self.agreements}
+        return str(save_checkpoint(self.folder, tensors, state, limit=1))
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take up the state that a checkpoint of this very training holds."""
+        tensors, state = load_checkpoint(checkpoint)
+        moments: dict[int, dict[str, Tensor]] = {}
+        with torch.no_grad():
+            for index, parameter in enumerate(self.step.parameters):
+                parameter.copy_(tensors.pop(f"model.{index}"))
+        for key, value in tensors.items():
+            _, index, name = key.split(".", 2)
+            moments.setdefault(int(index), {})[name] = value
+        self.step.optimizer.load_state_dict({**self.step.optimizer.state_dict(), "state": moments})
+        self.losses, self.agreements = state["losses"], state["agreements"]
+        logger.info("going on from %s", checkpoint)

@@ -1,0 +1,641 @@
+"""Training a teacher: the squeeze step, from all real images into one network with running statistics.
+
+Processes share every batch, and BatchNorm takes the statistics of the whole batch, not of a process's part of it: so
+the network is the same with any number of them, up to the rounding of sums (and but for dropout, which each process
+draws for itself). What happens to an image is a function of (seed, epoch, row). An epoch is whole batches; the few
+images that are left over wait for the next one. The last epoch is kept: nothing is chosen by an accuracy on test.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
+from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
+from ..augmentation.randaugment import DRAWS as RANDAUGMENT_DRAWS
+from ..augmentation.randaugment import cutout_randaugment
+from ..config import HfArg, check_at_least, check_choice
+from ..data.images import RealImages
+from ..evaluation.students import check_student
+from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
+from ..networks.compiling import refuse_fp16
+from ..networks.teachers import INDEX, Teacher, classifiers
+from ..rng import derive_seed, generator
+from ..runs.checkpoints import load_checkpoint, save_checkpoint
+from ..runs.folder import where_to_start
+from ..runs.processes import on_main
+
+logger = logging.getLogger(__name__)
+
+RESIDENT_BYTES = 2**32  # images up to this size stay on the device
+TEST_BATCH = 1024
+PAD = 4  # black pixels around an image before a crop of its own size
+WARMUP_FROM = 0.01  # of the learning rate, in the first epoch of a warm-up
+ONE_CYCLE = {"pct_start": 0.1, "div_factor": 20.0, "final_div_factor": 1e4}
+OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTATIONS = ("crop_flip", "rrc", "cutout_randaugment", "dsa", "none")
+START = "pretrained_revision"
+ALONG = "along/epoch-{:04d}"  # folder of a teacher on the way to the last one
+PARTS = ("student", "class_names", "preprocessing")  # of a teacher, which its file has beside the settings of training
+
+
+@dataclass
+class TeacherConfig:
+    """The network that learns from all images, and how."""
+
+    student: str = HfArg(default="resnet18_small", help="The teacher's network: any timm name, or convnet_d1 to d8.")
+    student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
+    student_norm: str = HfArg(
+        default="batch", help="Normalisation of a convnet: batch, instance or none. Some methods need batch."
+    )
+    pretrained_weights: str | None = HfArg(
+        default=None,
+        help="Start the teacher's training from pretrained weights: timm:<name>, a folder or a repository. The "
+        "classifier is new unless the classes are the same.",
+    )
+    teacher_epochs: int = HfArg(default=200, help="Passes over the training images.")
+    warmup_epochs: int = HfArg(default=0, help="Of these, epochs in which the learning rate of cosine grows.")
+    batch_train: int = HfArg(default=128, help="Images per step, of all processes together.")
+    teacher_optimizer: str = HfArg(default="sgd", help="sgd, adam or adamw.")
+    teacher_schedule: str = HfArg(default="cosine", help="Learning rate: cosine or step (by epoch), or onecycle.")
+    lr_teacher: float = HfArg(default=0.1, help="Highest learning rate of the teacher.")
+    mom_teacher: float = HfArg(default=0.9, help="Momentum of sgd.")
+    l2_teacher: float = HfArg(default=5e-4, help="Weight decay; adam and adamw spare biases and normalisation.")
+    label_smoothing: float = HfArg(default=0.0, help="Share of the target that is spread over all classes.")
+    teacher_augment: str = HfArg(
+        default="crop_flip",
+        help="crop_flip (shift by up to 4 pixels, mirror), rrc (random resized crop, mirror), cutout_randaugment (that "
+        "of ImageNet-21K-P), dsa or none.",
+    )
+    dsa_strategy: str = HfArg(default=DEFAULT_STRATEGY, help="Augmentations of dsa, joined by underscores.")
+
+    def __post_init__(self) -> None:
+        check_choice("student_norm", self.student_norm, NORMS)
+        check_choice("teacher_optimizer", self.teacher_optimizer, OPTIMIZERS)
+        check_choice("teacher_schedule", self.teacher_schedule, ("cosine", "step", "onecycle"))
+        check_choice("teacher_augment", self.teacher_augment, AUGMENTATIONS)
+        check_at_least("student_width", self.student_width, 1)
+        check_at_least("teacher_epochs", self.teacher_epochs, 1)
+        check_at_least("batch_train", self.batch_train, 2)
+        for flag in ("warmup_epochs", "lr_teacher", "mom_teacher", "l2_teacher", "label_smoothing"):
+            check_at_least(flag, getattr(self, flag), 0)
+        if self.label_smoothing >= 1:
+            raise ValueError(f"--label_smoothing is {self.label_smoothing}; expected 0 up to, not including, 1")
+        if self.warmup_epochs >= self.teacher_epochs:
+            raise ValueError(
+                f"--warmup_epochs is {self.warmup_epochs} of {self.teacher_epochs} --teacher_epochs; expected fewer"
+            )
+        if self.warmup_epochs and self.teacher_schedule != "cosine":
+            raise ValueError("--warmup_epochs is for --teacher_schedule cosine; onecycle has a warm-up of its own")
+        DSA(self.dsa_strategy)
+
+    def student_spec(self, real: RealImages) -> StudentSpec:
+        """The network for the classes, channels and size of `real`."""
+        channels, height, width = real.shape
+        kwargs = {"width": self.student_width, "norm": self.student_norm} if self.student in CONVNETS else {}
+        return StudentSpec(self.student, real.num_classes, channels, (height, width), kwargs)
+
+    def lr(self, step: int, steps: int) -> float:
+        """The learning rate of step number `step`, from 0, where an epoch has `steps` of them.
+
+        Cosine: η ½ (1 + cos(π e / E)) in epoch e of the E after the warm-up, in which it grows linearly from η/100.
+        Step: η in the first half of the epochs, η/10 in the second.
+        One cycle: from η/20 up to η in a tenth of all steps and down to η/200,000 in the others, each half a cosine.
+        """
+        if self.teacher_schedule == "onecycle":
+            last = self.teacher_epochs * steps - 1
+            top = max(ONE_CYCLE["pct_start"] * (last + 1) - 1, 0.0)
+            low = self.lr_teacher / ONE_CYCLE["div_factor"]
+            if step <= top:
+                return _half_cosine(low, self.lr_teacher, step / top if top else 1.0)
+            return _half_cosine(self.lr_teacher, low / ONE_CYCLE["final_div_factor"], (step - top) / (last - top))
+        epoch, rest = step // steps, self.teacher_epochs - self.warmup_epochs
+        if self.teacher_schedule == "step":
+            return self.lr_teacher * (1 if 2 * epoch < self.teacher_epochs else 0.1)
+        if epoch < self.warmup_epochs:
+            return self.lr_teacher * (WARMUP_FROM + (1 - WARMUP_FROM) * epoch / self.warmup_epochs)
+        return _half_cosine(self.lr_teacher, 0.0, (epoch - self.warmup_epochs) / rest)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of all parameters of `model`."""
+        parameters = list(model.parameters())
+        if self.teacher_optimizer == "sgd":
+            return torch.optim.SGD(parameters, self.lr_teacher, momentum=self.mom_teacher, weight_decay=self.l2_teacher)
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": self.l2_teacher}, {"params": others, "weight_decay": 0.0}]
+        kind = torch.optim.Adam if self.teacher_optimizer == "adam" else torch.optim.AdamW
+        return kind([group for group in groups if group["params"]], lr=self.lr_teacher)
+
+
+def _half_cosine(start: float, end: float, part: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+# Images
+
+
+def crop_flip(images: Tensor, u: Tensor) -> Tensor:
+    """Each image moved by up to `PAD` pixels, black beyond its border, and mirrored in half the cases.
+
+    Args:
+        images: (n, C, H, W) uint8.
+        u: (n, 3) numbers in [0, 1): down, right, mirrored.
+    """
+    count, _, height, width = images.shape
+    down, right = (u[:, :2] * (2 * PAD + 1)).long().unbind(1)
+    rows = down[:, None] + torch.arange(height, device=u.device)  # (n, H)
+    columns = right[:, None] + torch.arange(width, device=u.device)  # (n, W)
+    columns = torch.where(u[:, 2:] < 0.5, columns.flip(1), columns)
+    which = torch.arange(count, device=u.device)[:, None, None]
+    padded = F.pad(images, (PAD,) * 4).permute(0, 2, 3, 1)
+    return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class _Images:
+    """Labelled images as bytes, on the device where there is room, and what happens to them in training."""
+
+    layout = torch.contiguous_format  # of what a network in training is shown
+
+    def __init__(self, real: RealImages, config: TeacherConfig, seed: int, device: torch.device) -> None:
+        self.real, self.config, self.device = real, config, device
+        self.seed, self.dsa = derive_seed(seed, "teacher", "augment"), DSA(config.dsa_strategy)
+        self.preprocessing = real.preprocessing.to(device)
+        self.labels = real.labels.to(device)
+        fits = len(real) * math.prod(real.shape) <= RESIDENT_BYTES
+        self.pixels = real.resident(device) if fits else None
+
+    def _bytes(self, rows: Tensor) -> Tensor:
+        if self.pixels is not None:
+            return self.pixels[rows.to(self.device)]
+        pixels = self.real.uint8(rows)
+        return pixels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else pixels
+
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Preprocessed images (n, C, H, W) and labels (n,) of `rows`, which are on the CPU."""
+        return self.preprocessing(self._bytes(rows)), self.labels[rows.to(self.device)]
+
+    def augmented(self, rows: Tensor, part: slice, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """What the network is shown of the `part` of a batch `rows` (B,) in `epoch`, and the labels."""
+        mine, kind = rows[part], self.config.teacher_augment
+        if kind in ("none", "dsa"):
+            images, labels = self.plain(mine)
+            if kind == "dsa":  # one operation for the whole batch
+                draw = generator(self.seed, "dsa", epoch, step)
+                images = DSA.apply(images, self.dsa.sample(len(rows), draw, self.real.shape[1:])[part])
+            return images.contiguous(memory_format=self.layout), labels
+        pixels = self._bytes(mine)
+        if kind == "cutout_randaugment":
+            pixels = cutout_randaugment(pixels, uniform(self.seed, (epoch,), mine, RANDAUGMENT_DRAWS))
+        elif kind == "crop_flip":
+            pixels = crop_flip(pixels, uniform(self.seed, (epoch,), mine, 3, self.device))
+        else:
+            crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, self.device), self.real.shape[1:])
+            pixels = crop_resize(pixels, crops, self.real.shape[1:])
+        images = self.preprocessing(pixels).contiguous(memory_format=self.layout)
+        return images, self.labels[mine.to(self.device)]
+
+
+# Statistics of a batch that several processes share
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; its gradient is the sum over processes of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose batch is that of all processes; torch's own needs an accelerator."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, C, H, W) -> (n, C, H, W)
+        if not self.training:
+            return super().forward(x)
+        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        mean, var, count = mean.double(), var.double(), x.numel() // x.shape[1]  # of squares, floats lose too much
+        ones = torch.ones_like(mean)
+        total, mean, squares = _Sum.apply(torch.stack([ones, mean, var + mean**2]) * count)
+        mean, squares = mean / total, squares / total
+        var = (squares - mean**2).clamp(min=0)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+                unbiased = var * total / (total - 1)
+                for running, found in ((self.running_mean, mean), (self.running_var, unbiased)):
+                    running.copy_(running + momentum * (found.to(running.dtype) - running))
+        scale = (var + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        return (x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]).to(kind)
+
+
+class _SharedBatchNormAct(_SharedBatchNorm, BatchNormAct2d):
+    """The same for timm's BatchNorm with an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(_SharedBatchNorm.forward(self, x)))
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Have every BatchNorm2d of `model`, timm's with activation too, take the statistics of all processes' images."""
+    shared = {nn.BatchNorm2d: _SharedBatchNorm, BatchNormAct2d: _SharedBatchNormAct}
+    for module in model.modules():
+        # The same parameters under the same names: only what `forward` does is another.
+        module.__class__ = shared.get(type(module), type(module))
+
+
+# Pretrained weights
+
+
+def find_start(
+    real: RealImages, config: TeacherConfig, accelerator: Accelerator
+) -> tuple[dict[str, Tensor], str | None]:
+    """What a new network takes from `--pretrained_weights`, and their commit, or digest where they are in a folder.
+
+    All processes call it: the main one fetches, and the others find the same commit in the cache. Nothing where the
+    network starts afresh.
+
+    Raises:
+        ValueError, OSError: As `Teacher.start`; or they are those of another network.
+    """
+    name = config.pretrained_weights
+    if name is None:
+        return {}, None
+    spec, held = config.student_spec(real), []
+
+    def fetch() -> str:
+        start = Teacher.start(name)
+        held.append(starting_tensors(start, spec, real.class_names))
+        return start.digest if start.origin is None else str(start.origin.revision)
+
+    which = on_main(accelerator, fetch)
+    if not held:
+        start = Teacher.start(name, None if Path(name).is_dir() else which)
+        held.append(starting_tensors(start, spec, real.class_names))
+    return held[0], which
+
+
+def starting_tensors(start: Teacher, spec: StudentSpec, class_names: Sequence[str]) -> dict[str, Tensor]:
+    """The parameters and running statistics of `start` for a network `spec`; its classifier only for its own classes.
+
+    Raises:
+        ValueError: They do not match by name and shape.
+    """
+    with torch.device("meta"):
+        model = spec.build(0)
+    fresh = [] if list(class_names) == start.class_names else [f"{name}." for name in classifiers(model)]
+    found, wanted = (
+        {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(tuple(fresh))}
+        for network in (start.model, model)
+    )
+    for name in sorted(found.keys() | wanted.keys()):
+        have, want = (tuple(held[name].shape) if name in held else "nothing" for held in (found, wanted))
+        if have != want:
+            raise ValueError(
+                f"--pretrained_weights are of {start.spec.name} and have {have} for {name}, where --student "
+                f"{spec.name} for {spec.in_chans}x{spec.img_size[0]}x{spec.img_size[1]} images has {want}; expected "
+                "weights of the same network"
+            )
+    return found
+
+
+# Training
+
+
+def describe(
+    real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator, start: str | None = None
+) -> dict[str, Any]:
+    """Everything that decides what a teacher becomes, the coarsest first, as JSON types.
+
+    Args:
+        start: The version of `--pretrained_weights`, as `find_start` gives it.
+    """
+    described = {
+        "student": config.student_spec(real).to_dict(),
+        "class_names": list(real.class_names),
+        "preprocessing": real.preprocessing.to_config(),
+        "num_images": len(real),
+        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
+        "revision": real.revision,
+        "seed": seed,
+        **{name: value for name, value in vars(config).items() if not name.startswith("student")},
+        "mixed_precision": str(accelerator.mixed_precision),
+        **({START: start} if start else {}),
+    }
+    return json.loads(json.dumps(described))
+
+
+def teacher_folder(real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator) -> Path:
+    """Where recipes keep the teacher of these settings: other settings, another folder. All processes call it."""
+    _, start = find_start(real, config, accelerator)
+    described = json.dumps(describe(real, config, seed, accelerator, start), sort_keys=True)
+    name = Path(str(real.provenance["name"])).name
+    return Path("outputs", f"teacher-{name}-{config.student}-{hashlib.sha256(described.encode()).hexdigest()[:8]}")
+
+
+def find_teachers(
+    names: Sequence[str] | None,
+    train: RealImages,
+    test: RealImages | None,
+    config: TeacherConfig,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    along: int = 1,
+    disable_tqdm: bool = False,
+) -> list[Teacher]:
+    """The teachers that are named; without names the one of these settings, trained where there is none yet.
+
+    All processes call it.
+
+    Args:
+        names: Folders, repositories, or `timm:<name>` for pretrained weights that timm knows.
+        train: What the teacher is trained on, and what all must be for.
+        test: See `train_teacher`.
+        config: The settings of the one that is trained.
+        along: How many to take of that training, at evenly spaced epochs; the last one is the finished one.
+
+    Raises:
+        ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`.
+    """
+    if names is None:
+        epochs, folder = _along(config, along), teacher_folder(train, config, seed, accelerator)
+        if along > 1:  # of its own, for the one that is trained without these on the way keeps none
+            folder = folder.with_name(f"{folder.name}-along{along}")
+        latest = {"along": along, "resume_from_checkpoint": "latest", "disable_tqdm": disable_tqdm}
+        last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
+        return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
+    found = []
+    for name in names:
+        if name.startswith("timm:"):
+            found.append(Teacher.from_timm(name.removeprefix("timm:"), train.class_names))
+        else:
+            found.append(Teacher.from_pretrained(name))
+    return found
+
+
+def train_teacher(
+    real: RealImages,
+    test: RealImages | None,
+    config: TeacherConfig,
+    directory: str | Path,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    along: int = 1,
+    resume_from_checkpoint: str | None = None,
+    overwrite: bool = False,
+    disable_tqdm: bool = False,
+) -> Teacher:
+    """The teacher of these settings, trained, saved in `directory` and loaded from there. All processes call it.
+
+    A checkpoint is written after every epoch, and the last one stays. On CPUs an interrupted run that is continued
+    gives the bits that it would have given; what it started from is not looked at again.
+
+    Args:
+        real: The images to train on.
+        test: Images to report accuracy on.
+        directory: On storage that the processes share.
+        along: How many teachers to keep, at evenly spaced epochs; the last one is the one that is given, and the others
+            are in `along/epoch-<number>` of `directory`.
+        resume_from_checkpoint: `latest` or a checkpoint folder; a teacher that is there already is only loaded.
+        overwrite: Replace what `directory` holds.
+
+    Raises:
+        ValueError: `directory` holds another run, or one that is neither to be resumed nor replaced; the network cannot
+            take such images; `--pretrained_weights` are of another network; the loss stops being finite.
+        OSError: The Hub does not answer, or a checkpoint could not be written (a full disk); those before it are whole.
+    """
+    refuse_fp16(accelerator, "a teacher does")
+    folder, training = Path(directory), describe(real, config, seed, accelerator)
+    spec = config.student_spec(real)
+
+    def prepare() -> str:
+        check_student(spec)
+        return where_to_start(
+            folder, INDEX, training, _held, what="teacher", resume=resume_from_checkpoint, overwrite=overwrite
+        )
+
+    found = on_main(accelerator, prepare)
+    if found == INDEX:
+        return Teacher.from_pretrained(folder)
+    start: dict[str, Tensor] = {}
+    if not found:
+        start, version = find_start(real, config, accelerator)
+        training = describe(real, config, seed, accelerator, version)
+    run = _Run(real, spec, config, folder, training, seed, accelerator, start)
+    if found:
+        run.resume(Path(found))
+    run.train(disable_tqdm, {epoch: folder / ALONG.format(epoch) for epoch in _along(config, along)[:-1]})
+    teacher, device = run.teacher(), accelerator.device
+    teacher.config["results"] = {
+        "train_accuracy": _accuracy(teacher, run.images, accelerator),
+        "test_accuracy": None if test is None else _accuracy(teacher, _Images(test, config, seed, device), accelerator),
+        "epoch_loss": run.losses,
+        "epoch_accuracy": run.accuracies,
+    }
+    _warn_of_chance(teacher, real)
+    on_main(accelerator, lambda: str(teacher.save_pretrained(folder)))
+    return Teacher.from_pretrained(folder)
+
+
+def _warn_of_chance(teacher: Teacher, real: RealImages) -> None:
+    """Say so on the main process where the teacher has learned next to nothing: it would teach as little."""
+    accuracy = teacher.results["train_accuracy"]
+    chance = real.labels.bincount().max().item() / len(real)  # of always naming the most frequent class
+    if accuracy < chance + min(chance, (1 - chance) / 10):
+        logger.warning(
+            "the teacher is right on %.1f %% of its training images, and always naming the most frequent class on "
+            "%.1f %%: it has learned next to nothing to distil; train it longer (--teacher_epochs) or with another "
+            "--lr_teacher",
+            100 * accuracy,
+            100 * chance,
+        )
+
+
+@torch.no_grad()
+def _accuracy(teacher: Teacher, images: "_Images", accelerator: Accelerator) -> float:
+    """Top-1 accuracy in [0, 1] on images as they are; the processes share the work."""
+    rows = torch.arange(len(images.real))
+    right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    for part in rows.tensor_split(accelerator.num_processes)[accelerator.process_index].split(TEST_BATCH):
+        shown, labels = images.plain(part)
+        right += (teacher.logits(shown).argmax(1) == labels).sum()
+    return accelerator.reduce(right).item() / len(rows)
+
+
+def _held(about: dict[str, Any]) -> dict[str, Any]:
+    """What the file of a finished teacher says of its training."""
+    return {**{name: about.get(name) for name in PARTS}, **(about.get("training") or {})}
+
+
+def _along(config: TeacherConfig, count: int) -> list[int]:
+    """Epochs after which `count` teachers are taken, evenly spaced; the last one is the end."""
+    if count > config.teacher_epochs:
+        raise ValueError(
+            f"{count} teachers along {config.teacher_epochs} --teacher_epochs; expected no more teachers than epochs"
+        )
+    return [round(config.teacher_epochs * (number + 1) / count) for number in range(count)]
+
+
+class _Run:
+    """One training: the network, its optimizer, and what is known of the epochs behind it."""
+
+    def __init__(
+        self,
+        real: RealImages,
+        spec: StudentSpec,
+        config: TeacherConfig,
+        folder: Path,
+        training: dict[str, Any],
+        seed: int,
+        accelerator: Accelerator,
+        start: dict[str, Tensor],
+    ) -> None:
+        self.config, self.folder, self.training, self.seed = config, folder, training, seed
+        self.real, self.spec = real, spec
+        self.accelerator, device = accelerator, accelerator.device
+        self.images = _Images(real, config, seed, device)
+        self.batch = min(config.batch_train, len(real))
+        if self.batch < 2 * accelerator.num_processes:
+            raise ValueError(
+                f"batches of {self.batch} images for {accelerator.num_processes} processes; expected two for each: "
+                "raise --batch_train, or start fewer processes"
+            )
+        self.model = spec.build(derive_seed(seed, "teacher", "init"))
+        self.model.load_state_dict(start, strict=False)  # a classifier may be missing, and nothing else
+        if accelerator.num_processes > 1:
+            share_statistics(self.model)
+        self.images.layout = layout_for(self.model, device)
+        self.model.to(device, memory_format=self.images.layout)
+        self.prepared = accelerator.prepare_model(self.model)
+        self.optimizer = config.optimizer(self.model)
+        self.losses: list[float] = []
+        self.accuracies: list[float] = []
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are behind."""
+        return len(self.losses)
+
+    def teacher(self) -> Teacher:
+        """The network as it is now, without what processes and mixed precision added to it."""
+        model, device = self.spec.build(0), self.accelerator.device
+        model.load_state_dict(self.model.state_dict())
+        about = {
+            "source": self.real.provenance,
+            "training": {name: value for name, value in self.training.items() if name not in PARTS},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": self.accelerator.num_processes,
+        }
+        return Teacher(model, self.spec, self.real.class_names, self.real.preprocessing, about).to(device)
+
+    def train(self, disable_tqdm: bool, along: Mapping[int, Path]) -> None:
+        """Train the epochs that lack, with a checkpoint after each.
+
+        Args:
+            disable_tqdm: No progress bar.
+            along: Where to keep the network as it is after some epochs.
+
+        Raises:
+            ValueError: The loss stops being finite.
+        """
+        hidden = disable_tqdm or not self.accelerator.is_main_process
+        epochs, count = self.config.teacher_epochs, len(self.images.real)
+        seen = count // self.batch * self.batch  # images of an epoch
+        total = {"total": epochs * seen, "initial": self.epoch * seen}
+        with tqdm(desc="teacher", unit="image", unit_scale=True, disable=hidden, **total) as bar:
+            while self.epoch < epochs:
+                loss, accuracy = self._epoch(self.epoch, bar)
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the teacher's loss is not finite in epoch {self.epoch + 1}; lower --lr_teacher, or raise "
+                        "--warmup_epochs"
+                    )
+                self.losses.append(loss)
+                self.accuracies.append(accuracy)
+                bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", accuracy=f"{100 * accuracy:.1f} %")
+                if self.epoch in along:  # before the checkpoint, so that none is missing behind it
+                    folder = along[self.epoch]
+                    on_main(self.accelerator, lambda folder=folder: str(self.teacher().save_pretrained(folder)))
+                on_main(self.accelerator, self._save)
+
+    def _epoch(self, epoch: int, bar: tqdm) -> tuple[float, float]:
+        """Train through epoch number `epoch`, from 0; mean loss and accuracy on what the network was shown."""
+        accelerator, config, device = self.accelerator, self.config, self.accelerator.device
+        world, rank = accelerator.num_processes, accelerator.process_index
+        order = torch.randperm(len(self.images.real), generator=generator(self.seed, "teacher", "order", epoch))
+        batches = order[: len(order) // self.batch * self.batch].view(-1, self.batch)
+        begin, end = self.batch * rank // world, self.batch * (rank + 1) // world
+        sums = torch.zeros(2, device=device, dtype=torch.float64)  # loss, right answers
+        self.prepared.train()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.seed, "teacher", "dropout", epoch, rank))
+            for step, rows in enumerate(batches):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = config.lr(epoch * len(batches) + step, len(batches))
+                images, labels = self.images.augmented(rows, slice(begin, end), epoch, step)
+                logits = self.prepared(images)
+                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
+                self.optimizer.zero_grad()
+                # Processes average their gradients: the mean over the whole batch, however it was shared out.
+                accelerator.backward(loss * (world / self.batch))
+                self.optimizer.step()
+                sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])
+                bar.update(self.batch)
+        loss, right = (accelerator.reduce(sums) / batches.numel()).tolist()
+        return loss, right
+
+    # Checkpoints
+
+    def _save(self) -> str:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{index}.{name}": value for name, value in state.items() if isinstance(value, Tensor)
+            }
+        state = {"step": self.epoch, "training": self.training, "losses": self.losses, "accuracies": self.accuracies}
+        return str(save_checkpoint(self.folder, tensors, state, limit=1))
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take up the state that a checkpoint of this very training holds."""
+        tensors, state = load_checkpoint(checkpoint)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, name = key.split(".", 1)
+            parts[part][name] = value
+        self.model.load_state_dict(parts["model"])
+        optimizer = {**self.optimizer.state_dict(), "state": {}}
+        for key, value in parts["optimizer"].items():
+            index, name = key.split(".", 1)
+            optimizer["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(optimizer)
+        self.losses, self.accuracies = state["losses"], state["accuracies"]
+        self.training = state["training"]  # which also says what it started from
+        logger.info("going on from %s", checkpoint)
