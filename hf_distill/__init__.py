@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .distilled.distilled_set import DistilledSet
     from .distilled.epoch_labels import EpochLabels
     from .engine.loop import Distiller
-    from .evaluation.evaluate import evaluate_distilled
+    from .evaluation.evaluate import evaluate
     from .evaluation.protocols import EvalProtocol
     from .hub.results import EvalReport
     from .networks.projector import LabelProjector
@@ -32,7 +32,7 @@ _HOME = {
     "Preprocessing": "data.preprocessing",
     "RealImages": "data.images",
     "Teacher": "networks.teachers",
-    "evaluate_distilled": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
 }
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "RealImages",
     "Teacher",
     "__version__",
-    "evaluate_distilled",
+    "evaluate",
 ]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from hf_distill.config import BASELINES, DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate_distilled
+from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
@@ -88,31 +88,20 @@ def main() -> None:
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
 
-    settings = distilled.config.get("hyperparameters") or {}
-    own = settings.get("eval_protocol", "mtt")
-    check_choice("protocol", args.protocol or own, list(PROTOCOLS))
-    protocol = PROTOCOLS[args.protocol or own]
-    protocol = replace(protocol, dsa_strategy=distilled.config.get("dsa_strategy", protocol.dsa_strategy))
-    if protocol.name == own:
-        protocol = replace(protocol, lrs=tuple(distilled.config.get("eval_lrs") or protocol.lrs))
     options = {
+        "held_out": held_out,
+        "protocol": args.protocol,
         "num_seeds": args.num_seeds,
         "seed": args.seed,
         "accelerator": accelerator,
         "disable_tqdm": args.disable_tqdm,
     }
-    full_data, baselines = args.full_data, args.baselines
-    if full_data is None:
-        full_data = settings.get("eval_full_data") is not False
-    if baselines is None:
-        made_with = settings.get("eval_baselines")
-        baselines = [name for name in BASELINES if not isinstance(made_with, list) or name in made_with]
-    chosen = {"students": args.student, "full_data": full_data, "baselines": baselines, "labels": labels}
-    report = evaluate_distilled(distilled, train, held_out, test, protocol, **chosen, **options)
+    chosen = {"students": args.student, "full_data": args.full_data, "baselines": args.baselines, "labels": labels}
+    report = evaluate(distilled, train, test, **chosen, **options)
     accelerator.print(report.table())
     if sources:
         for student in args.student or [None]:
-            report.labels += compare_labels(distilled, sources, held_out, test, protocol, student=student, **options)
+            report.labels += compare_labels(distilled, sources, test, student=student, **options)
         accelerator.print(f"\n{report.labels_table()}")
 
     if not accelerator.is_main_process:

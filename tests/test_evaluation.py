@@ -25,7 +25,14 @@ from hf_distill.distilled.pools import Pool, accuracy, loss_targets, topk_accura
 from hf_distill.evaluation import evaluate as evaluation_module
 from hf_distill.evaluation import students as students_module
 from hf_distill.evaluation.coresets import coresets, herding, k_center, random_rows
-from hf_distill.evaluation.evaluate import PROTOCOLS, EvalProtocol, evaluate_distilled, real_pool, validation_accuracy
+from hf_distill.evaluation.evaluate import (
+    PROTOCOLS,
+    EvalProtocol,
+    evaluate,
+    protocol_for,
+    real_pool,
+    validation_accuracy,
+)
 from hf_distill.evaluation.metrics import TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport
@@ -244,14 +251,14 @@ def test_the_one_image_that_is_left_of_an_epoch_is_no_batch_for_batch_norm():
 
 def test_a_wrong_student_is_one_clear_line(data, accelerator):
     train, held_out, test = data
-    distilled = distilled_set(train)
+    distilled, options = distilled_set(train), {"held_out": held_out, "protocol": TINY, "accelerator": accelerator}
     for name, words in (
         ("convnet_d33", "no timm model; did you mean convnet_d3"),
         ("convnet_d4", "use convnet_d3 or less"),
         ("vit_tiny_patch16_224", "cannot take 1x8x8 images"),
     ):
         with pytest.raises(ValueError, match=words) as error:
-            evaluate_distilled(distilled, train, held_out, test, TINY, students=[name], accelerator=accelerator)
+            evaluate(distilled, train, test, **options, students=[name])
         assert "\n" not in str(error.value)
 
 
@@ -358,7 +365,7 @@ def test_a_class_with_too_few_images_is_one_clear_line(data, accelerator):
     train, held_out, test = data
     fewer = train.subset(torch.cat([train.class_rows(0)[:1], *(train.class_rows(label) for label in range(1, 10))]))
     with pytest.raises(ValueError, match=r"class '0' has 1 training image\(s\) and the baselines need 2") as error:
-        evaluate_distilled(distilled_set(train), fewer, held_out, test, TINY, accelerator=accelerator)
+        evaluate(distilled_set(train), fewer, test, held_out=held_out, protocol=TINY, accelerator=accelerator)
     assert "\n" not in str(error.value)
 
 
@@ -366,7 +373,7 @@ def test_data_of_other_classes_or_sizes_are_refused(data, accelerator):
     train, held_out, test = data
     other, _ = RealImages.train_and_test(DataArguments(max_train_samples=20, classes=[str(9 - k) for k in range(10)]))
     with pytest.raises(ValueError, match="its classes in the same order"):
-        evaluate_distilled(distilled_set(train), other, held_out, test, TINY, accelerator=accelerator)
+        evaluate(distilled_set(train), other, test, held_out=held_out, protocol=TINY, accelerator=accelerator)
 
 
 # The report
@@ -374,8 +381,8 @@ def test_data_of_other_classes_or_sizes_are_refused(data, accelerator):
 
 def evaluated(data, teacher=None, **kwargs) -> EvalReport:
     train, held_out, test = data
-    kwargs = {"num_seeds": 2, "disable_tqdm": True, **kwargs}
-    return evaluate_distilled(distilled_set(train, teacher), train, held_out, test, TINY, **kwargs)
+    kwargs = {"num_seeds": 2, "disable_tqdm": True, "held_out": held_out, "protocol": TINY, **kwargs}
+    return evaluate(distilled_set(train, teacher), train, test, **kwargs)
 
 
 def rates(report: EvalReport) -> dict[str, float]:
@@ -413,12 +420,12 @@ def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with
     other = replace(SPEC, kwargs={"width": 4})
 
     def chosen(distilled: DistilledSet) -> dict[tuple[str, str], float]:
-        report = evaluate_distilled(
+        report = evaluate(
             distilled,
             train,
-            held_out,
             test,
-            protocol,
+            held_out=held_out,
+            protocol=protocol,
             students=[SPEC, other],
             num_seeds=1,
             accelerator=accelerator,
@@ -451,7 +458,7 @@ def test_the_rate_with_the_best_held_out_accuracy_is_chosen(data, accelerator):
     def chosen(held_out: RealImages | None, *lrs: float) -> float:
         protocol = replace(TINY, epochs=60, lrs=lrs)
         options = {"accelerator": accelerator, "full_data": False, "baselines": ["random"], "num_seeds": 1}
-        report = evaluate_distilled(distilled_set(train), train, held_out, test, protocol, **options)
+        report = evaluate(distilled_set(train), train, test, held_out=held_out, protocol=protocol, **options)
         return rates(report)["random, hard labels"]
 
     assert chosen(held_out, nothing, much) == chosen(held_out, much, nothing) == much
@@ -546,7 +553,7 @@ def test_a_set_evaluates_identically_after_it_was_saved_and_loaded(data, teacher
     distilled = distilled_set(train, teacher)
     again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path))
     first, second = (
-        evaluate_distilled(one, train, held_out, test, TINY, num_seeds=2, accelerator=accelerator, disable_tqdm=True)
+        evaluate(one, train, test, held_out=held_out, protocol=TINY, num_seeds=2, accelerator=accelerator)
         for one in (distilled, again)
     )
     assert first == second
@@ -585,6 +592,50 @@ def test_a_set_that_names_no_student_needs_one(data, accelerator):
     del distilled.config["student"]
     with pytest.raises(ValueError, match="name one with --student"):
         validation_accuracy(distilled, held_out, TINY, 1, 0, accelerator)
+
+
+# As at the distillation
+
+
+def test_without_a_word_the_protocol_is_that_of_the_distillation_with_its_augmentation_and_rates(data):
+    apm = {"hyperparameters": {"eval_protocol": "apm"}, "dsa_strategy": "flip", "eval_lrs": [0.5, 0.25]}
+    own = protocol_for(distilled_set(data[0], **apm))
+    assert (own.name, own.loss, own.dsa_strategy, own.lrs) == ("apm", "l1", "flip", (0.5, 0.25))
+    assert protocol_for(distilled_set(data[0], **apm), "apm") == own
+    other = protocol_for(distilled_set(data[0], **apm), "quick")  # learning rates of apm mean nothing to it
+    assert (other.name, other.dsa_strategy, other.lrs) == ("quick", "flip", PROTOCOLS["quick"].lrs)
+    assert protocol_for(distilled_set(data[0], **apm), TINY) is TINY
+    assert protocol_for(distilled_set(data[0])) == PROTOCOLS["mtt"]
+
+
+@pytest.mark.parametrize(
+    ("made_with", "given", "words"),
+    [
+        ({}, "quik", "there is no protocol 'quik'; did you mean 'quick'? expected one of mtt, quick, "),
+        ({"eval_protocol": "mine"}, None, "made for a protocol that is unknown here, 'mine'; expected one of mtt"),
+        ({"eval_protocol": ["mtt"]}, None, r"unknown here, \['mtt'\]; "),
+    ],
+)
+def test_a_protocol_that_there_is_not_is_one_line_with_the_nearest(made_with, given, words, data, accelerator):
+    train, _, test = data
+    distilled = distilled_set(train, hyperparameters=made_with)
+    with pytest.raises(ValueError, match=words.replace("?", r"\?")) as error:
+        evaluate(distilled, train, test, protocol=given, accelerator=accelerator)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_word_baselines_and_full_data_are_those_of_the_distillation(data, accelerator):
+    train, _, test = data
+
+    def sets(made_with: dict, **given) -> set[str]:
+        options = {"protocol": TINY, "num_seeds": 1, "accelerator": accelerator, "disable_tqdm": True, **given}
+        distilled = distilled_set(train, hyperparameters=made_with)
+        return {row.set for row in evaluate(distilled, train, test, **options).rows}
+
+    made_with = {"eval_full_data": False, "eval_baselines": ["random"]}
+    assert sets(made_with) == {"distilled", "random"}
+    assert sets(made_with, full_data=True, baselines=["herding"]) == {"distilled", "herding", "full data"}
+    assert sets({}) == {"distilled", "random", "herding", "k-center", "full data"}
 
 
 # The recipe
@@ -698,11 +749,11 @@ def test_the_recipe_holds_out_the_images_that_the_set_was_selected_on(tmp_path, 
     folder = distilled_set(rest, source=source).save_pretrained(tmp_path / "set")
     given = []
 
-    def remember(distilled, train, held_out, *args, **kwargs) -> EvalReport:
+    def remember(distilled, train, test, *, held_out, **kwargs) -> EvalReport:
         given.extend([train, held_out])
         return EvalReport()
 
-    monkeypatch.setattr(evaluation_module, "evaluate_distilled", remember)
+    monkeypatch.setattr(evaluation_module, "evaluate", remember)
     run_recipe(monkeypatch, "--distilled_dataset", str(folder))
     for found, expected in zip(given, (rest, held_out), strict=True):
         rows = torch.arange(len(expected))
@@ -716,7 +767,7 @@ def test_a_disk_that_cannot_be_written_is_one_clear_line(data, tmp_path, monkeyp
     def full(*args) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluation_module, "evaluate_distilled", lambda *args, **kwargs: EvalReport())
+    monkeypatch.setattr(evaluation_module, "evaluate", lambda *args, **kwargs: EvalReport())
     monkeypatch.setattr(DistilledSet, "save_pretrained", full)
     with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
         run_recipe(monkeypatch, "--distilled_dataset", str(folder))

@@ -21,7 +21,7 @@ from hf_distill.distilled.labels import HardLabels, NetworkLabels, StoredLabels
 from hf_distill.distilled.pools import accuracy
 from hf_distill.evaluation.coresets import random_rows
 from hf_distill.evaluation.crop_students import train_on_crops
-from hf_distill.evaluation.evaluate import distilled_pool, evaluate_distilled, real_pool
+from hf_distill.evaluation.evaluate import distilled_pool, evaluate, real_pool
 from hf_distill.evaluation.label_comparison import compare_labels
 from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
 from hf_distill.hub.plots import HEIGHT, MOST_PANELS, POINT, SCALE, WIDTH, _Panel, labels_plot
@@ -102,12 +102,14 @@ def rows(distilled, sources, data, accelerator) -> dict[str, LabelRow]:
 
 def compare(distilled, sources, data, accelerator, protocol=PROTOCOL, **options) -> list[LabelRow]:
     options = {"num_seeds": SEEDS, "accelerator": accelerator, "disable_tqdm": True, **options}
-    return compare_labels(distilled, sources, data[1], data[2], protocol, **options)
+    return compare_labels(distilled, sources, data[2], held_out=data[1], protocol=protocol, **options)
 
 
 def evaluated(distilled, data, accelerator, protocol=PROTOCOL, **options) -> EvalReport:
     options = {"num_seeds": SEEDS, "accelerator": accelerator, "disable_tqdm": True, **options}
-    return evaluate_distilled(distilled, *data, protocol, baselines=(), full_data=False, **options)
+    train, held_out, test = data
+    options |= {"held_out": held_out, "protocol": protocol}
+    return evaluate(distilled, train, test, baselines=(), full_data=False, **options)
 
 
 # Students

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from ..config import DistillConfig, check_choice
 from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
-from ..evaluation.evaluate import PROTOCOLS, evaluate_distilled
+from ..evaluation.evaluate import PROTOCOLS, evaluate
 from ..hub.cards import Paper
 from ..hub.files import package_versions
 from ..hub.results import EvalReport
@@ -96,12 +96,12 @@ class Method(ABC):
 
     def evaluate(self, test: RealImages) -> EvalReport:
         """Students trained on the distilled set and on the baselines, tested on `test`. All processes call it."""
-        report = evaluate_distilled(
+        report = evaluate(
             self.distilled,
             self.train,
-            self.held_out,
             test,
-            self.protocol,
+            held_out=self.held_out,
+            protocol=self.protocol,
             num_seeds=self.config.eval_seeds,
             baselines=self.config.eval_baselines,
             full_data=self.config.eval_full_data,

@@ -8,6 +8,7 @@ work nor the other rows of the report change it, with one exception that the rep
 compare images by comes from a network trained on all of them, and where full data is left out from their pixels.
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -45,8 +46,9 @@ __all__ = [
     "check_labels",
     "device_name",
     "distilled_pool",
-    "evaluate_distilled",
+    "evaluate",
     "made_for",
+    "protocol_for",
     "real_pool",
     "student_name",
     "student_specs",
@@ -54,6 +56,33 @@ __all__ = [
     "train_student",
     "validation_accuracy",
 ]
+
+
+def protocol_for(distilled: DistilledSet, protocol: str | EvalProtocol | None = None) -> EvalProtocol:
+    """How students of a set are trained: one of `PROTOCOLS`, with the augmentation that the set was made with.
+
+    Args:
+        distilled: The set.
+        protocol: A name, or a protocol that is taken as it is. If not given it is that of the distillation, else mtt;
+            and where it is that, learning rates are chosen among those of the distillation.
+
+    Raises:
+        ValueError: There is no protocol of this name.
+    """
+    if isinstance(protocol, EvalProtocol):
+        return protocol
+    own = (distilled.config.get("hyperparameters") or {}).get("eval_protocol", "mtt")
+    name = own if protocol is None else protocol
+    if not isinstance(name, str) or name not in PROTOCOLS:
+        nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        expected = f"{hint}expected one of {', '.join(PROTOCOLS)}, or an EvalProtocol"
+        if protocol is None:
+            raise ValueError(f"the set was made for a protocol that is unknown here, {name!r}; {expected}")
+        raise ValueError(f"there is no protocol {name!r}; {expected}")
+    known = PROTOCOLS[name]
+    known = replace(known, dsa_strategy=distilled.config.get("dsa_strategy", known.dsa_strategy))
+    return replace(known, lrs=tuple(distilled.config.get("eval_lrs") or known.lrs)) if name == own else known
 
 
 def made_for(distilled: DistilledSet) -> StudentSpec | None:
@@ -175,19 +204,19 @@ class _Job(NamedTuple):
     seeds: Sequence[int]
 
 
-def evaluate_distilled(
+def evaluate(
     distilled: DistilledSet,
     train: RealImages,
-    held_out: RealImages | None,
     test: RealImages,
-    protocol: EvalProtocol,
     *,
+    held_out: RealImages | None = None,
+    protocol: str | EvalProtocol | None = None,
     students: Sequence[str | StudentSpec] | None = None,
     num_seeds: int = 5,
     seed: int = 0,
     accelerator: Accelerator | None = None,
-    baselines: Sequence[str] = BASELINES,
-    full_data: bool = True,
+    baselines: Sequence[str] | None = None,
+    full_data: bool | None = None,
     labels: EpochLabels | ProjectorLabels | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
@@ -195,21 +224,33 @@ def evaluate_distilled(
 
     Real images go through the preprocessing of `distilled`, whatever `train` and `test` came with.
 
+    Example:
+        >>> import torch, hf_distill as hd
+        >>> train, test = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=100, max_test_samples=50))
+        >>> rows = torch.cat([train.class_rows(label)[:1] for label in range(10)])
+        >>> labels, names = train.labels[rows], train.class_names
+        >>> distilled = hd.DistilledSet(train.uint8(rows), labels, names, train.preprocessing)
+        >>> short = hd.EvalProtocol("short", epochs=3, full_data_epochs=1)
+        >>> options = {"num_seeds": 2, "full_data": False, "disable_tqdm": True}
+        >>> report = hd.evaluate(distilled, train, test, protocol=short, students=["convnet_d1"], **options)
+        >>> {row.set: (row.labels, row.images, row.n) for row in report.rows if row.set != "k-center"}
+        {'distilled': ('hard', 10, 2), 'random': ('hard', 10, 2), 'herding': ('hard', 10, 2)}
+
     Args:
         distilled: The set. With a teacher, it labels the baselines and all real images too.
         train: What baselines are drawn from.
-        held_out: Part of train that is not in `train`, to choose learning rates on; None takes the protocol's first.
         test: What the accuracies are measured on.
-        protocol: The schedule.
+        held_out: Part of train that is not in `train`, to choose learning rates on; None takes the protocol's first.
+        protocol: The schedule, as `protocol_for` takes it: a name or a protocol; if not given as at the distillation.
         students: timm names or specs; the student that the set was made for if not given. A name that equals that of
             this student means this very student, with its width and normalisation.
         num_seeds: Students per row; random images are drawn anew for each.
         seed: The one seed.
         accelerator: Processes and device.
-        baselines: Which of `BASELINES`.
-        full_data: Also train on all of `train`. Herding and k-center then compare images by what such a network has
-            before its logits: the student that the set was made for, whatever the `students` (the first of them where
-            the set names none). Without it they compare pixels.
+        baselines: Which of `BASELINES`; if not given as at the distillation, else all.
+        full_data: Also train on all of `train`; if not given as at the distillation, else true. Herding and k-center
+            then compare images by what such a network has before its logits: the student that the set was made for,
+            whatever the `students` (the first of them where the set names none). Without it they compare pixels.
         labels: In place of the set's own soft ones: stored labels of its views, for protocols of views, or a projector.
         disable_tqdm: No progress bars.
 
@@ -218,8 +259,16 @@ def evaluate_distilled(
         epochs, and what herding and k-center compared images by.
 
     Raises:
-        ValueError: The data are not those of the set, a class has too few images, or a student does not fit.
+        ValueError: There is no such protocol or baseline, the data are not those of the set, a class has too few
+            images, or a student does not fit.
     """
+    made_with = distilled.config.get("hyperparameters") or {}
+    if full_data is None:
+        full_data = made_with.get("eval_full_data") is not False
+    if baselines is None:
+        compared_with = made_with.get("eval_baselines")
+        baselines = [name for name in BASELINES if not isinstance(compared_with, list) or name in compared_with]
+    protocol = protocol_for(distilled, protocol)
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
     for name in baselines:
@@ -316,7 +365,7 @@ def validation_accuracy(
 
 
 def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec] | None) -> list[StudentSpec]:
-    """The architectures that `evaluate_distilled` trains for such `students`; a `ValueError` if nothing names any."""
+    """The architectures that `evaluate` trains for such `students`; a `ValueError` if nothing names any."""
     own = made_for(distilled)
     if students is None:
         if own is None:

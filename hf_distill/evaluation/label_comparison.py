@@ -29,6 +29,7 @@ from .evaluate import (
     check_labels,
     device_name,
     distilled_pool,
+    protocol_for,
     real_pool,
     student_specs,
 )
@@ -41,10 +42,10 @@ __all__ = ["compare_labels", "find_labels", "label_sources"]
 def compare_labels(
     distilled: DistilledSet,
     sources: Mapping[str, LabelSource],
-    held_out: RealImages | None,
     test: RealImages,
-    protocol: EvalProtocol,
     *,
+    held_out: RealImages | None = None,
+    protocol: str | EvalProtocol | None = None,
     student: str | StudentSpec | None = None,
     num_seeds: int = 5,
     seed: int = 0,
@@ -61,21 +62,23 @@ def compare_labels(
                 "stored per epoch": EpochLabels.from_pretrained("outputs/labels"),
                 "online teacher": NetworkLabels(teacher),
             },
-            held_out, test, PROTOCOLS["rded"],
+            test,
+            held_out=held_out,
+            protocol="rded",
         )
         report = EvalReport(labels=rows)
         print(report.labels_table())
 
-    The seeds are those of the soft row of `evaluate_distilled`, whose numbers these are for the same labels.
+    The seeds are those of the soft row of `evaluate`, whose numbers these are for the same labels.
 
     Args:
         distilled: The set.
         sources: By the name in the report. `HardLabels` are learned with the cross-entropy; these and `StoredLabels`
             are of whole images, so their views are not mixed.
+        test: What the accuracies are measured on.
         held_out: Real images to choose learning rates on; None takes the first: that which was learned with the set,
             or the protocol's.
-        test: What the accuracies are measured on.
-        protocol: The schedule. One that looks at no views has no use for labels that were stored of views.
+        protocol: As in `evaluate`. One that looks at no views has no use for labels that were stored of views.
         student: timm name or spec; the student that the set was made for if not given.
         num_seeds: Students per source.
         seed: The one seed.
@@ -93,6 +96,7 @@ def compare_labels(
     check_at_least("num_seeds", num_seeds, 1)
     if not sources:
         raise ValueError("there are no labels to compare; expected at least one source")
+    protocol = protocol_for(distilled, protocol)
     (spec,) = student_specs(distilled, None if student is None else [student])
     check_student(spec)
     held_out = held_out if held_out is not None and len(held_out) else None

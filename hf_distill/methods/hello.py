@@ -293,9 +293,9 @@ class HeLlO(PatchMethod):
             report.labels = compare_labels(
                 self.distilled,
                 sources,
-                self.held_out,
                 test,
-                self.protocol,
+                held_out=self.held_out,
+                protocol=self.protocol,
                 num_seeds=self.config.eval_seeds,
                 seed=self.config.seed,
                 accelerator=self.accelerator,

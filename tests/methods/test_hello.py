@@ -446,7 +446,7 @@ def test_on_digits_a_projector_teaches_what_its_teachers_teach_for_a_hundredth_o
     distilled = method.distill()
     protocol = PROTOCOLS[config.eval_protocol]
     projected, taught = compare_labels(
-        distilled, method.sources(), held_out, test, protocol, num_seeds=config.eval_seeds, **options
+        distilled, method.sources(), test, held_out=held_out, protocol=protocol, num_seeds=config.eval_seeds, **options
     )
     assert (projected.labels, taught.labels) == ("projector, CLIP apart", "online teacher")
     assert taught.mean > 0.9
