@@ -37,7 +37,7 @@ class BenchmarkArguments:
 def main() -> None:
     data_args, config, args = parse_args(DataArguments, ExpertConfig, BenchmarkArguments)
     accelerator = Accelerator()
-    real = RealImages.from_hub(data_args)
+    real = RealImages.from_arguments(data_args)
     spec = config.student_spec(real)
     trainer = ExpertTrainer(real, spec, config, 0, accelerator)
     steps_per_epoch = math.ceil(len(real) / config.batch_train)

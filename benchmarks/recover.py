@@ -172,7 +172,7 @@ def main() -> None:
     # Nothing is written: a block is all that is made.
     config = SRe2LConfig(jitter=min(32, args.resolution - 1), output_dir=".", logging_steps=10**9)
     teacher = Teacher(untrained(spec), spec, names, preprocessing)
-    sre2l = SRe2L(config, NoImages(names, preprocessing), [teacher], accelerator=accelerator)
+    sre2l = SRe2L(config, NoImages(names, preprocessing), teachers=[teacher], accelerator=accelerator)
     block = Block(0, torch.arange(args.batch), torch.arange(args.batch))
     model = untrained(spec)
 

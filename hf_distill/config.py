@@ -240,7 +240,7 @@ def _as_arguments(
             if known[key].default is not None:
                 raise ValueError(f"{source}: {key} is empty; expected a value like {known[key].default!r}")
             continue
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, list | tuple) else [value]
         # YAML reads `1e5` as a string and `1.0e+5` as a number; both become the word the parser converts.
         words += [f"--{key}", *(str(item) for item in items)]
     return words
@@ -248,7 +248,31 @@ def _as_arguments(
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        raise ValueError(message)
+
+
+def _parser(config_classes: Sequence[type], **options: Any) -> _Parser:
+    # Without abbreviations a misspelt flag is an error.
+    return _Parser(list(config_classes), allow_abbrev=False, **options)
+
+
+def _fields(config_classes: Sequence[type]) -> dict[str, dataclasses.Field]:
+    return {field.name: field for config_class in config_classes for field in dataclasses.fields(config_class)}
+
+
+def configure(*config_classes: type, values: dict[str, Any], source: str) -> tuple[Any, ...]:
+    """One instance of each dataclass, from values as a YAML file or keyword arguments have them.
+
+    Args:
+        config_classes: Dataclasses with `HfArg` fields; no two share a field name.
+        values: By field name.
+        source: Where they are from, for messages.
+
+    Raises:
+        ValueError: One of them is of no dataclass, of another type than its field, or out of its range.
+    """
+    words = _as_arguments(values, source, _fields(config_classes), set())
+    return _parser(config_classes).parse_args_into_dataclasses(args=words)
 
 
 def parse_args(
@@ -270,21 +294,17 @@ def parse_args(
 
     A mistake by the user ends the process with status 2 and one line on stderr.
     """
-    # Without abbreviations a misspelt flag is an error.
-    parser = _Parser(
-        list(config_classes), allow_abbrev=False, usage="%(prog)s [--config FILE.yaml] [--flag value ...]   (--help)"
-    )
+    parser = _parser(config_classes, usage="%(prog)s [--config FILE.yaml] [--flag value ...]   (--help)")
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file of defaults; the command line wins.")
     words = list(sys.argv[1:] if args is None else args)
-    known = {field.name: field for config_class in config_classes for field in dataclasses.fields(config_class)}
+    known = _fields(config_classes)
     try:
         given, _ = parser.parse_known_args(words)
         source = given.config
         if source is None and default_config is not None and given.dataset_name is None:
             source = default_config
         if source is not None:
-            others = {field.name for config_class in passed_over for field in dataclasses.fields(config_class)}
-            words = _as_arguments(load_yaml(source), str(source), known, others) + words
+            words = _as_arguments(load_yaml(source), str(source), known, set(_fields(passed_over))) + words
         *configs, rest, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
         del rest  # the namespace that holds --config
         if unknown:
@@ -293,5 +313,5 @@ def parse_args(
             hint = f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
             raise ValueError(f"unknown argument {flags[0]}{hint}")
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"error: {error}\n")
     return tuple(configs)

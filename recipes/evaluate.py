@@ -10,7 +10,6 @@ go into `results.json` and the card of a local folder, beside those that are the
 --push_to_hub into those of the repository.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
+from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import disable_progress_bars, prepare_push, source_arguments
 
@@ -125,7 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_recipe(main)

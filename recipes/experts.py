@@ -9,13 +9,13 @@ A run that was interrupted continues when it is started again with the same flag
 again with more experts or more epochs.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import disable_progress_bars, prepare_push, push
 from hf_distill.training.experts import ExpertConfig, train_experts
@@ -58,7 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_recipe(main)

@@ -11,7 +11,6 @@ The source data give class names, preprocessing and licence; without them say --
 in a `.pt` file is run: one that holds more than tensors is refused.
 """
 
-import sys
 from dataclasses import dataclass, replace
 
 from hf_distill.augmentation.dsa import DEFAULT_STRATEGY
@@ -31,6 +30,7 @@ from hf_distill.importing import (
     require_empty,
 )
 from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import disable_progress_bars, prepare_push, push
 from hf_distill.training.experts import ExpertConfig
@@ -131,7 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_recipe(main)

@@ -6,13 +6,13 @@
 The result is that of one run without --shard.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill.config import HfArg, HubArguments, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.shards import join_shards
+from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import prepare_push, push
 
@@ -45,7 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_recipe(main)

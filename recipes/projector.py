@@ -10,7 +10,6 @@ read from where the set says; the views are those of its evaluation protocol. Go
 command line and --resume_from_checkpoint latest.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.label_costs import label_costs
 from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, check_data, distilled_pool
+from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import (
     disable_progress_bars,
@@ -116,9 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command with --resume_from_checkpoint latest goes on after the last epoch")
+    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on after the last epoch")

@@ -9,15 +9,14 @@ A teacher is trained first where none is given. Go on after an interruption with
 --resume_from_checkpoint latest.
 """
 
-import sys
 from pathlib import Path
 
-from hf_distill import RealImages
 from hf_distill.config import DataArguments, HubArguments, parse_args
-from hf_distill.engine.method import DistillationDiverged
-from hf_distill.methods import RDED, RDEDConfig
-from hf_distill.runs.start import push, start_run
-from hf_distill.training.teachers import TeacherConfig, find_teachers
+from hf_distill.data.images import RealImages
+from hf_distill.methods.rded import RDED, RDEDConfig
+from hf_distill.runs.finish import finish, run_recipe
+from hf_distill.runs.start import start_run
+from hf_distill.training.teachers import TeacherConfig
 
 DEMO = Path(__file__).parent / "configs" / "rded" / "digits-ipc5.yaml"
 
@@ -29,27 +28,11 @@ def main() -> None:
 
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
-    train.require_per_class(config.ipc)
-    config.check_fits(train)  # before a teacher is trained
-    options = {"seed": config.seed, "accelerator": accelerator, "disable_tqdm": config.disable_tqdm}
-    (teacher,) = find_teachers(config.teachers, train, test, teacher_config, **options)
-    rded = RDED(config, train, teacher, held_out=held_out, accelerator=accelerator)
-    distilled = rded.distill()
-    if accelerator.is_main_process:
-        distilled.save_pretrained(config.output_dir)  # before the table, which can take longer than the distillation
-    report = rded.evaluate(test)
-    if accelerator.is_main_process:
-        folder = distilled.save_pretrained(config.output_dir)
-        print(f"\n{report.table()}\n\nThe picture: {folder}/assets/grid.png. Load the images with:")
-        print(f'  datasets.load_dataset("{folder}", split="train")')
-        if hub.push_to_hub:
-            print(push(distilled, hub, folder))
+    rded = RDED.prepare(
+        train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator
+    )
+    finish(rded.run(), lambda: rded.evaluate(test), config.output_dir, hub, accelerator)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, DistillationDiverged) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command with --resume_from_checkpoint latest goes on with the next block")
+    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on with the next block")

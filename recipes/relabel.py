@@ -8,7 +8,6 @@
 The views are those of the set's evaluation protocol. What an interrupted run stored is kept when it is started again.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hf_distill.config import HfArg, HubArguments, check_at_least, check_choice,
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, distilled_pool
+from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import disable_progress_bars, prepare_push, push
 
@@ -76,7 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_recipe(main)

@@ -13,7 +13,6 @@ processes share every batch. Go on after an interruption with the same command l
 --resume_from_checkpoint latest.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.methods import METHODS
 from hf_distill.networks.teachers import Teacher
+from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import prepare_push, push
 from hf_distill.training.teachers import TeacherConfig, train_teacher
@@ -68,9 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command with --resume_from_checkpoint latest goes on after the last epoch")
+    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on after the last epoch")

@@ -62,7 +62,7 @@ def launched() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def train() -> RealImages:
-    return RealImages.from_hub(DataArguments(max_train_samples=100))
+    return RealImages.from_arguments(DataArguments(max_train_samples=100))
 
 
 def make_teacher(train: RealImages, seed: int = 0) -> Teacher:
@@ -99,7 +99,7 @@ def test_recovered_images_are_the_same_and_each_size_of_block_is_compiled_once(
         # Networks of one architecture share a graph.
         teachers = [make_teacher(train, 0), make_teacher(train, 1)]
         method = Watched(config, train, teachers, accelerator=accelerator)
-        method.distill()
+        method.run()
         return method.iterates
 
     expected = run(plain, "plain")
@@ -116,7 +116,7 @@ def test_gradients_of_images_are_the_same_in_double_precision(train, plain, laun
         config = SRe2LConfig(output_dir=str(tmp_path), eval_protocol="crops-quick", disable_tqdm=True)
         teacher = make_teacher(train)
         teacher.model.double()
-        method = SRe2L(config, train, [teacher], accelerator=accelerator)
+        method = SRe2L(config, train, teachers=[teacher], accelerator=accelerator)
         x = torch.randn(5, 1, 8, 8, dtype=torch.float64, generator=generator(0, "x")).requires_grad_()
         return torch.autograd.grad(method.losses(x, torch.arange(5), 0)["loss"], x)[0]
 
@@ -157,8 +157,8 @@ def test_images_that_students_are_to_disagree_on_are_the_same_and_all_students_s
         }
         flags |= {"student_epochs": 2, "num_students": 2, "lr_img": 0.1, "eval_protocol": "apm-quick"}
         config = APMConfig(output_dir=str(tmp_path / folder), student_net="convnet_d1", **flags)
-        method = APM(config, train, [make_teacher(train, 5)], accelerator=accelerator)
-        return method.distill().pixel_values.detach()
+        method = APM(config, train, teachers=[make_teacher(train, 5)], accelerator=accelerator)
+        return method.run().pixel_values.detach()
 
     expected = run(plain, "plain")
     assert graphs() == 0

@@ -58,7 +58,7 @@ def args(folder: Path, **more) -> DataArguments:
 def message(problem: str, arguments: DataArguments, split: str | None = None, like: RealImages | None = None) -> str:
     """The error, which must be one line that matches `problem`."""
     with pytest.raises(ValueError, match=problem) as caught:
-        RealImages.from_hub(arguments, split, like=like)
+        RealImages.from_arguments(arguments, split, like=like)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -120,7 +120,7 @@ def test_every_mode_gives_the_bytes_worked_out_by_hand(folder, mode):
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_dict(content, features=features).to_parquet(str(folder / "train.parquet"))
     for color, channels in {"auto": expected.shape[-1], "rgb": 3, "gray": 1}.items():
-        real = RealImages.from_hub(args(folder, color=color))
+        real = RealImages.from_arguments(args(folder, color=color))
         assert real.shape == (channels, 6, 5)
         wanted = expected.astype(float)
         if channels == 1 and expected.shape[-1] == 3:
@@ -138,7 +138,7 @@ def test_a_rotated_photograph_is_turned_upright(folder):
     content = {"image": [{"bytes": stream.getvalue(), "path": None}] * 2, "label": [0, 1]}
     features = Features({"image": Image(), "label": Value("int64")})
     Dataset.from_dict(content, features=features).to_parquet(str(folder / "train.parquet"))
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     np.testing.assert_array_equal(real.uint8([0])[0].permute(1, 2, 0).numpy(), np.rot90(np.asarray(image), -1))
 
 
@@ -147,7 +147,7 @@ def test_mixed_sizes_are_resized_and_cropped_as_torchvision_does(folder, streami
     sizes = [(20, 30), (31, 20), (16, 16), (9, 40), (17, 16), (100, 33)]
     images = [PIL.Image.fromarray(noise(1, (*size, 3), seed)[0]) for seed, size in enumerate(sizes)]
     write(folder, "train", images, [0, 1, 0, 1, 0, 1])
-    real = RealImages.from_hub(args(folder, resolution=[16], dataset_streaming=streaming))
+    real = RealImages.from_arguments(args(folder, resolution=[16], dataset_streaming=streaming))
     for got, image in zip(real.uint8(range(6)), images, strict=True):
         small = vision.resize(image, 16, vision.InterpolationMode.BICUBIC)
         np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), np.asarray(vision.center_crop(small, 16)))
@@ -156,7 +156,7 @@ def test_mixed_sizes_are_resized_and_cropped_as_torchvision_does(folder, streami
 def test_a_target_that_is_not_square_is_covered_and_centred(folder):
     gradient = np.tile(np.linspace(0, 255, 60).astype(np.uint8)[None, :, None], (30, 1, 3))
     write(folder, "train", [gradient, gradient.transpose(1, 0, 2)], [0, 1])
-    wide, tall = RealImages.from_hub(args(folder, resolution=[20, 10])).uint8([0, 1]).float()
+    wide, tall = RealImages.from_arguments(args(folder, resolution=[20, 10])).uint8([0, 1]).float()
     assert wide.shape == (3, 20, 10)
     # 30x60 becomes 20x40, and columns 15 to 25 of it stay; 60x30 becomes 20x10, and all of it stays.
     torch.testing.assert_close(wide[0, 10], torch.linspace(0, 255, 40)[15:25], atol=2.5, rtol=0)
@@ -165,7 +165,7 @@ def test_a_target_that_is_not_square_is_covered_and_centred(folder):
 
 def test_gray_is_inferred_only_when_every_image_is_gray(folder):
     write(folder, "train", noise(4, (6, 6)) + noise(1), [0, 1, 0, 1, 0])
-    assert RealImages.from_hub(args(folder)).shape == (3, 6, 6)
+    assert RealImages.from_arguments(args(folder)).shape == (3, 6, 6)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -184,7 +184,7 @@ def test_rows_in_any_order_equal_the_images_decoded_one_by_one(folder, monkeypat
     monkeypatch.setattr(pixels, "CHUNK_BYTES", 6 * 6 * 3 * 4)
     images = noise(30)
     write(folder, "train", images, [row % 3 for row in range(30)])
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     expected = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     rows = torch.randperm(30, generator=generator(0, "rows")).repeat(2)
     assert torch.equal(real.uint8(rows), expected[rows])
@@ -202,7 +202,7 @@ def test_rows_in_any_order_equal_the_images_decoded_one_by_one(folder, monkeypat
 @pytest.mark.parametrize("streaming", [False, True])
 def test_pixels_stay_in_the_mapped_file_and_are_not_copied(folder, streaming):
     write(folder, "train", noise(20), [row % 2 for row in range(20)])
-    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    real = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".arrow")]
     ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
     for chunk in real._pixels._chunks:
@@ -213,7 +213,7 @@ def test_pixels_stay_in_the_mapped_file_and_are_not_copied(folder, streaming):
 def test_only_the_chunks_that_hold_the_rows_are_touched(folder, monkeypatch):
     monkeypatch.setattr(pixels, "CHUNK_BYTES", 6 * 6 * 3 * 5)
     write(folder, "train", noise(20), [row // 10 for row in range(20)])
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     assert len(real._pixels._chunks) == 4
     expected = real.uint8([1, 6, 9])
     real._pixels._chunks[2:] = [None, None]
@@ -226,12 +226,12 @@ def test_the_second_load_decodes_nothing(folder, streaming, monkeypatch):
     write(folder, "train", noise(12), [row % 2 for row in range(12)])
     arguments = args(folder, dataset_streaming=streaming)
     decoded = count_decoded(monkeypatch)
-    first = RealImages.from_hub(arguments)
+    first = RealImages.from_arguments(arguments)
     assert len(decoded) == 12
-    second = RealImages.from_hub(arguments)
+    second = RealImages.from_arguments(arguments)
     assert len(decoded) == 12
     assert torch.equal(first.resident("cpu"), second.resident("cpu"))
-    RealImages.from_hub(args(folder, resolution=[3], dataset_streaming=streaming))
+    RealImages.from_arguments(args(folder, resolution=[3], dataset_streaming=streaming))
     assert len(decoded) == 24
 
 
@@ -254,7 +254,7 @@ def test_streaming_gives_what_loading_gives(folder):
 def test_streaming_decodes_only_the_classes_that_are_kept(folder, monkeypatch):
     write(folder, "train", noise(20), [row % 5 for row in range(20)])
     decoded = count_decoded(monkeypatch)
-    RealImages.from_hub(args(folder, dataset_streaming=True, classes=["1", "4"]))
+    RealImages.from_arguments(args(folder, dataset_streaming=True, classes=["1", "4"]))
     assert len(decoded) == 8
 
 
@@ -262,16 +262,16 @@ def test_streaming_decodes_only_the_classes_that_are_kept(folder, monkeypatch):
 def test_a_changed_folder_is_read_again(folder, streaming):
     arguments = args(folder, dataset_streaming=streaming)
     write(folder, "train", noise(4), [0, 1, 0, 1])
-    before = RealImages.from_hub(arguments)
+    before = RealImages.from_arguments(arguments)
     write(folder, "train", noise(4, seed=1), [0, 1, 0, 1])
-    after = RealImages.from_hub(arguments)
+    after = RealImages.from_arguments(arguments)
     assert before.revision != after.revision
     np.testing.assert_array_equal(after.resident("cpu").permute(0, 2, 3, 1).numpy(), np.stack(noise(4, seed=1)))
 
 
 def test_several_processes_decode_the_same_pixels(folder):
     write(folder, "train", noise(30), [row % 2 for row in range(30)])
-    real = RealImages.from_hub(args(folder, num_proc=2))
+    real = RealImages.from_arguments(args(folder, num_proc=2))
     assert torch.equal(real.resident("cpu"), torch.from_numpy(np.stack(noise(30))).permute(0, 3, 1, 2))
 
 
@@ -290,7 +290,7 @@ def decode(self, value, token_per_repo_id=None):
     return original(self, value, token_per_repo_id)
 Image.decode_example = decode
 for streaming in (False, True):
-    real = RealImages.from_hub(DataArguments(dataset_name={str(folder)!r}, dataset_streaming=streaming))
+    real = RealImages.from_arguments(DataArguments(dataset_name={str(folder)!r}, dataset_streaming=streaming))
     print(len(decoded), int(real.resident("cpu").sum()))
     decoded.clear()
 """
@@ -319,14 +319,14 @@ def unbalanced(folder: Path) -> list[int]:
 
 def test_class_rows_are_the_rows_of_that_class(folder):
     labels = np.array(unbalanced(folder))
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     for label in range(4):
         assert real.class_rows(label).tolist() == np.flatnonzero(labels == label).tolist()
 
 
 def test_a_sample_has_different_images_of_its_class_and_follows_its_generator(folder):
     unbalanced(folder)
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     images = real.sample(1, 7, generator(3, "draw"))
     assert len(torch.unique(images, dim=0)) == 7
     everything = {image.numpy().tobytes() for image in real.images(real.class_rows(1))}
@@ -339,7 +339,7 @@ def test_a_sample_has_different_images_of_its_class_and_follows_its_generator(fo
 
 def test_a_split_is_stratified_disjoint_complete_and_seeded(folder):
     unbalanced(folder)
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     rest, held_out = real.split(0.2, seed=5)
     assert torch.bincount(held_out.labels, minlength=4).tolist() == [6, 1, 1, 0]
     assert torch.bincount(rest.labels, minlength=4).tolist() == [24, 6, 1, 1]
@@ -353,7 +353,7 @@ def test_a_split_is_stratified_disjoint_complete_and_seeded(folder):
 
 def test_a_subset_of_a_subset_is_a_view_in_the_given_order(folder):
     labels = unbalanced(folder)
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     view = real.subset([29, 20, 5, 3]).subset(torch.tensor([2, 0]))
     assert torch.equal(view.uint8([0, 1]), real.uint8([5, 29]))
     assert view.labels.tolist() == [labels[5], labels[29]]
@@ -366,26 +366,26 @@ def test_a_subset_of_a_subset_is_a_view_in_the_given_order(folder):
 def test_max_train_samples_are_drawn_evenly_and_by_seed(folder, streaming):
     unbalanced(folder)
     arguments = args(folder, max_train_samples=20, dataset_streaming=streaming)
-    real = RealImages.from_hub(arguments)
+    real = RealImages.from_arguments(arguments)
     # 2 + 1 images of the small classes are all there is; the other 17 are shared.
     assert torch.bincount(real.labels).tolist() == [10, 7, 2, 1]
-    assert torch.equal(real.resident("cpu"), RealImages.from_hub(arguments).resident("cpu"))
-    assert not torch.equal(real.resident("cpu"), RealImages.from_hub(arguments, seed=1).resident("cpu"))
-    few = RealImages.from_hub(args(folder, max_train_samples=9, dataset_streaming=streaming))
+    assert torch.equal(real.resident("cpu"), RealImages.from_arguments(arguments).resident("cpu"))
+    assert not torch.equal(real.resident("cpu"), RealImages.from_arguments(arguments, seed=1).resident("cpu"))
+    few = RealImages.from_arguments(args(folder, max_train_samples=9, dataset_streaming=streaming))
     assert torch.bincount(few.labels).tolist() == [3, 3, 2, 1]
-    assert len(RealImages.from_hub(args(folder, max_train_samples=99))) == 40
+    assert len(RealImages.from_arguments(args(folder, max_train_samples=99))) == 40
 
 
 def test_max_train_samples_decodes_only_what_it_keeps(folder, monkeypatch):
     unbalanced(folder)
     decoded = count_decoded(monkeypatch)
-    RealImages.from_hub(args(folder, max_train_samples=8))
+    RealImages.from_arguments(args(folder, max_train_samples=8))
     assert len(decoded) == 8
 
 
 def test_a_loader_gives_every_image_once_and_shuffles_by_seed_for_training(folder):
     unbalanced(folder)
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     batches = list(real.loader(16, train=False))
     assert [len(batch["labels"]) for batch in batches] == [16, 16, 8]
     assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), real.images(range(40)))
@@ -419,7 +419,7 @@ def test_a_loader_gives_every_image_once_and_shuffles_by_seed_for_training(folde
 )
 def test_labels_of_any_kind_become_numbers_in_the_order_of_their_names(folder, streaming, label, values, names):
     write(folder, "train", noise(5), values, label)
-    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    real = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
     assert real.class_names == names
     expected = [value if isinstance(label, ClassLabel) else names.index(str(value)) for value in values]
     assert real.labels.tolist() == expected
@@ -443,13 +443,13 @@ def test_test_labels_follow_the_class_order_of_train(folder, streaming):
     other = folder.parent / "other"
     other.mkdir()
     write(other, "test", noise(4), [0, 1, 2, 2], ClassLabel(names=["c", "a", "b"]))
-    train = RealImages.from_hub(args(folder))
-    test = RealImages.from_hub(args(other, dataset_streaming=streaming), "test", like=train)
+    train = RealImages.from_arguments(args(folder))
+    test = RealImages.from_arguments(args(other, dataset_streaming=streaming), "test", like=train)
     assert test.labels.tolist() == [2, 0, 1, 1]
     assert test.class_names == train.class_names
     assert test.preprocessing is train.preprocessing
     write(other, "test", noise(2), ["c", "b"], Value("string"))
-    assert RealImages.from_hub(args(other), "test", like=train).labels.tolist() == [2, 1]
+    assert RealImages.from_arguments(args(other), "test", like=train).labels.tolist() == [2, 1]
     write(other, "test", noise(2), ["c", "bb"], Value("string"))
     message("row 1 of split 'test' of other has class 'bb', which train lacks", args(other), "test", train)
 
@@ -465,16 +465,16 @@ def test_a_test_split_has_the_size_and_colour_of_train(folder):
 def test_columns_are_found_by_what_they_hold_or_taken_as_given(folder):
     label, more = ClassLabel(names=["a", "b"]), {"id": ([5, 6, 7], Value("int64"))}
     write(folder, "train", noise(3), [0, 1, 1], label, ("photo", "kind"), **more)
-    assert RealImages.from_hub(args(folder)).labels.tolist() == [0, 1, 1]
-    assert RealImages.from_hub(args(folder, label_column_name="id")).class_names == ["5", "6", "7"]
+    assert RealImages.from_arguments(args(folder)).labels.tolist() == [0, 1, 1]
+    assert RealImages.from_arguments(args(folder, label_column_name="id")).class_names == ["5", "6", "7"]
     write(folder, "train", noise(3), [0, 1, 1], Value("int64"), ("photo", "label"), **more)
-    assert RealImages.from_hub(args(folder, image_column_name="photo")).class_names == ["0", "1"]
+    assert RealImages.from_arguments(args(folder, image_column_name="photo")).class_names == ["0", "1"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_columns_may_be_called_anything(folder, streaming):
     write(folder, "train", noise(4), [1, 0, 1, 0], ClassLabel(names=["a", "b"]), ("pixels", "height"))
-    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    real = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
     assert real.labels.tolist() == [1, 0, 1, 0]
     np.testing.assert_array_equal(real.resident("cpu").permute(0, 2, 3, 1).numpy(), np.stack(noise(4)))
 
@@ -487,7 +487,7 @@ def test_parquet_written_without_datasets_is_read(folder, streaming):
         PIL.Image.fromarray(image).save(stream, "png")
         cells.append({"bytes": stream.getvalue(), "path": None})
     pq.write_table(pa.table({"picture": cells, "answer": ["no", "yes", "no", "yes"]}), folder / "train.parquet")
-    real = RealImages.from_hub(args(folder, dataset_streaming=streaming))
+    real = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
     assert real.class_names == ["no", "yes"]
     np.testing.assert_array_equal(real.resident("cpu").permute(0, 2, 3, 1).numpy(), np.stack(noise(4)))
 
@@ -533,14 +533,14 @@ def test_without_a_test_split_a_fifth_of_each_class_is_held_out(folder, caplog):
 def test_normalisation_is_computed_given_whitening_or_none(folder):
     write(folder, "train", noise(30), [row % 2 for row in range(30)])
     levels = np.stack(noise(30)).astype(float) / 255
-    computed = RealImages.from_hub(args(folder)).preprocessing
+    computed = RealImages.from_arguments(args(folder)).preprocessing
     np.testing.assert_allclose(computed.mean, levels.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(computed.std, levels.std((0, 1, 2)), rtol=1e-10)
-    given = RealImages.from_hub(args(folder, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0])).preprocessing
+    given = RealImages.from_arguments(args(folder, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0])).preprocessing
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    none = RealImages.from_hub(args(folder, normalization="none"))
+    none = RealImages.from_arguments(args(folder, normalization="none"))
     np.testing.assert_allclose(none.images([0])[0].permute(1, 2, 0).numpy(), levels[0], atol=1e-6)
-    whitened = RealImages.from_hub(args(folder, normalization="zca", zca_eps=0.3))
+    whitened = RealImages.from_arguments(args(folder, normalization="zca", zca_eps=0.3))
     assert whitened.preprocessing.zca.eps == 0.3
     torch.testing.assert_close(whitened.images(range(30)).mean(0), torch.zeros(3, 6, 6), atol=1e-5, rtol=0)
     message(r"--mean has 1 number\(s\) and the images 3 channel", args(folder, mean=[0.5], std=[0.5]))
@@ -549,20 +549,20 @@ def test_normalisation_is_computed_given_whitening_or_none(folder):
 def test_a_whitening_is_fitted_once_and_read_back_bit_for_bit(folder, monkeypatch):
     write(folder, "train", noise(30), [row % 2 for row in range(30)])
     arguments = args(folder, normalization="zca")
-    first = RealImages.from_hub(arguments).preprocessing
+    first = RealImages.from_arguments(arguments).preprocessing
     monkeypatch.setattr("hf_distill.data.images.fit_zca", None)
-    again = RealImages.from_hub(arguments).preprocessing
+    again = RealImages.from_arguments(arguments).preprocessing
     assert again.fingerprint() == first.fingerprint()
     assert all(torch.equal(again.tensors()[name], part) for name, part in first.tensors().items())
     for other in ({"zca_eps": 0.2}, {"max_train_samples": 20}, {"resolution": [5]}):
         with pytest.raises(TypeError):
-            RealImages.from_hub(args(folder, normalization="zca", **other))
+            RealImages.from_arguments(args(folder, normalization="zca", **other))
 
 
 def test_provenance_names_the_folder_its_licence_and_its_content(folder):
     write(folder, "train", noise(4), [0, 1, 0, 1])
     (folder / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Flowers\n")
-    real = RealImages.from_hub(args(folder))
+    real = RealImages.from_arguments(args(folder))
     assert real.provenance["name"] == "flowers"
     assert real.provenance["license"] == "cc-by-sa-4.0"
     assert real.provenance["num_images"] == 4
@@ -623,7 +623,7 @@ def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch)
 
     monkeypatch.setattr(datasets, "load_dataset_builder", build_as_if_from_the_hub)
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
-    real = RealImages.from_hub(DataArguments(dataset_name="someone/flowers"))
+    real = RealImages.from_arguments(DataArguments(dataset_name="someone/flowers"))
     assert real.revision == commit
     assert real.provenance["license"] == "cc-by-nc-4.0"
     assert real.provenance["gated"] == "auto"
@@ -708,7 +708,7 @@ def test_a_label_outside_the_range_is_named_by_row_and_split(folder, streaming):
 def test_a_negative_or_missing_integer_label_is_named_unless_it_is_asked_for(folder, streaming):
     write(folder, "train", noise(4), [1, -1, 1, -1])
     message("row 1 of split 'train' of flowers: label -1", args(folder, dataset_streaming=streaming))
-    both = RealImages.from_hub(args(folder, dataset_streaming=streaming, classes=["-1", "1"]))
+    both = RealImages.from_arguments(args(folder, dataset_streaming=streaming, classes=["-1", "1"]))
     assert both.labels.tolist() == [1, 0, 1, 0]
     write(folder, "train", noise(3), [1, 0, None])
     message("row 2 of split 'train' of flowers has no label", args(folder, dataset_streaming=streaming))
@@ -719,7 +719,7 @@ def test_an_empty_split_is_an_error(folder, streaming):
     write(folder, "train", noise(2), [0, 1])
     write(folder, "test", [], [])
     arguments = args(folder, dataset_streaming=streaming)
-    message("split 'test' of flowers is empty", arguments, "test", RealImages.from_hub(arguments))
+    message("split 'test' of flowers is empty", arguments, "test", RealImages.from_arguments(arguments))
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(folder):
@@ -737,7 +737,7 @@ def test_mixed_sizes_need_a_resolution(folder, streaming):
     problem = r"row 3 of split 'train' of flowers: the image is 6x9 .*expected 6x6.*--resolution"
     message(problem, arguments)
     write(folder, "train", noise(4), [0, 1, 0, 1])
-    train = RealImages.from_hub(arguments)
+    train = RealImages.from_arguments(arguments)
     message("row 0 of split 'test' of flowers: the image is 4x4 .*expected 6x6.*--resolution", arguments, "test", train)
 
 

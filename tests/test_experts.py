@@ -597,8 +597,8 @@ def test_experts_of_another_training_are_refused(trained, data, accelerator, cha
 
 
 def test_experts_for_other_data_are_refused(trained, data, accelerator, tmp_path):
-    three = RealImages.from_hub(DataArguments(classes=["3", "1", "4"], max_train_samples=60))
-    unscaled = RealImages.from_hub(DataArguments(normalization="none", **DATA_FLAGS))
+    three = RealImages.from_arguments(DataArguments(classes=["3", "1", "4"], max_train_samples=60))
+    unscaled = RealImages.from_arguments(DataArguments(normalization="none", **DATA_FLAGS))
     for other, said, why in (
         (three, "classes 10, and this run has 3", "num_classes 10, and this run has 3"),
         (unscaled, "preprocessing", "preprocessing mean"),

@@ -303,7 +303,7 @@ def test_a_preset_matches_predictions_as_apms_table_says(name):
         protocol,
     )
     assert (config.max_steps, config.student_epochs, config.num_students) == (math.ceil(draws), 250, 5)
-    assert (config.alpha, config.mom_img, config.batch_net, config.period) == (0.1, 0.5, 256, 3)
+    assert (config.alpha, config.mom_img, config.batch_net, config.refresh_every) == (0.1, 0.5, 256, 3)
     assert (config.init, config.reduce_k, data.validation_fraction) == ("real", "sum", 0)
 
     hub, image, label, test, resolution, student, _ = DATASETS[short]

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -55,7 +56,132 @@ class RealImages(torch.utils.data.Dataset):
         self.preprocessing, self.provenance = preprocessing, provenance
 
     @classmethod
+    def from_dataset(
+        cls,
+        dataset: Dataset | DatasetDict,
+        *,
+        split: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        resolution: int | Sequence[int] | None = None,
+        like: "RealImages | None" = None,
+        color: str = "auto",
+        classes: Sequence[str] | None = None,
+        normalization: str = "mean_std",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        zca_eps: float = 0.1,
+        max_samples: int | None = None,
+        num_proc: int | None = None,
+        seed: int = 0,
+    ) -> "RealImages":
+        """The images of a dataset in hand: loaded, transformed or just made, never saved.
+
+            train = RealImages.from_dataset(load_dataset("uoft-cs/cifar10", split="train"), resolution=32)
+            test = RealImages.from_dataset(load_dataset("uoft-cs/cifar10", split="test"), like=train)
+
+        What was downloaded from the Hub is known by its repository and commit, and anything else by its pixels.
+
+        Args:
+            dataset: With a column of images and one of labels.
+            split: Of a `DatasetDict`; "train" if not given.
+            image_column, label_column: The one column that could be it, if not given.
+            resolution: Height and width in pixels, or one number for both; the size that all images have, if not given.
+            like: Take class order, colour, resolution and preprocessing from these: how a test split is read.
+            color: "rgb", "gray" or "auto" (gray only when every inspected image is gray).
+            classes: Names of the classes to keep, in this order.
+            normalization: "mean_std", "zca" or "none".
+            mean, std: Per channel in [0, 1]; computed if not given.
+            zca_eps: Added to the eigenvalues of the covariance of [0, 1] pixels.
+            max_samples: Keep only so many, evenly from all classes; `seed` draws them.
+            num_proc: Processes that decode.
+            seed: See `max_samples`.
+
+        Raises:
+            ValueError: One line on what is wrong with the arguments or the data, and what to do.
+        """
+        part = _split_of(dataset, split)
+        args = _arguments(
+            image_column_name=image_column,
+            label_column_name=label_column,
+            resolution=resolution,
+            color=color,
+            classes=classes,
+            normalization=normalization,
+            mean=mean,
+            std=std,
+            zca_eps=zca_eps,
+            max_train_samples=max_samples,
+            max_test_samples=max_samples,
+            num_proc=num_proc,
+        )
+        source = Source.in_hand(args, part, _target(args, like), None if like is None else like.class_names)
+        images = cls._read(source, source.args, like, seed)
+        if images.revision is None:
+            images.provenance["revision"] = f"pixels:{images._digest()}"
+        return images
+
+    @classmethod
     def from_hub(
+        cls,
+        name: str,
+        *,
+        split: str = "train",
+        config: str | None = None,
+        revision: str | None = None,
+        streaming: bool = False,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        resolution: int | Sequence[int] | None = None,
+        like: "RealImages | None" = None,
+        color: str = "auto",
+        classes: Sequence[str] | None = None,
+        normalization: str = "mean_std",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        zca_eps: float = 0.1,
+        max_samples: int | None = None,
+        num_proc: int | None = None,
+        seed: int = 0,
+    ) -> "RealImages":
+        """The images of a dataset on the Hub or in a folder; see `from_dataset` for what is not explained here.
+
+            train = RealImages.from_hub("uoft-cs/cifar10", normalization="zca")
+            test = RealImages.from_hub("uoft-cs/cifar10", split="test", like=train)
+
+        Args:
+            name: What `load_dataset` reads: owner/name, or a folder.
+            split: Which split.
+            config: Configuration of the dataset, where it has several.
+            revision: Branch, tag or commit.
+            streaming: Read the source once, as a stream, and keep only the resized pixels on disk.
+
+        Raises:
+            ValueError: One line on what is wrong with the arguments or the data, and what to do.
+        """
+        args = _arguments(
+            dataset_name=str(name),
+            dataset_config=config,
+            dataset_revision=revision,
+            dataset_train_split=split,
+            dataset_streaming=streaming,
+            image_column_name=image_column,
+            label_column_name=label_column,
+            resolution=resolution,
+            color=color,
+            classes=classes,
+            normalization=normalization,
+            mean=mean,
+            std=std,
+            zca_eps=zca_eps,
+            max_train_samples=max_samples,
+            max_test_samples=max_samples,
+            num_proc=num_proc,
+        )
+        return cls.from_arguments(args, like=like, seed=seed)
+
+    @classmethod
+    def from_arguments(
         cls,
         args: DataArguments,
         split: str | None = None,
@@ -64,7 +190,9 @@ class RealImages(torch.utils.data.Dataset):
         seed: int = 0,
         revision: str | None = None,
     ) -> "RealImages":
-        """The images of one split. Of processes that call this together, one decodes and the others read its cache.
+        """The images of one split, as a command line names it.
+
+        Of processes that call this together, one decodes and the others read its cache.
 
         Args:
             args: What to read, and how.
@@ -79,6 +207,11 @@ class RealImages(torch.utils.data.Dataset):
         """
         numbered = None if like is None else like.class_names
         source = Source.open(args, split or args.dataset_train_split, _target(args, like), numbered, revision)
+        return cls._read(source, args, like, seed)
+
+    @classmethod
+    def _read(cls, source: Source, args: DataArguments, like: "RealImages | None", seed: int) -> "RealImages":
+        """Choose the rows of an open source, and decode them."""
         if like is None:
             rows = _evenly(source, torch.arange(len(source.labels)), args.max_train_samples, generator(seed, "train"))
             _check_every_class(source, rows, args.max_train_samples)
@@ -96,7 +229,7 @@ class RealImages(torch.utils.data.Dataset):
         them gives a fifth of train, stratified by class and drawn by `seed`.
 
         Raises:
-            ValueError: As `from_hub`.
+            ValueError: As `from_arguments`.
         """
         test_split = args.dataset_test_split
         if test_split is None:
@@ -104,8 +237,8 @@ class RealImages(torch.utils.data.Dataset):
             test_split = next((name for name in TEST_SPLITS if name in splits), None)
         if test_split is not None:
             revision = folder_revision(args)
-            train = cls.from_hub(args, seed=seed, revision=revision)
-            return train, cls.from_hub(args, test_split, like=train, seed=seed, revision=revision)
+            train = cls.from_arguments(args, seed=seed, revision=revision)
+            return train, cls.from_arguments(args, test_split, like=train, seed=seed, revision=revision)
         source = Source.open(args, args.dataset_train_split, _target(args, None))
         rest, held_out = _stratify(source.labels, len(source.class_names), 0.2, generator(seed, "no test split"))
         train_rows = _evenly(source, rest, args.max_train_samples, generator(seed, "train"))
@@ -147,6 +280,14 @@ class RealImages(torch.utils.data.Dataset):
     def revision(self) -> str | None:
         """The commit of a Hub dataset; of a folder, a hash of its files."""
         return self.provenance["revision"]
+
+    def _digest(self) -> str:
+        """16 hex digits that name the pixels and the labels."""
+        digest = hashlib.sha256(str(self.shape).encode())
+        for batch in _batches(self._pixels, self._positions):
+            digest.update(batch.numpy())
+        digest.update(self.labels.numpy())
+        return digest.hexdigest()[:16]
 
     def uint8(self, rows: Tensor | Sequence[int]) -> Tensor:
         """Pixels of `rows`, (n, C, H, W) uint8 on the CPU; only these are read from disk."""
@@ -233,6 +374,34 @@ class RealImages(torch.utils.data.Dataset):
 
 def _already_a_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
+
+
+def _arguments(**given: Any) -> DataArguments:
+    """Keywords as a command line has them: sequences as lists, one number as a square."""
+    size = given["resolution"]
+    given["resolution"] = [size] if isinstance(size, int) else size
+    for name in ("resolution", "classes", "mean", "std"):
+        given[name] = None if given[name] is None else list(given[name])
+    return DataArguments(**given)
+
+
+def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
+    """One split of what the user has in hand; a `ValueError` of one line where it is something else."""
+    if isinstance(dataset, DatasetDict):
+        name = split or "train"
+        if name not in dataset:
+            raise ValueError(f"split {name!r} is not among those of the dataset: {', '.join(dataset)}; choose one")
+        return dataset[name]
+    if not isinstance(dataset, Dataset):
+        streamed = isinstance(dataset, IterableDataset | IterableDatasetDict)
+        what = "a streamed dataset, which can be read once only" if streamed else f"a {type(dataset).__name__}"
+        raise ValueError(
+            f"from_dataset was given {what}; expected a datasets.Dataset, such as load_dataset(..., split='train') or "
+            "Dataset.from_dict({'image': [...], 'label': [...]}) (from_hub(name, streaming=True) reads streams)"
+        )
+    if split is not None:
+        raise ValueError(f"split={split!r} is for a DatasetDict, and this is one dataset; leave it out")
+    return dataset
 
 
 def _target(args: DataArguments, like: RealImages | None) -> Target:

@@ -9,9 +9,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +107,52 @@ class Source:
             if splits[split] == 0:
                 raise ValueError(_empty(_where(split, name)))
             data = read(split)
-            provenance = _provenance(args, split, data, revision)
-            features = data.features
-            if features is None:
-                features = data._resolve_features().features
-            image_column = _image_column(args, features, name)
-            label_column = _label_column(args, features, name, image_column)
-            label_feature = features[label_column]
-            data = data.select_columns([image_column, label_column])
-            if not isinstance(features[image_column], datasets.Image):
-                data = data.cast_column(image_column, datasets.Image())
-            streamed = isinstance(data, IterableDataset)
-            if streamed:
-                data = _stream(args, split, target, provenance, (image_column, label_column), label_feature)
-                label_column = "label"
+            return cls._of(args, name, split, data, _provenance(args, split, data, revision), target, class_names)
+
+    @classmethod
+    def in_hand(
+        cls, args: DataArguments, data: Dataset, target: Target, class_names: list[str] | None = None
+    ) -> "Source":
+        """The same for a dataset that is loaded already, or was never saved; of `args` only what to make of it counts.
+
+        Its provenance names the repository and commit that it was downloaded from; without one, the revision is None.
+
+        Raises:
+            ValueError: As `open`.
+        """
+        split = str(data.split or "train")
+        repository, commit = _downloaded_from(data)
+        named = replace(args, dataset_name=repository or data.info.dataset_name or "dataset", dataset_revision=commit)
+        if not len(data):
+            raise ValueError(_empty(_where(split, str(named.dataset_name))))
+        provenance = _provenance(named, split, data, None) if repository else _told(named, split, data)
+        return cls._of(named, str(named.dataset_name), split, data, provenance, target, class_names)
+
+    @classmethod
+    def _of(
+        cls,
+        args: DataArguments,
+        name: str,
+        split: str,
+        data: Dataset | IterableDataset,
+        provenance: dict[str, Any],
+        target: Target,
+        class_names: list[str] | None,
+    ) -> "Source":
+        """Find columns and classes of a split."""
+        features = data.features
+        if features is None:
+            features = data._resolve_features().features
+        image_column = _image_column(args, features, name)
+        label_column = _label_column(args, features, name, image_column)
+        label_feature = features[label_column]
+        data = data.select_columns([image_column, label_column])
+        if not isinstance(features[image_column], datasets.Image):
+            data = data.cast_column(image_column, datasets.Image())
+        streamed = isinstance(data, IterableDataset)
+        if streamed:
+            data = _stream(args, split, target, provenance, (image_column, label_column), label_feature)
+            label_column = "label"
         where = _where(split, name)
         column = data.select_columns([label_column]).with_format("arrow")[:].column(0)
         codes, names = _codes(column, label_feature, where, check_negative=args.classes is None)
@@ -478,11 +511,19 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _provenance(
-    args: DataArguments, split: str, data: Dataset | IterableDataset, revision: str | None
-) -> dict[str, Any]:
-    """Where the images come from, for cards and caches; `revision` is that of a folder."""
-    provenance: dict[str, Any] = {
+def _downloaded_from(data: Dataset | IterableDataset) -> tuple[str | None, str | None]:
+    """The repository and the commit that `datasets` downloaded its files from, if it did."""
+    # Files are downloaded as hf://datasets/<name>@<commit>/<path>, so the cache knows its commit without a network.
+    for url in data.info.download_checksums or {}:
+        match = re.match(r"hf://datasets/([^@]+)@([^/]+)/", url)
+        if match:
+            return match[1], match[2]
+    return None, None
+
+
+def _told(args: DataArguments, split: str, data: Dataset | IterableDataset) -> dict[str, Any]:
+    """What a dataset says of itself."""
+    return {
         "name": _name(args),
         "config": args.dataset_config,
         "split": split,
@@ -493,6 +534,13 @@ def _provenance(
         # How to read the same images again. No path: that is of this machine, and `name` says what it can.
         "arguments": {key: value for key, value in asdict(args).items() if key not in NOT_TOLD},
     }
+
+
+def _provenance(
+    args: DataArguments, split: str, data: Dataset | IterableDataset, revision: str | None
+) -> dict[str, Any]:
+    """Where the images come from, for cards and caches; `revision` is that of a folder."""
+    provenance = _told(args, split, data)
     folder = _folder(args)
     if folder.is_dir():
         provenance["revision"] = revision
@@ -501,9 +549,7 @@ def _provenance(
             provenance.update({key: card[key] for key in ("license", "homepage") if card.get(key)})
         return provenance
     provenance["homepage"] = provenance["homepage"] or f"https://huggingface.co/datasets/{args.dataset_name}"
-    # Files are downloaded as hf://datasets/<name>@<commit>/<path>, so the cache knows its commit without a network.
-    urls = [url for url in data.info.download_checksums or {} if url.startswith("hf://datasets/") and "@" in url]
-    commit = urls[0].split("@", 1)[1].split("/", 1)[0] if urls else None
+    _, commit = _downloaded_from(data)
     try:
         info = HfApi().dataset_info(args.dataset_name or "", revision=commit or args.dataset_revision)
     except (OSError, HTTPError) as error:

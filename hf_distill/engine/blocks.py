@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import shutil
-import textwrap
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..distilled.distilled_set import DistilledSet
 from ..hub.files import load_json, save_json
+from ..runs.callbacks import RunState
 from ..runs.checkpoints import BLOCKS
+from ..runs.folder import check_same_run
 from ..runs.processes import on_main
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
@@ -85,18 +85,14 @@ class BlockDistiller(Method):
         """The set of all images (N, C, H, W), in the type that `pixels` names, and their labels (N,)."""
 
     def begin(self) -> None:
-        """What a method finds out before its first block, once the folder is there. All processes call it."""
-
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued, beside the config, as JSON types."""
-        return self._data_identity()
+        """Find out, once the folder is there, what the first block needs: nothing for most. All processes call it."""
 
     @property
     def folder(self) -> Path:
         """Where blocks are kept; the set reads its images from there until it is saved."""
         return self.output_dir / BLOCKS
 
-    def distill(self) -> DistilledSet:
+    def run(self) -> DistilledSet:
         """The set, with blocks that are there already taken from disk. All processes call it, on storage they share.
 
         Raises:
@@ -110,27 +106,18 @@ class BlockDistiller(Method):
         shape = (len(labels), *self.train.shape)
         self._start(shape)
         self.begin()
-        self.start_trackers()
         images = np.memmap(self._images, self.pixels, "r+", shape=shape)
         # Reading and summing all images is the work of one.
         lacking = on_main(self.accelerator, lambda: {block.number for block in blocks if not self._done(block, images)})
         todo = [block for block in blocks if block.number in lacking]
         mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
-        with self._bar(len(mine)) as bar:
+        state = self._beginning(len(mine))
+        self.callbacks.on_begin(state)
+        try:
             for index, block in enumerate(mine):
-                rows, first = block.rows.numpy(), index * self.iterations
-
-                def log(iteration: int, values: dict[str, float], block: Block = block, first: int = first) -> None:
-                    step = block.number * self.iterations + iteration
-                    self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=step)
-                    bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
-                    bar.update(first + iteration - bar.n)
-
-                images[rows] = self.make(block, log).cpu().numpy()
-                images.flush()
-                save_json(self._marker(block), {"sha256": _checksum(images, rows)})
-                bar.update(first + self.iterations - bar.n)
-        self.end_trackers()
+                self._make(block, images, index * self.iterations, state)
+        finally:
+            self.callbacks.on_end(state)
         self.accelerator.wait_for_everyone()
         unfinished = [block.number for block in todo if not self._marker(block).exists()]
         if unfinished:
@@ -142,15 +129,34 @@ class BlockDistiller(Method):
         self.distilled.config |= self._provenance()
         return self.distilled
 
+    def _beginning(self, blocks: int) -> RunState:
+        unit = "block" if self.iterations == 1 else "it"
+        several = "" if blocks == 1 or unit == "block" else f", {blocks:,} blocks"
+        return RunState(
+            f"distil ({self.name}{several})",
+            total=blocks * self.iterations,
+            unit=unit,
+            is_main_process=self.accelerator.is_main_process,
+        )
+
+    def _make(self, block: Block, images: np.ndarray, before: int, state: RunState) -> None:
+        """Make a block, and keep it with its checksum; `before` iterations of other blocks were made here."""
+
+        def log(iteration: int, values: dict[str, float]) -> None:
+            state.step, state.done = block.number * self.iterations + iteration, before + iteration
+            state.values = values
+            self.callbacks.on_step(state)
+
+        rows = block.rows.numpy()
+        images[rows] = self.make(block, log).cpu().numpy()
+        images.flush()
+        save_json(self._marker(block), {"sha256": _checksum(images, rows)})
+        state.folder = self.folder
+        self.callbacks.on_save(state)
+
     @property
     def _images(self) -> Path:
         return self.folder / f"images.{self.pixels}"
-
-    def _bar(self, blocks: int) -> tqdm:
-        hidden = self.config.disable_tqdm or not self.accelerator.is_main_process
-        unit = "block" if self.iterations == 1 else "it"
-        of = "" if blocks == 1 or unit == "block" else f", {blocks:,} blocks"
-        return tqdm(total=blocks * self.iterations, desc=f"distil ({self.name}{of})", unit=unit, disable=hidden)
 
     def _start(self, shape: tuple[int, ...]) -> None:
         """Make the folder, or check that what it holds is of this run."""
@@ -167,13 +173,7 @@ class BlockDistiller(Method):
                 was = load_json(index)
             except ValueError as error:
                 raise ValueError(f"{error}; or remove {self.folder}, and the run begins anew") from error
-            changed = next((key for key in (*run, *was) if run.get(key) != was.get(key)), None)
-            if changed is not None:
-                before, now = (textwrap.shorten(str(it.get(changed)), 100) for it in (was, run))
-                raise ValueError(
-                    f"{self.folder} is of another run: its {changed} is {before} and here it is {now}; resume with the "
-                    "flags of the first run, or use another --output_dir"
-                )
+            check_same_run(self.folder, was, run)
             if self._images.exists():
                 return
         shutil.rmtree(self.folder, ignore_errors=True)

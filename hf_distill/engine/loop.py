@@ -1,37 +1,33 @@
-"""`Distiller`: the one loop that every method runs in.
+"""`Distiller`: the one loop of methods that optimise the whole set at once.
 
 **`step` fills the gradients, the loop does the rest**: averages them over draws and processes, checks that they are
 finite, updates, logs, selects the best step on held-out images, writes checkpoints and goes on from them.
 """
 
-import copy
 import dataclasses
 import json
 import logging
 import math
-import textwrap
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
 from ..config import LoopConfig
-from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import StoredLabels
 from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
-from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from ..runs.callbacks import RunState, Trackers
+from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
+from ..runs.folder import check_same_run
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
 logger = logging.getLogger(__name__)
 
 MOVE_LIMIT = 1e6  # of normalised pixel values: no image is anywhere near
-LR_LIMIT = 100.0  # a learned learning rate that moved by this factor is diverging, not learning
 
 
 @dataclass
@@ -44,40 +40,30 @@ class _Best:
 
 
 class Distiller(Method):
-    """Runs a method: gradients from `step`, everything else from here.
+    """Runs a method that optimises the whole set: gradients from `step`, everything else from here.
 
-    A method gives `paper`, `config_class`, `setup` and `step`. One that does not fit overrides `distill` openly.
+    A method gives `paper`, `config_class` (a `LoopConfig`), `setup` and `step`; what it learns beside the set is in
+    `modules`. See `Method` for the arguments. Without held-out images the last step is kept.
 
-    Args:
-        config: The hyper-parameters; `output_dir` must be given here (`runs.start.start_run` does).
-        train: The images to distil.
-        held_out: Part of train that nothing else sees, to select the best step on; without it the last one is kept.
-        accelerator: Processes, device and trackers (`runs.start.start_run` makes one); a plain one if not given.
+    Attributes:
+        optimizers: Made by `setup`; between them they hold the parameters of the set and of `modules`.
     """
 
     config: LoopConfig
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
 
-    def __init__(
-        self,
-        config: LoopConfig,
-        train: RealImages,
-        *,
-        held_out: RealImages | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.best = _Best()
-        self.first_lr: float | None = None
         self._held_out_pool: Pool | None = None
 
     @abstractmethod
     def setup(self) -> DistilledSet:
-        """The initial set on `self.device`; also makes `self.optimizer` and the frozen networks."""
+        """The initial set on `self.device`; also makes `self.optimizers` and what `modules` returns."""
 
     @abstractmethod
     def step(self, draw: int) -> dict[str, float]:
-        """Add the gradient of one draw to the `.grad` of the set's parameters, and return what to log.
+        """Add the gradient of one draw to the `.grad` of what is optimised, and return what to log.
 
         Args:
             draw: The number that names everything random in this gradient. Processes and accumulation take
@@ -87,115 +73,126 @@ class Distiller(Method):
             At least "loss".
         """
 
-    def distill(self) -> DistilledSet:
+    def objection(self, logs: dict[str, float]) -> str | None:
+        """What speaks against taking the step whose gradients are there, in words; None if nothing does.
+
+        Where there is something, the run ends with everything as it was before the step.
+        """
+        reach = self._reach()
+        if math.isfinite(logs["loss"]) and reach < MOVE_LIMIT:
+            return None
+        return f"the loss is {logs['loss']:.4g}, and its gradient would move a value by {reach:.4g}"
+
+    def advice(self) -> str:
+        """What to do about numbers that diverged."""
+        rates = ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
+        return f"Lower the learning rates ({rates})"
+
+    def observed(self) -> dict[str, float]:
+        """Further values to log, read every `logging_steps` after the update."""
+        return {}
+
+    def run(self) -> DistilledSet:
         """The distilled set, from the beginning or from `resume_from_checkpoint`. All processes call it.
 
         Raises:
             DistillationDiverged: The state before the step that failed is in a checkpoint, which the message names.
             ValueError: The checkpoint to resume from is absent, broken, or of another run.
         """
-        config, accelerator = self.config, self.accelerator
+        config = self.config
         self.distilled = self.setup()
         self.distilled.config |= self._provenance()
-        self.first_lr = None if self.distilled.lr is None else self.distilled.lr.item()
         start = self._resume()
-        self.start_trackers()
-        bar = tqdm(
-            range(start, config.max_steps),
-            desc=f"distil ({self.name})",
-            initial=start,
+        state = RunState(
+            f"distil ({self.name})",
+            step=start,
+            done=start,
             total=config.max_steps,
-            disable=config.disable_tqdm or not accelerator.is_main_process,
+            is_main_process=self.accelerator.is_main_process,
+            artifact=self.distilled,
         )
-        for step in bar:
-            if step == 0:
-                self._select(0)
-            logs = self._gradients(step)
-            problem = self._update(logs)
-            if problem:
-                where = self._save(step)
-                bar.close()
-                raise DistillationDiverged(
-                    f"step {step + 1} of {self.name}: {problem}. The state before it is in {where}. "
-                    f"Lower the learning rates ({self._learning_rates()}), or use other expert segments"
-                )
-            bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-            done = step + 1
-            if done % config.logging_steps == 0 or done == config.max_steps:
-                if self.distilled.lr is not None:
-                    logs["student_lr"] = self.distilled.lr.item()
-                accelerator.log({f"train/{key}": value for key, value in logs.items()}, step=done)
-            if done % config.eval_steps == 0 or done == config.max_steps:
-                self._select(done)
-            if done % config.save_steps == 0 or done == config.max_steps:
-                self._save(done)
+        self.callbacks.on_begin(state)
+        try:
+            for step in range(start, config.max_steps):
+                self._advance(step, state)
+        finally:
+            self.callbacks.on_end(state)
         keep_best = config.select == "best" and bool(self.best.tensors)
         if keep_best:
             self._restore(self.best.tensors)
             logger.info("keeping step %d, %.1f %% on held-out images", self.best.step, 100 * self.best.accuracy)
         self.relabel()
         self.distilled.config["selected_step"] = self.best.step if keep_best else config.max_steps
-        self.end_trackers()
         return self.distilled
 
     # What the loop is made of
+
+    def _advance(self, step: int, state: RunState) -> None:
+        """Everything that belongs to step number `step`, from 0."""
+        config = self.config
+        if step == 0:
+            self._select(state)
+        logs = self._gradients(step)
+        problem = self.objection(logs)
+        if problem:
+            self._save(state)
+            raise DistillationDiverged(
+                f"step {step + 1} of {self.name}: {problem}. The state before it is in {state.folder}. {self.advice()}"
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+        state.step = state.done = step + 1
+        state.values = logs | (self.observed() if self._due(config.logging_steps, state) else {})
+        self.callbacks.on_step(state)
+        if self._due(config.eval_steps, state):
+            self._select(state)
+        if self._due(config.save_steps, state):
+            self._save(state)
+
+    @staticmethod
+    def _due(every: int, state: RunState) -> bool:
+        """Whether a step is one of every so many, or the last one."""
+        return state.step % every == 0 or state.step == state.total
+
+    def _trackers(self) -> Trackers:
+        return Trackers(self.accelerator, self.config, self.config.logging_steps)
+
+    def _learned(self) -> Iterator[nn.Parameter]:
+        """All that gradients are for."""
+        yield from self.distilled.parameters()
+        for module in self.modules().values():
+            yield from (parameter for parameter in module.parameters() if parameter.requires_grad)
 
     def _gradients(self, step: int) -> dict[str, float]:
         """Fill `.grad` with the mean over accumulation steps and processes, and return the mean logs."""
         accelerator, count = self.accelerator, self.config.gradient_accumulation_steps
         world = accelerator.num_processes
-        for parameter in self.distilled.parameters():
+        for parameter in self._learned():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.zero_()
         first = (step * world + accelerator.process_index) * count
-        found = [self.step(first + i) for i in range(count)]
-        for parameter in self.distilled.parameters():
+        each = [self.step(first + i) for i in range(count)]
+        for parameter in self._learned():
             if count > 1:
                 parameter.grad.div_(count)
             if world > 1:
                 parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
-        logs = {key: sum(logs[key] for logs in found) / count for key in found[0]}
+        logs = {key: sum(logs[key] for logs in each) / count for key in each[0]}
         if world > 1:
             means = torch.tensor(list(logs.values()), dtype=torch.float64, device=self.device)
             logs = dict(zip(logs, accelerator.reduce(means, reduction="mean").tolist(), strict=True))
         return logs
 
-    def _update(self, logs: dict[str, float]) -> str | None:
-        """Take the step, or say in words why it must not be taken: then everything is as it was before."""
-        reach = self._reach()
-        if not (math.isfinite(logs["loss"]) and reach < MOVE_LIMIT):
-            return f"the loss is {logs['loss']:.4g}, and its gradient would move a value by {reach:.4g}"
-        log_lr, pixels = self.distilled.log_lr, self.distilled.pixel_values
-        if log_lr is not None:
-            # An optimizer passes over parameters without a gradient. The learning rate goes first, alone: undoing it
-            # takes a copy of two numbers, undoing the pixels would take a copy of all of them.
-            gradient, pixels.grad = pixels.grad, None
-            before, momentum = log_lr.detach().clone(), copy.deepcopy(self.optimizer.state.get(log_lr))
-            self.optimizer.step()
-            pixels.grad, log_lr.grad = gradient, None
-            lr = self.distilled.lr.item()
-            if not 1 / LR_LIMIT < lr / self.first_lr < LR_LIMIT:
-                with torch.no_grad():
-                    log_lr.copy_(before)
-                self.optimizer.state.pop(log_lr, None)
-                if momentum is not None:
-                    self.optimizer.state[log_lr] = momentum
-                return f"the learned learning rate went from {self.first_lr:.4g} to {lr:.4g}"
-        self.optimizer.step()
-        return None
-
     def _reach(self) -> float:
         """How far the gradient alone moves the value that it moves most; NaN or infinite where the gradient is."""
         moves = [
             group["lr"] * torch.linalg.vector_norm(parameter.grad, math.inf).item()
-            for group in self.optimizer.param_groups
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
             for parameter in group["params"]
         ]
         return max(moves, key=lambda move: math.inf if math.isnan(move) else move)
-
-    def _learning_rates(self) -> str:
-        return ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
 
     def relabel(self) -> None:
         """Let the teacher, where there is one, label the images as they are now."""
@@ -205,7 +202,7 @@ class Distiller(Method):
         logits = self.distilled.teacher(pixels, labels, torch.arange(len(labels), device=self.device))
         self.distilled.soft_labels = StoredLabels(logits).logits
 
-    def _select(self, step: int) -> None:
+    def _select(self, state: RunState) -> None:
         """Train students on the set as it is now, test them on held-out images, remember the set if it is the best."""
         if self.held_out is None or self.config.select == "last":
             return
@@ -220,51 +217,48 @@ class Distiller(Method):
             self.config.seed,
             self.accelerator,
         )
-        self.accelerator.log({"eval/accuracy": accuracy}, step=step)
-        logger.info("step %d: %.1f %% on held-out images", step, 100 * accuracy)
+        logger.info("step %d: %.1f %% on held-out images", state.step, 100 * accuracy)
         if accuracy > self.best.accuracy:
-            tensors = {k: p.detach().cpu().clone() for k, p in self.distilled.named_parameters()}
-            self.best = _Best(step, accuracy, tensors)
-
-    @torch.no_grad()
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        for key, parameter in self.distilled.named_parameters():
-            parameter.copy_(tensors[key])
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._state().items()}
+            self.best = _Best(state.step, accuracy, tensors)
+        self.callbacks.on_evaluate(dataclasses.replace(state, values={"accuracy": accuracy}))
 
     # Checkpoints
 
-    def _save(self, step: int) -> str:
+    def _state(self) -> dict[str, Tensor]:
+        """All tensors that are learned or kept beside, by name; those of `modules` as module.<name>.<tensor>."""
+        tensors: dict[str, Tensor] = dict(self.distilled.named_parameters())
+        for name, module in self.modules().items():
+            tensors |= {f"module.{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+        return tensors
+
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self._state().items():
+            tensor.copy_(tensors[name])
+
+    def _save(self, state: RunState) -> None:
         """Write `checkpoint-<step>`; all processes come here, the main one writes."""
+        state.folder = self.output_dir / f"checkpoint-{state.step}"
         if self.accelerator.is_main_process:
-            tensors = {f"set.{name}": parameter.detach() for name, parameter in self.distilled.named_parameters()}
-            for index, state in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+            tensors = {f"set.{name}": tensor.detach() for name, tensor in self._state().items()}
+            tensors |= pack_optimizers(self.optimizers)
             tensors |= {f"best.{name}": value for name, value in self.best.tensors.items()}
-            state = {
-                "step": step,
+            about = {
+                "step": state.step,
                 "config": dataclasses.asdict(self.config),
                 "draws_per_step": self._draws_per_step,
                 "identity": self._identity(),
                 "best_step": self.best.step,
                 "best_accuracy": self.best.accuracy,
             }
-            save_checkpoint(self.output_dir, tensors, state, self.config.save_total_limit)
+            save_checkpoint(self.output_dir, tensors, about, self.config.save_total_limit)
         self.accelerator.wait_for_everyone()
-        return f"{self.output_dir}/checkpoint-{step}"
+        self.callbacks.on_save(state)
 
     @property
     def _draws_per_step(self) -> int:
         return self.accelerator.num_processes * self.config.gradient_accumulation_steps
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued, as JSON types: the images and what is imitated."""
-        config = self.distilled.config
-        identity = {
-            **self._data_identity(),
-            **{key: config[key] for key in ("student", "dsa_strategy") if key in config},
-            "experts": {key: value for key, value in config.get("experts", {}).items() if key != "source"},
-        }
-        return json.loads(json.dumps(identity))
 
     def _resume(self) -> int:
         """Load the checkpoint that the config asks for, and return the step to go on with."""
@@ -274,46 +268,36 @@ class Distiller(Method):
         if folder is None:
             logger.warning("%s holds no checkpoint yet; starting from the beginning", self.output_dir)
             return 0
-        tensors, state = load_checkpoint(folder)
-        self._check_continues(folder, tensors, state)
+        tensors, about = load_checkpoint(folder)
+        self._check_continues(folder, tensors, about)
         parts: dict[str, dict[str, Tensor]] = {"set": {}, "best": {}, "optimizer": {}}
         for key, value in tensors.items():
             part, name = key.split(".", 1)
             parts[part][name] = value
         self._restore(parts["set"])
-        optimizer = {**self.optimizer.state_dict(), "state": {}}
-        for key, value in parts["optimizer"].items():
-            index, name = key.split(".", 1)
-            optimizer["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(optimizer)
-        self.best = _Best(state["best_step"], state["best_accuracy"], parts["best"])
+        unpack_optimizers(self.optimizers, tensors)
+        self.best = _Best(about["best_step"], about["best_accuracy"], parts["best"])
         logger.info("going on from %s", folder)
-        return state["step"]
+        return about["step"]
 
-    def _check_continues(self, folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _check_continues(self, folder: Any, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Raise unless the checkpoint is of this kind of run; say which settings differ, for they may on purpose."""
-        for name, parameter in self.distilled.named_parameters():
+        for name, tensor in self._state().items():
             saved = tensors.get(f"set.{name}")
-            if saved is None or saved.shape != parameter.shape:
-                found = "nothing" if saved is None else tuple(saved.shape)
+            if saved is None or saved.shape != tensor.shape:
+                there = "nothing" if saved is None else tuple(saved.shape)
                 raise ValueError(
-                    f"{folder} holds {found} for {name} and this run has {tuple(parameter.shape)}; expected a "
+                    f"{folder} holds {there} for {name} and this run has {tuple(tensor.shape)}; expected a "
                     "checkpoint of the same dataset, resolution and --ipc: use another --output_dir for another run"
                 )
-        for key, value in self._identity().items():
-            if state["identity"].get(key) != value:
-                was, now = (textwrap.shorten(str(it), 100) for it in (state["identity"].get(key), value))
-                raise ValueError(
-                    f"{folder} is of another run: its {key} is {was} and here it is {now}; resume with the flags of "
-                    "the first run, or use another --output_dir"
-                )
-        before, now = state["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
+        check_same_run(folder, about["identity"], self._identity(), may_say_more=True)
+        before, now = about["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
         changed = [
             f"{name} {before.get(name)} -> {value}"
             for name, value in now.items()
             if before.get(name) != value and name not in FREE_TO_CHANGE
         ]
-        if state["draws_per_step"] != self._draws_per_step:
-            changed.append(f"processes x accumulation {state['draws_per_step']} -> {self._draws_per_step}")
+        if about["draws_per_step"] != self._draws_per_step:
+            changed.append(f"processes x accumulation {about['draws_per_step']} -> {self._draws_per_step}")
         if changed:
             logger.warning("going on with other settings than %s was made with: %s", folder, "; ".join(changed))

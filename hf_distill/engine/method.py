@@ -1,25 +1,43 @@
-"""`Method`: what every method is, whatever makes its images: a paper, a config, real images, and its evaluation."""
+"""`Method`: what every method is, whatever makes its images: a paper, a config, what it learns from, an evaluation.
+
+hd.TESLA.distill(train, ipc=10)                 from Python: find or train what the method needs, then run it
+TESLA.prepare(train, test, config=...).run()    what a recipe does, and `distill` too
+"""
 
 import dataclasses
-import hashlib
+import json
+import logging
+import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from torch import nn
+from typing_extensions import Self
 
-from ..config import DistillConfig, check_choice
+from ..config import DataArguments, DistillConfig, check_choice
 from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
-from ..evaluation.evaluate import PROTOCOLS, evaluate
+from ..evaluation.evaluate import evaluate
+from ..evaluation.protocols import PROTOCOLS
 from ..hub.cards import Paper
 from ..hub.files import package_versions
 from ..hub.results import EvalReport
+from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
+from ..runs.finish import DistillationDiverged
+from ..runs.folder import describe_images
+from ..runs.processes import make_accelerator, on_main
+from ..runs.settings import nearest_preset, other_images, settings_of
+from ..runs.start import start_run
 
-__all__ = ["FREE_TO_CHANGE", "SOURCE", "DistillationDiverged", "Method"]
+__all__ = ["FREE_TO_CHANGE", "DistillationDiverged", "Method", "Preparation"]
 
-SOURCE = ("name", "config", "split", "revision")  # of the provenance: what a continued run must read again
+logger = logging.getLogger(__name__)
+
 # What may differ between a run and its continuation without a word: it changes no update.
 FREE_TO_CHANGE = {
     "output_dir",
@@ -34,40 +52,89 @@ FREE_TO_CHANGE = {
 }
 
 
-class DistillationDiverged(RuntimeError):
-    """The loss, a gradient or the learned learning rate left the numbers that training can use."""
+@dataclass(frozen=True)
+class Preparation:
+    """What `Method.learn` has to find or train networks with.
+
+    Attributes:
+        train: The images to distil.
+        test: Images to report the accuracy of networks on.
+        config: The hyper-parameters of the method.
+        networks: One instance of each class of the method's `learns_from`, in order.
+        accelerator: Processes and device.
+        callbacks: What looks on while networks are trained.
+    """
+
+    train: RealImages
+    test: RealImages | None
+    config: DistillConfig
+    networks: Sequence[Any]
+    accelerator: Accelerator
+    callbacks: Sequence[Callback] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all that trains takes."""
+        return {
+            "seed": self.config.seed,
+            "accelerator": self.accelerator,
+            "disable_tqdm": self.config.disable_tqdm,
+            "callbacks": self.callbacks,
+        }
 
 
 class Method(ABC):
     """A way to make a small set out of a large one.
 
+    A subclass names its `paper`, its `config_class` and, where it learns from other networks, the settings of their
+    training in `learns_from`, and gives `learn`. What makes the images is the business of `Distiller` (a loop over the
+    whole set) and of `BlockDistiller` (blocks that know nothing of each other); one that fits neither gives `run`.
+
+    All methods are constructed alike: `Method(config, train, **learned, test=..., held_out=..., ...)`, where `learned`
+    is what `learn` returns (nothing, experts, teachers, a prior). `prepare` does both, `distill` everything.
+
     Args:
-        config: The hyper-parameters; `output_dir` must be given here (`runs.start.start_run` does).
+        config: The hyper-parameters; `output_dir` must be given here (`prepare` makes sure).
         train: The images to distil.
+        test: Images to report on, for what is trained along with the set; never to choose by.
         held_out: Part of train that nothing else sees, to select on.
-        accelerator: Processes, device and trackers (`runs.start.start_run` makes one); a plain one if not given.
+        accelerator: Processes, device and trackers; `make_accelerator()` if not given.
+        callbacks: What looks on, beside the progress bar and the trackers.
+
+    Attributes:
+        further_callbacks: Those that were given.
+        distilled: The set: from `Distiller.setup` on, or once all blocks are there.
+        protocol: How students are trained on the set.
+
+    Raises:
+        ValueError: As `check`.
     """
 
     paper: ClassVar[Paper]
     config_class: ClassVar[type[DistillConfig]]
+    learns_from: ClassVar[tuple[type, ...]] = ()
 
     def __init__(
         self,
         config: DistillConfig,
         train: RealImages,
         *,
+        test: RealImages | None = None,
         held_out: RealImages | None = None,
         accelerator: Accelerator | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         if config.output_dir is None:
-            raise ValueError("the distiller's config has no output_dir; expected a folder for checkpoints")
-        check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
+            raise ValueError(f"{type(self).__name__} needs a config with an output_dir, a folder for its checkpoints")
+        self.accelerator = accelerator or make_accelerator()
+        self.check(config, train, self.accelerator)
         self.config = config
-        self.train = train
+        self.train, self.test = train, test
         self.held_out = held_out if held_out is not None and len(held_out) else None
         self.protocol = PROTOCOLS[config.eval_protocol]
-        self.accelerator = accelerator or Accelerator()
         self.output_dir = Path(config.output_dir)
+        self.further_callbacks = list(callbacks)
+        self.callbacks = Callbacks([ProgressBar(config.disable_tqdm), self._trackers(), *callbacks])
         self.distilled: DistilledSet
 
     @property
@@ -80,27 +147,162 @@ class Method(ABC):
         """The method's name in lower case, as tags and folders have it."""
         return type(self).__name__.lower()
 
-    @abstractmethod
-    def distill(self) -> DistilledSet:
-        """The distilled set. All processes call it."""
+    # From the data to a set
 
-    def _data_identity(self) -> dict[str, Any]:
-        """What says that a continued run reads the images that it began with, as JSON types."""
-        train = self.train
-        return {
-            "dataset": {key: train.provenance.get(key) for key in SOURCE},
-            "classes": train.class_names,
-            "images": [len(train), hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()[:16]],
-            "preprocessing": train.preprocessing.fingerprint(),
-        }
+    @classmethod
+    def check(cls, config: DistillConfig, train: RealImages, accelerator: Accelerator) -> None:
+        """Raise a one-line `ValueError` for what is known to go wrong before anything is trained.
+
+        Raises:
+            ValueError: A class has fewer images than `ipc`, or the protocol is none.
+        """
+        check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
+        train.require_per_class(config.ipc)
+
+    @classmethod
+    def learn(cls, having: Preparation) -> dict[str, Any]:
+        """The keyword arguments that the constructor has for what the method learns from, found or trained.
+
+        All processes call it. A method that learns from the images alone gives none.
+        """
+        return {}
+
+    @classmethod
+    def prepare(
+        cls,
+        train: RealImages,
+        test: RealImages | None = None,
+        *,
+        config: DistillConfig,
+        networks: Sequence[Any] = (),
+        held_out: RealImages | None = None,
+        accelerator: Accelerator | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Self:
+        """The method, ready to `run`: finds or trains what it learns from. All processes call it.
+
+        Args:
+            train: The images to distil, without those that are held out.
+            test: Images to report on.
+            config: The hyper-parameters.
+            networks: Settings of what it learns from: instances of classes in `learns_from`; defaults for those absent.
+            held_out: Part of train to select on.
+            accelerator: Processes, device and trackers.
+            callbacks: What looks on.
+
+        Raises:
+            ValueError: As `check`; or what the method learns from is absent, or of other images.
+            OSError: It cannot be fetched or written.
+        """
+        accelerator = accelerator or make_accelerator()
+        cls.check(config, train, accelerator)
+        given = {type(settings): settings for settings in networks}
+        complete = [given[kind] if kind in given else kind() for kind in cls.learns_from]
+        learned = cls.learn(Preparation(train, test, config, complete, accelerator, callbacks))
+        return cls(config, train, **learned, test=test, held_out=held_out, accelerator=accelerator, callbacks=callbacks)
+
+    @classmethod
+    def distill(
+        cls,
+        train: RealImages,
+        test: RealImages | None = None,
+        *,
+        preset: str | None = None,
+        callbacks: Sequence[Callback] = (),
+        accelerator: Accelerator | None = None,
+        **settings: Any,
+    ) -> DistilledSet:
+        """Distil images: everything from experts or teachers to the folder of the finished set. All processes call it.
+
+            train = hd.RealImages.from_dataset(load_dataset("uoft-cs/cifar10", split="train"))
+            distilled = hd.TESLA.distill(train, preset="cifar10-ipc10", output_dir="outputs/mine")
+
+        The held-out part of `train` that the best step is selected on is split off here (`validation_fraction`).
+
+        Args:
+            train: The images to distil.
+            test: Images to report the accuracy of experts or teachers on.
+            preset: Name of a YAML file of this method, such as "cifar10-ipc10", or the path of one. Its settings of
+                data were for `RealImages`; what differs from the images at hand is logged.
+            callbacks: What looks on, also while experts or teachers are trained.
+            accelerator: Processes, device and trackers.
+            **settings: The flags of the method's recipe, without the dashes: hyper-parameters of the method and of
+                what it learns from, `validation_fraction`, `seed`, `output_dir` (a temporary folder if not given),
+                `overwrite_output_dir`, `resume_from_checkpoint`.
+
+        Returns:
+            The set, which is saved in the folder of the run.
+
+        Raises:
+            ValueError: A setting or a preset that there is not, an output folder of another run, or as `prepare`.
+            DistillationDiverged: As `run`.
+        """
+        name = cls.__name__.lower()
+        (data, *networks, config), origin = settings_of(
+            name, (DataArguments, *cls.learns_from, cls.config_class), preset, settings
+        )
+        check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
+        if config.output_dir is None:
+            folder = on_main(accelerator or make_accelerator(), lambda: tempfile.mkdtemp(prefix=f"hf_distill-{name}-"))
+            config = dataclasses.replace(config, output_dir=folder)
+        config, accelerator = start_run(config, accelerator=accelerator)
+        logger.info("%s %s; its folder is %s", cls.__name__, origin, config.output_dir)
+        cls._say_what_is_silent(config, preset, train, other_images(data, train))
+        rest, held_out = train.split(data.validation_fraction, seed=0)
+        method = cls.prepare(
+            rest,
+            test,
+            config=config,
+            networks=networks,
+            held_out=held_out,
+            accelerator=accelerator,
+            callbacks=callbacks,
+        )
+        distilled = method.run()
+        distilled.config["validation_fraction"] = data.validation_fraction
+        if accelerator.is_main_process:
+            distilled.save_pretrained(method.output_dir)
+        accelerator.wait_for_everyone()
+        return distilled
+
+    @classmethod
+    def _say_what_is_silent(
+        cls, config: DistillConfig, preset: str | None, train: RealImages, differing: Sequence[str]
+    ) -> None:
+        """Log what a call does not say: how long students train, and which preset there is, or is for other images."""
+        protocol = PROTOCOLS[config.eval_protocol]
+        logger.info("students train for %s epochs (protocol %s)", f"{protocol.epochs:,}", protocol.name)
+        if preset is None:
+            nearest = nearest_preset(cls.__name__.lower(), train, config.ipc)
+            if nearest is not None:
+                logger.info("the nearest preset is %s: preset=%r", nearest, nearest)
+        elif differing:
+            logger.warning("the preset %s is for other images than these: %s", preset, "; ".join(differing))
+
+    @abstractmethod
+    def run(self) -> DistilledSet:
+        """The distilled set, from the beginning or from where the run stopped. All processes call it.
+
+        Raises:
+            DistillationDiverged: Numbers left what training can use; the message says what is kept, and what to lower.
+            ValueError: The folder holds another run, or the checkpoint to resume from is absent or broken.
+        """
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Networks that are learned beside the set, by name: none, for most methods.
+
+        A `Distiller` averages their gradients as it does those of the set, keeps their parameters and buffers in
+        checkpoints and with the best step, and restores them. They must be on `device` once `setup` is done.
+        """
+        return {}
 
     def evaluate(self, test: RealImages) -> EvalReport:
-        """Students trained on the distilled set and on the baselines, tested on `test`. All processes call it."""
+        """The accuracies on `test` of students of the set and of the baselines. All processes call it."""
         report = evaluate(
             self.distilled,
             self.train,
             test,
-            held_out=self.held_out,
+            held_out=self.held_out or self.train.subset([]),
             protocol=self.protocol,
             num_seeds=self.config.eval_seeds,
             baselines=self.config.eval_baselines,
@@ -112,16 +314,18 @@ class Method(ABC):
         self.distilled.report = report
         return report
 
-    def start_trackers(self) -> None:
-        """Begin with what `--report_to` names; all processes call it, and `end_trackers` in the end."""
-        if self.config.report_to != "none":
-            flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(self.config).items()}
-            self.accelerator.init_trackers("hf_distill", config=flat)
+    # What subclasses share
 
-    def end_trackers(self) -> None:
-        """Let trackers write what they still hold. `Accelerator.end_training` would end the process group as well."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+    def _trackers(self) -> Trackers:
+        return Trackers(self.accelerator, self.config)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued, beside the config; a subclass adds what it learns from."""
+        return describe_images(self.train)
+
+    def _identity(self) -> dict[str, Any]:
+        """The identity as a file keeps it."""
+        return json.loads(json.dumps(self.identity()))
 
     def _provenance(self) -> dict[str, Any]:
         """What `distill_config.json` says of this run, beside what the set knows by itself."""

@@ -27,6 +27,7 @@ from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels
 from ..distilled.pools import Pool, accuracy, topk_accuracy
 from ..hub.cards import human_bytes
+from ..hub.checks import is_number
 from ..hub.results import EvalReport, EvalRow
 from ..networks.architectures import StudentSpec
 from ..rng import derive_seed
@@ -240,7 +241,8 @@ def evaluate(
         distilled: The set. With a teacher, it labels the baselines and all real images too.
         train: What baselines are drawn from.
         test: What the accuracies are measured on.
-        held_out: Part of train that is not in `train`, to choose learning rates on; None takes the protocol's first.
+        held_out: Part of train that is not in `train`, to choose learning rates on; an empty one takes the protocol's
+            first. If not given, it is split off `train` as at the distillation, where the set says how.
         protocol: The schedule, as `protocol_for` takes it: a name or a protocol; if not given as at the distillation.
         students: timm names or specs; the student that the set was made for if not given. A name that equals that of
             this student means this very student, with its width and normalisation.
@@ -255,14 +257,17 @@ def evaluate(
         disable_tqdm: No progress bars.
 
     Returns:
-        One row for each set, kind of labels and student. `meta` holds for each of them the learning rate and the
-        epochs, and what herding and k-center compared images by.
+        One row for each set, kind of labels and student; the set keeps them for its card. `meta` holds for each of
+        them the learning rate and the epochs, and what herding and k-center compared images by.
 
     Raises:
         ValueError: There is no such protocol or baseline, the data are not those of the set, a class has too few
             images, or a student does not fit.
     """
     made_with = distilled.config.get("hyperparameters") or {}
+    fraction = distilled.config.get("validation_fraction")
+    if held_out is None and is_number(fraction) and 0 < fraction < 1:
+        train, held_out = train.split(fraction, seed=0)
     if full_data is None:
         full_data = made_with.get("eval_full_data") is not False
     if baselines is None:
@@ -336,7 +341,9 @@ def evaluate(
     compared = "pixels" if guide is None else f"features of {student_name(guide)}, trained on full data"
     split = str(test.provenance["split"])
     compared = compared if greedy else None
-    return _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared, split, labels)
+    report = _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared, split, labels)
+    distilled.report = (distilled.report or EvalReport()).merge(report)
+    return report
 
 
 def validation_accuracy(

@@ -5,9 +5,9 @@ from .hello import HeLlO, HeLlOConfig
 from .mtt import MTT, MTTConfig
 from .rded import RDED, RDEDConfig
 from .sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
-from .tesla import Tesla, TeslaConfig
+from .tesla import TESLA, TESLAConfig
 
-METHODS = (MTT, Tesla, SRe2L, CDA, RDED, HeLlO, APM)
+METHODS = (MTT, TESLA, SRe2L, CDA, RDED, HeLlO, APM)
 
 __all__ = [
     "APM",
@@ -15,6 +15,7 @@ __all__ = [
     "METHODS",
     "MTT",
     "RDED",
+    "TESLA",
     "APMConfig",
     "CDAConfig",
     "HeLlO",
@@ -23,6 +24,5 @@ __all__ = [
     "RDEDConfig",
     "SRe2L",
     "SRe2LConfig",
-    "Tesla",
-    "TeslaConfig",
+    "TESLAConfig",
 ]

@@ -29,7 +29,7 @@ Differs from the authors' code:
 - The images of a group stay together from beginning to end. Theirs draws |J| of all N images in each iteration, and
   attacks them with students that were trained on others. With |J| = N (their "full") there is no difference. T counts
   what one group sees: for as many updates of an image as their T iterations give, it is T · |J| / N in the presets.
-- `refresh_every` is the period. In theirs it is one more than its `mid_gap`; `--mid_gap` counts like theirs.
+- `refresh_every` is the period, which in theirs is one more than its `mid_gap`.
 - Students are trained for E epochs and not E + 1.
 - All students and the cross-entropy share one pass through the teacher and back; theirs goes through it K + 1 times.
 - Everything random is a function of (seed, group, iteration). Labels are those of the first teacher; where there are
@@ -42,6 +42,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
 from ..engine.blocks import Block, BlockDistiller
 from ..engine.memory import largest_size, parse_bytes, peak_bytes
+from ..engine.method import Preparation
 from ..engine.shards import describe_shard
 from ..evaluation.protocols import EvalProtocol
 from ..evaluation.students import check_student, train_along
@@ -63,10 +65,11 @@ from ..hub.checks import is_whole
 from ..hub.files import load_json, save_json
 from ..networks.architectures import StudentSpec, layout_for
 from ..networks.compiling import compiled, forward, refuse_fp16
-from ..networks.teachers import Teacher
+from ..networks.teachers import Teacher, expert_teachers
 from ..rng import derive_seed, generator
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from ..runs.processes import on_main
+from ..training.teachers import TeacherConfig, find_teachers
 
 Network = Callable[[Tensor], Tensor]  # images (n, C, H, W) -> logits (n, K)
 
@@ -184,10 +187,7 @@ class APMConfig(OptimizedConfig):
         default=None, help="timm name of its network, such as convnet_d3; that of the teacher if not given."
     )
     batch_net: int = HfArg(default=256, help="Images per step of the student.")
-    refresh_every: int | None = HfArg(
-        default=None, help="Iterations between the beginnings of two students; 3 if not given."
-    )
-    mid_gap: int | None = HfArg(default=None, help="The same as the authors' code counts it: one less.")
+    refresh_every: int = HfArg(default=3, help="Iterations between the beginnings of two students.")
     segment_size: int | None = HfArg(
         default=None, help="Images of a group that are looked at together: memory, and no other result."
     )
@@ -206,9 +206,9 @@ class APMConfig(OptimizedConfig):
         for flag in ("max_steps", "batch_syn", "num_students", "refresh_every", "segment_size", "save_steps"):
             check_at_least(flag, getattr(self, flag), 1)
         check_at_least("batch_net", self.batch_net, 2)
-        for flag in ("lr_img", "alpha", "mid_gap"):
+        for flag in ("lr_img", "alpha"):
             check_at_least(flag, getattr(self, flag), 0)
-            if (getattr(self, flag) or 0) > LARGEST:
+            if getattr(self, flag) > LARGEST:
                 raise ValueError(f"--{flag} is {getattr(self, flag)}; expected a number up to {LARGEST:g}")
         if not 0 <= self.mom_img < 1:
             raise ValueError(f"--mom_img is {self.mom_img}; expected a number from 0, and below 1")
@@ -219,11 +219,7 @@ class APMConfig(OptimizedConfig):
                 f"--student_epochs is {self.student_epochs} for --num_students {self.num_students}; expected an epoch "
                 "for each of them"
             )
-        for one, other in (
-            ("refresh_every", "mid_gap"),
-            ("segment_size", "memory_budget"),
-            ("teachers", "experts"),
-        ):
+        for one, other in (("segment_size", "memory_budget"), ("teachers", "experts")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"--{one} and --{other} say the same in two ways; give one of them")
         if self.memory_budget is not None:
@@ -232,10 +228,13 @@ class APMConfig(OptimizedConfig):
         if found is None or int(found[1]) > int(found[2]):
             raise ValueError(f"--shard is {self.shard!r}; expected i/n with i from 1 to n, such as 2/8")
 
-    @property
-    def period(self) -> int:
-        """Iterations between the beginnings of two students."""
-        return self.mid_gap + 1 if self.mid_gap is not None else self.refresh_every or 3
+    def check_shard(self) -> None:
+        """Raise a `ValueError` for a shard that would train a teacher of its own."""
+        if self.shard is not None and self.teachers is None and self.experts is None:
+            raise ValueError(
+                f"--shard {self.shard} without --teachers: all shards need one teacher; train it with "
+                "recipes/teacher.py and the same --config, and give its folder or repository to each of them"
+            )
 
     @property
     def part(self) -> tuple[int, int]:
@@ -261,14 +260,14 @@ class APM(BlockDistiller):
         teachers: Networks that were trained on them; the first one labels.
         student: What students are; if not given `config.student_net`, else the first teacher's architecture.
         dsa_strategy: Augmentation of what students see, here and when they are evaluated.
-        held_out: See `Method`.
-        accelerator: See `Method`.
+        kwargs: See `Method`.
 
     Raises:
         ValueError: A teacher has other classes or another input than `train`, or another preprocessing than the first;
             the student cannot take such images; there are fewer groups than shards.
     """
 
+    learns_from = (TeacherConfig,)
     pixels = "float32"
     free = frozenset({"segment_size", "memory_budget"})  # they change the order of sums
     config_class = APMConfig
@@ -290,15 +289,14 @@ class APM(BlockDistiller):
         self,
         config: APMConfig,
         train: RealImages,
-        teachers: Sequence[Teacher],
         *,
+        teachers: Sequence[Teacher],
         student: StudentSpec | None = None,
         dsa_strategy: str = DEFAULT_STRATEGY,
-        held_out: RealImages | None = None,
-        accelerator: Accelerator | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
-        self._all = self.check(config, train, self.accelerator)
+        super().__init__(config, train, **kwargs)
+        self._all = groups(train.num_classes, config.ipc, config.batch_syn, config.seed)
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         self.preprocessing = self.teachers[0].preprocessing
         for teacher in self.teachers:
@@ -328,21 +326,31 @@ class APM(BlockDistiller):
         self._own = list(enumerate(self._all))[number - 1 :: count]
         self.rows = torch.cat([rows for _, rows in self._own]).sort().values  # (R,) of the whole set
 
-    @staticmethod
-    def check(config: APMConfig, train: RealImages, accelerator: Accelerator) -> list[Tensor]:
-        """The groups; what can be known to go wrong before there is a teacher is a `ValueError`."""
+    @classmethod
+    def check(cls, config: APMConfig, train: RealImages, accelerator: Accelerator) -> None:
+        """As `Method.check`; and there are as many groups as shards, and a student that can take the images."""
+        super().check(config, train, accelerator)
         refuse_fp16(accelerator, "APM does")
-        train.require_per_class(config.ipc)
-        found, (_, count) = groups(train.num_classes, config.ipc, config.batch_syn, config.seed), config.part
-        if count > len(found):
+        number, (_, count) = len(groups(train.num_classes, config.ipc, config.batch_syn, config.seed)), config.part
+        if count > number:
             raise ValueError(
-                f"--shard {config.shard} of {len(found)} group(s); expected no more shards than groups: lower "
+                f"--shard {config.shard} of {number} group(s); expected no more shards than groups: lower "
                 "--batch_syn, or use fewer shards"
             )
         student = _named(config, train)
         if student is not None:
             check_student(student, flag="student_net")
-        return found
+
+    @classmethod
+    def learn(cls, having: Preparation) -> dict[str, Any]:
+        """The teachers that are named, or the last states of experts, or else a teacher that is trained here."""
+        (settings,), config = having.networks, having.config
+        config.check_shard()
+        if config.experts is None:
+            teachers = find_teachers(config.teachers, having.train, having.test, settings, **having.options)
+        else:
+            teachers = expert_teachers(config.experts)
+        return {"teachers": teachers, "dsa_strategy": settings.dsa_strategy}
 
     # Groups
 
@@ -467,7 +475,7 @@ class APM(BlockDistiller):
 
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """The images of a group after T iterations, (B, C, H, W) float32; from where it was kept, if it was."""
-        config, period = self.config, self.config.period
+        config, period = self.config, self.config.refresh_every
         aside = self.folder / f"unfinished-{block.number:06d}"
         x, velocity, start = self._kept(block, aside)
         labels, saved = block.labels.to(self.device), start

@@ -24,6 +24,7 @@ An update without loss of size (`factor` 1) has nothing to mend and is left out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,15 +36,18 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import relabel
 from ..distilled.label_costs import LabelCosts, label_costs
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
+from ..engine.method import Preparation
 from ..evaluation.evaluate import distilled_pool
 from ..evaluation.label_comparison import compare_labels
-from ..evaluation.protocols import CropProtocol
+from ..evaluation.protocols import PROTOCOLS, CropProtocol
 from ..hub.cards import Paper
 from ..hub.results import EvalReport
 from ..networks.priors import Prior
 from ..networks.teachers import Teacher
 from ..rng import derive_seed
 from ..training.projectors import ProjectorConfig, check_can_train, train_projector
+from ..training.small_clip import PriorArguments, find_prior
+from ..training.teachers import TeacherConfig, find_teachers
 from .patches import PatchConfig, PatchMethod, shrinking, take_crops
 
 SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
@@ -140,9 +144,7 @@ class HeLlO(PatchMethod):
         train: The images to distil.
         teachers: What the projector imitates; the last one scores the crops, and is the student's architecture.
         prior: The CLIP model.
-        test: Images to report the projector's accuracy on.
-        held_out: See `Method`.
-        accelerator: See `Method`.
+        kwargs: See `Method`; on `test` the projector's accuracy is reported.
 
     Attributes:
         projector: Once the set is distilled; its folder is `label-projector` in that of the run.
@@ -152,6 +154,7 @@ class HeLlO(PatchMethod):
             protocol looks at no views.
     """
 
+    learns_from = (TeacherConfig, PriorArguments)
     config_class = HeLlOConfig
     config: HeLlOConfig
     free = frozenset({"compare_labels", "pruned_share", *(field.name for field in fields(ProjectorConfig))})
@@ -172,24 +175,35 @@ class HeLlO(PatchMethod):
         self,
         config: HeLlOConfig,
         train: RealImages,
+        *,
         teachers: Sequence[Teacher],
         prior: Prior,
-        *,
-        test: RealImages | None = None,
-        held_out: RealImages | None = None,
-        accelerator: Accelerator | None = None,
+        **kwargs: Any,
     ) -> None:
-        if not teachers:
-            raise ValueError("HeLlO without teachers has nothing to imitate; give one or more")
-        super().__init__(config, train, teachers[-1], held_out=held_out, accelerator=accelerator)
-        if not isinstance(self.protocol, CropProtocol):
-            raise ValueError(
-                f"--eval_protocol {self.protocol.name} looks at no views of the images, which a projector labels; use "
-                "hello, rded or cda"
-            )
+        super().__init__(config, train, teachers=teachers, **kwargs)
         check_can_train(train, prior, teachers, config, self.accelerator)  # now, not after the images
         self.teachers = list(teachers)
-        self.prior, self.test = prior, test
+        self.prior = prior
+
+    @classmethod
+    def check(cls, config: HeLlOConfig, train: RealImages, accelerator: Accelerator) -> None:
+        """As `PatchMethod.check`; and students look at views, which a projector can label."""
+        super().check(config, train, accelerator)
+        if not isinstance(PROTOCOLS[config.eval_protocol], CropProtocol):
+            raise ValueError(
+                f"--eval_protocol {config.eval_protocol} looks at no views of the images, which a projector labels; "
+                "use hello, rded or cda"
+            )
+
+    @classmethod
+    def learn(cls, having: Preparation) -> dict[str, Any]:
+        """The CLIP model and the teachers that are named, or else those of these settings."""
+        (of_teachers, of_prior), config = having.networks, having.config
+        prior = find_prior(of_prior, having.train, **having.options)
+        config.check_prior(prior, having.train.class_names)
+        weak = config.weak_teachers
+        teachers = find_teachers(config.teachers, having.train, having.test, of_teachers, along=weak, **having.options)
+        return {"teachers": teachers, "prior": prior}
 
     def identity(self) -> dict:
         """Beside the data and the teacher that scores, CLIP's weights."""
@@ -208,13 +222,13 @@ class HeLlO(PatchMethod):
             )
         return (mended * 255).round().to(torch.uint8)
 
-    def distill(self) -> DistilledSet:
+    def run(self) -> DistilledSet:
         """The set with its projector, which is trained after the images are made. All processes call it.
 
         Raises:
-            DistillationDiverged, ValueError: As `BlockDistiller.distill` and `train_projector`.
+            DistillationDiverged, ValueError: As `BlockDistiller.run` and `train_projector`.
         """
-        distilled = super().distill()
+        distilled = super().run()
         self.projector = train_projector(
             self.train,
             self.test,
@@ -229,6 +243,7 @@ class HeLlO(PatchMethod):
             resume_from_checkpoint=self.config.resume_from_checkpoint and "latest",
             overwrite=self.config.overwrite_output_dir,
             disable_tqdm=self.config.disable_tqdm,
+            callbacks=self.further_callbacks,
         )
         distilled.label_with(ProjectorLabels(self.projector))
         return distilled

@@ -3,9 +3,10 @@
 RDED (`rded`) defines them, and HeLlO (`hello`) begins with them; their symbols are in `rded`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,10 @@ from ..config import DistillConfig, HfArg, check_at_least
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
 from ..engine.blocks import Block, BlockDistiller
+from ..engine.method import Preparation
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
+from ..training.teachers import TeacherConfig, find_teachers
 
 
 def shrinking(first: Tensor, length: Tensor, full: int, size: int) -> Tensor:
@@ -128,34 +131,40 @@ class PatchMethod(BlockDistiller):
     Args:
         config: A `PatchConfig`.
         train: The images to distil.
-        teacher: A network that was trained on them, which scores.
-        held_out: See `Method`.
-        accelerator: See `Method`.
+        teachers: Networks that were trained on them; the last one scores.
+        kwargs: See `Method`.
 
     Raises:
-        ValueError: The teacher has other classes or another input than `train`, or a class has too few images.
+        ValueError: The teacher has other classes or another input than `train`; or as `check`.
     """
 
+    learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
     config: PatchConfig
 
-    def __init__(
-        self,
-        config: PatchConfig,
-        train: RealImages,
-        teacher: Teacher,
-        *,
-        held_out: RealImages | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
-        config.check_fits(train)
-        self.teacher = teacher.to(self.device)
-        self.preprocessing = teacher.preprocessing
-        teacher.check_matches(train)
+    def __init__(self, config: PatchConfig, train: RealImages, *, teachers: Sequence[Teacher], **kwargs: Any) -> None:
+        if not teachers:
+            raise ValueError(f"{type(self).__name__} without a teacher has nothing to score crops with; give one")
+        super().__init__(config, train, **kwargs)
+        self.teacher = teachers[-1].to(self.device)
+        self.preprocessing = self.teacher.preprocessing
+        self.teacher.check_matches(train)
         if config.factor > 1 and self.preprocessing.zca is not None:
             raise ValueError(
                 "crops are smaller than what --normalization zca whitens; use --normalization mean_std, or --factor 1"
             )
+
+    @classmethod
+    def check(cls, config: PatchConfig, train: RealImages, accelerator: Accelerator) -> None:
+        """As `Method.check`; and every class has enough crops, and an image room for its tiles."""
+        super().check(config, train, accelerator)
+        config.check_fits(train)
+
+    @classmethod
+    def learn(cls, having: Preparation) -> dict[str, Any]:
+        """The teachers that are named, or else one of these settings, trained unless it is there."""
+        (settings,) = having.networks
+        teachers = find_teachers(having.config.teachers, having.train, having.test, settings, **having.options)
+        return {"teachers": teachers}
 
     def blocks(self) -> list[Block]:
         """A block is a class."""

@@ -66,9 +66,8 @@ class RDED(PatchMethod):
     Args:
         config: An `RDEDConfig`.
         train: The images to distil.
-        teacher: A network that was trained on them.
-        held_out: See `Method`.
-        accelerator: See `Method`.
+        teachers: The network that was trained on them.
+        kwargs: See `Method`.
 
     Raises:
         ValueError: The teacher has other classes or another input than `train`, or a class has too few images.

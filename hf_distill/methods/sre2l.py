@@ -30,11 +30,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -45,10 +45,12 @@ from ..data.preprocessing import Preprocessing
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
 from ..engine.blocks import Block, BlockDistiller
+from ..engine.method import Preparation
 from ..hub.cards import Paper
 from ..networks.compiling import compiled
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
+from ..training.teachers import TeacherConfig, find_teachers
 from .batchnorm import BatchNormStatistics, mean_norm, total_variation
 
 BETAS = (0.5, 0.9)
@@ -159,13 +161,13 @@ class SRe2L(BlockDistiller):
         config: A `SRe2LConfig`.
         train: The images to distil.
         teachers: Networks with BatchNorm that were trained on them; the first one labels.
-        held_out: See `Method`.
-        accelerator: See `Method`.
+        kwargs: See `Method`.
 
     Raises:
-        ValueError: A teacher has other classes or another input than `train`, or no BatchNorm statistics.
+        ValueError: A teacher has other classes or another input than `train`, or no BatchNorm; or as `check`.
     """
 
+    learns_from = (TeacherConfig,)
     config_class = SRe2LConfig
     config: SRe2LConfig
     paper = Paper(
@@ -181,16 +183,8 @@ class SRe2L(BlockDistiller):
 }""",
     )
 
-    def __init__(
-        self,
-        config: SRe2LConfig,
-        train: RealImages,
-        teachers: Sequence[Teacher],
-        *,
-        held_out: RealImages | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
+    def __init__(self, config: SRe2LConfig, train: RealImages, *, teachers: Sequence[Teacher], **kwargs: Any) -> None:
+        super().__init__(config, train, **kwargs)
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         for teacher in self.teachers:
             teacher.check_matches(train)
@@ -198,6 +192,13 @@ class SRe2L(BlockDistiller):
         self.preprocessing = self.teachers[0].preprocessing
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
         self._terms = compiled(terms, self.accelerator)
+
+    @classmethod
+    def learn(cls, having: Preparation) -> dict[str, Any]:
+        """The teachers that are named, or else one of these settings, trained unless it is there."""
+        (settings,) = having.networks
+        teachers = find_teachers(having.config.teachers, having.train, having.test, settings, **having.options)
+        return {"teachers": teachers}
 
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""

@@ -35,7 +35,7 @@ from .unroll import MatchingGradient, StudentStep, adjoint_unroll
 
 
 @dataclass
-class TeslaConfig(TrajectoryConfig):
+class TESLAConfig(TrajectoryConfig):
     """Hyper-parameters of TESLA."""
 
     label: str = HfArg(
@@ -59,11 +59,11 @@ class TeslaConfig(TrajectoryConfig):
             raise ValueError(f"--curvature is {self.curvature}; expected 0 (the authors' truncation) to 1 (exact)")
 
 
-class Tesla(TrajectoryMatching):
+class TESLA(TrajectoryMatching):
     """Trajectory matching by one adjoint sweep, with soft label assignment."""
 
-    config_class = TeslaConfig
-    config: TeslaConfig
+    config_class = TESLAConfig
+    config: TESLAConfig
     paper = Paper(
         title="Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory",
         authors="Justin Cui, Ruochen Wang, Si Si, Cho-Jui Hsieh",

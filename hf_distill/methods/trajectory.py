@@ -22,6 +22,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,13 @@ from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import TeacherLabels
 from ..engine.loop import Distiller
+from ..engine.method import Preparation
 from ..networks.trajectories import ExpertTrajectories
 from ..rng import generator
+from ..training.experts import ExpertConfig, experts_folder, train_experts
 from .unroll import MatchingGradient, Student, StudentStep
+
+LR_LIMIT = 100.0  # a learned learning rate that moved by this factor is diverging, not learning
 
 
 @dataclass
@@ -77,30 +82,19 @@ class TrajectoryMatching(Distiller):
         config: A `TrajectoryConfig`.
         train: The images to distil.
         experts: Trained on `train`, with at least `config.expert_epochs_needed` epochs.
-        held_out: See `Distiller`.
-        accelerator: See `Distiller`.
+        kwargs: See `Method`.
 
     Raises:
-        ValueError: The experts are of other data, or hold too few epochs; or a class has fewer images than `ipc`.
+        ValueError: The experts are of other data, or hold too few epochs; or as `check`.
     """
 
     config: TrajectoryConfig
+    learns_from = (ExpertConfig,)
 
     def __init__(
-        self,
-        config: TrajectoryConfig,
-        train: RealImages,
-        experts: ExpertTrajectories,
-        *,
-        held_out: RealImages | None = None,
-        accelerator: Accelerator | None = None,
+        self, config: TrajectoryConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any
     ) -> None:
-        super().__init__(config, train, held_out=held_out, accelerator=accelerator)
-        if self.accelerator.mixed_precision == "fp16":
-            raise ValueError(
-                "--mixed_precision fp16 loses small gradients of gradients, and scaling the loss does not reach them; "
-                "use bf16 or no"
-            )
+        super().__init__(config, train, **kwargs)
         experts.check_matches(train)
         if experts.num_epochs < config.expert_epochs_needed:
             raise ValueError(
@@ -114,6 +108,30 @@ class TrajectoryMatching(Distiller):
         # What is trained on the set sees the augmentation that the set was made under.
         self.protocol = replace(self.protocol, dsa_strategy=strategy)
         self.student = self._student()
+
+    @classmethod
+    def check(cls, config: TrajectoryConfig, train: RealImages, accelerator: Accelerator) -> None:
+        """As `Method.check`; and trajectories are not matched in fp16."""
+        super().check(config, train, accelerator)
+        if accelerator.mixed_precision == "fp16":
+            raise ValueError(
+                "--mixed_precision fp16 loses small gradients of gradients, and scaling the loss does not reach them; "
+                "use bf16 or no"
+            )
+
+    @classmethod
+    def learn(cls, having: Preparation) -> dict[str, Any]:
+        """The experts that are named, or else those of these settings, of which the lacking ones are trained."""
+        (settings,), config = having.networks, having.config
+        experts = train_experts(
+            having.train,
+            settings,
+            experts_folder(having.train, settings, config.seed),
+            epochs=settings.expert_train_epochs or config.expert_epochs_needed,
+            test=having.test,
+            **having.options,
+        )
+        return {"experts": experts}
 
     def _student(self) -> Student:
         model = self.experts.flat_model().to(self.device)
@@ -152,7 +170,6 @@ class TrajectoryMatching(Distiller):
     def setup(self) -> DistilledSet:
         """Images from train or noise, class by class, and SGD with momentum on the pixels and on log β."""
         config, train = self.config, self.train
-        train.require_per_class(config.ipc)
         labels = torch.arange(train.num_classes).repeat_interleave(config.ipc)
         teacher = self.teacher()
         if config.init == "real":
@@ -180,14 +197,43 @@ class TrajectoryMatching(Distiller):
             },
         ).to(self.device)
         # d log β = dβ / β: at the initial β, a step on log β then moves β by what `lr_lr` says of a step on β.
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": [distilled.pixel_values], "lr": config.lr_img},
-                {"params": [distilled.log_lr], "lr": config.lr_lr / config.lr_init**2},
-            ],
-            momentum=config.mom_img,
-        )
+        self.optimizers = [
+            torch.optim.SGD([distilled.pixel_values], lr=config.lr_img, momentum=config.mom_img),
+            torch.optim.SGD([distilled.log_lr], lr=config.lr_lr / config.lr_init**2, momentum=config.mom_img),
+        ]
         return distilled
+
+    def identity(self) -> dict[str, Any]:
+        """Beside the data, the student, its augmentation, and the experts, wherever they lie."""
+        config = self.distilled.config
+        return {
+            **super().identity(),
+            "student": config["student"],
+            "dsa_strategy": config["dsa_strategy"],
+            "experts": {name: value for name, value in config["experts"].items() if name != "source"},
+        }
+
+    def objection(self, logs: dict[str, float]) -> str | None:
+        """As `Distiller.objection`, and a β that the step would take too far from where it began."""
+        after = self._next_lr()
+        if super().objection(logs) is None and not 1 / LR_LIMIT < after / self.config.lr_init < LR_LIMIT:
+            return f"the learned learning rate went from {self.config.lr_init:.4g} to {after:.4g}"
+        return super().objection(logs)
+
+    def _next_lr(self) -> float:
+        """β after the step of its optimizer, SGD with momentum, which is still to be taken."""
+        log_lr, optimizer = self.distilled.log_lr, self.optimizers[1]
+        velocity = optimizer.state.get(log_lr, {}).get("momentum_buffer")
+        step = log_lr.grad if velocity is None else self.config.mom_img * velocity + log_lr.grad
+        return (log_lr.detach() - optimizer.param_groups[0]["lr"] * step).exp().item()
+
+    def advice(self) -> str:
+        """Lower rates, or other experts."""
+        return f"{super().advice()}, or use other expert segments"
+
+    def observed(self) -> dict[str, float]:
+        """β."""
+        return {"student_lr": self.distilled.lr.item()}
 
     def segment(self, draw: int) -> tuple[int, int]:
         """The expert and the start epoch of a draw: experts in shuffled rounds, start epochs uniform."""

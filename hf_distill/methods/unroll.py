@@ -4,7 +4,7 @@ A student starts at θ_0 and takes T steps of SGD on synthetic images X with lab
 
     g_i     = ∇_θ ℓ(f(θ_i; A_i(X[I_i])), Y[I_i])
     v_{i+1} = μ v_i + g_i + w θ_i,   v_0 = 0
-    θ_{i+1} = θ_i − β_i v_{i+1}
+    θ_{i+1} = θ_i − β v_{i+1}
 
 and the matching loss asks where it came to, beside where an expert came to from the same start:
 
@@ -14,8 +14,8 @@ and the matching loss asks where it came to, beside where an expert came to from
 gets the same gradient from one backward sweep over the stored θ_i. With λ_i = ∂L/∂θ_i and ρ_i = ∂L/∂v_i (not counting
 what v_i does to θ_i itself), it starts at λ_T = 2 (θ_T − θ*) / ‖θ_0 − θ*‖² and ρ_T = 0 and goes down:
 
-    ∂L/∂β_i = −⟨λ_{i+1}, v_{i+1}⟩
-    r       = ρ_{i+1} − β_i λ_{i+1}                       what reaches v_{i+1}
+    ∂L/∂β   = −Σ_i ⟨λ_{i+1}, v_{i+1}⟩
+    r       = ρ_{i+1} − β λ_{i+1}                         what reaches v_{i+1}
     s       = ⟨g_i(θ, x, y), r⟩                           a scalar; one double backward gives all of
     ∂L/∂X[I_i] += ∂s/∂x,  ∂L/∂Y[I_i] += ∂s/∂y
     λ_i     = λ_{i+1} + γ ∂s/∂θ + w r                     ∂s/∂θ is the Hessian of the step times r
@@ -29,7 +29,7 @@ of TESLA (arXiv:2211.10586): exact only for T = 1 or a student without curvature
     I_i      StudentStep.rows     (B,) indices into X and Y
     A_i      StudentStep.augment  what was drawn for the B images of the step
     θ, v, λ  theta, velocity, adjoint   (P,)
-    β        lr                   () or (T,)
+    β        lr                   ()
 
 Everything here is a pure function of tensors; gradients are returned, nothing is accumulated anywhere.
 """
@@ -87,7 +87,7 @@ class MatchingGradient:
     Attributes:
         loss: L, a scalar; 1 means that the student came no closer to the expert than it started.
         pixels: ∂L/∂X (R, C, H, W); zero for images that no step took.
-        lr: ∂L/∂β, of the shape of β.
+        lr: ∂L/∂β, a scalar.
         targets: ∂L/∂Y (R, K), or None unless it was asked for.
     """
 
@@ -132,12 +132,12 @@ def full_unroll(
         pixels: X (R, C, H, W).
         targets: Y, classes (R,) or probabilities (R, K).
         steps: The T steps, in order.
-        lr: β, a scalar or one per step (T,).
+        lr: β, a scalar.
         targets_gradient: Also return ∂L/∂Y; needs probabilities.
     """
     pixels, lr = pixels.detach().requires_grad_(), lr.detach().requires_grad_()
     targets = targets.detach().requires_grad_(targets_gradient)
-    rates = lr.expand(len(steps))
+    rates = lr.expand(len(steps))  # so that autograd adds the gradients of all steps at once
     theta = start.detach().requires_grad_()
     velocity = torch.zeros_like(start)
     for step, rate in zip(steps, rates, strict=True):
@@ -174,7 +174,7 @@ def adjoint_unroll(
         pixels: X (R, C, H, W).
         targets: Y, classes (R,) or probabilities (R, K).
         steps: The T steps, in order.
-        lr: β, a scalar or one per step (T,).
+        lr: β, a scalar.
         curvature: γ. 1 is the exact gradient, 0 the truncation of TESLA.
         targets_gradient: Also return ∂L/∂Y; needs probabilities.
         theta_device: Where the T parameter vectors wait for the sweep; None leaves them where `start` is. They take
@@ -185,14 +185,13 @@ def adjoint_unroll(
     lr, pixels = lr.detach(), pixels.detach()
     targets = targets.detach()
     count = len(steps)
-    rates = lr.expand(count)
     store = _StateStore(theta_device, start.device)
 
     state = _State(start.detach(), torch.zeros_like(start) if student.momentum else None)
     for i, step in enumerate(steps):
         if i % keep_every == 0:
             store.put(i, state)
-        state = _advance(student, state, pixels, targets, step, rates[i])
+        state = _advance(student, state, pixels, targets, step, lr)
     end = state.theta
     loss = matching_loss(end, start, target)
 
@@ -200,28 +199,27 @@ def adjoint_unroll(
     velocity_adjoint = torch.zeros_like(start)  # ρ_T
     pixels_gradient = torch.zeros_like(pixels)
     targets_sum = torch.zeros_like(targets) if targets_gradient else None
-    rates_gradient = torch.zeros(count, dtype=start.dtype, device=start.device)
+    lr_gradients = torch.zeros(count, dtype=start.dtype, device=start.device)
     for first in reversed(range(0, count, keep_every)):
         last = min(first + keep_every, count)
         states = [store.take(first)]
         for i in range(first, last - 1):
-            states.append(_advance(student, states[-1], pixels, targets, steps[i], rates[i]))
+            states.append(_advance(student, states[-1], pixels, targets, steps[i], lr))
         for i in reversed(range(first, last)):
             state, step = states.pop(), steps[i]
-            r = velocity_adjoint - rates[i] * adjoint
+            r = velocity_adjoint - lr * adjoint
             with_theta = curvature != 0 and i > 0  # λ_0 reaches nothing
             gradient, hessian_r = _double_backward(
                 student, state.theta, pixels, targets, step, r, pixels_gradient, targets_sum, with_theta=with_theta
             )
             velocity = _velocity(student, state, gradient)
-            rates_gradient[i] = -torch.dot(adjoint, velocity)
+            lr_gradients[i] = -torch.dot(adjoint, velocity)
             if hessian_r is not None:
                 adjoint = adjoint + curvature * hessian_r
             if student.weight_decay:
                 adjoint = adjoint + student.weight_decay * r
             velocity_adjoint = student.momentum * r
-    lr_gradient = rates_gradient if lr.dim() else rates_gradient.sum()
-    return MatchingGradient(loss, pixels_gradient, lr_gradient, targets_sum)
+    return MatchingGradient(loss, pixels_gradient, lr_gradients.sum(), targets_sum)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,12 @@ from .processes import make_accelerator, on_main
 
 
 def start_run(
-    config: DistillConfig, hub: HubArguments, name: str, *, projector: bool = False
+    config: DistillConfig,
+    hub: HubArguments | None = None,
+    name: str = "run",
+    *,
+    projector: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> tuple[DistillConfig, Accelerator]:
     """The config with its output folder made, and the accelerator. All processes call it.
 
@@ -28,6 +33,7 @@ def start_run(
         hub: Where the result is to be published; whether it can be is found out now.
         name: Of the folder under `outputs/` where `--output_dir` is not given.
         projector: A label projector is to be published too.
+        accelerator: One that is there already; it must have the trackers that the config names.
 
     Raises:
         ValueError: The folder is taken, the protocol is unknown, a tracker is not installed, or nothing can be
@@ -37,11 +43,14 @@ def start_run(
     if config.disable_tqdm:
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
-    accelerator = make_accelerator()
-    prepare_push(hub, DistilledSet, accelerator, projector=projector)
-    folder = on_main(accelerator, lambda: str(prepare_output_dir(config, name)))
+    processes = accelerator or make_accelerator()
+    if hub is not None:
+        prepare_push(hub, DistilledSet, processes, projector=projector)
+    folder = on_main(processes, lambda: str(prepare_output_dir(config, name)))
     config = dataclasses.replace(config, output_dir=folder)
-    return config, accelerator if config.report_to == "none" else make_accelerator(config.report_to, folder)
+    if accelerator is None and config.report_to != "none":
+        processes = make_accelerator(config.report_to, folder)
+    return config, processes
 
 
 def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:

@@ -59,12 +59,12 @@ def train() -> RealImages:
 
 def hello(folder: Path, train: RealImages, prior: Prior, teachers: list[Teacher] | None = None, **flags: Any) -> HeLlO:
     config = HeLlOConfig(output_dir=str(folder), disable_tqdm=True, **{**TINY, **flags})
-    return HeLlO(config, train, teachers or [random_teacher(train)], prior)
+    return HeLlO(config, train, teachers=teachers or [random_teacher(train)], prior=prior)
 
 
 def rded(folder: Path, train: RealImages, **flags: Any) -> RDED:
     config = RDEDConfig(output_dir=str(folder), disable_tqdm=True, num_crops=TINY["num_crops"], **flags)
-    return RDED(config, train, random_teacher(train))
+    return RDED(config, train, teachers=[random_teacher(train)])
 
 
 # The update in CLIP's space
@@ -179,10 +179,10 @@ def test_how_many_crops_are_mended_at_once_and_the_order_of_blocks_change_no_til
 
 def test_another_prior_does_not_continue_a_run_and_the_same_one_does(tmp_path, train, priors):
     flags = {"ipc": 1, "factor": 2, "update_steps": 1}
-    found = hello(tmp_path, train, priors["vit"], **flags).distill()
+    found = hello(tmp_path, train, priors["vit"], **flags).run()
     with pytest.raises(ValueError, match=r"^.* is of another run: its prior is .*$"):
-        hello(tmp_path, train, priors["conv"], **flags).distill()
-    again = hello(tmp_path, train, priors["vit"], resume_from_checkpoint="latest", **flags).distill()
+        hello(tmp_path, train, priors["conv"], **flags).run()
+    again = hello(tmp_path, train, priors["vit"], resume_from_checkpoint="latest", **flags).run()
     assert torch.equal(again.pixel_values, found.pixel_values)
     assert again.teacher.digest == found.teacher.digest
 
@@ -194,7 +194,7 @@ def test_the_set_is_labelled_by_the_projector_which_imitates_all_teachers(tmp_pa
     spec = random_teacher(train).spec
     teachers = [Teacher(spec.build(seed), spec, NAMES, train.preprocessing) for seed in (4, 5)]
     method = hello(tmp_path / "run", train, prior, teachers, ipc=2, factor=1, adapt_epochs=1)
-    distilled = method.distill()
+    distilled = method.run()
     assert method.projector.config["training"]["teachers"] == [teacher.digest for teacher in teachers]
     assert method.projector.results["asked_about"] == "distilled images"
     assert [each["digest"] for each in distilled.config["teachers"]] == [teacher.digest for teacher in teachers]
@@ -212,7 +212,7 @@ def test_the_set_is_labelled_by_the_projector_which_imitates_all_teachers(tmp_pa
 def test_the_costs_are_those_of_files_and_of_counting(tmp_path, train, prior):
     teachers = [random_teacher(train)] * 2
     method = hello(tmp_path, train, prior, teachers, ipc=2, factor=1, pruned_share=0.2)
-    method.distill()
+    method.run()
     costs = method.costs()
     assert (costs.images, costs.epochs, costs.classes) == (6, 300, 3)
     table = {row.what: (row.num_bytes, row.share) for row in costs.rows}
@@ -268,7 +268,7 @@ def test_none_of_the_labels_are_compared_where_none_are_asked_for():
 
 def test_teachers_that_do_not_fit_are_one_line_before_anything_is_made(tmp_path, train, prior):
     with pytest.raises(ValueError, match=r"^HeLlO without teachers has nothing to imitate; give one or more$"):
-        HeLlO(HeLlOConfig(output_dir=str(tmp_path), **TINY), train, [], prior)
+        HeLlO(HeLlOConfig(output_dir=str(tmp_path), **TINY), train, teachers=[], prior=prior)
     own, spec = random_teacher(train), random_teacher(train).spec
     renamed = Teacher(own.model, spec, NAMES[::-1], train.preprocessing)
     shifted = Teacher(own.model, spec, NAMES, Preprocessing(3, (16, 16), (0.1,) * 3, (0.2,) * 3))
@@ -287,7 +287,13 @@ def test_teachers_that_do_not_fit_are_one_line_before_anything_is_made(tmp_path,
 def test_half_precision_without_a_scaler_is_refused_before_images_are_made(tmp_path, train, prior):
     half = SimpleNamespace(mixed_precision="fp16", device=torch.device("cpu"))  # which a CPU has not
     with pytest.raises(ValueError, match=r"^mixed precision fp16 needs a loss scaler.*$"):
-        HeLlO(HeLlOConfig(output_dir=str(tmp_path), **TINY), train, [random_teacher(train)], prior, accelerator=half)
+        HeLlO(
+            HeLlOConfig(output_dir=str(tmp_path), **TINY),
+            train,
+            teachers=[random_teacher(train)],
+            prior=prior,
+            accelerator=half,
+        )
 
 
 # The recipe
@@ -442,8 +448,8 @@ def test_on_digits_a_projector_teaches_what_its_teachers_teach_for_a_hundredth_o
     options = {"seed": config.seed, "accelerator": make_accelerator(), "disable_tqdm": True}
     prior = find_prior(clip, real_train, **options)
     teachers = find_teachers(None, real_train, test, networks, along=config.weak_teachers, **options)
-    method = HeLlO(config, real_train, teachers, prior, test=test, held_out=held_out)
-    distilled = method.distill()
+    method = HeLlO(config, real_train, teachers=teachers, prior=prior, test=test, held_out=held_out)
+    distilled = method.run()
     protocol = PROTOCOLS[config.eval_protocol]
     projected, taught = compare_labels(
         distilled, method.sources(), test, held_out=held_out, protocol=protocol, num_seeds=config.eval_seeds, **options

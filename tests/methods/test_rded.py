@@ -61,7 +61,7 @@ def liking(train: RealImages, measure) -> Teacher:
 
 def rded(folder: Path, train: RealImages, teacher: Teacher | None = None, **flags) -> RDED:
     config = RDEDConfig(output_dir=str(folder), disable_tqdm=True, **flags)
-    return RDED(config, train, teacher or random_teacher(train))
+    return RDED(config, train, teachers=[teacher or random_teacher(train)])
 
 
 def made(method: RDED, label: int) -> torch.Tensor:
@@ -299,7 +299,7 @@ def test_a_class_with_too_few_crops_is_named(tmp_path):
     train = real(noise(7, 1, 8, 8), [0, 1, 2, 0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"^class 'owl' gives 5 crops of each of 1 images, and --ipc 2 .* takes 8;"):
         rded(tmp_path, train, ipc=2)
-    assert rded(tmp_path, train, ipc=2, num_crops=8).distill().labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert rded(tmp_path, train, ipc=2, num_crops=8).run().labels.tolist() == [0, 0, 1, 1, 2, 2]
     with pytest.raises(ValueError, match=r"^class 'cat' gives 5 crops of each of 1 images"):
         rded(tmp_path, train, ipc=2, num_candidates=1)
 
@@ -310,7 +310,7 @@ def test_a_class_with_too_few_crops_is_named(tmp_path):
 def test_the_set_holds_the_bytes_and_the_teacher_that_labels_them(tmp_path):
     train = real(noise(30, 3, 8, 8), [0, 1, 2] * 10)
     method = rded(tmp_path / "run", train, ipc=2)
-    distilled = method.distill()
+    distilled = method.run()
     assert distilled.is_bytes
     assert torch.equal(distilled.pixel_values, torch.cat([made(method, label) for label in range(3)]))
     again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "saved"))
@@ -325,10 +325,10 @@ def test_the_set_holds_the_bytes_and_the_teacher_that_labels_them(tmp_path):
 
 def test_another_teacher_does_not_continue_a_run(tmp_path):
     train = real(noise(30, 3, 8, 8), [0, 1, 2] * 10)
-    rded(tmp_path, train, ipc=2).distill()
+    rded(tmp_path, train, ipc=2).run()
     with pytest.raises(ValueError, match="its teacher is "):
         rded(tmp_path, train, Teacher(random_teacher(train).spec.build(7), random_teacher(train).spec, NAMES,
-                                      train.preprocessing), ipc=2).distill()  # fmt: skip
+                                      train.preprocessing), ipc=2).run()  # fmt: skip
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
@@ -344,7 +344,7 @@ def test_a_teacher_whose_logits_are_no_numbers_stops_the_run(tmp_path):
     train = real(noise(30, 1, 8, 8), [0, 1, 2] * 10)
     broken = liking(train, lambda x: x.mean((1, 2, 3)).log())
     with pytest.raises(DistillationDiverged, match="ce_all of block 0 is nan"):
-        rded(tmp_path, train, broken).distill()
+        rded(tmp_path, train, broken).run()
 
 
 def test_crops_of_part_of_an_image_cannot_be_whitened(tmp_path):

@@ -46,7 +46,7 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture(scope="module")
 def train() -> RealImages:
-    return RealImages.from_hub(DataArguments(max_train_samples=100))
+    return RealImages.from_arguments(DataArguments(max_train_samples=100))
 
 
 def make_teacher(train: RealImages, name: str = "convnet_d2", seed: int = 0, norm: str = "batch", **changes: Any):
@@ -392,7 +392,7 @@ def test_the_authors_bytes_are_cut_off_and_go_through_a_jpeg_file(make, train, t
 
 
 def test_bytes_survive_a_file_without_loss(make):
-    distilled = make(ipc=2).distill()
+    distilled = make(ipc=2).run()
     for image in distilled.pixel_values:
         buffer = BytesIO()
         Image.fromarray(image[0].numpy()).save(buffer, "PNG")
@@ -459,7 +459,7 @@ def test_flags_that_mean_nothing_are_refused(flags, message):
 
 def test_a_loss_that_leaves_the_numbers_names_the_flags_and_keeps_the_blocks_that_are_done(make):
     with pytest.raises(DistillationDiverged, match=r"bn|loss") as error:
-        make(r_bn=1e39).distill()
+        make(r_bn=1e39).run()
     for part in ("--lr_img 0.25", "--r_bn 1e+39", "block 0"):
         assert part in str(error.value)
 
@@ -497,7 +497,7 @@ def test_recovered_digits_are_digits_to_their_teacher_and_teach_students(digits,
     assert before > 2
     assert after < 0.3
 
-    distilled = method.distill()
+    distilled = method.run()
     assert distilled.labels.bincount().tolist() == [5] * 10
     recovered = Pool(distilled.pixel_values, distilled.labels, preprocessing=distilled.preprocessing)
     assert accuracy(teacher.model, recovered) > 0.9

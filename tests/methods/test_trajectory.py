@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
-from hf_distill.methods import MTT, MTTConfig, Tesla, TeslaConfig
+from hf_distill.methods import MTT, TESLA, MTTConfig, TESLAConfig
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.training.experts import ExpertConfig, train_experts
 
@@ -53,18 +53,18 @@ FLAGS: dict[str, Any] = {
 
 
 def mtt(train, experts, folder: Path, **flags: Any) -> MTT:
-    return MTT(MTTConfig(**{**FLAGS, "output_dir": str(folder), **flags}), train, experts)
+    return MTT(MTTConfig(**{**FLAGS, "output_dir": str(folder), **flags}), train, experts=experts)
 
 
-def tesla(train, experts, folder: Path, **flags: Any) -> Tesla:
-    config = TeslaConfig(**{**FLAGS, "label": "hard", "output_dir": str(folder), **flags})
-    return Tesla(config, train, experts)
+def tesla(train, experts, folder: Path, **flags: Any) -> TESLA:
+    config = TESLAConfig(**{**FLAGS, "label": "hard", "output_dir": str(folder), **flags})
+    return TESLA(config, train, experts=experts)
 
 
 def test_in_bfloat16_the_gradient_points_where_that_in_single_precision_does(train, experts, tmp_path, launch):
     def gradient(precision: str) -> torch.Tensor:
-        config = TeslaConfig(**{**FLAGS, "output_dir": str(tmp_path), "lr_init": 0.01})
-        return gradients(Tesla(config, train, experts, accelerator=launch(precision)), 0)[1].flatten()
+        config = TESLAConfig(**{**FLAGS, "output_dir": str(tmp_path), "lr_init": 0.01})
+        return gradients(TESLA(config, train, experts=experts, accelerator=launch(precision)), 0)[1].flatten()
 
     single, half = gradient("no"), gradient("bf16")
     assert not torch.equal(single, half)
@@ -183,7 +183,7 @@ def test_at_the_first_step_lr_lr_is_in_the_unit_of_the_papers(train, experts, tm
 
 
 def test_without_rates_nothing_moves_and_the_first_images_are_real_ones_of_their_class(train, experts, tmp_path):
-    distilled = mtt(train, experts, tmp_path, lr_img=0, lr_lr=0, max_steps=2, select="last").distill()
+    distilled = mtt(train, experts, tmp_path, lr_img=0, lr_lr=0, max_steps=2, select="last").run()
     assert distilled.lr.item() == pytest.approx(0.1)
     for image, label in zip(distilled.pixel_values, distilled.labels.tolist(), strict=True):
         real = train.images(train.class_rows(label))
@@ -215,7 +215,7 @@ def test_experts_with_too_few_epochs_are_refused(train, experts, tmp_path):
 )
 def test_a_wrong_hyper_parameter_is_named(flags, says):
     with pytest.raises(ValueError, match=says):
-        TeslaConfig(**flags)
+        TESLAConfig(**flags)
 
 
 # Labels
@@ -223,12 +223,12 @@ def test_a_wrong_hyper_parameter_is_named(flags, says):
 
 def test_published_labels_are_those_of_experts_and_none_with_hard_labels(train, experts, tmp_path):
     soft = tesla(train, experts, tmp_path / "soft", label="expert", label_experts=2, max_steps=1, select="last")
-    distilled = soft.distill()
+    distilled = soft.run()
     assert len(distilled.teacher.tensors()["thetas"]) == 2
     model, final = experts.flat_model(), experts.num_epochs
     logits = [model(experts.row(expert, final), distilled.pixel_values.detach()) for expert in (0, 2)]
     wanted = torch.stack(logits).mean(dim=0)
     torch.testing.assert_close(distilled.soft_labels.float(), wanted, rtol=1e-2, atol=1e-2)
-    hard = tesla(train, experts, tmp_path / "hard", max_steps=0).distill()
+    hard = tesla(train, experts, tmp_path / "hard", max_steps=0).run()
     assert hard.teacher is None
     assert hard.soft_labels is None

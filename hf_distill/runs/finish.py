@@ -1,0 +1,72 @@
+"""How a recipe ends: the artifact, then the table, then the Hub; or one line that says what went wrong."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..config import HubArguments
+from ..distilled.distilled_set import DistilledSet
+from ..hub.results import EvalReport
+from .start import push
+
+__all__ = ["DistillationDiverged", "finish", "run_recipe"]
+
+
+class DistillationDiverged(RuntimeError):
+    """The loss, a gradient or what is learned beside the images left the numbers that training can use."""
+
+
+def finish(
+    distilled: DistilledSet,
+    evaluate: Callable[[], EvalReport],
+    folder: str | Path,
+    hub: HubArguments,
+    accelerator: Accelerator,
+    *,
+    publish: Callable[[], str] | None = None,
+    more: str = "",
+) -> None:
+    """Save a set, evaluate it, save it with the results, say where it is, and publish it if asked to.
+
+    All processes call it.
+
+    Args:
+        distilled: The set.
+        evaluate: Gives the report, and puts it on the set; all processes take part.
+        folder: Of the run.
+        hub: Whether and where to publish.
+        accelerator: The processes.
+        publish: In place of `push`, on one process; returns what to print.
+        more: What else to say of how to load the set.
+
+    Raises:
+        ValueError, OSError: As `push`, or the folder cannot be written to.
+    """
+    if accelerator.is_main_process:
+        distilled.save_pretrained(folder)  # before the table, which can take longer than the distillation
+    report = evaluate()
+    if not accelerator.is_main_process:
+        return
+    folder = distilled.save_pretrained(folder)
+    labels = f"\n\n{report.labels_table()}" if report.labels else ""
+    accelerator.print(f"\n{report.table()}{labels}\n\nThe picture: {folder}/assets/grid.png. Load the images with:")
+    accelerator.print(f'  datasets.load_dataset("{folder}", split="train")' + (f"\n{more}" if more else ""))
+    if hub.push_to_hub:
+        accelerator.print(push(distilled, hub, folder) if publish is None else publish())
+
+
+def run_recipe(main: Callable[[], None], interrupted: str = "") -> None:
+    """Run the `main` of a recipe; a mistake of the user's ends the process with one line and status 1.
+
+    Args:
+        main: Parses the command line and does the work.
+        interrupted: What to do after Ctrl-C, such as "the same command with --resume_from_checkpoint latest goes on".
+    """
+    try:
+        main()
+    except (ValueError, OSError, DistillationDiverged) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: {interrupted}" if interrupted else "interrupted")

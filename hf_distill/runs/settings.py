@@ -1,0 +1,89 @@
+"""The settings of a run that is started from Python: a preset and keyword arguments, in place of a command line."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import DataArguments, configure, load_yaml
+from ..data.images import RealImages
+from ..shipped import shipped
+
+SPLIT = "validation_fraction"  # of `DataArguments`, what is still to be decided once the images are there
+
+
+def presets(method: str) -> dict[str, Path]:
+    """The YAML files of a method, by name, such as "cifar10-ipc10"."""
+    return {path.stem: path for path in sorted((shipped("recipes") / "configs" / method).glob("*.yaml"))}
+
+
+def find_preset(method: str, name: str) -> Path:
+    """The file of a preset: one that comes with the package, by name, or any YAML file, by path.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    known = presets(method)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}, or a YAML file"
+        raise ValueError(f"{name!r} is no preset of {method}; {hint}")
+    return known[name]
+
+
+def settings_of(
+    method: str, classes: Sequence[type], preset: str | None, settings: dict[str, Any]
+) -> tuple[tuple[Any, ...], str]:
+    """One instance of each dataclass, and where their values come from, in words.
+
+    Args:
+        method: In lower case.
+        classes: `DataArguments`, whose only field that `settings` may name is `validation_fraction`, and others.
+        preset: As `find_preset` takes it.
+        settings: What wins over the preset, by field name.
+
+    Raises:
+        ValueError: A setting or a preset that there is not, or a value that its field does not take.
+    """
+    of_data = vars(DataArguments()).keys() - {SPLIT}
+    for name in settings:
+        if name in of_data:
+            raise ValueError(f"{name} is a setting of the images; give it to RealImages.from_dataset or from_hub")
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    file = None if preset is None else find_preset(method, preset)
+    values = ({} if file is None else load_yaml(file)) | given
+    chosen = configure(*classes, values=values, source="settings" if file is None else str(file))
+    listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    origin = f"the preset {file}" if file is not None else f"the defaults of {classes[-1].__name__}"
+    return chosen, f"takes its settings from {origin}{f', and {listed}' if listed else ''}"
+
+
+def other_images(data: DataArguments, train: RealImages) -> list[str]:
+    """In words, what a preset asks of the images that these are not."""
+    height, width = train.shape[1:]
+    normalization = "zca" if train.preprocessing.zca is not None else "mean_std"
+    said = []
+    if data.resolution is not None and (data.resolution[0], data.resolution[-1]) != (height, width):
+        said.append(f"resolution {data.resolution} (these: {height}x{width})")
+    if data.normalization != "none" and data.normalization != normalization:
+        said.append(f"normalization {data.normalization} (these: {normalization})")
+    return said
+
+
+def nearest_preset(method: str, train: RealImages, ipc: int) -> str | None:
+    """Name of the preset for the most similar images: the same dataset first, then resolution, then IPC."""
+    name = Path(str(train.provenance["name"])).name
+    side = math.sqrt(train.shape[1] * train.shape[2])
+
+    def distance(path: Path) -> tuple[float, ...]:
+        values = load_yaml(path)
+        dataset = Path(values.get("dataset_name") or "digits").name
+        resolution = values.get("resolution") or (8 if dataset == "digits" else 32)
+        size = resolution[0] if isinstance(resolution, list) else resolution
+        return (dataset != name, abs(math.log(size / side)), abs(math.log(values.get("ipc", 1) / ipc)))
+
+    known = presets(method)
+    return min(known, key=lambda preset: distance(known[preset]), default=None)
