@@ -16,7 +16,7 @@ test: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 hub: $(BIN)/.installed
-	$(BIN)/python tests/hub_server.py --folder outputs/hub --port $(PORT)
+	$(BIN)/python -m tests.helpers.hub_server --folder outputs/hub --port $(PORT)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

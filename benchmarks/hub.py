@@ -25,8 +25,8 @@ from hf_distill.config import HfArg, parse_args
 from hf_distill.hub.files import package_versions, save_json
 from hf_distill.networks.trajectories import EXPERT_FILE, INDEX, METADATA
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from hub_server import Hub
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.helpers.hub_server import Hub
 
 REPO = "me/experts"
 CLOCK = """

@@ -1,38 +1,20 @@
 """What all tests share: a cache of their own, a Hub on loopback and no other network, one thread, a quick way to run
 recipes."""
 
-import importlib.util
-import itertools
-import json
 import os
 import random
-import secrets
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Hub
 
-ROOT = Path(__file__).resolve().parents[1]
-# Run before a recipe, kills it while it writes down its third state.
-DIES_AT_THIRD_STATE = """
-import os, signal
-import hf_distill.runs.checkpoints as checkpoints
-save, calls = checkpoints.save_json, []
-def dies(*args):
-    calls.append(args)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return save(*args)
-checkpoints.save_json = dies
-"""
+from tests.helpers.loopback import LoopbackHub, Online
+from tests.helpers.recipes import Recipes
+
 _HOME = pytest.StashKey[str]()
 
 
@@ -75,97 +57,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_HOME], ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What a recipe left: the exit status of each process (negative: the signal) and what the main one wrote."""
-
-    status: list[int]
-    out: str
-    err: str
-
-
-class Recipes:
-    """Runs recipes, each time in processes of its own (see `recipe_server.py`)."""
-
-    folder = ROOT / "recipes"
-
-    def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "recipe_server.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def __call__(
-        self, name: str, flags: dict[str, Any] | list[str], cwd: Path, *, processes: int = 1, before: str = ""
-    ) -> Finished:
-        """Run `recipes/<name>.py` in the folder `cwd`; each process executes the Python text `before` beforehand."""
-        if isinstance(flags, dict):
-            flags = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-        job = {"recipe": str(self.folder / f"{name}.py"), "flags": flags, "cwd": str(cwd)}
-        print(json.dumps({**job, "processes": processes, "before": before}), file=self._server.stdin, flush=True)
-        return Finished(**json.loads(self._server.stdout.readline()))
-
-    @classmethod
-    def dataclasses(cls, name: str) -> tuple[type, ...]:
-        """The dataclasses that `recipes/<name>.py` gives to `parse_args`."""
-        spec = importlib.util.spec_from_file_location(f"recipe_{name}", cls.folder / f"{name}.py")
-        recipe = importlib.util.module_from_spec(spec)
-        # A dataclass looks its module up to read its annotations.
-        sys.modules[spec.name] = recipe
-        try:
-            spec.loader.exec_module(recipe)
-            return _classes(recipe)
-        finally:
-            del sys.modules[spec.name]
-
-    def close(self) -> None:
-        self._server.stdin.close()
-        self._server.wait()
-
-
-class _Asked(Exception):
-    pass
-
-
-def _classes(recipe: Any) -> tuple[type, ...]:
-    def parse_args(*classes: type, **_: Any) -> None:
-        raise _Asked(classes)
-
-    recipe.parse_args = parse_args
-    try:
-        recipe.main()
-    except _Asked as asked:
-        return asked.args[0]
-    raise AssertionError(f"{recipe.__file__} does not parse its arguments first")
-
-
 @pytest.fixture(scope="session")
 def recipes() -> Iterator[Recipes]:
     server = Recipes()
     yield server
     server.close()
-
-
-class LoopbackHub(Hub):
-    """The Hub of one test, where HF_ENDPOINT points.
-
-    Attributes:
-        token: Of the user "tester", who may write under "tester", "org" and `namespace`.
-        read_token: Of the user "reader", who may write nowhere.
-        namespace: No other test has it, so no cache knows its repositories.
-    """
-
-    _number = itertools.count()
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, int(os.environ["HF_ENDPOINT"].rsplit(":", 1)[1]))
-        self.token, self.read_token = (f"hf_{secrets.token_hex(17)}" for _ in range(2))
-        self.namespace = f"space-{next(self._number)}"
-        self.add_user("tester", self.token, orgs=["org", self.namespace])
-        self.add_user("reader", self.read_token, role="read")
 
 
 @pytest.fixture
@@ -175,40 +71,15 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
         yield server
 
 
-class Online:
-    """Runs Python in processes of its own, with the Hub of the test and a cache of its own."""
+@pytest.fixture
+def digits_repo(hub: LoopbackHub) -> str:
+    """scikit-learn's digits as a dataset repository."""
+    from hf_distill.data.digits import digits_folder
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._started: list[subprocess.Popen[str]] = []
-        folder.mkdir()
-
-    def start(
-        self, code: str | list[str], *args: Any, env: dict[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.Popen[str]:
-        """Start a Python text, or an interpreter with a list of arguments; its output is captured as text."""
-        command = [sys.executable, *(["-c", code] if isinstance(code, str) else code), *map(str, args)]
-        process = subprocess.Popen(
-            command,
-            cwd=cwd or self.folder,
-            env={**os.environ, "HF_HOME": str(self.folder / "home"), **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._started.append(process)
-        return process
-
-    def __call__(self, code: str | list[str], *args: Any, **options: Any) -> Finished:
-        """What `start` with these arguments leaves."""
-        process = self.start(code, *args, **options)
-        out, err = process.communicate(timeout=120)
-        return Finished([process.returncode], out, err)
-
-    def close(self) -> None:
-        for process in self._started:
-            process.kill()
-            process.communicate()
+    folder, repo = digits_folder(), f"{hub.namespace}/digits"
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.put("dataset", repo, files)
+    return repo
 
 
 @pytest.fixture

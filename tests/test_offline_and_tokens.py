@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from test_distilled import CONFIG, make
-from test_hostile import make_experts
-from test_publishing import DISTIL, TINY, digits  # noqa: F401
 
 from hf_distill.config import HubArguments
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.hub.repository import Repository
 from hf_distill.networks.trajectories import ExpertTrajectories
+from tests.helpers.digits import DISTIL, TINY
+from tests.helpers.experts import make_experts
+from tests.helpers.sets import CONFIG, make
 
 READ = """
 import sys
@@ -148,20 +148,20 @@ def test_the_search_for_tokens_finds_one_that_is_there(hub, tmp_path):
 
 
 @pytest.mark.parametrize("by", ["flag", "environment"])
-def test_no_token_is_left_by_recipes_that_publish(hub, recipes, digits, tmp_path, by):  # noqa: F811
+def test_no_token_is_left_by_recipes_that_publish(hub, recipes, digits_repo, tmp_path, by):
     given = {"hub_token": hub.token} if by == "flag" else {}
     before = environment(hub.token) if by == "environment" else ""
     experts, folder = f"{hub.namespace}/experts", tmp_path / "run"
     target = {"push_to_hub": True, "hub_model_id": experts, "hub_tag": "v1", **given}
     trained = recipes(
         "experts",
-        {**SMALL, "dataset_name": digits, "output_dir": tmp_path / "experts", **target},
+        {**SMALL, "dataset_name": digits_repo, "output_dir": tmp_path / "experts", **target},
         tmp_path,
         before=before,
     )
     assert trained.status == [0], trained.err
     target = {**target, "hub_model_id": f"{hub.namespace}/set"}
-    flags = {**DISTILLED, "dataset_name": digits, "experts": experts, "output_dir": folder, **target}
+    flags = {**DISTILLED, "dataset_name": digits_repo, "experts": experts, "output_dir": folder, **target}
     done = recipes("tesla", flags, tmp_path, before=before)
     assert done.status == [0], done.err
     assert "v1" in hub.tags("model", experts)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import timm
-from conftest import Recipes
 
 from hf_distill.config import DataArguments, load_yaml, parse_args
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import METHODS
 from hf_distill.training.teachers import TeacherConfig
+from tests.helpers import ROOT
+from tests.helpers.recipes import Recipes
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
 PRESETS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 DEMOS = [name for name in PRESETS if "digits" in name]

@@ -13,7 +13,6 @@ from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.networks.projector import LabelProjector
 from hf_distill.networks.teachers import Teacher
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = {"max_train_samples": 200, "max_test_samples": 40, "disable_tqdm": True}
 TEACHER = {
     "student": "convnet_d1",

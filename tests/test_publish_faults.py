@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LoopbackHub
 from safetensors.torch import save
-from test_distilled import make, same
 
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.distilled_set import DistilledSet
@@ -25,6 +23,8 @@ from hf_distill.hub.repository import PushConflict
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.trajectories import EXPERT_FILE, INDEX, METADATA, ExpertTrajectories
+from tests.helpers.loopback import LoopbackHub
+from tests.helpers.sets import make, same
 
 COMMIT, TAG, PUT = "POST .*/commit/main", "POST .*/tag/", "PUT /storage"
 SECRET = "hf_" + "0" * 34

@@ -12,11 +12,8 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_distilled import CONFIG, NAMES, REPORT, make
-from test_hub import check_golden
 
 from hf_distill.config import HubArguments
-from hf_distill.data.digits import digits_folder
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.folder import Home, HubFolder
@@ -24,29 +21,10 @@ from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import prepare_push
+from tests.helpers.digits import DISTIL, TINY
+from tests.helpers.goldens import check_golden
+from tests.helpers.sets import CONFIG, NAMES, REPORT, make
 
-TINY = {
-    "max_train_samples": 200,
-    "max_test_samples": 50,
-    "student": "convnet_d1",
-    "student_width": 8,
-    "num_experts": 4,
-    "expert_train_epochs": 2,
-    "experts_at_once": 4,
-    "batch_train": 50,
-    "disable_tqdm": True,
-}
-DISTIL = {
-    "ipc": 1,
-    "max_steps": 1,
-    "eval_nets": 1,
-    "eval_seeds": 1,
-    "eval_protocol": "tiny",
-    "syn_steps": 2,
-    "expert_epochs": 1,
-    "max_start_epoch": 2,
-    "label": "hard",
-}
 PUBLISHED = {
     ".gitattributes",
     "README.md",
@@ -74,15 +52,6 @@ def asked(hub: Any, method: str) -> list[str]:
     return [
         r.path.split("?")[0].rsplit("/", 1)[1] for r in hub.requests if r.method == method and "/resolve/" in r.path
     ]
-
-
-@pytest.fixture
-def digits(hub) -> str:
-    """scikit-learn's digits as a dataset repository."""
-    folder, repo = digits_folder(), f"{hub.namespace}/digits"
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    hub.put("dataset", repo, files)
-    return repo
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +181,9 @@ def test_experts_in_a_local_folder_never_touch_the_network(hub, experts, tmp_pat
     assert not hub.requests
 
 
-def test_the_card_of_experts_has_their_accuracy_in_both_formats_of_the_hub(hub, recipes, digits, tmp_path):
+def test_the_card_of_experts_has_their_accuracy_in_both_formats_of_the_hub(hub, recipes, digits_repo, tmp_path):
     repo = f"{hub.namespace}/experts"
-    flags = {**TINY, "num_experts": 2, "dataset_name": digits, "output_dir": tmp_path / "experts"}
+    flags = {**TINY, "num_experts": 2, "dataset_name": digits_repo, "output_dir": tmp_path / "experts"}
     push = {"push_to_hub": True, "hub_model_id": repo, "hub_tag": "v1", "hub_token": hub.token}
     done = recipes("experts", {**flags, **push}, tmp_path)
     assert done.status == [0], done.err
@@ -224,19 +193,23 @@ def test_the_card_of_experts_has_their_accuracy_in_both_formats_of_the_hub(hub, 
     (tmp_path / "card.md").write_bytes(files["README.md"])
     name, results = model_index_to_eval_results(metadata_load(tmp_path / "card.md")["model-index"])
     test = next(result for result in results if result.dataset_split == "test")
-    assert (name, test.dataset_type, test.metric_type) == ("experts", digits, "accuracy")
+    assert (name, test.dataset_type, test.metric_type) == ("experts", digits_repo, "accuracy")
     assert test.metric_value == pytest.approx(np.mean(accuracies), abs=1e-6)
-    assert test.dataset_revision == hub.head("dataset", digits)
+    assert test.dataset_revision == hub.head("dataset", digits_repo)
     entry = yaml.safe_load(files[".eval_results/hf_distill.yaml"])
     assert entry == [
         {
-            "dataset": {"id": digits, "task_id": "image-classification", "revision": hub.head("dataset", digits)},
+            "dataset": {
+                "id": digits_repo,
+                "task_id": "image-classification",
+                "revision": hub.head("dataset", digits_repo),
+            },
             "value": test.metric_value,
             "notes": "mean of 2 experts after 2 epochs",
         }
     ]
     check = ModelCard.load(tmp_path / "card.md")
-    assert check.data.to_dict()["datasets"] == [digits]
+    assert check.data.to_dict()["datasets"] == [digits_repo]
 
 
 # Adapters: a folder with what PEFT writes and a JSON file of its own
@@ -282,9 +255,9 @@ def test_peft_alone_loads_an_adapter_that_was_published(hub):
 # Recipes
 
 
-def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, recipes, digits, tmp_path):
+def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, recipes, digits_repo, tmp_path):
     repo, folder = f"{hub.namespace}/digits-ipc1", tmp_path / "run"
-    trained = {**TINY, "dataset_name": digits, "output_dir": tmp_path / "experts"}
+    trained = {**TINY, "dataset_name": digits_repo, "output_dir": tmp_path / "experts"}
     push = {"push_to_hub": True, "hub_token": hub.token}
     done = recipes("experts", {**trained, **push, "hub_model_id": f"{hub.namespace}/experts"}, tmp_path)
     assert done.status == [0], done.err
@@ -292,7 +265,7 @@ def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, re
     hub.put("model", f"{hub.namespace}/experts", {"notes.md": b"later"})
     hub.clear()
     flags = {name: value for name, value in TINY.items() if name not in ("num_experts", "expert_train_epochs")}
-    given = {"experts": f"{hub.namespace}/experts", "experts_revision": experts_commit, "dataset_name": digits}
+    given = {"experts": f"{hub.namespace}/experts", "experts_revision": experts_commit, "dataset_name": digits_repo}
     target = {**push, "hub_model_id": repo, "hub_tag": "v0.1"}
     done = recipes("tesla", {**flags, **DISTIL, **given, **target, "output_dir": folder}, tmp_path)
     assert done.status == [0], done.err
@@ -305,7 +278,7 @@ def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, re
     config = json.loads(files["distill_config.json"])
     assert config["experts"]["source"] == f"{hub.namespace}/experts"
     assert config["experts"]["revision"] == experts_commit
-    assert config["source"]["revision"] == hub.head("dataset", digits)
+    assert config["source"]["revision"] == hub.head("dataset", digits_repo)
     assert config["release"] == {"repo_id": repo, "tag": "v0.1"}
     assert set(files) == {name.format(config["data_id"]) for name in PUBLISHED}
     saved = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}

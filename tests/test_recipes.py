@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_distill.config import parse_args
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 PRESETS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 LAUNCH = re.compile(

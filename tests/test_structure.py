@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
+
 PACKAGE = ROOT / "hf_distill"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 HEAVY = {"torch", "torchvision", "accelerate", "timm", "peft", "open_clip"}
@@ -128,3 +129,18 @@ def test_the_package_raises_for_users_and_catches_by_name(path):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
             assert caught not in ("everything", "Exception", "BaseException"), f"line {node.lineno}"
+
+
+def test_no_test_module_is_imported_by_another_file():
+    tests = ROOT / "tests"
+    modules = {path.stem for path in tests.rglob("*.py") if path.name.startswith(("test_", "conftest"))}
+    for path in tests.rglob("*.py"):
+        for node in at_runtime(ast.parse(path.read_text())):
+            source = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            parts = {part for name in [source, *(alias.name for alias in node.names)] for part in name.split(".")}
+            assert not parts & modules, f"{path}, line {node.lineno}: what tests share stands in tests/helpers/"
+
+
+def test_tests_lie_in_the_rooms_of_what_they_test():
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    assert folders <= {".", "helpers", *ROOMS}

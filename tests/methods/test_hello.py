@@ -8,11 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DIES_AT_THIRD_STATE
 from PIL import Image
 from safetensors.torch import load_file
-from test_projector import save_clip
-from test_rded import NAMES, made, random_teacher, real
 
 from hf_distill.config import parse_args
 from hf_distill.data.images import RealImages
@@ -31,6 +28,9 @@ from hf_distill.rng import generator
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.small_clip import find_prior
 from hf_distill.training.teachers import find_teachers
+from tests.helpers.clips import save_clip
+from tests.helpers.pets import NAMES, made, random_teacher, real
+from tests.helpers.recipes import DIES_AT_THIRD_STATE
 
 TINY = {"projector_epochs": 1, "batch_projector": 16, "prompts": "simple", "lora_r": 2, "num_crops": 2}
 

@@ -3,44 +3,24 @@
 import itertools
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hf_distill.data.images import RealImages
-from hf_distill.data.pixels import Pixels
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import RDED, RDEDConfig
 from hf_distill.methods.patches import choose, edges, shrinking, take_crops
-from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-
-NAMES = ["cat", "dog", "owl"]
+from tests.helpers.pets import NAMES, made, random_teacher, real
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed, "noise"))
-
-
-def real(images: torch.Tensor, labels: list[int], preprocessing: Preprocessing | None = None) -> RealImages:
-    channels, *size = images.shape[1:]
-    column = pa.chunked_array([pa.array([image.numpy().tobytes() for image in images], pa.binary())])
-    known = preprocessing or Preprocessing(channels, tuple(size), (0.4,) * channels, (0.3,) * channels)
-    pixels = Pixels(column, tuple(images.shape[1:]), False)
-    provenance = {"name": "org/pets", "config": None, "split": "train", "revision": "0" * 40}
-    return RealImages(pixels, torch.arange(len(images)), torch.tensor(labels), NAMES, known, provenance)
-
-
-def random_teacher(train: RealImages, names: list[str] = NAMES) -> Teacher:
-    channels, height, width = train.shape
-    kwargs = {"width": 8, "norm": "batch"}
-    spec = StudentSpec("convnet_d1", len(names), channels, (height, width), kwargs)
-    return Teacher(spec.build(0), spec, names, train.preprocessing)
 
 
 class Likes(nn.Module):
@@ -62,10 +42,6 @@ def liking(train: RealImages, measure) -> Teacher:
 def rded(folder: Path, train: RealImages, teacher: Teacher | None = None, **flags) -> RDED:
     config = RDEDConfig(output_dir=str(folder), disable_tqdm=True, **flags)
     return RDED(config, train, teachers=[teacher or random_teacher(train)])
-
-
-def made(method: RDED, label: int) -> torch.Tensor:
-    return method.make(method.blocks()[label], lambda *_: None)
 
 
 def plain_crop(image: torch.Tensor, box: list[int], size: tuple[int, int]) -> torch.Tensor:

@@ -32,7 +32,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
-from hub_cards import check_card
+
+from tests.helpers.hub_cards import check_card
 
 MB = 2**20
 LFS_SUFFIXES = (

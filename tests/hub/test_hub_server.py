@@ -8,9 +8,6 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import LoopbackHub
-from hub_cards import LICENSES, check_card
-from hub_server import GITATTRIBUTES, Hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -19,6 +16,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from tests.helpers.hub_cards import LICENSES, check_card
+from tests.helpers.hub_server import GITATTRIBUTES, Hub
+from tests.helpers.loopback import LoopbackHub
 
 try:
     import httpx2 as httpx

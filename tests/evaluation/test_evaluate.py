@@ -38,8 +38,9 @@ from hf_distill.evaluation.students import train_along, train_student, train_stu
 from hf_distill.hub.results import EvalReport
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.rng import derive_seed, generator
+from tests.helpers import ROOT
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "evaluate.py"
+RECIPE = ROOT / "recipes" / "evaluate.py"
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 RESNET = StudentSpec("test_resnet", 10, 1, (8, 8), {"drop_rate": 0.3})
 TINY = EvalProtocol("tiny", epochs=6, full_data_epochs=2, lrs=(0.1, 0.02))

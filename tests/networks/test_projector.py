@@ -13,7 +13,6 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_hub import check_golden
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,60 +21,11 @@ from hf_distill.hub.files import load_json, save_json
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.projector import LabelProjector, Lora, ZeroShot
 from hf_distill.rng import generator
+from tests.helpers.clips import MEAN, PROJECTOR_CONFIG, STD, TOWERS, awake, clip, learn, save_clip
+from tests.helpers.goldens import check_golden
 
 NAMES = ["cat", "Hund", "犬", "a/b | c"]
 PROMPTS = ["a photo of a {}.", "a drawing of the {}."]
-MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-TOWERS = {
-    "conv": {"layers": [1, 1, 1, 1], "width": 8},
-    "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-}
-CONFIG = {
-    "source": {
-        "name": "org/pets",
-        "split": "train",
-        "revision": "0123456789abcdef0123456789abcdef01234567",
-        "license": "cc-by-nc-4.0",
-        "gated": "auto",
-        "homepage": "https://huggingface.co/datasets/org/pets",
-        "num_images": 7000,
-    },
-    "results": {"zero_shot_accuracy": 0.4, "test_accuracy": 0.715, "agreement": 0.803, "kl": 0.1234567},
-    "training": {"projector_epochs": 10, "lr_projector": 0.001, "seed": 7, "teachers": None},
-    "versions": {"hf_distill": "0.0.0", "torch": "9.9"},
-    "device": "cpu",
-}
-
-
-def clip(kind: str) -> open_clip.CLIP:
-    """A small CLIP of open_clip's with random weights, none of which makes a layer idle."""
-    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = open_clip.CLIP(24, {"image_size": 32, **TOWERS[kind]}, text).eval().requires_grad_(False)
-    return awake(model)
-
-
-def awake(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm statistics and weights of its own: those that close a block start at zero."""
-    draw = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.weight, 0.5), (module.running_mean, -0.5), (module.running_var, 0.5)):
-                tensor.data.copy_(low + torch.rand(len(tensor), generator=draw))
-    return model
-
-
-def save_clip(kind: str, folder: Path, change: float = 0) -> Path:
-    """The files of that CLIP, as open_clip's repositories have them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    tower = {"embed_dim": 24, "vision_cfg": {"image_size": 32, **TOWERS[kind]}, "text_cfg": text}
-    save_json(folder / "open_clip_config.json", {"model_cfg": tower, "preprocess_cfg": {"mean": MEAN, "std": STD}})
-    tensors = {name: tensor + change for name, tensor in clip(kind).state_dict().items() if tensor.is_floating_point()}
-    others = {name: tensor for name, tensor in clip(kind).state_dict().items() if not tensor.is_floating_point()}
-    save_file({**tensors, **others}, folder / "open_clip_model.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +40,6 @@ def own(prior: Prior) -> Preprocessing:
 
 def make(prior: Prior, preprocessing: Preprocessing | None = None, *, lora=Lora(r=4), config=None) -> LabelProjector:
     return LabelProjector(prior, NAMES, preprocessing or own(prior), templates=PROMPTS, lora=lora, config=config)
-
-
-def learn(projector: LabelProjector, size: float = 0.05) -> LabelProjector:
-    """Give LoRA values, as training does."""
-    draw = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in projector.parameters_to_train():
-            parameter.add_(size * torch.randn(parameter.shape, generator=draw))
-            parameter.requires_grad_(False)
-    projector.round_parameters()
-    return projector
 
 
 def images(n: int = 3, channels: int = 3, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
@@ -431,7 +370,7 @@ def test_a_saved_projector_says_the_same_in_another_process_that_is_offline_and_
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_saved_projector_says_the_same_again_and_in_plain_peft(priors, kind, tmp_path):
     gray = Preprocessing(1, (8, 8), (0.3,), (0.2,))
-    projector, x = learn(make(priors[kind], gray, config=CONFIG)), images(3, 1, (8, 8))
+    projector, x = learn(make(priors[kind], gray, config=PROJECTOR_CONFIG)), images(3, 1, (8, 8))
     folder = projector.save_pretrained(tmp_path / "projector")
     prior = Prior.from_pretrained(folder / "base")
     tensors = load_file(folder / "text_head.safetensors")
@@ -614,7 +553,7 @@ def test_a_projector_comes_from_its_repository_and_its_prior_from_that_of_the_pr
     hub.put("model", f"{space}/clip", files)
     commit = hub.head("model", f"{space}/clip")
     prior = Prior.from_pretrained(f"{space}/clip", token=hub.token)
-    projector = learn(make(prior, config=CONFIG))
+    projector = learn(make(prior, config=PROJECTOR_CONFIG))
     info = projector.push_to_hub(f"{space}/projector", tag="v1.0.0", token=hub.token)
     hub.put("model", f"{space}/clip", {"open_clip_model.safetensors": b"something else"})  # the prior moved on
     make(prior).push_to_hub(f"{space}/projector", token=hub.token)
@@ -646,7 +585,7 @@ def test_a_projector_comes_from_its_repository_and_its_prior_from_that_of_the_pr
 def test_the_card_is_kept_as_a_golden(hub, tmp_path):
     files = {path.name: path.read_bytes() for path in save_clip("vit", tmp_path / "clip").iterdir()}
     hub.put("model", "org/clip", files)
-    projector = make(Prior.from_pretrained("org/clip", token=hub.token), config=CONFIG)
+    projector = make(Prior.from_pretrained("org/clip", token=hub.token), config=PROJECTOR_CONFIG)
     projector.push_to_hub("org/pets-projector", tag="v1.0.0", token=hub.token)  # which the Hub refuses if invalid
     published = hub.files("model", "org/pets-projector")
     card = published["README.md"].decode()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from test_projector import save_clip
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -26,6 +25,7 @@ from hf_distill.networks.priors import Prior
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from hf_distill.training.projectors import ProjectorConfig, train_projector
+from tests.helpers.clips import save_clip
 
 SPEC = StudentSpec("convnet_d2", 10, 1, (8, 8), {"width": 6, "norm": "batch"})
 PROTOCOL = CropProtocol("tiny", epochs=2, full_data_epochs=1, batch_size=8)

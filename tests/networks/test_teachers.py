@@ -12,11 +12,9 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import DIES_AT_THIRD_STATE
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
-from test_hub import check_golden
 from timm.models import save_for_hf
 from torch import nn
 
@@ -37,6 +35,8 @@ from hf_distill.training.teachers import (
     teacher_folder,
     train_teacher,
 )
+from tests.helpers.goldens import check_golden
+from tests.helpers.recipes import DIES_AT_THIRD_STATE
 
 NAMES = ["cat", "Hund", "犬", "a/b | c"]
 SOURCE = {

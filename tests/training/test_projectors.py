@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import log_softmax, rel_entr, softmax
-from test_projector import save_clip
 from torch import Tensor
 from torch.func import functional_call
 
@@ -31,6 +30,7 @@ from hf_distill.rng import derive_seed, generator
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.projectors import ProjectorConfig, ProjectorStep, fidelity, train_projector
 from hf_distill.training.small_clip import PriorArguments, find_prior, small_clip_folder, train_small_clip
+from tests.helpers.clips import save_clip
 
 VIEWS = Views(scale=(0.5, 1.0), flip=0.0)
 LORA = Lora(r=2, alpha=4, head_r=3)

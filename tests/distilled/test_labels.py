@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from test_projector import learn, save_clip
 
 from hf_distill.augmentation.views import Views
 from hf_distill.data.preprocessing import Preprocessing
@@ -25,6 +24,7 @@ from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.projector import LabelProjector, Lora
 from hf_distill.networks.teachers import Teacher
+from tests.helpers.clips import learn, save_clip
 
 SPEC = StudentSpec("convnet_d2", 5, 1, (8, 8), {"width": 8})
 

@@ -16,8 +16,8 @@ from hf_distill.hub.cards import Paper, human_bytes, image_grid, render_card, so
 from hf_distill.hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from hf_distill.hub.folder import Home, HubFolder
 from hf_distill.hub.results import SETS, EvalReport, EvalRow
-
-ROOT = Path(hf_distill.__file__).parents[1]
+from tests.helpers import ROOT
+from tests.helpers.goldens import check_golden
 
 
 class Note(HubFolder):
@@ -107,16 +107,6 @@ def test_an_experts_card_says_what_it_was_given_and_no_more():
         **source_context(source),
     )
     check_golden("experts.md", card)
-
-
-def check_golden(name: str, text: str) -> None:
-    """Compare with tests/goldens/<name>; to renew one, delete it and run the test once."""
-    path = Path(__file__).parent / "goldens" / name
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        pytest.fail(f"{path} was written; read it, then run again")
-    assert text == path.read_text(encoding="utf-8")
 
 
 # Results

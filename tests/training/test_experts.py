@@ -27,8 +27,8 @@ from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
 from hf_distill.training import experts as experts_module
 from hf_distill.training.experts import DeviceImages, ExpertConfig, ExpertTrainer, augment_group, train_experts
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 6
 FLAGS = {
     "student": "convnet_d2",

@@ -30,8 +30,8 @@ from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE, CLASSES, COUNT, EPOCHS = (12, 14), 6, 150, 5
 NAMES = [f"class {number}" for number in range(CLASSES)]
 SPEC = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 8, "norm": "batch"})
@@ -250,8 +250,7 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-sys.path.insert(0, sys.argv[2])
-import test_epoch_labels as shared
+from tests.distilled import test_epoch_labels as shared
 from accelerate import Accelerator
 
 class Slow(shared.NetworkLabels):
@@ -296,7 +295,7 @@ def test_two_processes_and_a_run_that_was_killed_leave_the_bytes_of_one(tmp_path
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, tmp_path, ROOT / "tests"],
+        [sys.executable, "-c", SCRIPT, tmp_path],
         env=environment,
         capture_output=True,
         text=True,

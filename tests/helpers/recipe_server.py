@@ -1,6 +1,6 @@
 """Runs recipes in processes of their own, after importing once what they share.
 
-Started by `conftest.py`. Reads one job per line from stdin (JSON), forks as many ranks as it asks for, and answers with
+Started by `Recipes`. Reads one job per line from stdin (JSON), forks as many ranks as it asks for, and answers with
 one line: the exit status of each rank, the output of the first one, and the errors of all.
 """
 
