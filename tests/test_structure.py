@@ -94,8 +94,8 @@ def test_imports_between_rooms_point_down_only():
 
 
 def test_the_top_of_the_package_holds_rooms_and_the_ground_they_stand_on():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "_version", "config", "rng"}
-    for name in ("config", "rng", "_version"):
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "_version", "config", "rng", "shipped"}
+    for name in ("config", "rng", "shipped", "_version"):
         assert not IMPORTS[name], f"{name} is the ground and imports nothing of ours"
 
 
