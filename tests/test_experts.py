@@ -286,7 +286,7 @@ def test_the_recipe_trains_experts_and_says_how_to_load_them(trained, tmp_path, 
     last = capsys.readouterr().out.splitlines()[-1]
     assert f'ExpertTrajectories.from_pretrained("{tmp_path}")' in last
     monkeypatch.setattr(sys, "argv", ["experts.py", *words, "--lr_teacher", "1.0"])
-    with pytest.raises(SystemExit, match=r"error: .* was trained with lr_teacher 0\.02, and this run has 1\.0"):
+    with pytest.raises(SystemExit, match=r"error: .* is of another run: its lr_teacher is 0\.02 and here it is 1\.0;"):
         runpy.run_path(str(ROOT / "recipes" / "experts.py"), run_name="__main__")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(sys, "argv", ["experts.py", *words, "--output_dir", str(tmp_path / "file" / "experts")])

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import shutil
-import textwrap
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 from ..distilled.distilled_set import DistilledSet
 from ..hub.files import load_json, save_json
 from ..runs.checkpoints import BLOCKS
+from ..runs.folder import check_same_run
 from ..runs.processes import on_main
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
@@ -167,13 +167,7 @@ class BlockDistiller(Method):
                 was = load_json(index)
             except ValueError as error:
                 raise ValueError(f"{error}; or remove {self.folder}, and the run begins anew") from error
-            changed = next((key for key in (*run, *was) if run.get(key) != was.get(key)), None)
-            if changed is not None:
-                before, now = (textwrap.shorten(str(it.get(changed)), 100) for it in (was, run))
-                raise ValueError(
-                    f"{self.folder} is of another run: its {changed} is {before} and here it is {now}; resume with the "
-                    "flags of the first run, or use another --output_dir"
-                )
+            check_same_run(self.folder, was, run)
             if self._images.exists():
                 return
         shutil.rmtree(self.folder, ignore_errors=True)

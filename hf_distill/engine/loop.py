@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import textwrap
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,14 @@ from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import StoredLabels
 from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
-from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from ..runs.checkpoints import (
+    find_checkpoint,
+    load_checkpoint,
+    pack_optimizers,
+    save_checkpoint,
+    unpack_optimizers,
+)
+from ..runs.folder import check_same_run
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
 logger = logging.getLogger(__name__)
@@ -237,8 +243,7 @@ class Distiller(Method):
         """Write `checkpoint-<step>`; all processes come here, the main one writes."""
         if self.accelerator.is_main_process:
             tensors = {f"set.{name}": parameter.detach() for name, parameter in self.distilled.named_parameters()}
-            for index, state in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+            tensors |= pack_optimizers([self.optimizer])
             tensors |= {f"best.{name}": value for name, value in self.best.tensors.items()}
             state = {
                 "step": step,
@@ -281,11 +286,7 @@ class Distiller(Method):
             part, name = key.split(".", 1)
             parts[part][name] = value
         self._restore(parts["set"])
-        optimizer = {**self.optimizer.state_dict(), "state": {}}
-        for key, value in parts["optimizer"].items():
-            index, name = key.split(".", 1)
-            optimizer["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(optimizer)
+        unpack_optimizers([self.optimizer], tensors)
         self.best = _Best(state["best_step"], state["best_accuracy"], parts["best"])
         logger.info("going on from %s", folder)
         return state["step"]
@@ -300,13 +301,7 @@ class Distiller(Method):
                     f"{folder} holds {found} for {name} and this run has {tuple(parameter.shape)}; expected a "
                     "checkpoint of the same dataset, resolution and --ipc: use another --output_dir for another run"
                 )
-        for key, value in self._identity().items():
-            if state["identity"].get(key) != value:
-                was, now = (textwrap.shorten(str(it), 100) for it in (state["identity"].get(key), value))
-                raise ValueError(
-                    f"{folder} is of another run: its {key} is {was} and here it is {now}; resume with the flags of "
-                    "the first run, or use another --output_dir"
-                )
+        check_same_run(folder, state["identity"], self._identity(), may_say_more=True)
         before, now = state["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
         changed = [
             f"{name} {before.get(name)} -> {value}"
