@@ -1,7 +1,6 @@
 """`Method`: what every method is, whatever makes its images: a paper, a config, real images, and its evaluation."""
 
 import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from ..evaluation.evaluate import PROTOCOLS, evaluate_distilled
 from ..hub.cards import Paper
 from ..hub.files import package_versions
 from ..hub.results import EvalReport
+from ..runs.folder import describe_images
 
 __all__ = ["FREE_TO_CHANGE", "SOURCE", "DistillationDiverged", "Method"]
 
@@ -86,12 +86,12 @@ class Method(ABC):
 
     def _data_identity(self) -> dict[str, Any]:
         """What says that a continued run reads the images that it began with, as JSON types."""
-        train = self.train
+        images = describe_images(self.train)
         return {
-            "dataset": {key: train.provenance.get(key) for key in SOURCE},
-            "classes": train.class_names,
-            "images": [len(train), hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()[:16]],
-            "preprocessing": train.preprocessing.fingerprint(),
+            "dataset": {key: self.train.provenance.get(key) for key in SOURCE},
+            "classes": images["class_names"],
+            "images": [images["num_images"], images["labels_sha256"]],
+            "preprocessing": self.train.preprocessing.fingerprint(),
         }
 
     def evaluate(self, test: RealImages) -> EvalReport:
