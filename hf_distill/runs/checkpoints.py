@@ -8,12 +8,14 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..hub.files import load_json, save_json
 
@@ -27,8 +29,8 @@ BLOCKS = "blocks"  # folder of methods that make images block by block
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
-    found = [path for path in directory.glob("checkpoint-*") if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    checkpoints = [path for path in directory.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]))
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any], limit: int | None) -> Path:
@@ -58,9 +60,9 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
         os.replace(final, replaced)
     os.replace(aside, final)
     shutil.rmtree(replaced, ignore_errors=True)
-    found = list_checkpoints(directory)
-    own = found[: found.index(final) + 1]
-    for later in found[len(own) :]:
+    checkpoints = list_checkpoints(directory)
+    own = checkpoints[: checkpoints.index(final) + 1]
+    for later in checkpoints[len(own) :]:
         logger.warning("removing %s: this run went on from an earlier checkpoint", later)
         remove(later)
     if limit is not None:
@@ -76,18 +78,20 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(aside)
 
 
-def find_checkpoint(directory: Path, wanted: str) -> Path | None:
+def find_checkpoint(directory: Path, resume_from: str) -> Path | None:
     """The folder that `--resume_from_checkpoint` means; None for `latest` where there is none yet.
 
     Raises:
         ValueError: There is no such folder.
     """
-    if wanted == "latest":
-        found = list_checkpoints(directory)
-        return found[-1] if found else None
-    if not Path(wanted).is_dir():
-        raise ValueError(f"--resume_from_checkpoint {wanted} is no folder; expected `latest` or a checkpoint folder")
-    return Path(wanted)
+    if resume_from == "latest":
+        checkpoints = list_checkpoints(directory)
+        return checkpoints[-1] if checkpoints else None
+    if not Path(resume_from).is_dir():
+        raise ValueError(
+            f"--resume_from_checkpoint {resume_from} is no folder; expected `latest` or a checkpoint folder"
+        )
+    return Path(resume_from)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,3 +104,49 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(folder / TENSORS_FILE), load_json(folder / STATE_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is no whole checkpoint ({error}); resume from another one") from error
+
+
+def pack_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """The state tensors of `optimizers` as `optimizer.<index>.<name>`, for a checkpoint.
+
+    The index counts the parameters of all optimizers, in order: two optimizers of one group each have the keys that one
+    optimizer of these two groups has.
+    """
+    tensors = {}
+    for first, optimizer in _with_first_index(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{first + index}.{name}"] = value
+    return tensors
+
+
+def unpack_optimizers(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Give `optimizers` the state that `pack_optimizers` packed; learning rates and other settings stay as they are.
+
+    Args:
+        optimizers: Over the same parameters in the same order, however these are shared out.
+        tensors: Of a checkpoint; keys of anything else are passed over.
+    """
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, *rest = key.split(".", 2)
+        if part == "optimizer":
+            index, name = rest
+            states.setdefault(int(index), {})[name] = value
+    for first, optimizer in _with_first_index(optimizers):
+        own = range(_num_parameters(optimizer))
+        state = {index: states[first + index] for index in own if first + index in states}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _with_first_index(optimizers: Sequence[Optimizer]) -> Iterator[tuple[int, Optimizer]]:
+    """Each optimizer after how many parameters the ones before it have."""
+    first = 0
+    for optimizer in optimizers:
+        yield first, optimizer
+        first += _num_parameters(optimizer)
+
+
+def _num_parameters(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)

@@ -1,37 +1,123 @@
-"""The folder of a run: what it may hold, and where a run in it begins."""
+"""The folder of a run: what it may hold, whose run it is, and where a run in it begins."""
 
+import hashlib
 import logging
 import os
 import shutil
-import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..config import DistillConfig
+from ..data.images import RealImages
 from ..hub.files import load_json, someone_elses
 from .checkpoints import ARTIFACT_FILE, BLOCKS, STATE_FILE, find_checkpoint, list_checkpoints, remove
 
 logger = logging.getLogger(__name__)
+
+DIFFERENCES_SHOWN = 3
+LONGEST_VALUE = 80  # characters of a value in a message
+
+# The identity of a run
+
+
+def describe_images(real: RealImages) -> dict[str, Any]:
+    """Everything about the images that decides what is learned from them, as JSON types; whoever has the images again
+    has the same, wherever they lie."""
+    return {
+        "class_names": list(real.class_names),
+        "preprocessing": real.preprocessing.to_config(),
+        "num_images": len(real),
+        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
+        "revision": real.revision,
+    }
+
+
+def differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each place where two JSON values differ, as its path (`training.seed`, `class_names[3]`) and both values there.
+
+    A key that is absent counts as None. Of two lists only the first entry that differs is looked at.
+    """
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*now, *was)):
+            yield from differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(was, list) and isinstance(now, list):
+        for index, (before, here) in enumerate(zip(was, now, strict=False)):
+            inside = list(differences(before, here, f"{path}[{index}]"))
+            if inside:
+                yield from inside
+                return
+        if len(was) != len(now):
+            yield f"number of {path}", len(was), len(now)
+    elif was != now:
+        yield path, was, now
+
+
+def check_same_run(where: Path, was: Any, now: dict[str, Any], *, may_say_more: bool = False) -> None:
+    """Raise unless what a folder or file says of its run is what this run says of itself.
+
+    Args:
+        where: The folder or file, for the message.
+        was: What it says, as read from JSON; anything but an object says nothing.
+        now: The identity of this run, as JSON types.
+        may_say_more: Keys of `was` that `now` does not have do not count.
+
+    Raises:
+        ValueError: They differ; the message shows the first of the differences, with both values.
+    """
+    was = was if isinstance(was, dict) else {}
+    if may_say_more:
+        was = {key: value for key, value in was.items() if key in now}
+    changed = list(differences(was, now))
+    if not changed:
+        return
+    shown = [
+        f"its {path} is {before} and here it is {here}"
+        for path, before, here in ((path, *_shortened(str(a), str(b))) for path, a, b in changed[:DIFFERENCES_SHOWN])
+    ]
+    if len(changed) > DIFFERENCES_SHOWN:
+        shown.append(f"and {len(changed) - DIFFERENCES_SHOWN} more differ")
+    raise ValueError(
+        f"{where} is of another run: {', '.join(shown)}; use the settings of that run, or another folder (--output_dir)"
+    )
+
+
+def _shortened(before: str, here: str) -> tuple[str, str]:
+    """Two unequal texts in one line each, cut to the part where they first differ."""
+    before, here = " ".join(before.split()), " ".join(here.split())
+    if max(len(before), len(here)) <= LONGEST_VALUE:
+        return before, here
+    shorter = min(len(before), len(here))
+    same = next((index for index in range(shorter) if before[index] != here[index]), shorter)
+    start = max(0, same - LONGEST_VALUE // 2)
+
+    def part(text: str) -> str:
+        end = start + LONGEST_VALUE
+        return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
+
+    return part(before), part(here)
+
+
+# Where a run begins
 
 
 def where_to_start(
     folder: Path,
     index: str,
     training: dict[str, Any],
-    held: Callable[[dict[str, Any]], dict[str, Any]],
+    recorded: Callable[[dict[str, Any]], dict[str, Any]],
     *,
     what: str,
     resume: str | None,
     overwrite: bool,
 ) -> str:
-    """Where a training begins whose result goes into `folder`, which is made. One process calls it.
+    """The place where a training begins whose result goes into `folder`, which is made. One process calls it.
 
     Args:
         folder: Of the result and its checkpoints.
         index: The file by which a finished result is known.
         training: Everything that decides the result, as JSON types; what is there may say more.
-        held: What the index of a finished result says of its training.
+        recorded: Takes the index of a finished result, gives what it says of its training.
         what: The result, for messages.
         resume: `latest`, a checkpoint folder, or None.
         overwrite: Replace what is there.
@@ -62,29 +148,17 @@ def where_to_start(
         ) from error
     if resume is None:
         return ""
-    was = held(load_json(folder / index)) if finished else {}
-    if resume == "latest" and all(was.get(name) == value for name, value in training.items()):
+    was = recorded(load_json(folder / index)) if finished else {}
+    if resume == "latest" and not any(differences({name: was.get(name) for name in training}, training)):
         return index
-    found = find_checkpoint(folder, resume)
-    if found is None:
+    checkpoint = find_checkpoint(folder, resume)
+    if checkpoint is None:
         if finished:
-            _check_same(folder, was, training)
+            check_same_run(folder, was, training, may_say_more=True)
         logger.info("%s holds no checkpoint yet; starting from the beginning", folder)
         return ""
-    _check_same(found, load_json(found / STATE_FILE).get("training"), training)
-    return str(found)
-
-
-def _check_same(where: Path, was: Any, now: dict[str, Any]) -> None:
-    """Raise unless a result was trained with the settings of this run."""
-    for name, value in now.items():
-        held = was.get(name) if isinstance(was, dict) else None
-        if held != value:
-            before, here = (textwrap.shorten(str(it), 100) for it in (held, value))
-            raise ValueError(
-                f"{where} is of another run: its {name} is {before} and here it is {here}; use the flags of that run, "
-                "or another --output_dir"
-            )
+    check_same_run(checkpoint, load_json(checkpoint / STATE_FILE).get("training"), training, may_say_more=True)
+    return str(checkpoint)
 
 
 def prepare_output_dir(config: DistillConfig, name: str) -> Path:

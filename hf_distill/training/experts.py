@@ -54,6 +54,7 @@ from ..networks.trajectories import (
     lengthened,
 )
 from ..rng import derive_seed, generator
+from ..runs.folder import check_same_run, describe_images
 
 __all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts"]
 
@@ -373,12 +374,7 @@ class _Folder:
         """
         held = {path: TensorFile(path).metadata for path in self.held()}
         for path, metadata in [*held.items(), *([(self.run, load_json(self.run))] if self.run.exists() else [])]:
-            if metadata.get("training") != self.training:
-                what, was, now = _difference(metadata.get("training"), self.training)
-                raise ValueError(
-                    f"{path} was trained with {what} {was}, and this run has {now}; "
-                    "give another folder, or the settings of the first run"
-                )
+            check_same_run(path, metadata.get("training"), self.training)
         return max(epochs, min((len(metadata["loss"]) for metadata in held.values()), default=epochs))
 
     def epochs_stored(self, expert: int) -> int:
@@ -413,19 +409,6 @@ class _Folder:
             ) from error
 
 
-def _difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any]:
-    """Where two unequal JSON values first differ: the path to it, and both values there."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
-        return _difference(was.get(key), now.get(key), f"{name} {key}".strip())
-    if isinstance(was, list) and isinstance(now, list):
-        if len(was) != len(now):
-            return f"{name} (how many)", len(was), len(now)
-        index = next(index for index, pair in enumerate(zip(was, now, strict=True)) if pair[0] != pair[1])
-        return _difference(was[index], now[index], f"{name} [{index}]")
-    return name, was, now
-
-
 def _describe(
     real: RealImages, spec: StudentSpec, config: ExpertConfig, seed: int, accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -433,11 +416,7 @@ def _describe(
     hyperparameters = ("lr_teacher", "mom_teacher", "l2_teacher", "batch_train", "dsa_strategy", "expert_format")
     return {
         "student": spec.to_dict(),
-        "class_names": list(real.class_names),
-        "preprocessing": real.preprocessing.to_config(),
-        "num_images": len(real),
-        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
-        "revision": real.revision,
+        **describe_images(real),
         "seed": seed,
         **{name: getattr(config, name) for name in hyperparameters},
         "mixed_precision": str(accelerator.mixed_precision),

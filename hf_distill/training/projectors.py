@@ -44,8 +44,8 @@ from ..networks.priors import Prior
 from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..runs.checkpoints import load_checkpoint, save_checkpoint
-from ..runs.folder import where_to_start
+from ..runs.checkpoints import load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
+from ..runs.folder import describe_images, where_to_start
 from ..runs.processes import on_main
 
 __all__ = ["ProjectorConfig", "ProjectorStep", "fidelity", "train_projector"]
@@ -173,11 +173,7 @@ def describe(
     described = {
         "prior": prior.sha256,
         "teachers": [teacher.digest for teacher in teachers],
-        "class_names": list(real.class_names),
-        "preprocessing": real.preprocessing.to_config(),
-        "num_images": len(real),
-        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
-        "revision": real.revision,
+        **describe_images(real),
         "views": views.to_config(),
         "seed": seed,
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(ProjectorConfig)},
@@ -543,10 +539,7 @@ class _Run:
 
     def _save(self) -> str:
         tensors = {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.step.parameters)}
-        for index, state in self.step.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{index}.{name}": value for name, value in state.items() if isinstance(value, Tensor)
-            }
+        tensors |= pack_optimizers([self.step.optimizer])
         step = len(self.losses)
         state = {"step": step, "training": self.training, "losses": self.losses, "agreements": self.agreements}
         return str(save_checkpoint(self.folder, tensors, state, limit=1))
@@ -554,13 +547,9 @@ class _Run:
     def resume(self, checkpoint: Path) -> None:
         """Take up the state that a checkpoint of this very training holds."""
         tensors, state = load_checkpoint(checkpoint)
-        moments: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
             for index, parameter in enumerate(self.step.parameters):
-                parameter.copy_(tensors.pop(f"model.{index}"))
-        for key, value in tensors.items():
-            _, index, name = key.split(".", 2)
-            moments.setdefault(int(index), {})[name] = value
-        self.step.optimizer.load_state_dict({**self.step.optimizer.state_dict(), "state": moments})
+                parameter.copy_(tensors[f"model.{index}"])
+        unpack_optimizers([self.step.optimizer], tensors)
         self.losses, self.agreements = state["losses"], state["agreements"]
         logger.info("going on from %s", checkpoint)

@@ -27,6 +27,7 @@ from ..data.images import RealImages
 from ..hub.files import atomic_write, load_json, save_json
 from ..networks.priors import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, Prior, prompt_templates
 from ..rng import derive_seed, generator
+from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import on_main
 
 __all__ = ["PriorArguments", "find_prior", "small_clip_folder", "train_small_clip"]
@@ -61,11 +62,12 @@ class PriorArguments:
 
 def describe(real: RealImages, config: PriorArguments, seed: int) -> dict[str, Any]:
     """Everything that decides what the model becomes, as JSON types."""
+    images = describe_images(real)
     return {
-        "class_names": list(real.class_names),
-        "images": [len(real), *real.shape],
-        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
-        "revision": real.revision,
+        "class_names": images["class_names"],
+        "images": [len(real), *real.shape],  # and not their preprocessing: it is shown bytes, and its own comes after
+        "labels_sha256": images["labels_sha256"],
+        "revision": images["revision"],
         "seed": seed,
         "prior_epochs": config.prior_epochs,
         "prior_lr": config.prior_lr,
@@ -125,8 +127,7 @@ def train_small_clip(
 
     def make() -> None:
         if (folder / OPEN_CLIP_CONFIG).is_file():
-            if load_json(folder / OPEN_CLIP_CONFIG).get("training") != training:
-                raise ValueError(f"{folder} holds a CLIP model of other images or settings; give another folder")
+            check_same_run(folder, load_json(folder / OPEN_CLIP_CONFIG).get("training"), training)
             return
         if folder.exists():
             raise ValueError(f"{folder} holds something else than a CLIP model; give another folder")

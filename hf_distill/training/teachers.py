@@ -34,8 +34,8 @@ from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 from ..networks.compiling import refuse_fp16
 from ..networks.teachers import INDEX, Teacher, classifiers
 from ..rng import derive_seed, generator
-from ..runs.checkpoints import load_checkpoint, save_checkpoint
-from ..runs.folder import where_to_start
+from ..runs.checkpoints import load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
+from ..runs.folder import describe_images, where_to_start
 from ..runs.processes import on_main
 
 logger = logging.getLogger(__name__)
@@ -338,11 +338,7 @@ def describe(
     """
     described = {
         "student": config.student_spec(real).to_dict(),
-        "class_names": list(real.class_names),
-        "preprocessing": real.preprocessing.to_config(),
-        "num_images": len(real),
-        "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
-        "revision": real.revision,
+        **describe_images(real),
         "seed": seed,
         **{name: value for name, value in vars(config).items() if not name.startswith("student")},
         "mixed_precision": str(accelerator.mixed_precision),
@@ -616,26 +612,16 @@ class _Run:
 
     def _save(self) -> str:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{index}.{name}": value for name, value in state.items() if isinstance(value, Tensor)
-            }
+        tensors |= pack_optimizers([self.optimizer])
         state = {"step": self.epoch, "training": self.training, "losses": self.losses, "accuracies": self.accuracies}
         return str(save_checkpoint(self.folder, tensors, state, limit=1))
 
     def resume(self, checkpoint: Path) -> None:
         """Take up the state that a checkpoint of this very training holds."""
         tensors, state = load_checkpoint(checkpoint)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-        for key, value in tensors.items():
-            part, name = key.split(".", 1)
-            parts[part][name] = value
-        self.model.load_state_dict(parts["model"])
-        optimizer = {**self.optimizer.state_dict(), "state": {}}
-        for key, value in parts["optimizer"].items():
-            index, name = key.split(".", 1)
-            optimizer["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(optimizer)
+        model = {key: value for key, value in tensors.items() if key.startswith("model.")}
+        self.model.load_state_dict({key.removeprefix("model."): value for key, value in model.items()})
+        unpack_optimizers([self.optimizer], tensors)
         self.losses, self.accuracies = state["losses"], state["accuracies"]
         self.training = state["training"]  # which also says what it started from
         logger.info("going on from %s", checkpoint)

@@ -444,7 +444,7 @@ def test_a_small_clip_is_a_function_of_its_settings_and_is_trained_once(small, t
     again = train_small_clip(train, folder, PriorArguments(prior_epochs=6), seed=0, **options)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert again.sha256 == prior.sha256
-    with pytest.raises(ValueError, match="of other images or settings; give another folder"):
+    with pytest.raises(ValueError, match="is of another run: its seed is 0 and here it is 1; use"):
         train_small_clip(train, folder, PriorArguments(prior_epochs=6), seed=1, **options)
     some = train.subset(range(100))
     state = torch.get_rng_state()

@@ -15,9 +15,11 @@ from hf_distill.runs.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    pack_optimizers,
     save_checkpoint,
+    unpack_optimizers,
 )
-from hf_distill.runs.folder import prepare_output_dir
+from hf_distill.runs.folder import check_same_run, prepare_output_dir
 
 
 def save(folder: Path, step: int, limit: int | None = None, value: float = 0.5) -> Path:
@@ -113,6 +115,103 @@ def test_a_damaged_checkpoint_is_one_line_that_names_it(tmp_path, damage):
     with pytest.raises(ValueError, match=r"checkpoint-3 is no whole checkpoint .*resume from another one") as error:
         load_checkpoint(folder)
     assert "\n" not in str(error.value)
+
+
+# Optimizers
+
+
+def stepped(parameters: list[torch.Tensor], optimizers: list[torch.optim.Optimizer], steps: int) -> None:
+    """Take steps with gradients that are functions of the parameters alone."""
+    for _ in range(steps):
+        for number, parameter in enumerate(parameters, 1):
+            parameter.grad = number * parameter.detach().sin()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_one_optimizer_of_two_groups_goes_on_as_two_of_one_group_and_back(kind):
+    def make(together: bool) -> tuple[list[torch.Tensor], list[torch.optim.Optimizer]]:
+        parameters = [torch.arange(1.0, 4), torch.full((2, 2), 0.3), torch.tensor(2.0)]
+        groups = [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.02}]
+        cls, options = (torch.optim.Adam, {}) if kind == "adam" else (torch.optim.SGD, {"momentum": 0.9})
+        shares = [groups] if together else [[group] for group in groups]
+        return parameters, [cls(share, lr=0.5, **options) for share in shares]
+
+    whole, whole_optimizers = make(True)
+    stepped(whole, whole_optimizers, 5)
+    for together in (True, False):
+        parameters, optimizers = make(together)
+        stepped(parameters, optimizers, 2)
+        tensors = {"set.pixels": torch.ones(1), **pack_optimizers(optimizers)}
+        names = ("exp_avg", "exp_avg_sq", "step") if kind == "adam" else ("momentum_buffer",)
+        assert tensors.keys() - {"set.pixels"} == {f"optimizer.{index}.{name}" for index in range(3) for name in names}
+        others, other_optimizers = make(not together)
+        for parameter, value in zip(others, parameters, strict=True):
+            parameter.copy_(value)
+        unpack_optimizers(other_optimizers, {key: value.clone() for key, value in tensors.items()})
+        stepped(others, other_optimizers, 3)
+        assert all(torch.equal(a, b) for a, b in zip(whole, others, strict=True))
+
+
+def test_an_optimizer_without_a_state_yet_goes_on_without_one():
+    optimizer = torch.optim.SGD([torch.ones(2)], lr=0.1, momentum=0.5)
+    assert pack_optimizers([optimizer]) == {}
+    unpack_optimizers([optimizer], {"set.pixels": torch.ones(1)})
+    assert not optimizer.state
+
+
+# Whose run it is
+
+NAMES = [f"class number {index}" for index in range(1000)]
+RUN = {"seed": 0, "student": {"name": "convnet_d3", "kwargs": {"width": 128}}, "class_names": NAMES, "revision": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 1}, "its seed is 0 and here it is 1; use"),
+        (
+            {"student": {"name": "convnet_d3", "kwargs": {"width": 64}}},
+            "its student.kwargs.width is 128 and here it is 64;",
+        ),
+        (
+            {"class_names": [*NAMES[:700], "dog", *NAMES[701:]]},
+            "its class_names[700] is class number 700 and here it is dog;",
+        ),
+        ({"class_names": NAMES[:-1]}, "its number of class_names is 1000 and here it is 999;"),
+        ({"revision": "a" * 300 + "b"}, f"its revision is None and here it is {'a' * 80}…;"),
+        ({"seed": {"deep": [1]}}, "its seed is 0 and here it is {'deep': [1]};"),
+        ({"new": 5}, "its new is None and here it is 5;"),
+    ],
+)
+def test_another_run_is_one_line_with_what_differs_and_both_values(changes, says):
+    with pytest.raises(ValueError, match="is of another run") as error:
+        check_same_run(Path("outputs/x"), RUN, {**RUN, **changes})
+    assert f"outputs/x is of another run: {says}" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_of_many_differences_three_are_shown_and_the_others_counted():
+    with pytest.raises(ValueError, match=r"its a is 0 and here it is 1, its b .*, its c .*, and 2 more differ; use"):
+        check_same_run(Path("x"), dict.fromkeys("abcde", 0), dict.fromkeys("abcde", 1))
+
+
+def test_two_long_texts_are_shown_where_they_differ():
+    with pytest.raises(ValueError, match=r"its source is …(a{39})one and here it is …(\1)other;"):
+        check_same_run(Path("x"), {"source": "a" * 500 + "one"}, {"source": "a" * 500 + "other"})
+
+
+def test_the_same_run_is_the_same_and_may_say_more_only_where_it_may():
+    check_same_run(Path("x"), json.loads(json.dumps(RUN)), RUN)
+    check_same_run(Path("x"), {key: value for key, value in RUN.items() if key != "revision"}, RUN)
+    check_same_run(Path("x"), {**RUN, "more": 1}, RUN, may_say_more=True)
+    with pytest.raises(ValueError, match="its more is 1 and here it is None"):
+        check_same_run(Path("x"), {**RUN, "more": 1}, RUN)
+    for nothing in (None, [], {}):
+        with pytest.raises(ValueError, match="its seed is None and here it is 0"):
+            check_same_run(Path("x"), nothing, RUN)
 
 
 # The folder of a run

@@ -310,7 +310,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits_and_a_finished_one_is_only_
     ):
         with pytest.raises(ValueError, match=f"^.*{says}.*$"):
             train(digits, prior, teachers, tmp_path / "whole", **{**flags, **changes})
-    with pytest.raises(ValueError, match=r"^.*its teachers is .*$"):
+    with pytest.raises(ValueError, match=r"^.*its teachers\[0\] is .*$"):
         train(digits, prior, teachers[::-1], tmp_path / "whole", resume="latest", **flags)
 
 
