@@ -9,13 +9,16 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
+
+from .shipped import shipped
 
 __all__ = [
     "BASELINES",
@@ -25,8 +28,10 @@ __all__ = [
     "HubArguments",
     "LoopConfig",
     "OptimizedConfig",
+    "find_preset",
     "load_yaml",
     "parse_args",
+    "presets",
 ]
 
 BASELINES = ("random", "herding", "k-center")  # subsets of the real images that a distilled set is compared with
@@ -246,14 +251,58 @@ def _as_arguments(
     return words
 
 
+def presets(recipe: str) -> dict[str, Path]:
+    """The presets that come with `recipes/<recipe>.py`: YAML files by the names that `--config` takes."""
+    return {path.stem: path for path in sorted((shipped("recipes") / "configs" / recipe).glob("*.yaml"))}
+
+
+def find_preset(name: str, recipe: str) -> Path:
+    """The YAML file of a preset of `recipes/<recipe>.py`.
+
+    Raises:
+        ValueError: There is none of this name; the message says which are near.
+    """
+    known = presets(recipe)
+    if name in known:
+        return known[name]
+    nearest = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"expected one of {', '.join(known)}"
+    raise ValueError(f"{recipe} has no preset {name!r}; {hint if known else 'give a YAML file'}")
+
+
+def _config_file(given: str, recipe: str) -> Path:
+    """The file that `--config` means: one that is there, a preset by its name, or by its path in a checkout."""
+    path = Path(given)
+    documented = shipped("recipes").joinpath(*path.parts[1:])
+    if not path.is_file() and path.parts[:1] == ("recipes",) and documented.is_file():
+        return documented
+    if path.is_file() or path.name != given or path.suffix:
+        return path
+    try:
+        return find_preset(given, recipe)
+    except ValueError as error:
+        raise ValueError(f"--config is no file, and {error}") from error
+
+
 class _Parser(HfArgumentParser):
+    def __init__(self, config_classes: Sequence[type], presets: Iterable[str], **options: Any) -> None:
+        super().__init__(list(config_classes), **options)
+        self._presets = list(presets)
+
+    def format_help(self) -> str:
+        # Not as an epilog, which is broken at the hyphens of names.
+        if not self._presets:
+            return super().format_help()
+        lines = textwrap.wrap(" ".join(self._presets), 100, break_on_hyphens=False)
+        return "\n  ".join([f"{super().format_help()}\npresets for --config:", *lines]) + "\n"
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
-def _parser(config_classes: Sequence[type], **options: Any) -> _Parser:
+def _parser(config_classes: Sequence[type], presets: Iterable[str] = (), **options: Any) -> _Parser:
     # Without abbreviations a misspelt flag is an error.
-    return _Parser(list(config_classes), allow_abbrev=False, **options)
+    return _Parser(config_classes, presets, allow_abbrev=False, **options)
 
 
 def _fields(config_classes: Sequence[type]) -> dict[str, dataclasses.Field]:
@@ -286,7 +335,8 @@ def parse_args(
     Args:
         config_classes: Dataclasses with `HfArg` fields; no two share a field name.
         args: Words of the command line; those of this process if not given.
-        default_config: YAML used when neither `--config` nor `--dataset_name` is given: the recipe's own demo.
+        default_config: YAML used when neither `--config` nor `--dataset_name` is given: the recipe's own demo, in the
+            folder of its presets.
         passed_over: Dataclasses whose fields a YAML file may name too, for it is another recipe's as well.
 
     Returns:
@@ -294,13 +344,17 @@ def parse_args(
 
     A mistake by the user ends the process with status 2 and one line on stderr.
     """
-    parser = _parser(config_classes, usage="%(prog)s [--config FILE.yaml] [--flag value ...]   (--help)")
-    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file of defaults; the command line wins.")
+    recipe = "this recipe" if default_config is None else Path(default_config).parent.name
+    usage = "%(prog)s [--config FILE.yaml or PRESET] [--flag value ...]   (--help)"
+    parser = _parser(config_classes, presets(recipe), usage=usage)
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="YAML file of defaults, or a preset's name; the command line wins."
+    )
     words = list(sys.argv[1:] if args is None else args)
     known = _fields(config_classes)
     try:
         given, _ = parser.parse_known_args(words)
-        source = given.config
+        source = None if given.config is None else _config_file(given.config, recipe)
         if source is None and default_config is not None and given.dataset_name is None:
             source = default_config
         if source is not None:

@@ -31,7 +31,7 @@ class RunArguments:
 
 
 def main() -> None:
-    demo = Path(__file__).parent / "configs" / "experts_digits.yaml"
+    demo = Path(__file__).parent / "configs" / "experts" / "digits.yaml"
     classes = (DataArguments, ExpertConfig, RunArguments, HubArguments)
     data_args, config, run, hub = parse_args(*classes, default_config=demo)
     if run.disable_tqdm:

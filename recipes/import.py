@@ -1,5 +1,4 @@
-"""Read what other projects saved, into the artifacts of this one: images from `.pt` files or folders, labels
-of every epoch, and trajectories.
+"""Import what other projects saved: images from `.pt` files or folders, labels of every epoch, and trajectories.
 
     python recipes/import.py --images logged_files/CIFAR10/run/images_best.pt --method mtt \
         --dataset_name uoft-cs/cifar10 --normalization zca

@@ -1,10 +1,15 @@
 """Flags and YAML: what is said last wins, and what is misspelt is one line and status 2."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from hf_distill.config import DataArguments, HfArg, LoopConfig, load_yaml, parse_args
+from hf_distill.config import DataArguments, HfArg, LoopConfig, find_preset, load_yaml, parse_args, presets
+from hf_distill.methods import MTTConfig, TeslaConfig
+from hf_distill.training.experts import ExpertConfig
+
+CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
 @dataclass
@@ -150,3 +155,79 @@ def test_a_yaml_file_that_is_no_text_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_args(DataArguments, args=["--config", str(path)])
     assert "binary.yaml is not UTF-8" in capsys.readouterr().err
+
+
+# Presets by name
+
+
+@dataclass
+class Everything:
+    """What the test reads of a preset; the rest is passed over."""
+
+    dataset_name: str | None = HfArg(default=None, help="Of the data.")
+    ipc: int = HfArg(default=0, help="Images per class.")
+
+
+def preset(*words: str, recipe: str = "tesla") -> Everything:
+    demo = CONFIGS / recipe / "digits-ipc1.yaml"
+    others = (DataArguments, ExpertConfig, TeslaConfig, MTTConfig)
+    (given,) = parse_args(Everything, args=words, default_config=demo, passed_over=others)
+    return given
+
+
+def test_a_preset_is_found_by_its_name_beside_the_recipes_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preset("--config", "cifar10-ipc10") == Everything("uoft-cs/cifar10", 10)
+    assert preset("--config", "cifar10-ipc10", recipe="mtt") == Everything("uoft-cs/cifar10", 10)
+    assert preset("--config", "cifar10-ipc10", "--ipc", "3") == Everything("uoft-cs/cifar10", 3)
+    assert preset("--config", "digits-ipc10") == Everything(None, 10)
+
+
+def test_a_preset_is_found_by_the_path_it_has_in_a_checkout_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preset("--config", "recipes/configs/mtt/cifar100-ipc50.yaml") == Everything("uoft-cs/cifar100", 50)
+
+
+def test_a_file_of_ones_own_comes_before_a_preset_of_its_name_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10-ipc10").mkdir()
+    assert preset("--config", "cifar10-ipc10").ipc == 10
+    (tmp_path / "cifar10-ipc1").write_text("ipc: 7\n")
+    assert preset("--config", "cifar10-ipc1").ipc == 7
+    (tmp_path / "recipes" / "configs" / "mtt").mkdir(parents=True)
+    (tmp_path / "recipes" / "configs" / "mtt" / "cifar10-ipc1.yaml").write_text("ipc: 8\n")
+    assert preset("--config", "recipes/configs/mtt/cifar10-ipc1.yaml").ipc == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cifar10-ip10", "--config is no file, and tesla has no preset 'cifar10-ip10'; did you mean cifar10-ipc10 or"),
+        ("zzzz", "--config is no file, and tesla has no preset 'zzzz'; expected one of cifar10-ipc1, cifar10-ipc10,"),
+        ("cifar10-ipc11.yaml", "--config cifar10-ipc11.yaml cannot be read"),
+        ("tesla/cifar10-ipc10", "--config tesla/cifar10-ipc10 cannot be read"),
+        ("recipes/configs/tesla/cifar10.yaml", "--config recipes/configs/tesla/cifar10.yaml cannot be read"),
+    ],
+)
+def test_a_presets_name_misspelt_is_one_line_with_the_nearest(capsys, tmp_path, monkeypatch, name, says):
+    monkeypatch.chdir(tmp_path)
+    demo = CONFIGS / "tesla" / "digits-ipc1.yaml"
+    assert says in refused(capsys, "--config", name, default_config=demo)
+
+
+def test_a_recipe_without_presets_says_so(capsys):
+    assert "has no preset 'digits-ipc1'; give a YAML file" in refused(capsys, "--config", "digits-ipc1")
+
+
+def test_help_lists_the_presets_by_the_names_that_config_takes(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_args(Extra, args=["--help"], default_config=CONFIGS / "mtt" / "digits-ipc1.yaml")
+    _, _, listed = capsys.readouterr().out.partition("presets for --config:")
+    assert set(listed.split()) == {path.stem for path in (CONFIGS / "mtt").glob("*.yaml")}
+
+
+def test_the_presets_of_a_recipe_are_those_of_its_folder():
+    assert presets("rded") == {path.stem: path for path in (CONFIGS / "rded").iterdir()}
+    assert find_preset("imagenette-ipc10", "rded") == CONFIGS / "rded" / "imagenette-ipc10.yaml"
+    with pytest.raises(ValueError, match="rded has no preset 'imagenete-ipc10'; did you mean imagenette-ipc10"):
+        find_preset("imagenete-ipc10", "rded")

@@ -136,8 +136,8 @@ DATA = ("dataset_", "image_column_name", "label_column_name", "ipc")
 
 
 def recipe_of(name: str) -> str:
-    """The recipe that a preset is for: its folder, or the beginning of its name."""
-    return re.split("[/_]", name)[0]
+    """The recipe that a preset is for: its folder."""
+    return name.split("/")[0]
 
 
 def parsed(name: str) -> tuple[Any, ...]:

@@ -76,8 +76,7 @@ def test_a_preset_opens_with_its_launch_line_and_says_only_what_its_recipe_knows
     # Without --config it is the demo: what the recipe runs with no flag.
     demo = config is None
     assert demo or ROOT / config == preset
-    if preset.parent.name != "configs":
-        assert preset.parent.name == recipe
+    assert preset.parent.name == recipe
     if demo:
         assert f'"{preset.name}"' in (ROOT / "recipes" / f"{recipe}.py").read_text()
     parts = parse_args(*recipes.dataclasses(recipe), args=["--config", str(preset)])

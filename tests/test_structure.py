@@ -94,9 +94,18 @@ def test_imports_between_rooms_point_down_only():
 
 
 def test_the_top_of_the_package_holds_rooms_and_the_ground_they_stand_on():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "_version", "config", "rng", "shipped"}
-    for name in ("config", "rng", "shipped", "_version"):
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {
+        "__init__",
+        "__main__",
+        "_version",
+        "config",
+        "rng",
+        "shipped",
+    }
+    for name in ("rng", "_version", "shipped"):
         assert not IMPORTS[name], f"{name} is the ground and imports nothing of ours"
+    assert IMPORTS["config"] == {"shipped"}
+    assert IMPORTS["__main__"] == {"shipped", "_version"}, "the list of recipes is there at once"
 
 
 @pytest.mark.parametrize("name", ROOMS)

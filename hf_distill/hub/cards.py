@@ -1,7 +1,6 @@
 """Cards and pictures: what a reader of an artifact sees first. No torch, so that cards can be rendered anywhere."""
 
 import bisect
-import importlib.resources
 import math
 import os
 import re
@@ -15,6 +14,8 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult
 from PIL import Image, ImageDraw, ImageFont
+
+from ..shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def markdown_table(table: Sequence[Sequence[str]], caption: str) -> str:
 
 def render_card(template: str, **context: Any) -> str:
     """The card that `model_cards/<template>` makes of `context`; a name that the context lacks is an error."""
-    packaged = importlib.resources.files("hf_distill").joinpath("model_cards", template)
-    # An editable install has no model_cards inside the package: they lie beside it in the checkout.
-    source = packaged if packaged.is_file() else Path(__file__).resolve().parents[2] / "model_cards" / template
+    source = shipped("model_cards") / template
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -1,37 +1,14 @@
 """The settings of a run that is started from Python: a preset and keyword arguments, in place of a command line."""
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import DataArguments, configure, load_yaml
+from ..config import DataArguments, configure, find_preset, load_yaml, presets
 from ..data.images import RealImages
-from ..shipped import shipped
 
 SPLIT = "validation_fraction"  # of `DataArguments`, what is still to be decided once the images are there
-
-
-def presets(method: str) -> dict[str, Path]:
-    """The YAML files of a method, by name, such as "cifar10-ipc10"."""
-    return {path.stem: path for path in sorted((shipped("recipes") / "configs" / method).glob("*.yaml"))}
-
-
-def find_preset(method: str, name: str) -> Path:
-    """The file of a preset: one that comes with the package, by name, or any YAML file, by path.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
-    known = presets(method)
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}, or a YAML file"
-        raise ValueError(f"{name!r} is no preset of {method}; {hint}")
-    return known[name]
 
 
 def settings_of(
@@ -42,7 +19,7 @@ def settings_of(
     Args:
         method: In lower case.
         classes: `DataArguments`, whose only field that `settings` may name is `validation_fraction`, and others.
-        preset: As `find_preset` takes it.
+        preset: Name of a preset that comes with the package, or path of any YAML file.
         settings: What wins over the preset, by field name.
 
     Raises:
@@ -53,12 +30,16 @@ def settings_of(
         if name in of_data:
             raise ValueError(f"{name} is a setting of the images; give it to RealImages.from_dataset or from_hub")
     given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    file = None if preset is None else find_preset(method, preset)
+    file = None if preset is None else _file(method, preset)
     values = ({} if file is None else load_yaml(file)) | given
     chosen = configure(*classes, values=values, source="settings" if file is None else str(file))
     listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
     origin = f"the preset {file}" if file is not None else f"the defaults of {classes[-1].__name__}"
     return chosen, f"takes its settings from {origin}{f', and {listed}' if listed else ''}"
+
+
+def _file(method: str, preset: str) -> Path:
+    return Path(preset) if Path(preset).suffix in (".yaml", ".yml") else find_preset(preset, method)
 
 
 def other_images(data: DataArguments, train: RealImages) -> list[str]:
