@@ -111,7 +111,7 @@ def test_two_drops_multiply_and_keep_the_momentum_when_told():
 @pytest.mark.parametrize("norm", ["instance", "batch"])  # the two ways to train
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, reset, soft):
+def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, reset, soft, device):
     images, labels = small_set()
     targets = torch.randn(len(images), 10) if soft else labels
     spec = replace(SPEC, kwargs={"width": 8, "norm": norm})
@@ -132,9 +132,11 @@ def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, res
         loss.backward()
         optimizer.step()
 
-    found = train_student(images, targets, spec, protocol, lr=0.05, seed=11)
+    found = train_student(images, targets, spec, protocol, lr=0.05, seed=11, device=device)
+    rounding = {"rtol": 1e-4, "atol": 1e-5} if device.type == "cpu" else {"rtol": 1e-3, "atol": 2e-4}
     for one, other in zip(parameters(found), parameters(expected), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert one.device.type == device.type
+        torch.testing.assert_close(one.cpu(), other, **rounding)
 
 
 @pytest.mark.parametrize("spec", [SPEC, RESNET], ids=lambda spec: spec.name)
