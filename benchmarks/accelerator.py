@@ -375,13 +375,14 @@ def main() -> int:
     visit = Visit(output, 60 * args.minutes, memory=device_memory if args.device == "cuda" else lambda: None, warm=True)
     prepare_environment(args, output)
     parts = chosen(all_parts(args.device == "cpu", output, args.cifar10), args.only)
-    import_what_scripts_share()
-    about = in_a_fork(describe_machine(args), output)
-    visit.about = {"visit": about.pop("command"), **about}
     for part in parts:
         record = visit.record(part)
         if record is not None and record["arguments"]["device"] != args.device:
             raise ValueError(f"{output} has parts of --device {record['arguments']['device']}; give another --output")
+    if not all(visit.is_done(part) for part in parts):
+        import_what_scripts_share()
+        about = in_a_fork(describe_machine(args), output)
+        visit.about = {"visit": about.pop("command"), **about}
     return 0 if visit.run(parts) else 1
 
 
