@@ -2,6 +2,7 @@
 
     python benchmarks/experts.py --output experts.json                                  # digits, 8x8
     python benchmarks/experts.py --resolution 32 --color rgb --sizes 1 2 4 8 16 32      # CIFAR-sized
+    python benchmarks/experts.py --random_images 2000 --random_classes 1000 --resolution 64 --student convnet_d4
 
 Each round times every group size in turn, so that a slower minute of the machine touches all of them; the median over
 the rounds counts. A step is what training does: gather, augment, forward, backward, update.
@@ -12,13 +13,17 @@ import math
 import shlex
 import statistics
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import ClassLabel, Dataset, Features, Image
 from machine import machine_name
 
-from hf_distill.config import DataArguments, HfArg, parse_args
+from hf_distill.config import DataArguments, HfArg, check_at_least, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.hub.files import package_versions, save_json
 from hf_distill.training.experts import ExpertConfig, ExpertTrainer
@@ -31,13 +36,39 @@ class BenchmarkArguments:
     sizes: list[int] = HfArg(default_factory=lambda: [1, 2, 4, 8], help="Experts at once; 1 is one after another.")
     rounds: int = HfArg(default=3, help="Times that each size is measured.")
     steps: int | None = HfArg(default=None, help="Steps in a measurement. Without it: about half a second of them.")
+    random_images: int | None = HfArg(default=None, help="Train on so many random images of --resolution instead.")
+    random_classes: int = HfArg(default=10, help="Classes of the random images.")
     output: str | None = HfArg(default=None, help="JSON file for the numbers.")
+
+    def __post_init__(self) -> None:
+        check_at_least("random_images", self.random_images, 1)
+        check_at_least("random_classes", self.random_classes, 2)
+
+
+def random_images(data_args: DataArguments, count: int, classes: int) -> RealImages:
+    """Images of noise, read as those of any dataset are.
+
+    Raises:
+        ValueError: No resolution says how large they are.
+    """
+    if data_args.resolution is None:
+        raise ValueError("--random_images needs a size; give --resolution")
+    size = (data_args.resolution[0], data_args.resolution[-1])
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=classes)})
+    columns = {"image": list(pixels), "label": [row % classes for row in range(count)]}
+    with tempfile.TemporaryDirectory() as folder:
+        Dataset.from_dict(columns, features=features).to_parquet(Path(folder, "train.parquet"))
+        return RealImages.from_hub(replace(data_args, dataset_name=folder))
 
 
 def main() -> None:
     data_args, config, args = parse_args(DataArguments, ExpertConfig, BenchmarkArguments)
     accelerator = Accelerator()
-    real = RealImages.from_arguments(data_args)
+    if args.random_images is None:
+        real = RealImages.from_arguments(data_args)
+    else:
+        real = random_images(data_args, args.random_images, args.random_classes)
     spec = config.student_spec(real)
     trainer = ExpertTrainer(real, spec, config, 0, accelerator)
     steps_per_epoch = math.ceil(len(real) / config.batch_train)

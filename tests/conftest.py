@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         NO_PROXY="127.0.0.1,localhost",
         ACCELERATE_USE_CPU="true",  # bit for bit is a promise per device; this one is everywhere
         OMP_NUM_THREADS="1",  # how many threads share a sum decides its last bit
+        NVIDIA_TF32_OVERRIDE="0",  # single precision is compared with what CPUs make of it
+        PYTORCH_NVML_BASED_CUDA_CHECK="1",  # asking the driver would leave the server of recipes unfit to fork
     )
 
 
@@ -62,6 +64,41 @@ def recipes() -> Iterator[Recipes]:
     server = Recipes()
     yield server
     server.close()
+
+
+def _require_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an accelerator")
+
+
+@pytest.fixture(scope="session")
+def accelerated_recipes() -> Iterator[Recipes]:
+    """Recipes as they run without a word about devices where there is an accelerator."""
+    _require_cuda()
+    server = Recipes(cpu=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Any:
+    """Each kind of device in turn."""
+    import torch
+
+    if request.param == "cuda":
+        _require_cuda()
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def cuda() -> Any:
+    """The accelerator, for what is marked `gpu` as a whole."""
+    import torch
+
+    _require_cuda()
+    return torch.device("cuda")
 
 
 @pytest.fixture
@@ -90,17 +127,23 @@ def online(hub: LoopbackHub, tmp_path: Path) -> Iterator[Online]:
 
 
 @pytest.fixture
-def launch() -> Iterator[Callable[[str], Any]]:
-    """An Accelerator of the precision that is named; a process has one at a time."""
+def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """An Accelerator of the precision, and on the kind of device, that is named; a process has one at a time."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
-    def start(precision: str) -> Accelerator:
+    before = [(state, dict(state._shared_state)) for state in (AcceleratorState, PartialState)]
+
+    def start(precision: str = "no", device: str = "cpu") -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(mixed_precision=precision, cpu=True)
+        if device != "cpu":
+            monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
     yield start
     AcceleratorState._reset_state(reset_partial_state=True)
+    for state, values in before:  # an Accelerator of the module is one again
+        state._shared_state.update(values)
 
 
 @pytest.fixture(scope="module")

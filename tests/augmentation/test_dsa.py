@@ -1,5 +1,6 @@
 """DSA: drawn once, replayed exactly, and what the papers' code does, pixel by pixel."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -81,16 +82,16 @@ def rotate(x, angle):
 TRUTH = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate}
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(8, 8), (6, 11), (9, 7)])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_operation_is_that_of_a_plain_loop_over_images(operation, size, channels):
-    x, params = images(size, channels), draw(operation, size)
-    found = DSA.apply(x, params)
-    assert found.dtype == torch.float64
-    for i in range(N):
-        wanted = TRUTH[operation](x[i].numpy(), **{name: value[i].item() for name, value in params.values.items()})
-        np.testing.assert_allclose(found[i].numpy(), wanted, atol=1e-6)  # angles and factors are drawn in float32
+def test_every_operation_is_that_of_a_plain_loop_over_images(operation, device):
+    for size, channels in itertools.product([(8, 8), (6, 11), (9, 7)], [1, 3]):
+        x, params = images(size, channels), draw(operation, size)
+        found = DSA.apply(x.to(device), params.to(device)).cpu()
+        assert found.dtype == torch.float64
+        for i in range(N):
+            wanted = TRUTH[operation](x[i].numpy(), **{name: value[i].item() for name, value in params.values.items()})
+            # Angles and factors are drawn in float32.
+            np.testing.assert_allclose(found[i].numpy(), wanted, atol=1e-6, err_msg=f"{size}, {channels} channels")
 
 
 def test_a_quarter_turn_by_hand():

@@ -78,13 +78,13 @@ BY_PIL = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_is_that_of_pil_at_every_strength(name, channels):
+def test_an_operation_is_that_of_pil_at_every_strength(name, channels, device):
     cases = [(level, sign) for level in LEVELS for sign in (-1, 1)]
     images = photos(len(cases), channels)
     place = (0.1, 0.7)  # a box there is cut off
     amounts = torch.tensor([[level / 9, sign * level / 9, *place] for level, sign in cases], dtype=torch.float64)
     chosen = torch.full((len(cases),), list(OPERATIONS).index(name))
-    found = operate(images, chosen, amounts)
+    found = operate(images.to(device), chosen, amounts).cpu()
     wrong = 0
     for image, (level, sign), mine in zip(images, cases, found, strict=True):
         wanted = tv.pil_to_tensor(BY_PIL[name](picture(image), level, sign, place)).int()

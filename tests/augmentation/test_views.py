@@ -32,12 +32,15 @@ def take(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("views", KINDS, ids=IDS)
-def test_no_bit_depends_on_order_or_batch(views):
-    whole = views(take, ALL, 5, COUNT)
+def test_no_bit_depends_on_order_or_batch(views, device):
+    def take(rows: Tensor) -> Tensor:
+        return IMAGES[rows].to(device)
+
+    whole = views(take, ALL, 5, COUNT).cpu()
     order = torch.randperm(COUNT, generator=generator(1))
-    assert torch.equal(views(take, order, 5, COUNT), whole[order])
+    assert torch.equal(views(take, order, 5, COUNT).cpu(), whole[order])
     for size in (1, 4, 7):
-        parts = [views(take, rows, 5, COUNT) for rows in order.split(size)]
+        parts = [views(take, rows, 5, COUNT).cpu() for rows in order.split(size)]
         assert torch.equal(torch.cat(parts), whole[order])
 
 
@@ -56,11 +59,13 @@ def test_the_seed_of_a_view_is_not_that_of_the_global_generators():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_resized_crops_are_those_of_the_draws_with_flips():
+def test_resized_crops_are_those_of_the_draws_with_flips(device):
     views = Views(seed=9, scale=(0.3, 0.7), mix="none")
     u = uniform(9, (4, CROP), ALL, CROP_DRAWS)
     params = draw_crops(u, (12, 10), (0.3, 0.7), flip=0.5)
-    assert torch.equal(views(take, ALL, 4, COUNT), crop_resize(IMAGES, params, (12, 10)))
+    found = views(lambda rows: IMAGES[rows].to(device), ALL, 4, COUNT).cpu()
+    rounding = 0 if device.type == "cpu" else 1e-4
+    torch.testing.assert_close(found, crop_resize(IMAGES, params, (12, 10)), atol=rounding, rtol=0)
     shares = params.boxes[:, 2] * params.boxes[:, 3] / 120
     assert 0.25 < shares.min() < shares.max() < 0.75
     assert 0 < params.flip.sum() < COUNT
@@ -101,14 +106,17 @@ def test_padded_crops_mirror_half_of_the_images_and_uncropped_views_only_mirror(
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])
-def test_each_image_is_mixed_with_the_view_of_its_partner_out_of_the_whole_set(kind):
+def test_each_image_is_mixed_with_the_view_of_its_partner_out_of_the_whole_set(kind, device):
+    def take(rows: Tensor) -> Tensor:
+        return IMAGES[rows].to(device)
+
     views = Views(seed=6, mix=kind, alpha=0.8)
     alone = replace(views, mix="none")(take, ALL, 2, COUNT)
     u = uniform(6, (2, MIX), ALL, 3)
     other = draw_partners(6, 2, COUNT)
     assert other.sort().values.tolist() == ALL.tolist()
     mix = draw_cutmix(u, (12, 10), 0.8) if kind == "cutmix" else draw_mixup(u, 0.8)
-    expected = apply_mix(alone, alone[other], mix)  # a partner has the crop that it has by itself
+    expected = apply_mix(alone, alone[other.to(device)], mix.to(device))  # a partner has the crop that it has by itself
     assert torch.equal(views(take, ALL, 2, COUNT), expected)
     assert (alone != expected).flatten(1).any(1).float().mean() > 0.5
     assert torch.equal(views(take, ALL[:5], 2, COUNT), expected[:5])

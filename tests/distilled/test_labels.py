@@ -59,11 +59,13 @@ def test_stored_labels_give_the_logits_of_the_rows_and_cost_two_bytes_each(image
     assert source.num_bytes == 20 * 5 * 2
 
 
-def test_a_teacher_gives_the_mean_of_what_its_networks_give_one_by_one(images, rows):
+def test_a_teacher_gives_the_mean_of_what_its_networks_give_one_by_one(images, rows, device):
     networks = [SPEC.build(seed).eval() for seed in (1, 2, 3)]
     with torch.no_grad():
         expected = sum(network(images).double() for network in networks) / 3
-    torch.testing.assert_close(teacher()(images, rows, rows).double(), expected, rtol=1e-5, atol=1e-6)
+    found = teacher().to(device)(images.to(device), rows.to(device), rows)
+    rounding = {"rtol": 1e-5, "atol": 1e-6} if device.type == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found.cpu().double(), expected, **rounding)
     assert teacher().num_bytes == 3 * 4 * sum(p.numel() for p in networks[0].parameters())
 
 
@@ -102,16 +104,16 @@ def network(seed: int = 0) -> Teacher:
     return Teacher(model, spec, list("abcde"), Preprocessing(1, (8, 8), (0.5,), (0.5,)))
 
 
-def test_a_network_labels_each_image_by_itself_with_its_running_statistics(images, rows):
-    source = NetworkLabels(network())
-    found = source(images.requires_grad_(), rows, rows, epoch=3)
+def test_a_network_labels_each_image_by_itself_with_its_running_statistics(images, rows, device):
+    source, x = NetworkLabels(network()).to(device), images.to(device)
+    found = source(x.requires_grad_(), rows.to(device), rows, epoch=3)
     assert not found.requires_grad
     one_by_one = torch.cat([network().logits(image[None]) for image in images])
-    torch.testing.assert_close(found, one_by_one.detach(), rtol=1e-4, atol=1e-5)
-    parts = NetworkLabels(network(), chunk_size=3)(images, rows, rows)
+    torch.testing.assert_close(found.cpu(), one_by_one.detach(), rtol=1e-4, atol=1e-5)
+    parts = NetworkLabels(network(), chunk_size=3).to(device)(x, rows.to(device), rows)
     torch.testing.assert_close(parts, found, rtol=1e-4, atol=1e-5)
     for before, after in zip(network().model.buffers(), source.teacher.model.buffers(), strict=True):
-        assert torch.equal(before, after)
+        assert torch.equal(before, after.cpu())
 
 
 def test_a_network_says_what_it_is_and_what_it_costs():
@@ -179,18 +181,22 @@ def projector(prior: Prior, size: float = 0.05, names: str = "abcde") -> LabelPr
     return learn(LabelProjector(prior, list(names), seen, templates="simple", lora=Lora(r=2)), size)
 
 
-def test_a_projector_labels_as_it_says_itself_and_has_its_matrices_folded_in(prior, images, rows):
-    source, plain = ProjectorLabels(projector(prior)), projector(prior)
+def test_a_projector_labels_as_it_says_itself_and_has_its_matrices_folded_in(tmp_path, images, rows, device):
+    folder = save_clip("vit", tmp_path)  # a prior of its own for each: they move
+    plain = projector(Prior.from_pretrained(folder))
+    source = ProjectorLabels(projector(Prior.from_pretrained(folder))).to(device)
     with torch.no_grad():
         wanted, zero = plain.logits(images), plain.zero_shot(images)
     assert (wanted - zero).abs().max() > 0.1
-    found = source(images.requires_grad_(), rows, rows, epoch=3)
+    x = images.to(device)
+    found = source(x.requires_grad_(), rows.to(device), rows, epoch=3)
     assert not found.requires_grad
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    rounding = 1e-5 if device.type == "cpu" else 1e-4
+    torch.testing.assert_close(found.cpu(), wanted, rtol=rounding, atol=rounding)
     weight = source.projector.model.base_model.model.classifier.base_layer.weight
-    assert not torch.equal(weight, plain.text_head)
-    assert torch.equal(source(images, rows, rows), found)
+    assert not torch.equal(weight.cpu(), plain.text_head)
+    assert torch.equal(source(x, rows.to(device), rows), found)
 
 
 def test_what_a_projector_says_of_an_image_depends_on_that_image_alone(prior, images, rows):

@@ -36,15 +36,23 @@ COUNT = 17
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def pool() -> Pool:
+def make_pool(device: torch.device | str = "cpu") -> Pool:
     draw = generator(0, "images")
     images = torch.randint(0, 256, (COUNT, 1, 8, 8), dtype=torch.uint8, generator=draw)
-    return Pool(images, torch.arange(COUNT) % 4, preprocessing=PREPROCESSING)
+    return Pool(images, torch.arange(COUNT) % 4, preprocessing=PREPROCESSING, device=device)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return make_pool()
 
 
 @pytest.fixture(scope="module")
 def teacher() -> NetworkLabels:
+    return make_teacher()
+
+
+def make_teacher() -> NetworkLabels:
     model = SPEC.build(7)
     model.features[1].running_mean.normal_(generator=generator(0, "mean"))
     return NetworkLabels(Teacher(model, SPEC, list("abcd"), PREPROCESSING))
@@ -172,10 +180,10 @@ def test_students_of_hello_match_logits_and_a_little_of_the_classes_on_views_of_
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
-def test_training_by_matching_is_a_plain_loop_too(pool, teacher, mix):
+def test_training_by_matching_is_a_plain_loop_too(pool, teacher, mix, device):
     protocol = replace(PROTOCOL, loss="mse", ce_weight=0.3, cosine=2.0, optimizer="sgd", views=Views(mix=mix))
     rows = torch.tensor([16, 3, 8, 0, 11, 12, 5])
-    found = train(pool, teacher, protocol, rows)
+    found = train(make_pool(device), make_teacher().to(device), protocol, rows).cpu()
 
     model = SPEC.build(derive_seed(1, "init")).train()
     stepper = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01, foreach=False)

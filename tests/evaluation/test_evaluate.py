@@ -22,8 +22,6 @@ from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import TeacherLabels
 from hf_distill.distilled.pools import Pool, accuracy, loss_targets, topk_accuracy
-from hf_distill.evaluation import evaluate as evaluation_module
-from hf_distill.evaluation import students as students_module
 from hf_distill.evaluation.coresets import coresets, herding, k_center, random_rows
 from hf_distill.evaluation.evaluate import (
     PROTOCOLS,
@@ -33,6 +31,8 @@ from hf_distill.evaluation.evaluate import (
     real_pool,
     validation_accuracy,
 )
+from hf_distill.evaluation.evaluate import evaluate as evaluation_module
+from hf_distill.evaluation.evaluate import students as students_module
 from hf_distill.evaluation.metrics import TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport
@@ -118,7 +118,7 @@ def test_two_drops_multiply_and_keep_the_momentum_when_told():
 @pytest.mark.parametrize("norm", ["instance", "batch"])  # the two ways to train
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, reset, soft):
+def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, reset, soft, device):
     images, labels = small_set()
     targets = torch.randn(len(images), 10) if soft else labels
     spec = replace(SPEC, kwargs={"width": 8, "norm": norm})
@@ -139,9 +139,11 @@ def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, res
         loss.backward()
         optimizer.step()
 
-    found = train_student(images, targets, spec, protocol, lr=0.05, seed=11)
+    found = train_student(images, targets, spec, protocol, lr=0.05, seed=11, device=device)
+    rounding = {"rtol": 1e-4, "atol": 1e-5} if device.type == "cpu" else {"rtol": 1e-3, "atol": 2e-4}
     for one, other in zip(parameters(found), parameters(expected), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert one.device.type == device.type
+        torch.testing.assert_close(one.cpu(), other, **rounding)
 
 
 @pytest.mark.parametrize("spec", [SPEC, RESNET], ids=lambda spec: spec.name)

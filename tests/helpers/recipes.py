@@ -35,17 +35,20 @@ class Finished:
 
 
 class Recipes:
-    """Runs recipes, each time in processes of its own (see `recipe_server.py`)."""
+    """Runs recipes, each time in processes of its own (see `recipe_server.py`), on the CPU or on what there is."""
 
     folder = ROOT / "recipes"
 
-    def __init__(self) -> None:
+    def __init__(self, *, cpu: bool = True) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if not cpu:
+            del environment["ACCELERATE_USE_CPU"]
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.recipe_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment,
         )
 
     def __call__(

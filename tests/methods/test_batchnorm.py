@@ -107,23 +107,24 @@ def reference(model: Network, x: np.ndarray) -> float:
     return total
 
 
-def test_value_and_gradient_are_those_of_the_network_in_numpy():
+def test_value_and_gradient_are_those_of_the_network_in_numpy(device):
     model = Network().double()
     x = noise(2, 2, 7, 6, dtype=torch.float64)
-    leaf = x.clone().requires_grad_()
-    loss = r_bn(model, leaf)
+    leaf = x.to(device, copy=True).requires_grad_()
+    moved = Network().double().to(device)
+    loss = r_bn(moved, leaf)
     assert loss.item() == pytest.approx(reference(model, x.numpy()), rel=1e-10)
     (gradient,) = torch.autograd.grad(loss, leaf)
     wanted = np.zeros(x.shape)
     for place in np.ndindex(*x.shape):
         sides = []
         for step in (1e-6, -1e-6):
-            moved = x.numpy().copy()
-            moved[place] += step
-            sides.append(reference(model, moved))
+            beside = x.numpy().copy()
+            beside[place] += step
+            sides.append(reference(model, beside))
         wanted[place] = (sides[0] - sides[1]) / 2e-6
-    np.testing.assert_allclose(gradient.numpy(), wanted, atol=1e-6 * np.abs(wanted).max())
-    assert r_bn(model.float(), x.float()).item() == pytest.approx(loss.item(), rel=1e-5)
+    np.testing.assert_allclose(gradient.cpu().numpy(), wanted, atol=1e-6 * np.abs(wanted).max())
+    assert r_bn(moved.float(), x.float().to(device)).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])  # the second has timm's BatchNormAct2d
@@ -166,8 +167,8 @@ def test_a_shift_of_one_channel_costs_its_length_and_ten_times_that_in_the_layer
 
 @pytest.mark.parametrize("groups", [None, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradients_of_mean_and_variance_are_those_of_finite_differences(groups, layout):
-    x = (noise(4, 3, 2, 5, dtype=torch.float64) + 2).to(memory_format=layout).requires_grad_()
+def test_gradients_of_mean_and_variance_are_those_of_finite_differences(groups, layout, device):
+    x = (noise(4, 3, 2, 5, dtype=torch.float64) + 2).to(device, memory_format=layout).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: input_statistics(x, groups), x)
 
 

@@ -75,12 +75,15 @@ class Runs:
         return folder
 
 
-@pytest.fixture(scope="module")
-def teacher(recipes, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
+def train_teacher(recipes: Any, folder: Path) -> Path:
     done = recipes("teacher", {**TEACHER, "output_dir": folder / "teacher"}, folder)
     assert done.status == [0], done.err
     return folder / "teacher"
+
+
+@pytest.fixture(scope="module")
+def teacher(recipes, tmp_path_factory) -> Path:
+    return train_teacher(recipes, tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module", params=BLOCKED, ids=lambda method: method.__name__)
@@ -219,3 +222,49 @@ def test_labels_of_every_view_are_stored_and_trained_on_without_the_teacher(runs
     assert [(row.set, row.labels) for row in stored] == [("distilled", "soft")]
     mtt = recipes("evaluate", {**flags, **few, **out, "protocol": "quick"}, tmp_path)
     assert "looks at no views" in mtt.err
+
+
+# On an accelerator
+
+
+@pytest.fixture(scope="module")
+def accelerated_teacher(accelerated_recipes, tmp_path_factory) -> Path:
+    return train_teacher(accelerated_recipes, tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("method", BLOCKED, ids=lambda method: method.__name__)
+def test_on_an_accelerator_a_run_leaves_finite_numbers_and_a_whole_artifact_whose_views_can_be_labelled(
+    method, accelerated_recipes, accelerated_teacher, tmp_path
+):
+    runs = Runs(method, accelerated_recipes, tmp_path, accelerated_teacher)
+    whole = runs.finish()
+    distilled = DistilledSet.from_pretrained(whole)
+    assert len(distilled) == 20
+    assert distilled.pixel_values.isfinite().all()
+    assert distilled.pixel_values.flatten(1).std(1).min() > 0
+    assert {row.labels for row in distilled.report.rows if row.set == "distilled"} == {"soft", "hard"}
+    assert all(row.device != "cpu" for row in distilled.report.rows)
+    again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "copy"))
+    assert torch.equal(again.pixel_values, distilled.pixel_values)
+    flags = {"distilled_dataset": whole, "label_epochs": 2, "disable_tqdm": True, "output_dir": tmp_path / "labels"}
+    done = accelerated_recipes("relabel", flags, tmp_path)
+    assert done.status == [0], done.err
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("method", BLOCKED, ids=lambda method: method.__name__)
+def test_on_an_accelerator_a_resumed_run_keeps_the_blocks_that_were_done(
+    method, accelerated_recipes, accelerated_teacher, tmp_path
+):
+    runs = Runs(method, accelerated_recipes, tmp_path, accelerated_teacher)
+    folder = tmp_path / "killed"
+    killed = runs.start(folder, before=KILL.format(damage="pass"))
+    assert killed.status == [-9], killed.err
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("blocks/block-*.json")}
+    assert len(done) == 2
+    runs.finish(folder, resume_from_checkpoint="latest")
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(DistilledSet.from_pretrained(folder)) == 20

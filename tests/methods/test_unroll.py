@@ -63,22 +63,29 @@ def detached_unroll(student, start, target, pixels, targets, steps, lr, with_tar
     return torch.autograd.grad(loss, [pixels, lr, *([targets] if with_targets else [])])
 
 
+def on(device, student, start, target, pixels, targets, steps, lr):
+    """The same problem with everything on `device`."""
+    student.model.to(device)
+    steps = [StudentStep(step.rows.to(device), step.augment.to(device)) for step in steps]
+    return student, *(tensor.to(device) for tensor in (start, target, pixels, targets)), steps, lr.to(device)
+
+
 def error(found, truth):
-    return ((found - truth).norm() / truth.norm()).item()
+    return ((found.cpu() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 5e-3), (0.0, 5e-3)])
 @pytest.mark.parametrize("soft", [True, False])
-def test_the_adjoint_sweep_is_the_gradient_of_the_full_unroll(steps, momentum, weight_decay, soft):
-    inputs = problem(steps=steps, soft=soft, momentum=momentum, weight_decay=weight_decay)
-    truth = full_unroll(*inputs, targets_gradient=soft)
-    found = adjoint_unroll(*inputs, targets_gradient=soft)
-    torch.testing.assert_close(found.loss, truth.loss, rtol=1e-12, atol=0)
-    assert error(found.pixels, truth.pixels) < 1e-10
-    assert error(found.lr, truth.lr) < 1e-10
-    if soft:
-        assert error(found.targets, truth.targets) < 1e-10
+def test_the_adjoint_sweep_is_the_gradient_of_the_full_unroll(steps, soft, device):
+    for momentum, weight_decay in [(0.0, 0.0), (0.9, 0.0), (0.9, 5e-3), (0.0, 5e-3)]:
+        inputs = problem(steps=steps, soft=soft, momentum=momentum, weight_decay=weight_decay)
+        truth = full_unroll(*inputs, targets_gradient=soft)
+        found = adjoint_unroll(*on(device, *inputs), targets_gradient=soft)
+        torch.testing.assert_close(found.loss.cpu(), truth.loss, rtol=1e-12, atol=0)
+        assert error(found.pixels, truth.pixels) < 1e-10
+        assert error(found.lr, truth.lr) < 1e-10
+        if soft:
+            assert error(found.targets, truth.targets) < 1e-10
 
 
 @pytest.mark.parametrize("strategy", ["", "color", "crop", "cutout", "flip", "scale", "rotate"])
@@ -92,10 +99,10 @@ def test_the_sweep_is_exact_under_every_augmentation_and_normalisation(strategy,
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 5e-3)])
-def test_curvature_zero_is_the_gradient_of_the_unroll_with_a_constant_path(momentum, weight_decay):
+def test_curvature_zero_is_the_gradient_of_the_unroll_with_a_constant_path(momentum, weight_decay, device):
     inputs = problem(steps=5, momentum=momentum, weight_decay=weight_decay)
     pixels, lr, targets = detached_unroll(*inputs, with_targets=True)
-    found = adjoint_unroll(*inputs, curvature=0.0, targets_gradient=True)
+    found = adjoint_unroll(*on(device, *inputs), curvature=0.0, targets_gradient=True)
     assert error(found.pixels, pixels) < 1e-10
     assert error(found.lr, lr) < 1e-10
     assert error(found.targets, targets) < 1e-10

@@ -1,6 +1,6 @@
 """What the launcher has compiled does what it does otherwise, in whole graphs, one for each shape."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -34,30 +34,34 @@ PROTOCOL = CropProtocol("tiny", epochs=2, full_data_epochs=1, batch_size=8)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def start() -> Accelerator:
+def start(device: torch.device) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one, from its environment
     torch.compiler.reset()
     counters.clear()
-    return Accelerator(cpu=True)
+    return Accelerator(cpu=device.type == "cpu")
 
 
 @pytest.fixture
-def plain(monkeypatch) -> Accelerator:
+def plain(monkeypatch, device) -> Accelerator:
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
-    return start()
+    if device.type != "cpu":
+        monkeypatch.delenv("ACCELERATE_USE_CPU")
+    return start(device)
 
 
 @pytest.fixture
-def launched() -> Iterator[pytest.MonkeyPatch]:
+def launched(device) -> Iterator[Callable[[], Accelerator]]:
     """To be called once what is not compiled is done: what `accelerate launch --dynamo_backend aot_eager` gives."""
     with pytest.MonkeyPatch.context() as patch:
 
         def launch() -> Accelerator:
             patch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
-            return start()
+            if device.type != "cpu":
+                patch.delenv("ACCELERATE_USE_CPU", raising=False)
+            return start(device)
 
         yield launch
-    start()
+    start(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +121,22 @@ def test_gradients_of_images_are_the_same_in_double_precision(train, plain, laun
         teacher = make_teacher(train)
         teacher.model.double()
         method = SRe2L(config, train, teachers=[teacher], accelerator=accelerator)
-        x = torch.randn(5, 1, 8, 8, dtype=torch.float64, generator=generator(0, "x")).requires_grad_()
-        return torch.autograd.grad(method.losses(x, torch.arange(5), 0)["loss"], x)[0]
+        x = torch.randn(5, 1, 8, 8, dtype=torch.float64, generator=generator(0, "x"))
+        x = x.to(accelerator.device).requires_grad_()
+        labels = torch.arange(5, device=accelerator.device)
+        return torch.autograd.grad(method.losses(x, labels, 0)["loss"], x)[0]
 
     expected, found = gradient(plain), gradient(launched())
     assert graphs() == 1
     torch.testing.assert_close(found, expected, atol=0, rtol=1e-9)
 
 
-def test_students_and_their_teacher_are_compiled_once_for_all_seeds(train, plain, launched):
-    pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing)
+def test_students_and_their_teacher_are_compiled_once_for_all_seeds(train, plain, launched, device):
+    pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing, device=device)
     rows, x = torch.arange(20), pool.images(torch.arange(20))
 
     def logits(accelerator: Accelerator, seed: int, hard: bool) -> Tensor:
-        targets = pool.labels if hard else NetworkLabels(make_teacher(train, 5))
+        targets = pool.labels if hard else NetworkLabels(make_teacher(train, 5)).to(device)
         protocol = replace(PROTOCOL, squared=True)
         return train_on_crops(pool, targets, rows, SPEC, protocol, 2, 0.003, seed, accelerator)(x).detach()
 
@@ -169,11 +175,11 @@ def test_images_that_students_are_to_disagree_on_are_the_same_and_all_students_s
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
-def test_stored_labels_are_the_same_but_not_gone_on_with(train, plain, launched, tmp_path):
-    pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing)
+def test_stored_labels_are_the_same_but_not_gone_on_with(train, plain, launched, tmp_path, device):
+    pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing, device=device)
 
     def stored(accelerator: Accelerator, folder: str):
-        teacher = NetworkLabels(make_teacher(train))
+        teacher = NetworkLabels(make_teacher(train)).to(device)
         return relabel(teacher, pool, PROTOCOL.views, 2, tmp_path / folder, accelerator=accelerator, disable_tqdm=True)
 
     first = stored(plain, "labels")
@@ -187,7 +193,9 @@ def test_stored_labels_are_the_same_but_not_gone_on_with(train, plain, launched,
         torch.testing.assert_close(second(rows, rows, rows, epoch), wanted, atol=2e-3, rtol=2e-3)
 
 
-def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another(train, plain, launched, tmp_path):
+def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another(
+    train, plain, launched, tmp_path, device
+):
     prior = Prior.from_pretrained(save_clip("conv", tmp_path / "clip"))
     teachers = [make_teacher(train, seed) for seed in (0, 1)]
     config = ProjectorConfig(prompts="simple", lora_r=2, projector_epochs=2, batch_projector=25, weak_teachers=2)
@@ -205,7 +213,8 @@ def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another
     assert graphs() == 2
     assert found.results["epoch_loss"] == pytest.approx(expected.results["epoch_loss"], rel=1e-4)
     assert found.results["epoch_loss"][1] < found.results["epoch_loss"][0]
-    x = train.images(torch.arange(20))
+    x = train.images(torch.arange(20)).to(device)
+    found, expected = found.to(device), expected.to(device)
     torch.testing.assert_close(found(x), expected(x), atol=0.01, rtol=0)
     assert not torch.allclose(found(x), found.zero_shot(x), atol=0.1)
     assert [learner.config["training"]["compiled"] for learner in (expected, found)] == [None, "aot_eager"]
@@ -213,20 +222,20 @@ def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another
         learnt(accelerator, "plain", resume_from_checkpoint="latest")
 
 
-def test_more_than_eight_shapes_are_all_compiled(launched):
+def test_more_than_eight_shapes_are_all_compiled(launched, device):
     look = compiled(forward, launched())
     for width in range(1, 12):
-        layer, x = nn.Linear(width, 2), torch.ones(3, width)
+        layer, x = nn.Linear(width, 2).to(device), torch.ones(3, width, device=device)
         torch.testing.assert_close(look(layer, x), layer(x))
     assert graphs() == 11
 
 
-def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train, plain, launched):
+def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train, plain, launched, device):
     labels = NetworkLabels(make_teacher(train))
     for accelerator in (None, plain):
         assert compiled(len, accelerator) is len
-        assert compiled_labels(labels, accelerator, torch.device("cpu")) is labels
+        assert compiled_labels(labels, accelerator, device) is labels
     hard = HardLabels()
     accelerator = launched()
-    assert compiled_labels(hard, accelerator, torch.device("cpu")) is hard
-    assert compiled_labels(labels, accelerator, torch.device("cpu")) is not labels
+    assert compiled_labels(hard, accelerator, device) is hard
+    assert compiled_labels(labels, accelerator, device) is not labels

@@ -19,17 +19,18 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
-def test_logits_and_gradients_are_those_of_the_module(norm, batch):
+def test_logits_and_gradients_are_those_of_the_module(norm, batch, device):
     images, labels = batch
     module = spec(norm).build(3)  # in training mode: BatchNorm uses the statistics of the batch, as a FlatModel does
-    flat = FlatModel(module)
-    theta = flat.flatten(module).requires_grad_()
-    logits = flat(theta, images)
-    torch.testing.assert_close(logits, module(images))
-    F.cross_entropy(logits, labels).backward()
+    flat = FlatModel(module).to(device)
+    theta = flat.flatten(module).to(device).requires_grad_()
+    logits = flat(theta, images.to(device))
+    rounding = {} if device.type == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(logits.cpu(), module(images), **rounding)
+    F.cross_entropy(logits, labels.to(device)).backward()
     F.cross_entropy(module(images), labels).backward()
     wanted = torch.cat([parameter.grad.reshape(-1) for parameter in module.parameters()])
-    torch.testing.assert_close(theta.grad, wanted)
+    torch.testing.assert_close(theta.grad.cpu(), wanted, **rounding)
 
 
 def test_batch_norm_stores_no_statistics_and_forgets_those_it_has(batch):
@@ -100,9 +101,9 @@ def test_initialisations_follow_their_seed_and_need_a_spec():
         FlatModel(spec().build(0)).init(0)
 
 
-def test_vectorised_over_experts_it_is_each_expert(batch):
-    flat = FlatModel.from_spec(spec())
-    thetas = torch.stack([flat.init(seed) for seed in range(3)])
-    together = torch.vmap(flat, in_dims=(0, None))(thetas, batch[0])
+def test_vectorised_over_experts_it_is_each_expert(batch, device):
+    flat, images = FlatModel.from_spec(spec()).to(device), batch[0].to(device)
+    thetas = torch.stack([flat.init(seed) for seed in range(3)]).to(device)
+    together = torch.vmap(flat, in_dims=(0, None))(thetas, images)
     for theta, logits in zip(thetas, together, strict=True):
-        torch.testing.assert_close(logits, flat(theta, batch[0]))
+        torch.testing.assert_close(logits, flat(theta, images), rtol=1e-4, atol=1e-5)

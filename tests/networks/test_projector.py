@@ -141,9 +141,10 @@ def test_whitened_images_are_seen_as_the_pixels_that_they_were(priors):
         torch.testing.assert_close(one(zca(pixels[:3])), other(plain(pixels[:3])), rtol=1e-4, atol=1e-3)
 
 
-def test_pixels_get_the_gradient_of_a_finite_difference(priors):
-    projector = learn(make(priors["vit"], Preprocessing(1, (8, 8), (0.3,), (0.2,))))
-    x, direction = images(2, 1, (8, 8)).split(1)
+def test_pixels_get_the_gradient_of_a_finite_difference(tmp_path, device):
+    prior = Prior.from_pretrained(save_clip("vit", tmp_path))
+    projector = learn(make(prior, Preprocessing(1, (8, 8), (0.3,), (0.2,)))).to(device)
+    x, direction = images(2, 1, (8, 8)).to(device).split(1)
     x = x.clone().requires_grad_()
     projector(x).logsumexp(1).sum().backward()
     assert all(parameter.grad is None for parameter in projector.parameters())
@@ -154,9 +155,11 @@ def test_pixels_get_the_gradient_of_a_finite_difference(priors):
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_it_works_under_autocast_and_gives_float32(priors, kind):
-    projector, x = learn(make(priors[kind], Preprocessing(1, (8, 8), (0.3,), (0.2,)))), images(2, 1, (8, 8))
-    with torch.autocast("cpu", torch.bfloat16):
+def test_it_works_under_autocast_and_gives_float32(kind, tmp_path, device):
+    prior = Prior.from_pretrained(save_clip(kind, tmp_path))  # one of its own, for it moves
+    projector = learn(make(prior, Preprocessing(1, (8, 8), (0.3,), (0.2,)))).to(device)
+    x = images(2, 1, (8, 8)).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
         x.requires_grad_()
         logits = projector(x)
         logits.logsumexp(1).sum().backward()

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from hf_distill.runs.processes import make_accelerator
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,6 @@ from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from hf_distill.runs.checkpoints import load_checkpoint
-from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.teachers import (
     TeacherConfig,
     crop_flip,
@@ -128,16 +128,27 @@ def test_a_saved_teacher_comes_back_bit_for_bit(build, tmp_path):
     check_same(Teacher.from_pretrained(tmp_path / "teacher"), teacher)
 
 
-def test_a_teacher_is_frozen_and_images_get_gradients_and_statistics_stay():
-    teacher = make()
+def test_a_teacher_is_frozen_and_images_get_gradients_and_statistics_stay(device):
+    teacher = make().to(device)
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    images = torch.randn(4, 3, 16, 24, requires_grad=True)
+    images = torch.randn(4, 3, 16, 24, device=device, requires_grad=True)
     teacher.logits(images).logsumexp(1).sum().backward()
     assert images.grad.abs().sum() > 0
     assert not teacher.model.training
     assert all(not parameter.requires_grad for parameter in teacher.model.parameters())
     for name, tensor in teacher.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["test_resnet", "convnet_d2"])
+def test_a_teacher_says_the_same_on_an_accelerator_and_keeps_its_digest(name, cuda):
+    kwargs = {"width": 4, "norm": "batch"} if name == "convnet_d2" else {}
+    still, moved = make(name, **kwargs), make(name, **kwargs).to(cuda)
+    x = still.preprocessing(pixels(still))
+    with torch.no_grad():
+        torch.testing.assert_close(moved.logits(x.to(cuda)).cpu(), still.logits(x), rtol=1e-4, atol=1e-4)
+    assert moved.digest == still.digest
 
 
 def test_the_digest_names_the_weights_and_the_statistics():

@@ -164,11 +164,11 @@ def test_experts_trained_together_are_those_trained_alone(data, accelerator, mom
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 5e-4)])
-def test_an_epoch_is_that_of_a_plain_loop_with_torch_sgd(data, accelerator, momentum, decay):
+def test_an_epoch_is_that_of_a_plain_loop_with_torch_sgd(data, launch, momentum, decay, device):
     train, seed, number, batch = data[0], 7, 2, 64
     settings = config(mom_teacher=momentum, l2_teacher=decay, batch_train=batch, lr_teacher=0.05)
     spec = settings.student_spec(train)
-    trainer = ExpertTrainer(train, spec, settings, seed, accelerator, torch.float64)
+    trainer = ExpertTrainer(train, spec, settings, seed, launch(device=device.type), torch.float64)
     thetas = trainer.init([number])
     speeds = torch.zeros_like(thetas) if momentum else None
     loss, accuracy = trainer.epoch([number], 1, thetas, speeds)
@@ -191,8 +191,9 @@ def test_an_epoch_is_that_of_a_plain_loop_with_torch_sgd(data, accelerator, mome
         right += int((logits.argmax(1) == train.labels[rows]).sum())
 
     expected = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
-    torch.testing.assert_close(thetas[0], expected, rtol=1e-10, atol=1e-10)
-    assert loss.item() == pytest.approx(total / len(order), rel=1e-10)
+    rounding = 1e-10 if device.type == "cpu" else 1e-8
+    torch.testing.assert_close(thetas[0].cpu(), expected, rtol=rounding, atol=rounding)
+    assert loss.item() == pytest.approx(total / len(order), rel=rounding)
     assert accuracy.item() == pytest.approx(right / len(order))
 
 
@@ -214,6 +215,21 @@ def test_images_gathered_from_disk_are_those_kept_on_the_device(data, monkeypatc
     assert gathered.floats is None
     for got, expected in zip(gathered(rows), kept(rows), strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("free", ["floats", "bytes", "nothing"])
+def test_an_accelerator_keeps_what_fits_and_gives_the_images_of_the_cpu(data, monkeypatch, cuda, free):
+    values = data[0].uint8(torch.arange(len(data[0]))).numel()
+    memory = {"floats": 16 * values, "bytes": 4 * values, "nothing": 0}[free]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory, memory))
+    images = DeviceImages(data[0], cuda)
+    assert (images.floats is not None, images.bytes is not None) == (free == "floats", free == "bytes")
+    rows = torch.tensor([[3, 0, 7], [1, 1, 2]])
+    x, labels = images(rows.to(images.rows_device))
+    assert (x.device.type, labels.device.type) == ("cuda", "cuda")
+    torch.testing.assert_close(x.cpu(), data[0].images(rows.flatten()).view(x.shape), rtol=1e-5, atol=1e-5)
+    assert torch.equal(labels.cpu(), data[0].labels[rows])
 
 
 def test_rows_are_the_states_after_each_epoch_and_not_one_state(trained):
