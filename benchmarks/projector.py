@@ -28,7 +28,6 @@ from pathlib import Path
 
 import timm
 import torch
-from hf_distill.runs.processes import make_accelerator
 from machine import machine_name
 from recover import held_bytes, untrained
 from torch import Tensor, nn
@@ -49,6 +48,7 @@ from hf_distill.networks.priors import CLIP_MEAN, CLIP_STD, Prior
 from hf_distill.networks.projector import LabelProjector, Lora
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
+from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.projectors import ProjectorConfig, ProjectorStep
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from hf_distill.runs.processes import make_accelerator
 from machine import machine_name
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop
@@ -40,6 +39,7 @@ from hf_distill.methods import SRe2L, SRe2LConfig
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
+from hf_distill.runs.processes import make_accelerator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_distill.config import DataArguments, HfArg, LoopConfig, find_preset, load_yaml, parse_args, presets
-from hf_distill.methods import MTTConfig, TeslaConfig
+from hf_distill.methods import MTTConfig, TESLAConfig
 from hf_distill.training.experts import ExpertConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
@@ -170,7 +170,7 @@ class Everything:
 
 def preset(*words: str, recipe: str = "tesla") -> Everything:
     demo = CONFIGS / recipe / "digits-ipc1.yaml"
-    others = (DataArguments, ExpertConfig, TeslaConfig, MTTConfig)
+    others = (DataArguments, ExpertConfig, TESLAConfig, MTTConfig)
     (given,) = parse_args(Everything, args=words, default_config=demo, passed_over=others)
     return given
 

@@ -17,8 +17,8 @@ from safetensors.torch import save
 
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.hub import repository
 from hf_distill.hub.files import save_json
-from hf_distill.hub.folder import repository
 from hf_distill.hub.repository import PushConflict
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import StudentSpec

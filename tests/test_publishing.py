@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hf_distill.runs.processes import make_accelerator
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,6 +19,7 @@ from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.folder import Home, HubFolder
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.start import prepare_push
 from tests.helpers.digits import DISTIL, TINY
 from tests.helpers.goldens import check_golden

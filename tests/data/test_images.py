@@ -18,7 +18,8 @@ from huggingface_hub import DatasetCardData, DatasetInfo, HfApi
 from torchvision.transforms import functional as vision
 
 from hf_distill.config import DataArguments
-from hf_distill.data.images import RealImages, _evenly, pixels
+from hf_distill.data import pixels
+from hf_distill.data.images import RealImages, _evenly
 from hf_distill.data.source import folder_revision
 from hf_distill.rng import generator
 

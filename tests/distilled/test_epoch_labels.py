@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from hf_distill.augmentation.views import Views
 from hf_distill.data.preprocessing import Preprocessing
-from hf_distill.distilled.distilled_set import epoch_labels
+from hf_distill.distilled import epoch_labels
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.distilled.labels import HardLabels, LabelSource, NetworkLabels, TeacherLabels
 from hf_distill.distilled.pools import Pool
-from hf_distill.evaluation.evaluate import crop_students
+from hf_distill.evaluation import crop_students
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order, whole_pixels
 from hf_distill.networks.architectures import StudentSpec

@@ -22,6 +22,8 @@ from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import TeacherLabels
 from hf_distill.distilled.pools import Pool, accuracy, loss_targets, topk_accuracy
+from hf_distill.evaluation import evaluate as evaluation_module
+from hf_distill.evaluation import students as students_module
 from hf_distill.evaluation.coresets import coresets, herding, k_center, random_rows
 from hf_distill.evaluation.evaluate import (
     PROTOCOLS,
@@ -31,8 +33,6 @@ from hf_distill.evaluation.evaluate import (
     real_pool,
     validation_accuracy,
 )
-from hf_distill.evaluation.evaluate import evaluate as evaluation_module
-from hf_distill.evaluation.evaluate import students as students_module
 from hf_distill.evaluation.metrics import TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport

@@ -494,7 +494,7 @@ def test_a_run_may_go_on_with_other_segments_or_another_budget_and_keeps_what_is
 # Dies when a group has kept its state twice, in the middle of the third time.
 KILL = """
 import os, signal
-from hf_distill.runs.start import checkpoints
+from hf_distill.runs import checkpoints
 known, calls = checkpoints.save_file, []
 def save_file(tensors, path):
     known(tensors, path)

@@ -156,7 +156,7 @@ def test_on_two_processes_too(runs):
 # Dies while the second checkpoint, that of step 6, is being written.
 KILL = """
 import os, signal, types
-from hf_distill.runs.start import checkpoints
+from hf_distill.runs import checkpoints
 
 def dies_the_second_time(function, calls=[]):
     def call(*args):

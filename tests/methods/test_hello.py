@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_distill.runs.processes import make_accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,6 +25,7 @@ from hf_distill.networks.priors import Prior
 from hf_distill.networks.projector import LabelProjector
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
+from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.small_clip import find_prior
 from hf_distill.training.teachers import find_teachers
 from tests.helpers.clips import save_clip

@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from hf_distill.runs.processes import make_accelerator
 from open_clip.push_to_hf_hub import save_config_for_hf
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
@@ -21,6 +20,7 @@ from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.networks.priors import Prior, prompt_templates
+from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.small_clip import PriorArguments, small_clip_folder, train_small_clip
 
 NAMES = ["tabby cat", "car", "ice-cream", "7"]

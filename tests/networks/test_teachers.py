@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 import yaml
-from hf_distill.runs.processes import make_accelerator
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
@@ -27,6 +26,7 @@ from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from hf_distill.runs.checkpoints import load_checkpoint
+from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.teachers import (
     TeacherConfig,
     crop_flip,

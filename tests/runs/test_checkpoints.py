@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_distill.runs.folder import check_same_run, prepare_output_dir
 
 from hf_distill.config import DistillConfig
+from hf_distill.runs import checkpoints
 from hf_distill.runs.checkpoints import (
     find_checkpoint,
     list_checkpoints,
@@ -19,7 +19,7 @@ from hf_distill.runs.checkpoints import (
     save_checkpoint,
     unpack_optimizers,
 )
-from hf_distill.runs.start import checkpoints
+from hf_distill.runs.folder import check_same_run, prepare_output_dir
 
 
 def save(folder: Path, step: int, limit: int | None = None, value: float = 0.5) -> Path:

@@ -13,7 +13,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_distill.runs.processes import make_accelerator
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 from torch.func import functional_call
@@ -28,6 +27,7 @@ from hf_distill.networks.priors import Prior
 from hf_distill.networks.projector import LabelProjector, Lora
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
+from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.projectors import ProjectorConfig, ProjectorStep, fidelity, train_projector
 from hf_distill.training.small_clip import PriorArguments, find_prior, small_clip_folder, train_small_clip
 from tests.helpers.clips import save_clip
