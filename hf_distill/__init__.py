@@ -11,6 +11,7 @@ report = hd.evaluate(distilled, train, test)
 distilled.push_to_hub("me/cifar10-ipc10", tag="v1.0.0")
 """
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        nearest = difflib.get_close_matches(name, __all__, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}", name=name, obj=None)
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value  # found at once the next time
     return value

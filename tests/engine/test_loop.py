@@ -1,0 +1,148 @@
+"""The loop: what is learned beside the set is kept like the set, and callbacks see what happens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hf_distill as hd
+from hf_distill.evaluation.protocols import PROTOCOLS
+from tests.helpers import ROOT
+from tests.helpers.learned_state import Mirror, MirrorConfig
+from tests.helpers.recipes import Recipes
+
+FLAGS = {
+    "max_train_samples": 100,
+    "max_test_samples": 20,
+    "ipc": 1,
+    "max_steps": 6,
+    "save_steps": 3,
+    "eval_steps": 3,
+    "eval_nets": 1,
+    "eval_protocol": "tiny",
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def mirror(recipes: Recipes, tmp_path_factory) -> Any:
+    """Runs the method with state, in processes of its own, and gives its folder."""
+    home = tmp_path_factory.mktemp("mirror")
+
+    def run(name: str, processes: int = 1, **flags: Any) -> Path:
+        flags = {**FLAGS, "output_dir": home / name, **flags}
+        done = recipes("learned_state", flags, home, processes=processes, folder=ROOT / "tests" / "helpers")
+        assert done.status == [0] * processes, done.err
+        return home / name
+
+    return run
+
+
+def state(folder: Path, step: int = 6) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"checkpoint-{step}" / "state.safetensors")
+
+
+@pytest.mark.slow
+def test_state_beside_the_set_goes_on_bit_for_bit_after_a_stop(mirror):
+    whole, stopped = mirror("whole"), mirror("stopped", max_steps=3)
+    resumed = mirror("stopped", resume_from_checkpoint="latest")
+    expected, tensors = state(whole), state(resumed)
+    assert expected.keys() == tensors.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+    for name in ("0.running_mean", "0.num_batches_tracked", "1.weight"):
+        assert not torch.equal(expected[f"set.module.head.{name}"], state(stopped, 3)[f"set.module.head.{name}"])
+    heads = [torch.load(folder / "head.pt", weights_only=True) for folder in (whole, resumed)]
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+
+
+@pytest.mark.slow
+def test_two_processes_average_its_gradients_as_accumulation_does(mirror):
+    two = state(mirror("two", processes=2, select="last"))
+    one = state(mirror("one", gradient_accumulation_steps=2, select="last"))
+    alone = state(mirror("alone", select="last"))
+    for name in ("set.pixel_values", "set.module.head.1.weight", "set.module.head.1.bias", "set.module.head.0.weight"):
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(one[name], alone[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def small(monkeypatch, one_thread) -> tuple[hd.RealImages, hd.RealImages]:
+    monkeypatch.setitem(PROTOCOLS, "tiny", hd.EvalProtocol("tiny", epochs=2, full_data_epochs=1, lrs=(0.05,)))
+    train, _ = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=100, max_test_samples=20))
+    return train.split(0.2, seed=0)
+
+
+def made(small: tuple[hd.RealImages, hd.RealImages], folder: Path, **flags: Any) -> Mirror:
+    train, held_out = small
+    settings = {name: value for name, value in FLAGS.items() if not name.startswith("max_t")} | flags
+    callbacks = settings.pop("callbacks", ())
+    config = MirrorConfig(output_dir=str(folder), **settings)
+    return Mirror.prepare(train, config=config, held_out=held_out, callbacks=callbacks)
+
+
+def test_the_best_step_brings_back_the_state_that_it_had(small, tmp_path, monkeypatch):
+    accuracies = iter([0.1, 0.9, 0.2])
+    monkeypatch.setattr("hf_distill.engine.loop.validation_accuracy", lambda *_: next(accuracies))
+    mirror = made(small, tmp_path)
+    distilled = mirror.run()
+    assert distilled.config["selected_step"] == 3
+    kept = state(tmp_path, 3)
+    assert torch.equal(distilled.pixel_values, kept["set.pixel_values"])
+    for name, tensor in mirror.head.state_dict().items():
+        assert torch.equal(tensor, kept[f"set.module.head.{name}"]), name
+
+
+class Notes(hd.Callback):
+    """Writes down every event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple] = []
+
+    def on_begin(self, run: hd.RunState) -> None:
+        self.events.append(("begin", run.name, run.step, run.total))
+
+    def on_step(self, run: hd.RunState) -> None:
+        self.events.append(("step", run.step, sorted(run.values)))
+
+    def on_evaluate(self, run: hd.RunState) -> None:
+        self.events.append(("evaluate", run.step, sorted(run.values)))
+
+    def on_save(self, run: hd.RunState) -> None:
+        self.events.append(("save", run.step, run.folder.name, (run.folder / "state.safetensors").is_file()))
+
+    def on_end(self, run: hd.RunState) -> None:
+        self.events.append(("end", run.step))
+
+
+def test_callbacks_see_every_step_evaluation_and_checkpoint_in_order(small, tmp_path):
+    notes = Notes()
+    made(small, tmp_path, max_steps=2, save_steps=1, eval_steps=2, callbacks=[notes]).run()
+    assert notes.events == [
+        ("begin", "distil (mirror)", 0, 2),
+        ("evaluate", 0, ["accuracy"]),
+        ("step", 1, ["loss"]),
+        ("save", 1, "checkpoint-1", True),
+        ("step", 2, ["loss"]),
+        ("evaluate", 2, ["accuracy"]),
+        ("save", 2, "checkpoint-2", True),
+        ("end", 2),
+    ]
+
+
+def test_callbacks_see_the_end_of_a_run_that_diverges_and_the_set_as_it_is(small, tmp_path):
+    notes, seen = Notes(), []
+
+    class Looks(hd.Callback):
+        def on_step(self, run: hd.RunState) -> None:
+            seen.append(run.artifact.pixel_values.detach().clone())
+
+    with pytest.raises(hd.DistillationDiverged, match=r"step 1 of mirror: .*\. Lower the learning rates \(--lr_img"):
+        made(small, tmp_path / "far", lr_img=1e30, callbacks=[notes]).run()
+    assert [event[0] for event in notes.events] == ["begin", "evaluate", "save", "end"]
+    mirror = made(small, tmp_path / "near", select="last", max_steps=2, callbacks=[Looks()])
+    distilled = mirror.run()
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], distilled.pixel_values)
