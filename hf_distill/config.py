@@ -230,7 +230,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _as_arguments(
-    values: dict[str, Any], source: str, known: dict[str, dataclasses.Field], passed_over: set[str]
+    values: dict[str, Any], source: str, known: dict[str, dataclasses.Field[Any]], passed_over: set[str]
 ) -> list[str]:
     """The command-line words that say what a YAML mapping says."""
     words: list[str] = []
@@ -297,7 +297,8 @@ class _Parser(HfArgumentParser):
         return "\n  ".join([f"{super().format_help()}\npresets for --config:", *lines]) + "\n"
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        sys.stderr.write(f"error: {message}\n")
+        sys.exit(2)
 
 
 def parse_args(
@@ -305,7 +306,7 @@ def parse_args(
     args: Sequence[str] | None = None,
     default_config: str | Path | None = None,
     passed_over: Sequence[type] = (),
-):
+) -> tuple[Any, ...]:
     """One instance of each dataclass, from `--config file.yaml` (defaults) and the command line (wins).
 
     Args:
@@ -331,7 +332,7 @@ def parse_args(
     known = {field.name: field for config_class in config_classes for field in dataclasses.fields(config_class)}
     try:
         given, _ = parser.parse_known_args(words)
-        source = None if given.config is None else _config_file(given.config, recipe)
+        source: str | Path | None = None if given.config is None else _config_file(given.config, recipe)
         if source is None and default_config is not None and given.dataset_name is None:
             source = default_config
         if source is not None:

@@ -24,6 +24,7 @@ An update without loss of size (`factor` 1) has nothing to mend and is left out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -191,7 +192,7 @@ class HeLlO(PatchMethod):
         self.teachers = list(teachers)
         self.prior, self.test = prior, test
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """Beside the data and the teacher that scores, CLIP's weights."""
         return {**super().identity(), "prior": self.prior.digest}
 

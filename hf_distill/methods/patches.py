@@ -6,6 +6,7 @@ RDED (`rded`) defines them, and HeLlO (`hello`) begins with them; their symbols 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +166,7 @@ class PatchMethod(BlockDistiller):
             for label in range(self.train.num_classes)
         ]
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """Beside the data, the weights of the teacher."""
         return {**super().identity(), "teacher": self.teacher.digest}
 
