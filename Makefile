@@ -1,7 +1,7 @@
 # make quickstart   set up .venv, distil scikit-learn's digits into ten images (minutes on two CPU cores)
 # make test         set up .venv, run the whole test suite, offline
 # make hub          serve a Hub on this machine, to try a push without an account
-# make lint         ruff
+# make lint         ruff, and mypy over the package
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,6 +21,7 @@ hub: $(BIN)/.installed
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # uv installs in seconds what takes pip minutes; where it is not to be had, pip does.
 $(BIN)/.installed: pyproject.toml

@@ -230,7 +230,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _as_arguments(
-    values: dict[str, Any], source: str, known: dict[str, dataclasses.Field], passed_over: set[str]
+    values: dict[str, Any], source: str, known: dict[str, dataclasses.Field[Any]], passed_over: set[str]
 ) -> list[str]:
     """The command-line words that say what a YAML mapping says."""
     words: list[str] = []
@@ -329,7 +329,7 @@ def parse_args(
     args: Sequence[str] | None = None,
     default_config: str | Path | None = None,
     passed_over: Sequence[type] = (),
-):
+) -> tuple[Any, ...]:
     """One instance of each dataclass, from `--config file.yaml` (defaults) and the command line (wins).
 
     Args:
@@ -354,7 +354,7 @@ def parse_args(
     known = _fields(config_classes)
     try:
         given, _ = parser.parse_known_args(words)
-        source = None if given.config is None else _config_file(given.config, recipe)
+        source: str | Path | None = None if given.config is None else _config_file(given.config, recipe)
         if source is None and default_config is not None and given.dataset_name is None:
             source = default_config
         if source is not None:
@@ -367,5 +367,6 @@ def parse_args(
             hint = f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
             raise ValueError(f"unknown argument {flags[0]}{hint}")
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     return tuple(configs)

@@ -26,8 +26,9 @@ def recorded_fields(mix: str) -> dict[str, pa.DataType]:
     """The columns of views that are mixed in a way: boxes are top, left, height and width, in pixels."""
     box = several(pa.uint16(), 4)
     fields = {"crop": box, "flip": pa.uint8()}
-    if mix != "none":
-        fields |= {"partner": pa.int32(), MIXES[mix]: box if mix == "cutmix" else pa.float32()}
+    column = MIXES[mix]
+    if column is not None:
+        fields |= {"partner": pa.int32(), column: box if mix == "cutmix" else pa.float32()}
     return fields
 
 

@@ -493,5 +493,5 @@ def _zca(args: DataArguments, pixels: Pixels, positions: Tensor) -> ZCA:
             save_file(parts, aside, metadata={"digest": zca.digest})
             os.replace(aside, path)
         with safe_open(path, "pt") as file:
-            parts = [file.get_tensor(name) for name in ("mean", "vectors", "values")]
-            return ZCA(*parts, args.zca_eps, file.metadata()["digest"])
+            mean, vectors, values = (file.get_tensor(name) for name in ("mean", "vectors", "values"))
+            return ZCA(mean, vectors, values, args.zca_eps, file.metadata()["digest"])

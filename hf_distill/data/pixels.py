@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pyarrow as pa
 import torch
@@ -227,7 +228,7 @@ def _header(value: dict[str, Any] | None, feature: datasets.Image, position: int
         return (image.height, image.width), is_gray(image)
     try:
         with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]) as image:
-            turned = image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1) >= 5
+            turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
             size = (image.width, image.height) if turned else (image.height, image.width)
             return size, is_gray(image)
     except UNREADABLE as error:

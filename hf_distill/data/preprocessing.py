@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -157,14 +157,16 @@ class Preprocessing:
             ValueError: A value is missing or of another kind, or the config speaks of ZCA and `tensors` lacks one of
                 its three or has it in another shape.
         """
-        size, channels = config.get("image_size"), config.get("channels")
+        size: Any = config.get("image_size")
+        channels: Any = config.get("channels")
         sides = size if isinstance(size, (list, tuple)) else []
         if not all(type(count) is int and 1 <= count <= LARGEST for count in (channels, *sides)) or len(sides) != 2:
             raise ValueError(
                 f"preprocessing of {reprlib.repr(channels)} channels and {reprlib.repr(size)} pixels; expected whole "
                 f"numbers from 1 to {LARGEST}, and height and width"
             )
-        mean, std = config.get("mean"), config.get("std")
+        mean: Any = config.get("mean")
+        std: Any = config.get("std")
         for values in (mean, std):
             if not isinstance(values, (list, tuple)) or not all(map(_finite, values)) or len(values) != channels:
                 raise ValueError(
@@ -200,7 +202,7 @@ class Preprocessing:
         return columns[0].reshape(-1, 1, 1), columns[1].reshape(-1, 1, 1)
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < math.inf
 
 
@@ -222,7 +224,7 @@ def _whitening(config: Any, tensors: dict[str, Tensor], pixels: int) -> ZCA:
             raise ValueError(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected finite float32 of shape {shape}"
             )
-    return ZCA(*(tensors[name] for name in shapes), eps, digest)
+    return ZCA(tensors["zca_mean"], tensors["zca_vectors"], tensors["zca_values"], eps, digest)
 
 
 def fit_mean_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -278,8 +280,8 @@ def fit_zca(batches: Iterable[Tensor], eps: float) -> ZCA:
     products -= np.outer(total, mean)
     products /= (count - 1) * 255.0**2
     values, vectors = np.linalg.eigh(products)
-    parts = (torch.from_numpy(part).float().contiguous() for part in (mean / 255, vectors, values.clip(min=0)))
-    return ZCA(*parts, eps, digest)
+    parts = [torch.from_numpy(part).float().contiguous() for part in (mean / 255, vectors, values.clip(min=0))]
+    return ZCA(parts[0], parts[1], parts[2], eps, digest)
 
 
 def _exact_rows(batches: Iterable[Tensor]) -> Iterable[np.ndarray]:

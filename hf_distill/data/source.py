@@ -498,7 +498,7 @@ def _order_classes(
         raise ValueError(_none_of(order, where))
     if len(order) < 2:
         raise ValueError(f"{where} has the one class {order[0]!r}; expected at least two classes to tell apart")
-    empty = np.setdiff1d(np.arange(len(order)), labels) if numbered is None else []
+    empty: Sequence[int] | np.ndarray = np.setdiff1d(np.arange(len(order)), labels) if numbered is None else []
     if len(empty):
         raise ValueError(
             f"class {order[empty[0]]!r} has no images in {where} ({len(empty)} of {len(order)} classes are empty); "

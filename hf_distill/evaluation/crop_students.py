@@ -4,6 +4,8 @@ Images stay on the device as the bytes they are; crops, flips and mixes are tens
 there are no workers. Labels come batch by batch, from a teacher that looks at the views or from what one said before.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -71,7 +73,7 @@ def _soft_loss(logits: Tensor, wanted: Tensor, protocol: CropProtocol) -> Tensor
     return distillation_loss(logits, wanted, protocol.temperature, protocol.squared, protocol.label_smoothing)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights of two dimensions or more, which decay, and the rest (biases, normalisation), which does not."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]

@@ -167,7 +167,7 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """`text`, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
@@ -205,8 +205,8 @@ def image_grid(
     rows = math.ceil(len(images) / columns)
     texts = [list((captions or ())[row * columns : (row + 1) * columns]) for row in range(rows)]
     tops = [gap]
-    for row in texts:
-        tops.append(tops[-1] + height + gap + (22 if any(row) else 0))
+    for line in texts:
+        tops.append(tops[-1] + height + gap + (22 if any(line) else 0))
     picture = Image.new("RGB", (left + columns * (width + gap), tops[-1]), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
     for index, image in enumerate(images):

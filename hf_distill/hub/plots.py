@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -35,7 +36,7 @@ def labels_plot(rows: Sequence[LabelRow]) -> Image.Image:
     """
     if not rows:
         raise ValueError("there are no labels to draw; expected at least one row")
-    panels: dict[tuple, list[LabelRow]] = {}
+    panels: dict[tuple[Any, ...], list[LabelRow]] = {}
     for row in rows:
         panels.setdefault(row.context, []).append(row)
     shown = list(panels.values())[:MOST_PANELS]
@@ -122,8 +123,8 @@ class _Panel:
         x, y = self.x(row.num_bytes), self.y(100 * row.mean)
         name = fitted(" ".join(row.labels.split()), self.font, SCALE * NAME_WIDTH)
         width, height = self.font.getlength(name) / SCALE, TEXT + 2
-        axes = (LEFT, self.top + TOP, RIGHT, self.top + BOTTOM)
-        best, least = None, math.inf
+        axes: _Box = (LEFT, self.top + TOP, RIGHT, self.top + BOTTOM)
+        best, far, least = axes, 0.0, math.inf
         for distance, box in _places(x, y, width, height):
             overlap = sum(_overlap(box, other) for other in taken) + 10 * (width * height - _overlap(box, axes))
             if overlap < least:

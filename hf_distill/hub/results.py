@@ -178,7 +178,7 @@ class EvalReport:
         varying, caption = _context(self.rows, CONTEXT)
         kinds = [kind for kind in ("soft", "hard") if any(row.labels == kind for row in self.rows)]
         titles = {"soft": "method's labels", "hard": "hard labels"}
-        lines: dict[tuple, dict[str, EvalRow]] = {}
+        lines: dict[tuple[Any, ...], dict[str, EvalRow]] = {}
         for row in sorted(self.rows, key=lambda row: SETS.index(row.set)):
             place = (*(getattr(row, name) for name in varying), row.set)
             lines.setdefault(place, {})[row.labels] = row

@@ -360,7 +360,7 @@ class APM(BlockDistiller):
         places = [(number, torch.searchsorted(self.rows, rows)) for number, rows in self._own]
         return [Block(number, rows, classes[rows]) for number, rows in places]
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """Beside the data: the teachers' weights, the student and its augmentation."""
         return {
             **super().identity(),
@@ -548,7 +548,7 @@ class APM(BlockDistiller):
             },
         )
 
-    def _provenance(self) -> dict:
+    def _provenance(self) -> dict[str, Any]:
         about = super()._provenance()
         about["hyperparameters"].pop("shard")
         return about

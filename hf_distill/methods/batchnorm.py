@@ -11,6 +11,7 @@ first, 1 for the others (arXiv:2306.13092). The two priors on images beside it:
     R_l2 = mean_i ‖vec(x_i)‖
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -98,7 +99,7 @@ class BatchNormStatistics:
     def _start(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._records.clear()
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[[nn.BatchNorm2d, tuple[Tensor, ...]], None]:
         def record(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
             if layer.training:
                 raise ValueError(

@@ -205,7 +205,7 @@ class HeLlO(PatchMethod):
         teachers = find_teachers(config.teachers, having.train, having.test, of_teachers, along=weak, **having.options)
         return {"teachers": teachers, "prior": prior}
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """Beside the data and the teacher that scores, CLIP's weights."""
         return {**super().identity(), "prior": self.prior.digest}
 

@@ -174,7 +174,7 @@ class PatchMethod(BlockDistiller):
             for label in range(self.train.num_classes)
         ]
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """Beside the data, the weights of the teacher."""
         return {**super().identity(), "teacher": self.teacher.digest}
 

@@ -209,7 +209,7 @@ class SRe2L(BlockDistiller):
                 found.append(Block(len(found), labels * ipc + image, labels))
         return found
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """Beside the data, the weights of the teachers."""
         return {**super().identity(), "teachers": [teacher.digest for teacher in self.teachers]}
 

@@ -1,7 +1,7 @@
 """What `accelerate launch` asks for with --dynamo_backend and --mixed_precision, for what is run again and again."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 __all__ = ["compiled", "forward", "refuse_fp16", "uncached_autocast"]
 
-F = TypeVar("F", bound=Callable)
+F = TypeVar("F", bound=Callable[..., Any])
 GRAPHS = 64
 
 

@@ -138,8 +138,7 @@ def push_with_projector(
     """
     repo_id = _of_projector(hub.hub_model_id)
     first = push(projector, dataclasses.replace(hub, hub_model_id=repo_id), own)
-    where = {"revision": hub.hub_tag, "token": hub.hub_token}
-    shared = LabelProjector.from_pretrained(repo_id, **where, prior=projector.prior)
+    shared = LabelProjector.from_pretrained(repo_id, revision=hub.hub_tag, token=hub.hub_token, prior=projector.prior)
     distilled.label_with(ProjectorLabels(shared))
     distilled.save_pretrained(folder)
     return f"{first}\n{push(distilled, hub, folder)}"
