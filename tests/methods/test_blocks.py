@@ -243,8 +243,8 @@ def test_on_an_accelerator_a_run_leaves_finite_numbers_and_a_whole_artifact_whos
     distilled = DistilledSet.from_pretrained(whole)
     assert len(distilled) == 20
     assert distilled.pixel_values.isfinite().all()
-    assert distilled.pixel_values.flatten(1).std(1).min() > 0
-    assert {row.labels for row in distilled.report.rows if row.set == "distilled"} == {"soft", "hard"}
+    assert distilled.pixel_values.flatten(1).float().std(1).min() > 0
+    assert {row.labels for row in distilled.report.rows if row.set == "distilled"} >= {"soft", "hard"}
     assert all(row.device != "cpu" for row in distilled.report.rows)
     again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "copy"))
     assert torch.equal(again.pixel_values, distilled.pixel_values)
