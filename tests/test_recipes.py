@@ -43,6 +43,26 @@ TINY = {
 }
 
 
+# The first word
+
+
+def test_a_misspelt_flag_is_answered_before_anything_slow_is_imported():
+    """By every recipe in turn, in one process: what one of them imports is found for those after it too."""
+    slow = ["timm", "torchvision", "open_clip", "peft", "evaluate", "sklearn", "matplotlib", "torch._dynamo"]
+    script = f"""
+import runpy, sys
+for name in {RECIPES}:
+    sys.argv = [name, "--ipcc", "1"]
+    try:
+        runpy.run_path(f"recipes/{{name}}.py", run_name="__main__")
+    except SystemExit as stop:
+        print(name, stop.code, *(module for module in {slow} if module in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{name} 2" for name in RECIPES]
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["error"] * len(RECIPES)
+
+
 # Help
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 CUTOUT_DRAWS, OPERATION_DRAWS, ROUNDS = 5, 6, 2
 DRAWS = CUTOUT_DRAWS + ROUNDS * OPERATION_DRAWS
@@ -140,6 +139,18 @@ def _sharpness(images: Tensor, strength: Tensor, signed: Tensor, *place: Tensor)
     return _blended(images, smooth, signed)
 
 
+def _autocontrast(images: Tensor, *numbers: Tensor) -> Tensor:
+    from torchvision.transforms.v2.functional import autocontrast  # here, for it takes seconds to import
+
+    return autocontrast(images)
+
+
+def _equalize(images: Tensor, *numbers: Tensor) -> Tensor:
+    from torchvision.transforms.v2.functional import equalize
+
+    return equalize(images)
+
+
 def _posterize(images: Tensor, strength: Tensor, signed: Tensor, *place: Tensor) -> Tensor:
     dropped = (4 * strength).round().int()  # bits; 4 strength never is half a bit
     return images & ((0xFF << dropped) & 0xFF).to(torch.uint8)[:, None, None, None]
@@ -168,14 +179,14 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "invert": lambda images, *_: 255 - images,
     "cutout": _cutout,
     "sharpness": _sharpness,
-    "autocontrast": lambda images, *_: tv.autocontrast(images),
+    "autocontrast": _autocontrast,
     "posterize": _posterize,
     "shear_x": lambda images, strength, signed, *_: _moved(images, b=0.3 * signed),
     "translate_x": lambda images, strength, signed, *_: _moved(images, c=150 / 331 * images.shape[3] * signed),
     "translate_y": lambda images, strength, signed, *_: _moved(images, f=150 / 331 * images.shape[2] * signed),
     "shear_y": lambda images, strength, signed, *_: _moved(images, d=0.3 * signed),
     "rotate": _rotate,
-    "equalize": lambda images, *_: tv.equalize(images),
+    "equalize": _equalize,
     "contrast": _contrast,
     "color": lambda images, strength, signed, *_: _blended(images, _luminance(images), signed),
     "solarize": _solarize,

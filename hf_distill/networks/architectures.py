@@ -1,8 +1,7 @@
-"""The ConvNet-D family that trajectory methods distil with, ResNets for small images, the one description of a
-student, and a network as a function of one flat parameter vector.
+"""The one description of a student, and a network as a function of one flat parameter vector.
 
-They are registered with timm, so `timm.create_model` is the only factory of the package: a student is
-`convnet_d3` as much as it is `resnet18` or `vit_tiny_patch16_224`.
+timm's factory is the only one of the package: a student is `convnet_d3` as much as it is `resnet18` or
+`vit_tiny_patch16_224`. It is imported where a network is built, for it takes seconds to import.
 """
 
 import copy
@@ -14,160 +13,37 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import timm
 import torch
 from safetensors import safe_open
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ..hub.checks import MOST_CLASSES, Rules, check_values, is_number, is_whole
+from .convnets import CONVNETS, NORMS, ConvNet
 
-NORMS = ("instance", "batch", "none")
-MAX_DEPTH = 8
+__all__ = [
+    "CONVNETS",
+    "NORMS",
+    "ConvNet",
+    "FlatModel",
+    "StudentSpec",
+    "fill",
+    "layout_for",
+    "read_shapes",
+    "sha256_of",
+    "timm_with_ours",
+]
+
 LARGEST = 10_000  # of a size or an option of a network; what asks for more asks for a machine's memory
 
 
-def _norm(kind: str, width: int) -> nn.Module:
-    if kind == "instance":  # one group per channel: no running statistics, training and testing agree
-        return nn.GroupNorm(width, width)
-    return nn.BatchNorm2d(width) if kind == "batch" else nn.Identity()
-
-
-class ConvNet(nn.Module):
-    """`depth` blocks of convolution 3x3, normalisation, ReLU and average pooling 2x2, then one linear layer.
-
-    This is the student and expert of the trajectory-matching literature (MTT, arXiv:2203.11932, and the papers after
-    it): width 128, instance normalisation. Differs from the authors' code: gray images are padded like colour ones
-    (they pad the first convolution by 3 to make 28x28 into 32x32).
-
-    Args:
-        depth: Blocks; each halves height and width, rounding down.
-        num_classes: Logits; 0 leaves the linear layer out.
-        in_chans: Channels of the images.
-        img_size: Height and width of the images in pixels, or one number for both.
-        width: Channels of every convolution.
-        norm: "instance", "batch" or "none".
-
-    Raises:
-        ValueError: The images are too small for `depth`, or `norm` is unknown.
-    """
-
-    def __init__(
-        self,
-        depth: int,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        img_size: int | tuple[int, int] = 32,
-        width: int = 128,
-        norm: str = "instance",
-    ) -> None:
-        super().__init__()
-        height, breadth = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if norm not in NORMS:
-            raise ValueError(f"the norm of a ConvNet is {norm!r}; expected one of {', '.join(NORMS)}")
-        # The last normalisation sees 1/2^(depth-1) of the image; over a single pixel it would erase it.
-        if min(height, breadth) >> depth < 1:
-            deepest = min(height, breadth).bit_length() - 1
-            raise ValueError(
-                f"convnet_d{depth} halves its images {depth} times and they are {height}x{breadth}; "
-                f"use convnet_d{deepest} or less, or a larger --resolution"
-            )
-        self.num_classes = num_classes
-        self.num_features = width * (height >> depth) * (breadth >> depth)
-        blocks: list[nn.Module] = []
-        for block in range(depth):
-            blocks += [
-                nn.Conv2d(in_chans if block == 0 else width, width, 3, padding=1),
-                _norm(norm, width),
-                nn.ReLU(),
-                nn.AvgPool2d(2),
-            ]
-        self.features = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def forward_features(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, width, H >> depth, W >> depth)
-        return self.features(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = x.flatten(1)  # (N, num_features)
-        return x if pre_logits else self.classifier(x)  # (N, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes)
-        return self.forward_head(self.forward_features(x))
-
-
-class SmallResNet(ResNet):
-    """timm's ResNet for images of 32 to 64 pixels: a stem of one convolution 3x3 with stride 1, and no max-pooling.
-
-    The usual teacher on CIFAR and Tiny-ImageNet (SRe2L, arXiv:2306.13092). Takes what timm's ResNet takes.
-    """
-
-    def __init__(self, *args: Any, in_chans: int = 3, **kwargs: Any) -> None:
-        super().__init__(*args, in_chans=in_chans, **kwargs)
-        self.conv1 = nn.Conv2d(in_chans, self.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
-        for stage in self.feature_info:
-            stage["reduction"] = max(1, stage["reduction"] // 4)
-
-
-CONVNETS = tuple(f"convnet_d{depth}" for depth in range(1, MAX_DEPTH + 1))
-
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "input_size": (3, 32, 32),
-            "num_classes": 10,
-            "pool_size": None,
-            "first_conv": "features.0",
-            "classifier": "classifier",
-            "fixed_input_size": True,
-            "license": "apache-2.0",
-        }
-        for name in CONVNETS
-    }
-    | {
-        name: {
-            "input_size": (3, 32, 32),
-            "pool_size": None,
-            "first_conv": "conv1",
-            "classifier": "fc",
-            "license": "apache-2.0",
-        }
-        for name in ("resnet18_small", "resnet50_small")
-    }
-)
-
-
-def _register(depth: int) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build_model_with_cfg(ConvNet, f"convnet_d{depth}", pretrained, depth=depth, **kwargs)
-
-    create.__name__ = create.__qualname__ = f"convnet_d{depth}"
-    create.__doc__ = f"ConvNet with {depth} blocks; takes `img_size`, `width` and `norm`."
-    return register_model(create)
-
-
-convnet_d1, convnet_d2, convnet_d3, convnet_d4, convnet_d5, convnet_d6, convnet_d7, convnet_d8 = map(
-    _register, range(1, MAX_DEPTH + 1)
-)
-
-
-@register_model
-def resnet18_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 for images of 32 to 64 pixels."""
-    layers = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
-    return build_model_with_cfg(SmallResNet, "resnet18_small", pretrained, **layers, **kwargs)
-
-
-@register_model
-def resnet50_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-50 for images of 32 to 64 pixels."""
-    layers = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
-    return build_model_with_cfg(SmallResNet, "resnet50_small", pretrained, **layers, **kwargs)
+def timm_with_ours() -> ModuleType:
+    """timm, to which the networks of this package are known; the first call takes seconds to import it."""
+    with torch.device("cpu"):  # a caller may build on another device, and what an import makes stays where it was made
+        from .timm_models import timm
+    return timm
 
 
 def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
@@ -201,6 +77,7 @@ class StudentSpec:
         Raises:
             ValueError: timm has no such model, or the model cannot take images of this size.
         """
+        timm = timm_with_ours()
         if not timm.is_model(self.name):
             nearest = difflib.get_close_matches(self.name, timm.list_models(), n=3)
             hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see timm.list_models()"

@@ -11,12 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from timm.models import model_entrypoint
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -26,7 +24,7 @@ from ..hub.cards import eval_results, eval_results_file, on_hub, render_card, so
 from ..hub.checks import Rules, are_names, check_values, class_difference, is_number, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
-from .architectures import FlatModel, StudentSpec, fill, layout_for, read_shapes, sha256_of
+from .architectures import FlatModel, StudentSpec, fill, layout_for, read_shapes, sha256_of, timm_with_ours
 from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE, ExpertTrajectories
 
 INDEX = "teacher_config.json"
@@ -381,12 +379,13 @@ class Teacher(HubFolder):
             eval_results=eval_results(self.config["source"], scores) or None,
         )
         at = f"@{home.tag}" if home.tag else ""
+        build = timm_with_ours().model_entrypoint(self.spec.name)
         return render_card(
             "teacher.md",
             metadata=metadata.to_yaml(),
             call=home.arguments(),
             timm_name=f"hf-hub:{home.name}{at}" if home.on_hub else f"local-dir:{home.name}",
-            needs_import=not model_entrypoint(self.spec.name).__module__.startswith("timm."),
+            needs_import=not build.__module__.startswith("timm."),
             config={"device": None, "weights": None, "training": None, **self.config},
             spec=self.spec,
             class_names=self.class_names,
@@ -504,6 +503,7 @@ def _timm_repository(name: str) -> tuple[str, str | None]:
     """The repository and revision of the weights that timm calls `name`."""
     repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
     if not name.startswith("hf-hub:"):
+        timm = timm_with_ours()
         known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
         if known is None or not known.hf_hub_id:
             raise ValueError(f"timm knows no weights of {name!r} on the Hub; see timm.list_models(pretrained=True)")

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -255,15 +254,14 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         return (x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]).to(kind)
 
 
-class _SharedBatchNormAct(_SharedBatchNorm, BatchNormAct2d):
-    """The same for timm's BatchNorm with an activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(_SharedBatchNorm.forward(self, x)))
-
-
 def share_statistics(model: nn.Module) -> None:
     """Have every BatchNorm2d of `model`, timm's with activation too, take the statistics of all processes' images."""
+    from timm.layers import BatchNormAct2d  # here, for it takes seconds to import
+
+    class _SharedBatchNormAct(_SharedBatchNorm, BatchNormAct2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.drop(_SharedBatchNorm.forward(self, x)))
+
     shared = {nn.BatchNorm2d: _SharedBatchNorm, BatchNormAct2d: _SharedBatchNormAct}
     for module in model.modules():
         # The same parameters under the same names: only what `forward` does is another.

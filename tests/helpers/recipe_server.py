@@ -20,6 +20,7 @@ import open_clip  # noqa: F401
 import peft  # noqa: F401
 import torch
 
+import hf_distill.networks.timm_models  # noqa: F401
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol, EvalProtocol
 
 PROTOCOLS["tiny"] = EvalProtocol("tiny", epochs=12, full_data_epochs=2, lrs=(0.05,))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
@@ -24,6 +23,7 @@ from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
+from hf_distill.networks.timm_models import timm
 from hf_distill.rng import generator
 from hf_distill.runs.checkpoints import load_checkpoint
 from hf_distill.runs.processes import make_accelerator

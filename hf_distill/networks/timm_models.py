@@ -1,0 +1,86 @@
+"""The networks of this package by name for `timm.create_model`: the ConvNets, and ResNets for small images.
+
+Importing this registers them, and takes seconds: the package does it when a network is built, in
+`architectures.timm_with_ours`, and never at the top of a module.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from .convnets import CONVNETS, MAX_DEPTH, ConvNet
+
+__all__ = ["timm"]
+
+
+class SmallResNet(ResNet):
+    """timm's ResNet for images of 32 to 64 pixels: a stem of one convolution 3x3 with stride 1, and no max-pooling.
+
+    The usual teacher on CIFAR and Tiny-ImageNet (SRe2L, arXiv:2306.13092). Takes what timm's ResNet takes.
+    """
+
+    def __init__(self, *args: Any, in_chans: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, in_chans=in_chans, **kwargs)
+        self.conv1 = nn.Conv2d(in_chans, self.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+        for stage in self.feature_info:
+            stage["reduction"] = max(1, stage["reduction"] // 4)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "input_size": (3, 32, 32),
+            "num_classes": 10,
+            "pool_size": None,
+            "first_conv": "features.0",
+            "classifier": "classifier",
+            "fixed_input_size": True,
+            "license": "apache-2.0",
+        }
+        for name in CONVNETS
+    }
+    | {
+        name: {
+            "input_size": (3, 32, 32),
+            "pool_size": None,
+            "first_conv": "conv1",
+            "classifier": "fc",
+            "license": "apache-2.0",
+        }
+        for name in ("resnet18_small", "resnet50_small")
+    }
+)
+
+
+def _register(depth: int) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(ConvNet, f"convnet_d{depth}", pretrained, depth=depth, **kwargs)
+
+    create.__name__ = create.__qualname__ = f"convnet_d{depth}"
+    create.__doc__ = f"ConvNet with {depth} blocks; takes `img_size`, `width` and `norm`."
+    return register_model(create)
+
+
+convnet_d1, convnet_d2, convnet_d3, convnet_d4, convnet_d5, convnet_d6, convnet_d7, convnet_d8 = map(
+    _register, range(1, MAX_DEPTH + 1)
+)
+
+
+@register_model
+def resnet18_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 for images of 32 to 64 pixels."""
+    layers = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    return build_model_with_cfg(SmallResNet, "resnet18_small", pretrained, **layers, **kwargs)
+
+
+@register_model
+def resnet50_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 for images of 32 to 64 pixels."""
+    layers = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
+    return build_model_with_cfg(SmallResNet, "resnet50_small", pretrained, **layers, **kwargs)
