@@ -331,7 +331,7 @@ class APM(BlockDistiller):
     @staticmethod
     def check(config: APMConfig, train: RealImages, accelerator: Accelerator) -> list[Tensor]:
         """The groups; what can be known to go wrong before there is a teacher is a `ValueError`."""
-        refuse_fp16(accelerator, "APM does")
+        refuse_fp16(accelerator, "APM")
         train.require_per_class(config.ipc)
         found, (_, count) = groups(train.num_classes, config.ipc, config.batch_syn, config.seed), config.part
         if count > len(found):
