@@ -330,7 +330,7 @@ class APM(BlockDistiller):
     def check(cls, config: APMConfig, train: RealImages, accelerator: Accelerator) -> None:
         """As `Method.check`; and there are as many groups as shards, and a student that can take the images."""
         super().check(config, train, accelerator)
-        refuse_fp16(accelerator, "APM does")
+        refuse_fp16(accelerator, "APM")
         number, (_, count) = len(groups(train.num_classes, config.ipc, config.batch_syn, config.seed)), config.part
         if count > number:
             raise ValueError(

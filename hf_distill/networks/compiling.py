@@ -44,12 +44,14 @@ def uncached_autocast(device: torch.device) -> torch.autocast:
     )
 
 
-def refuse_fp16(accelerator: Accelerator, what: str) -> None:
-    """Raise a `ValueError` where the launcher asks for a precision that needs what there is not.
+def refuse_fp16(accelerator: Accelerator, subject: str) -> None:
+    """Raise a `ValueError` where the launcher asks for a precision that needs a loss scaler.
 
     Args:
         accelerator: The launcher's.
-        what: Who does without a loss scaler, with a verb: "a teacher does".
+        subject: The work that is done without one, such as "teacher training".
     """
     if accelerator.mixed_precision == "fp16":
-        raise ValueError(f"mixed precision fp16 needs a loss scaler, which {what} not have; use bf16, or none")
+        raise ValueError(
+            f"mixed precision fp16 needs a loss scaler, and there is none for {subject}; use bf16, or none"
+        )

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from huggingface_hub.utils import WeakFileLock
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
-from tqdm.auto import tqdm
 
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA, DsaParams
 from ..config import HfArg, check_at_least, check_choice
@@ -54,13 +53,16 @@ from ..networks.trajectories import (
     lengthened,
 )
 from ..rng import derive_seed, generator
+from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
 from ..runs.folder import check_same_run, describe_images
+from ..runs.processes import make_accelerator
 
 __all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts"]
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished"  # rows of experts in training; gone once the folder is complete
+EPOCHS = 50  # of each expert, where nothing says how many will be read
 LOCK_SECONDS = 60.0  # between two looks of a job that waits for another one
 HOST_BYTES = 2**31  # preprocessed floats kept in host memory at most; larger sets stay memory-mapped
 
@@ -186,7 +188,7 @@ class ExpertTrainer:
         accelerator: Accelerator,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        refuse_fp16(accelerator, "experts do")
+        refuse_fp16(accelerator, "expert training")
         self.config, self.seed, self.accelerator, self.dtype = config, seed, accelerator, dtype
         self.flat = FlatModel.from_spec(spec).to(accelerator.device)
         self.dsa = DSA(config.dsa_strategy)
@@ -324,7 +326,7 @@ class ExpertTrainer:
 
 
 class _Folder:
-    """Where experts are trained: finished files, and under `unfinished/` one small file per expert and epoch."""
+    """The folder of experts in training: finished files, and in `unfinished/` a small file per expert and epoch."""
 
     def __init__(self, root: str | Path, training: dict[str, Any]) -> None:
         self.root, self.training = Path(root), training
@@ -337,7 +339,7 @@ class _Folder:
     def row(self, expert: int, epoch: int) -> Path:
         return self.aside / f"expert-{expert:05d}-epoch-{epoch:05d}.safetensors"
 
-    def held(self) -> list[Path]:
+    def finished(self) -> list[Path]:
         return sorted(self.root.glob("expert-[0-9]*.safetensors"))
 
     @contextmanager
@@ -347,7 +349,7 @@ class _Folder:
         Raises:
             ValueError: The folder holds something else.
         """
-        if not self.held() and not self.run.exists() and (self.root / "README.md").exists():
+        if not self.finished() and not self.run.exists() and (self.root / "README.md").exists():
             raise ValueError(
                 f"{self.root} has a README.md and no experts: it holds something else; give another folder"
             )
@@ -372,10 +374,12 @@ class _Folder:
         Raises:
             ValueError: The folder holds experts trained in another way.
         """
-        held = {path: TensorFile(path).metadata for path in self.held()}
-        for path, metadata in [*held.items(), *([(self.run, load_json(self.run))] if self.run.exists() else [])]:
+        finished = {path: TensorFile(path).metadata for path in self.finished()}
+        for path, metadata in finished.items():
             check_same_run(path, metadata.get("training"), self.training)
-        return max(epochs, min((len(metadata["loss"]) for metadata in held.values()), default=epochs))
+        if self.run.exists():
+            check_same_run(self.run, load_json(self.run).get("training"), self.training)
+        return max(epochs, min((len(metadata["loss"]) for metadata in finished.values()), default=epochs))
 
     def epochs_stored(self, expert: int) -> int:
         """The last epoch in the file of `expert`; -1 without a file."""
@@ -423,8 +427,38 @@ def _describe(
     }
 
 
+class _Progress:
+    """Tells callbacks how far this process is with its experts; a step is an epoch of an expert."""
+
+    def __init__(self, callbacks: Sequence[Callback], total: int, is_main_process: bool) -> None:
+        self.callbacks = Callbacks(callbacks)
+        self.state = RunState("experts", total=total, is_main_process=is_main_process, unit="epoch")
+        self.callbacks.on_begin(self.state)
+
+    def skip(self, epochs: int) -> None:
+        """Count epochs that are there already."""
+        done = self.state.done + epochs
+        self.state = replace(self.state, step=done, done=done)
+
+    def trained(self, losses: list[float], accuracies: list[float]) -> None:
+        """Tell of an epoch of each expert of a group."""
+        self.skip(len(losses))
+        values = {"loss": float(np.mean(losses)), "accuracy": float(np.mean(accuracies))}
+        self.state = replace(self.state, values=values)
+        self.callbacks.on_step(self.state)
+
+    def finished(self, file: Path, test_accuracy: float | None) -> None:
+        """Tell of an expert whose file is written."""
+        if test_accuracy is not None:
+            self.callbacks.on_evaluate(replace(self.state, values={"accuracy": test_accuracy}))
+        self.callbacks.on_save(replace(self.state, folder=file))
+
+    def end(self) -> None:
+        self.callbacks.on_end(self.state)
+
+
 def _train_group(
-    trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int], stored: int, epochs: int, bar: tqdm
+    trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int], stored: int, epochs: int, progress: _Progress
 ) -> None:
     """Train `experts` side by side from the last epoch that all of them have; a row that is made again is the same.
 
@@ -436,24 +470,24 @@ def _train_group(
     if trainer.config.mom_teacher:
         velocities = torch.zeros_like(thetas)
     if start > 0:
-        finished = start == stored
-        files = [TensorFile(folder.expert(expert) if finished else folder.row(expert, start)) for expert in experts]
-        thetas.copy_(torch.stack([last_row(file) if finished else file.read("row") for file in files]))
+        in_file = start == stored
+        files = [TensorFile(folder.expert(expert) if in_file else folder.row(expert, start)) for expert in experts]
+        thetas.copy_(torch.stack([last_row(file) if in_file else file.read("row") for file in files]))
         if velocities is not None:
             velocities.copy_(torch.stack([file.read("velocity") for file in files]))
-    bar.update(max(start, 0) * len(experts))
+    progress.skip(max(start, 0) * len(experts))
     for epoch in range(max(start, -1) + 1, epochs + 1):
         loss = accuracy = [None] * len(experts)
         if epoch > 0:
             loss, accuracy = (part.tolist() for part in trainer.epoch(experts, epoch, thetas, velocities))
             if not np.isfinite(loss).all():
                 raise ValueError(f"the loss of an expert is not finite in epoch {epoch}; lower --lr_teacher")
-            bar.update(len(experts))
-            bar.set_postfix(loss=f"{np.mean(loss):.3f}")
         rows, speeds = thetas.cpu(), None if velocities is None else velocities.cpu()
         for index, expert in enumerate(experts):
             tensors = {"row": rows[index]} if speeds is None else {"row": rows[index], "velocity": speeds[index]}
             folder.write(folder.row(expert, epoch), tensors, {"loss": loss[index], "accuracy": accuracy[index]})
+        if epoch > 0:
+            progress.trained(loss, accuracy)
 
 
 def _finish(
@@ -464,6 +498,7 @@ def _finish(
     epochs: int,
     at_once: int,
     test: DeviceImages | None,
+    progress: _Progress,
 ) -> None:
     """Assemble the rows of `expert` after epoch `stored` and its file, if any, into its file; drop the rows."""
     paths = [folder.row(expert, epoch) for epoch in range(stored + 1, epochs + 1)]
@@ -471,8 +506,8 @@ def _finish(
     params = torch.stack([file.read("row") for file in files])  # (epochs - stored, P)
     history: dict[str, list[float]] = {"loss": [], "accuracy": []}
     if stored >= 0:
-        held = TensorFile(folder.expert(expert))
-        tensors, history = lengthened(held, params), {name: held.metadata[name] for name in history}
+        file = TensorFile(folder.expert(expert))
+        tensors, history = lengthened(file, params), {name: file.metadata[name] for name in history}
     else:
         tensors = compact(params) if trainer.config.expert_format == "compact" else {"params": params}
     if trainer.config.mom_teacher:  # with the last row all that training for longer needs
@@ -492,18 +527,20 @@ def _finish(
     folder.write(folder.expert(expert), tensors, metadata)
     for path in paths:
         path.unlink()
+    progress.finished(folder.expert(expert), metadata["test_accuracy"])
 
 
 def train_experts(
     real: RealImages,
-    config: ExpertConfig,
-    directory: str | Path,
+    config: ExpertConfig | None = None,
+    directory: str | Path | None = None,
     *,
-    epochs: int,
-    seed: int,
-    accelerator: Accelerator,
+    epochs: int | None = None,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
     disable_tqdm: bool = False,
     test: RealImages | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> ExpertTrajectories:
     """Trained experts: those of `config.experts`, else those of `directory`, where what lacks is trained.
 
@@ -514,8 +551,15 @@ def train_experts(
 
     Args:
         real: The images to train on.
-        epochs: The number of epochs to have.
+        config: The network, and how its experts are trained. Without it: 10 experts of a three-block ConvNet.
+        directory: For the experts. Without it: that of `experts_folder`, which is of these settings alone.
+        epochs: The number of epochs to have. Without it: `config.expert_train_epochs`, or 50.
+        seed: The one seed.
+        accelerator: Processes and device; those of the launcher if not given.
+        disable_tqdm: No progress bar.
         test: Images to report accuracy on.
+        callbacks: Look on, in each process at its own experts: a step is an epoch of one, and `folder` is the file of
+            one that is finished.
 
     Returns:
         All of `config.experts`; else the first `config.num_experts` experts x `epochs` epochs of `directory`, whatever
@@ -524,8 +568,19 @@ def train_experts(
     Raises:
         ValueError: What is there does not fit `real`, `config` or `epochs`; or a loss stops being finite.
         OSError: A file could not be written (a full disk); what was written before it is whole.
+
+    Example:
+        >>> import hf_distill as hd
+        >>> from hf_distill.training.experts import ExpertConfig, train_experts
+        >>> train = hd.RealImages.from_hub(hd.DataArguments(max_train_samples=200))
+        >>> config = ExpertConfig(student="convnet_d1", student_width=8, num_experts=2, experts_at_once="2")
+        >>> experts = train_experts(train, config, "outputs/experts", epochs=3, disable_tqdm=True)
+        >>> start, target = experts.segment(expert=0, start=1, length=2)
+        >>> experts.num_experts, experts.num_epochs, start.shape == target.shape
+        (2, 3, True)
     """
-    spec = config.student_spec(real)
+    accelerator, config = accelerator or make_accelerator(), config or ExpertConfig()
+    spec, epochs = config.student_spec(real), epochs or config.expert_train_epochs or EPOCHS
     if config.experts is not None:
         experts = ExpertTrajectories.from_pretrained(config.experts, revision=config.experts_revision)
         experts.check_matches(real, spec)
@@ -535,9 +590,12 @@ def train_experts(
                 "use other experts, or read fewer epochs"
             )
         return experts
+    directory = directory or experts_folder(real, config, seed)
     folder = _Folder(directory, _describe(real, spec, config, seed, accelerator))
     with folder.locked(accelerator):
-        _train_lacking(folder, real, spec, config, epochs, seed, accelerator, disable_tqdm, test)
+        _train_lacking(
+            folder, real, spec, config, epochs, seed, accelerator, test, [ProgressBar(disable_tqdm), *callbacks]
+        )
     accelerator.wait_for_everyone()
     return ExpertTrajectories.from_pretrained(folder.root).limited(config.num_experts, epochs)
 
@@ -550,47 +608,27 @@ def _train_lacking(
     epochs: int,
     seed: int,
     accelerator: Accelerator,
-    disable_tqdm: bool,
     test: RealImages | None,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Bring every expert to `epochs` epochs and the index up to date, on all processes of the one job there is."""
     epochs = folder.check(epochs)
     stored = {expert: folder.epochs_stored(expert) for expert in range(config.num_experts)}
-    lacking = {expert: held for expert, held in stored.items() if held < epochs}
-    at_once = load_json(folder.run)["experts_at_once"] if folder.run.exists() else None
+    lacking = {expert: last for expert, last in stored.items() if last < epochs}
+    begun = load_json(folder.run)["experts_at_once"] if folder.run.exists() else None
     accelerator.wait_for_everyone()
     if lacking:
         trainer = ExpertTrainer(real, spec, config, seed, accelerator)
         tested = None if test is None else DeviceImages(test, accelerator.device)
-        if accelerator.is_main_process:
-            if at_once is None:  # rows that do not say how they were trained are not continued
-                shutil.rmtree(folder.aside, ignore_errors=True)
-            if config.experts_at_once != "auto":
-                at_once = int(config.experts_at_once)
-            elif at_once is None and min(lacking.values()) >= 0:  # only continued: as they were trained
-                at_once = max(TensorFile(folder.expert(expert)).metadata["experts_at_once"] for expert in lacking)
-            elif at_once is None:
-                at_once = trainer.fastest_group(math.ceil(config.num_experts / accelerator.num_processes))
-            with folder.writing(folder.run):
-                folder.aside.mkdir(parents=True, exist_ok=True)
-                save_json(folder.run, {"training": folder.training, "experts_at_once": at_once})
-        at_once = broadcast_object_list([at_once])[0]
-        # Groups are blocks of numbers, whatever the processes and whatever is there already: the neighbours of an
-        # expert decide how its sums are rounded, so they must not change when a run is continued elsewhere.
-        blocks = [range(first, first + at_once) for first in range(0, config.num_experts, at_once)]
-        mine = [
-            (held, [expert for expert in block if lacking.get(expert) == held])
-            for block in blocks[accelerator.process_index :: accelerator.num_processes]
-            for held in sorted(set(lacking.values()))
-        ]
-        hidden = disable_tqdm or not accelerator.is_main_process
-        total = sum(len(group) for _, group in mine) * epochs
-        with tqdm(total=total, desc="experts x epochs", disable=hidden) as bar:
-            for held, group in mine:
-                if group:
-                    _train_group(trainer, folder, group, held, epochs, bar)
-                for expert in group:
-                    _finish(trainer, folder, expert, held, epochs, at_once, tested)
+        at_once = _begin(trainer, folder, lacking, begun)
+        groups = _groups(lacking, config.num_experts, at_once, accelerator)
+        total = sum(len(group) for _, group in groups) * epochs
+        progress = _Progress(callbacks, total, accelerator.is_main_process)
+        for last, group in groups:
+            _train_group(trainer, folder, group, last, epochs, progress)
+            for expert in group:
+                _finish(trainer, folder, expert, last, epochs, at_once, tested, progress)
+        progress.end()
         # Files, not a barrier: a process with one group more may take longer than a collective is allowed to wait.
         while any(folder.epochs_stored(expert) < epochs for expert in lacking):
             time.sleep(0.5)
@@ -598,6 +636,48 @@ def _train_lacking(
         with folder.writing(folder.index):
             _write_index(folder, real, accelerator.device, None if test is None else str(test.provenance["split"]))
         shutil.rmtree(folder.aside, ignore_errors=True)
+
+
+def _begin(trainer: ExpertTrainer, folder: _Folder, lacking: dict[int, int], begun: int | None) -> int:
+    """The number of experts to train at once, once the folder for their rows says it. All processes call it.
+
+    Args:
+        trainer: Measures how many are fastest, where nothing else decides.
+        folder: Of the experts.
+        lacking: The last epoch in the file of each expert that lacks some; -1 without a file.
+        begun: The number of the run that left rows here, if any.
+    """
+    config, accelerator, at_once = trainer.config, trainer.accelerator, begun
+    if accelerator.is_main_process:
+        if begun is None:  # rows that do not say how they were trained are not continued
+            shutil.rmtree(folder.aside, ignore_errors=True)
+        if config.experts_at_once != "auto":
+            at_once = int(config.experts_at_once)
+        elif begun is None and min(lacking.values()) >= 0:  # only continued: as they were trained
+            at_once = max(TensorFile(folder.expert(expert)).metadata["experts_at_once"] for expert in lacking)
+        elif begun is None:
+            at_once = trainer.fastest_group(math.ceil(config.num_experts / accelerator.num_processes))
+        with folder.writing(folder.run):
+            folder.aside.mkdir(parents=True, exist_ok=True)
+            save_json(folder.run, {"training": folder.training, "experts_at_once": at_once})
+    return broadcast_object_list([at_once])[0]
+
+
+def _groups(
+    lacking: dict[int, int], num_experts: int, at_once: int, accelerator: Accelerator
+) -> list[tuple[int, list[int]]]:
+    """The experts that this process trains, in groups of one last epoch, each with that epoch.
+
+    Groups are in blocks of numbers, whatever the processes and whatever is there already: the neighbours of an expert
+    decide how its sums are rounded, so they must not change when a run is continued elsewhere.
+    """
+    blocks = [range(first, first + at_once) for first in range(0, num_experts, at_once)]
+    groups = [
+        (last, [expert for expert in block if lacking.get(expert) == last])
+        for block in blocks[accelerator.process_index :: accelerator.num_processes]
+        for last in sorted(set(lacking.values()))
+    ]
+    return [(last, group) for last, group in groups if group]
 
 
 def _write_index(folder: _Folder, real: RealImages, device: torch.device, test_split: str | None) -> None:
@@ -629,7 +709,7 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device, test_s
 
 
 def experts_folder(real: RealImages, config: ExpertConfig, seed: int) -> Path:
-    """Where recipes keep the experts of these settings: other settings, another folder; more of them, the same one."""
+    """The folder that the experts of these settings have unless they are given another one; more of them, the same."""
     described = _describe(real, config.student_spec(real), config, seed, Accelerator())
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
     name = Path(str(real.provenance["name"])).name

@@ -22,16 +22,15 @@ import json
 import logging
 import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..augmentation.views import Views
 from ..config import HfArg, check_at_least, check_choice
@@ -43,10 +42,11 @@ from ..networks.compiling import compiled, refuse_fp16
 from ..networks.priors import Prior
 from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
 from ..networks.teachers import Teacher
-from ..rng import derive_seed, generator
-from ..runs.checkpoints import load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
+from ..rng import derive_seed
+from ..runs.callbacks import Callback, ProgressBar
 from ..runs.folder import describe_images, where_to_start
 from ..runs.processes import on_main
+from .epochs import EpochTraining
 
 __all__ = ["ProjectorConfig", "ProjectorStep", "fidelity", "train_projector"]
 
@@ -97,7 +97,7 @@ class ProjectorConfig:
             raise ValueError(f"--warmup_projector is {self.warmup_projector}; expected 0 up to, not including, 1")
 
     def words(self, class_names: Sequence[str]) -> list[str] | None:
-        """What stands for each class in the prompts; None for its name.
+        """The words that stand for the classes in the prompts; None for their names.
 
         Raises:
             ValueError: There is no such file, or it does not say a word for each class.
@@ -107,29 +107,29 @@ class ProjectorConfig:
         if self.class_words == "imagenet":
             from open_clip import IMAGENET_CLASSNAMES
 
-            found: Any = list(IMAGENET_CLASSNAMES)
+            words: Any = list(IMAGENET_CLASSNAMES)
         else:
             try:
-                found = json.loads(Path(self.class_words).read_text(encoding="utf-8"))
+                words = json.loads(Path(self.class_words).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(
                     f"--class_words {self.class_words} cannot be read ({reason}); expected `imagenet` or a JSON file"
                 ) from error
-        if isinstance(found, dict):
-            missing = [name for name in class_names if name not in found]
+        if isinstance(words, dict):
+            missing = [name for name in class_names if name not in words]
             if missing:
                 raise ValueError(f"--class_words {self.class_words} has no word for the class {missing[0]!r}; add it")
-            found = [found[name] for name in class_names]
-        if not isinstance(found, list) or len(found) != len(class_names):
-            count = len(found) if isinstance(found, list) else "no list of"
+            words = [words[name] for name in class_names]
+        if not isinstance(words, list) or len(words) != len(class_names):
+            count = len(words) if isinstance(words, list) else "no list of"
             raise ValueError(
                 f"--class_words {self.class_words} has {count} words, and there are {len(class_names)} classes; "
                 "expected one for each, in order"
             )
-        if not are_words(found):
-            raise ValueError(f"--class_words {self.class_words} has {reprlib.repr(found)}; expected {WORDS}")
-        return found
+        if not are_words(words):
+            raise ValueError(f"--class_words {self.class_words} has {reprlib.repr(words)}; expected {WORDS}")
+        return words
 
     def check_prior(self, prior: Prior, class_names: Sequence[str]) -> None:
         """Raise a `ValueError` where the words, the ranks or the prior cannot be: before anything is trained."""
@@ -189,7 +189,7 @@ def check_can_train(
     real: RealImages, prior: Prior, teachers: Sequence[Teacher], config: ProjectorConfig, accelerator: Accelerator
 ) -> None:
     """Raise a `ValueError` where `train_projector` would, as far as it is known before there are synthetic images."""
-    refuse_fp16(accelerator, "a projector does")
+    refuse_fp16(accelerator, "projector training")
     if not teachers:
         raise ValueError("there are no teachers for the projector to imitate; expected one or more")
     for teacher in teachers:
@@ -217,6 +217,7 @@ def train_projector(
     resume_from_checkpoint: str | None = None,
     overwrite: bool = False,
     disable_tqdm: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> LabelProjector:
     """The projector of these settings, trained, saved in `directory` and loaded from there. All processes call it.
 
@@ -237,6 +238,7 @@ def train_projector(
         resume_from_checkpoint: `latest` or a checkpoint folder; a projector that is there already is only loaded.
         overwrite: Replace what `directory` holds.
         disable_tqdm: No progress bars.
+        callbacks: Look on; see `EpochTraining`.
 
     Raises:
         ValueError: `directory` holds another run, or one that is neither to be resumed nor replaced; a teacher is for
@@ -262,24 +264,31 @@ def train_projector(
     )
     if start == INDEX:
         return LabelProjector.from_pretrained(folder, prior=prior).to(accelerator.device)
-    run = _Run(real, prior, teachers, views, config, folder, training, seed, accelerator, synthetic)
+    run = _ProjectorTraining(
+        real,
+        test,
+        prior,
+        teachers,
+        views,
+        config,
+        synthetic,
+        folder=folder,
+        training=training,
+        seed=seed,
+        accelerator=accelerator,
+        callbacks=[ProgressBar(disable_tqdm), *callbacks],
+    )
     if start:
         run.resume(Path(start))
-    run.train(disable_tqdm)
-    projector = run.projector
-    projector.round_parameters()
-    device = accelerator.device
+    results = run.train()
+    projector, device = run.projector, accelerator.device
     projector.config |= {
         "source": real.provenance,
         "training": training,
         "teachers": [_named(teacher) for teacher in teachers],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
-        "results": {
-            **run.results(test),
-            "epoch_loss": run.losses,
-            "epoch_agreement": run.agreements,
-        },
+        "results": results,
     }
     on_main(accelerator, lambda: str(projector.save_pretrained(folder)))
     return LabelProjector.from_pretrained(folder, prior=prior).to(device)
@@ -303,7 +312,7 @@ def fidelity(
     accelerator: Accelerator,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """How well a projector imitates the mean of its teachers on views of a pool. All processes call it and get it.
+    """The likeness of a projector to the mean of its teachers on views of a pool. All processes call it and get it.
 
     Args:
         projector: What is asked.
@@ -323,9 +332,9 @@ def fidelity(
         for rows in mine.split(batch_size):
             x = _laid_out(views(pool.images, rows, epoch, len(pool), pool.black))
             with accelerator.autocast():
-                found, wanted = projector(x).float(), _mean(teachers, x)
-            kl = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="sum")
-            sums += torch.stack([(found.argmax(1) == wanted.argmax(1)).sum(), kl]).double()
+                ours, theirs = projector(x).float(), _mean(teachers, x)
+            kl = F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="sum")
+            sums += torch.stack([(ours.argmax(1) == theirs.argmax(1)).sum(), kl]).double()
     agreement, kl = (accelerator.reduce(sums) / (epochs * len(pool))).tolist()
     return {"agreement": agreement, "kl": kl, "views": epochs * len(pool)}
 
@@ -378,12 +387,12 @@ class ProjectorStep:
         """
         with self.accelerator.autocast():
             with torch.no_grad():
-                wanted = _mean(teachers, x, self._answer)
-            found = self._answer(self.projector, x)
-        losses = matching_loss(found, wanted, self.config.projector_loss == "centred")
+                theirs = _mean(teachers, x, self._answer)
+            ours = self._answer(self.projector, x)
+        losses = matching_loss(ours, theirs, self.config.projector_loss == "centred")
         if self.config.ce_projector:
-            losses = losses + self.config.ce_projector * classes_loss(found, *classes)
-        return losses, found.detach().argmax(1) == wanted.argmax(1)
+            losses = losses + self.config.ce_projector * classes_loss(ours, *classes)
+        return losses, ours.detach().argmax(1) == theirs.argmax(1)
 
     def __call__(
         self, x: Tensor, teachers: Sequence[Teacher], classes: tuple[Tensor, Tensor, Tensor], lr: float, size: int
@@ -415,92 +424,87 @@ class ProjectorStep:
             parameter.grad = part.view_as(parameter)
 
 
-class _Run:
-    """One training: the projector, its optimizer, and what is known of the epochs behind it."""
+class _ProjectorTraining(EpochTraining):
+    """One training of a projector.
+
+    Args:
+        real: The images to train on.
+        test: Images to report accuracy on.
+        prior: The CLIP model to adapt.
+        teachers: What the projector imitates, the best one last.
+        views: What students will see.
+        config: The settings.
+        synthetic: Images of the distilled set, or None.
+        folder, training, seed, accelerator, callbacks: As in `EpochTraining`.
+    """
+
+    measures: ClassVar = {"loss": "losses", "agreement": "agreements"}
 
     def __init__(
         self,
         real: RealImages,
+        test: RealImages | None,
         prior: Prior,
         teachers: Sequence[Teacher],
         views: Views,
         config: ProjectorConfig,
+        synthetic: Pool | None,
+        *,
         folder: Path,
         training: dict[str, Any],
         seed: int,
         accelerator: Accelerator,
-        synthetic: Pool | None,
+        callbacks: Sequence[Callback],
     ) -> None:
-        self.config, self.folder, self.training, self.seed = config, folder, training, seed
-        self.accelerator, device = accelerator, accelerator.device
+        device = accelerator.device
+        self.config, self.test, self.synthetic = config, test, synthetic
         self.real = Pool(real, real.labels, preprocessing=real.preprocessing, device=device)
-        self.synthetic = synthetic
+        self.pools = [self.real] * config.projector_epochs  # what each epoch looks at
+        if synthetic is not None:
+            self.pools += [synthetic] * config.adapt_epochs
+        sizes = [len(pool) for pool in self.pools]
+        super().__init__("projector", sizes, config.batch_projector, folder, training, seed, accelerator, callbacks)
         self.views = dataclasses.replace(views, seed=derive_seed(seed, "projector", "views"))
         self.teachers = [teacher.to(device) for teacher in teachers]
         names, sentences = real.class_names, {"templates": config.prompts, "words": config.words(real.class_names)}
         seeds = derive_seed(seed, "projector", "init")
-        self.projector = LabelProjector(
+        self.network = self.projector = LabelProjector(
             prior, names, real.preprocessing, **sentences, lora=config.lora(), seed=seeds
         ).to(device)
         self.step = ProjectorStep(self.projector, config, accelerator)
-        self.losses: list[float] = []
-        self.agreements: list[float] = []
-        for pool in self._pools():
-            if min(config.batch_projector, len(pool)) < accelerator.num_processes:
+        self.optimizer = self.step.optimizer
+        for batch in self.batches:
+            if batch < accelerator.num_processes:
                 raise ValueError(
-                    f"batches of {min(config.batch_projector, len(pool))} images for {accelerator.num_processes} "
-                    "processes; raise --batch_projector, or start fewer processes"
+                    f"batches of {batch} images for {accelerator.num_processes} processes; raise --batch_projector, "
+                    "or start fewer processes"
                 )
 
-    def _pools(self) -> list[Pool]:
-        """What each epoch looks at."""
-        own = [self.real] * self.config.projector_epochs
-        return own if self.synthetic is None else own + [self.synthetic] * self.config.adapt_epochs
-
-    def train(self, disable_tqdm: bool) -> None:
-        """Train the epochs that lack, with a checkpoint after each.
-
-        Raises:
-            ValueError: The loss stops being finite.
-        """
-        pools = self._pools()
-        steps = [len(pool) // min(self.config.batch_projector, len(pool)) for pool in pools]
-        hidden = disable_tqdm or not self.accelerator.is_main_process
-        done = len(self.losses)
-        with tqdm(total=sum(steps), initial=sum(steps[:done]), desc="projector", unit="step", disable=hidden) as bar:
-            for epoch in range(done, len(pools)):
-                loss, agreement = self._epoch(pools[epoch], epoch, sum(steps[:epoch]), sum(steps), bar)
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"the projector's loss is not finite in epoch {epoch + 1}: a teacher's logits are not, or the "
-                        f"learning rate is too high; check the teachers, or lower --lr_projector "
-                        f"{self.config.lr_projector:g}"
-                    )
-                self.losses.append(loss)
-                self.agreements.append(agreement)
-                bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", agreement=f"{100 * agreement:.1f} %")
-                on_main(self.accelerator, self._save)
-
-    def _epoch(self, pool: Pool, epoch: int, first: int, steps: int, bar: tqdm) -> tuple[float, float]:
-        """Train through one epoch; the mean loss, and how often the projector and its teachers agreed meanwhile."""
-        accelerator, config, device = self.accelerator, self.config, self.accelerator.device
-        world, rank = accelerator.num_processes, accelerator.process_index
-        size = min(config.batch_projector, len(pool))
-        draw = generator(self.seed, "projector", "order", epoch)
-        order = torch.randperm(len(pool), generator=draw)
-        batches = order[: len(order) // size * size].view(-1, size)
+    def epoch(self, epoch: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
+        pool, config, background = self.pools[epoch], self.config, self.pools[epoch].black
         asked = torch.randint(len(self.teachers), (len(batches),), generator=draw).tolist()
-        begin, end = size * rank // world, size * (rank + 1) // world
-        sums, background = torch.zeros(2, device=device, dtype=torch.float64), pool.black
+        first, total = sum(self.steps[:epoch]), sum(self.steps)
         self.projector.train()
         for step, batch in enumerate(batches):
-            rows = batch[begin:end]
+            rows = batch[part]
             x = _laid_out(self.views(pool.images, rows, epoch, len(pool), background))
             teachers = self.teachers if config.teacher_target == "mean" else [self.teachers[asked[step]]]
-            sums += self.step(x, teachers, self._classes(pool, rows, epoch), config.lr(first + step, steps), size)
-            bar.update()
-        loss, right = (accelerator.reduce(sums) / batches.numel()).tolist()
-        return loss, right
+            lr = config.lr(first + step, total)
+            yield self.step(x, teachers, self._classes(pool, rows, epoch), lr, len(batch))
+
+    def network_tensors(self) -> dict[str, Tensor]:
+        return {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.step.parameters)}
+
+    def load_network(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for index, parameter in enumerate(self.step.parameters):
+                parameter.copy_(tensors[str(index)])
+
+    def advice(self) -> str:
+        return (
+            ": a teacher's logits are not, or the learning rate is too high; check the teachers, or lower "
+            f"--lr_projector {self.config.lr_projector:g}"
+        )
 
     def _classes(self, pool: Pool, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The classes of images and their partners, and the images' shares of the views."""
@@ -508,24 +512,29 @@ class _Run:
         partners, share = self.views.mixing(rows, epoch, len(pool), pool.shape[1:])
         return pool.labels[upload(rows, device)], pool.labels[upload(partners, device)], upload(share, device)
 
-    def results(self, test: RealImages | None) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         """Accuracies in [0, 1] on test images, and the fidelity on views that it was not trained on."""
+        self.projector.round_parameters()
         pool = self.synthetic or self.real
         views = dataclasses.replace(self.views, seed=derive_seed(self.seed, "projector", "fidelity"))
         options = {"accelerator": self.accelerator, "batch_size": self.config.batch_projector}
-        found: dict[str, Any] = fidelity(self.projector, self.teachers, pool, views, **options)
-        found["asked_about"] = "real images" if self.synthetic is None else "distilled images"
-        if test is not None:
-            shown = Pool(test, test.labels, preprocessing=self.projector.preprocessing, device=self.accelerator.device)
-            found |= on_main(
-                self.accelerator,
-                lambda: {
-                    "test_accuracy": accuracy(self.projector, shown),
-                    "teacher_accuracy": accuracy(self.teachers[-1].model, shown),
-                    "zero_shot_accuracy": self._zero_shot(shown),
-                },
-            )
-        return found
+        measured: dict[str, Any] = fidelity(self.projector, self.teachers, pool, views, **options)
+        measured["asked_about"] = "real images" if self.synthetic is None else "distilled images"
+        if self.test is not None:
+            measured |= self._accuracies(self.test)
+        return {**measured, "epoch_loss": self.curves["loss"], "epoch_agreement": self.curves["agreement"]}
+
+    def _accuracies(self, test: RealImages) -> dict[str, float]:
+        """Those on test images of the projector, of the last teacher, and of CLIP as it came."""
+        shown = Pool(test, test.labels, preprocessing=self.projector.preprocessing, device=self.accelerator.device)
+        return on_main(
+            self.accelerator,
+            lambda: {
+                "test_accuracy": accuracy(self.projector, shown),
+                "teacher_accuracy": accuracy(self.teachers[-1].model, shown),
+                "zero_shot_accuracy": self._zero_shot(shown),
+            },
+        )
 
     @torch.no_grad()
     def _zero_shot(self, pool: Pool) -> float:
@@ -534,22 +543,3 @@ class _Run:
             for rows, images in pool.batches()
         ]
         return torch.stack(right).sum().item() / len(pool)
-
-    # Checkpoints
-
-    def _save(self) -> str:
-        tensors = {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.step.parameters)}
-        tensors |= pack_optimizers([self.step.optimizer])
-        step = len(self.losses)
-        state = {"step": step, "training": self.training, "losses": self.losses, "agreements": self.agreements}
-        return str(save_checkpoint(self.folder, tensors, state, limit=1))
-
-    def resume(self, checkpoint: Path) -> None:
-        """Take up the state that a checkpoint of this very training holds."""
-        tensors, state = load_checkpoint(checkpoint)
-        with torch.no_grad():
-            for index, parameter in enumerate(self.step.parameters):
-                parameter.copy_(tensors[f"model.{index}"])
-        unpack_optimizers([self.step.optimizer], tensors)
-        self.losses, self.agreements = state["losses"], state["agreements"]
-        logger.info("going on from %s", checkpoint)

@@ -98,7 +98,7 @@ def find_prior(
 
 
 def small_clip_folder(real: RealImages, config: PriorArguments, seed: int) -> Path:
-    """Where recipes keep the model of these settings: other settings, another folder."""
+    """The folder that recipes keep the model of these settings in: other settings, another folder."""
     described = json.dumps(describe(real, config, seed), sort_keys=True)
     name = Path(str(real.provenance["name"])).name
     return Path("outputs", f"prior-{name}-{hashlib.sha256(described.encode()).hexdigest()[:8]}")

@@ -10,17 +10,15 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
@@ -33,9 +31,10 @@ from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 from ..networks.compiling import refuse_fp16
 from ..networks.teachers import INDEX, Teacher, classifiers
 from ..rng import derive_seed, generator
-from ..runs.checkpoints import load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
+from ..runs.callbacks import Callback, ProgressBar
 from ..runs.folder import describe_images, where_to_start
-from ..runs.processes import on_main
+from ..runs.processes import make_accelerator, on_main
+from .epochs import EpochTraining
 
 logger = logging.getLogger(__name__)
 
@@ -208,73 +207,13 @@ class _Images:
         return images, self.labels[mine.to(self.device)]
 
 
-# Statistics of a batch that several processes share
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum over processes of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
-
-
-class _SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm whose batch is that of all processes; torch's own needs an accelerator."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (n, C, H, W) -> (n, C, H, W)
-        if not self.training:
-            return super().forward(x)
-        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        mean, var, count = mean.double(), var.double(), x.numel() // x.shape[1]  # of squares, floats lose too much
-        ones = torch.ones_like(mean)
-        total, mean, squares = _Sum.apply(torch.stack([ones, mean, var + mean**2]) * count)
-        mean, squares = mean / total, squares / total
-        var = (squares - mean**2).clamp(min=0)
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-                unbiased = var * total / (total - 1)
-                for running, found in ((self.running_mean, mean), (self.running_var, unbiased)):
-                    running.copy_(running + momentum * (found.to(running.dtype) - running))
-        scale = (var + self.eps).rsqrt()
-        shift = -mean * scale
-        if self.affine:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        return (x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]).to(kind)
-
-
-def share_statistics(model: nn.Module) -> None:
-    """Have every BatchNorm2d of `model`, timm's with activation too, take the statistics of all processes' images."""
-    from timm.layers import BatchNormAct2d  # here, for it takes seconds to import
-
-    class _SharedBatchNormAct(_SharedBatchNorm, BatchNormAct2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.act(self.drop(_SharedBatchNorm.forward(self, x)))
-
-    shared = {nn.BatchNorm2d: _SharedBatchNorm, BatchNormAct2d: _SharedBatchNormAct}
-    for module in model.modules():
-        # The same parameters under the same names: only what `forward` does is another.
-        module.__class__ = shared.get(type(module), type(module))
-
-
 # Pretrained weights
 
 
 def find_start(
     real: RealImages, config: TeacherConfig, accelerator: Accelerator
 ) -> tuple[dict[str, Tensor], str | None]:
-    """What a new network takes from `--pretrained_weights`, and their commit, or digest where they are in a folder.
+    """Tensors that a new network takes from `--pretrained_weights`, and their commit, or digest where in a folder.
 
     All processes call it: the main one fetches, and the others find the same commit in the cache. Nothing where the
     network starts afresh.
@@ -285,18 +224,18 @@ def find_start(
     name = config.pretrained_weights
     if name is None:
         return {}, None
-    spec, held = config.student_spec(real), []
+    spec, fetched = config.student_spec(real), []
 
     def fetch() -> str:
         start = Teacher.start(name)
-        held.append(starting_tensors(start, spec, real.class_names))
+        fetched.append(starting_tensors(start, spec, real.class_names))
         return start.digest if start.origin is None else str(start.origin.revision)
 
-    which = on_main(accelerator, fetch)
-    if not held:
-        start = Teacher.start(name, None if Path(name).is_dir() else which)
-        held.append(starting_tensors(start, spec, real.class_names))
-    return held[0], which
+    version = on_main(accelerator, fetch)
+    if not fetched:
+        start = Teacher.start(name, None if Path(name).is_dir() else version)
+        fetched.append(starting_tensors(start, spec, real.class_names))
+    return fetched[0], version
 
 
 def starting_tensors(start: Teacher, spec: StudentSpec, class_names: Sequence[str]) -> dict[str, Tensor]:
@@ -308,19 +247,19 @@ def starting_tensors(start: Teacher, spec: StudentSpec, class_names: Sequence[st
     with torch.device("meta"):
         model = spec.build(0)
     fresh = [] if list(class_names) == start.class_names else [f"{name}." for name in classifiers(model)]
-    found, wanted = (
+    given, needed = (
         {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(tuple(fresh))}
         for network in (start.model, model)
     )
-    for name in sorted(found.keys() | wanted.keys()):
-        have, want = (tuple(held[name].shape) if name in held else "nothing" for held in (found, wanted))
-        if have != want:
+    for name in sorted(given.keys() | needed.keys()):
+        has, needs = (tuple(tensors[name].shape) if name in tensors else "nothing" for tensors in (given, needed))
+        if has != needs:
             raise ValueError(
-                f"--pretrained_weights are of {start.spec.name} and have {have} for {name}, where --student "
-                f"{spec.name} for {spec.in_chans}x{spec.img_size[0]}x{spec.img_size[1]} images has {want}; expected "
+                f"--pretrained_weights are of {start.spec.name} and have {has} for {name}, where --student "
+                f"{spec.name} for {spec.in_chans}x{spec.img_size[0]}x{spec.img_size[1]} images has {needs}; expected "
                 "weights of the same network"
             )
-    return found
+    return given
 
 
 # Training
@@ -346,11 +285,17 @@ def describe(
 
 
 def teacher_folder(real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator) -> Path:
-    """Where recipes keep the teacher of these settings: other settings, another folder. All processes call it."""
+    """The folder that the teacher of these settings has unless it is given another one. All processes call it."""
     _, start = find_start(real, config, accelerator)
     described = json.dumps(describe(real, config, seed, accelerator, start), sort_keys=True)
     name = Path(str(real.provenance["name"])).name
     return Path("outputs", f"teacher-{name}-{config.student}-{hashlib.sha256(described.encode()).hexdigest()[:8]}")
+
+
+def _folder_along(real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator, along: int) -> Path:
+    """That of `teacher_folder`, or where teachers on the way are kept too one beside it: the other one keeps none."""
+    folder = teacher_folder(real, config, seed, accelerator)
+    return folder if along == 1 else folder.with_name(f"{folder.name}-along{along}")
 
 
 def find_teachers(
@@ -379,33 +324,31 @@ def find_teachers(
         ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`.
     """
     if names is None:
-        epochs, folder = _along(config, along), teacher_folder(train, config, seed, accelerator)
-        if along > 1:  # of its own, for the one that is trained without these on the way keeps none
-            folder = folder.with_name(f"{folder.name}-along{along}")
+        epochs, folder = _along(config, along), _folder_along(train, config, seed, accelerator, along)
         latest = {"along": along, "resume_from_checkpoint": "latest", "disable_tqdm": disable_tqdm}
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
-    found = []
-    for name in names:
-        if name.startswith("timm:"):
-            found.append(Teacher.from_timm(name.removeprefix("timm:"), train.class_names))
-        else:
-            found.append(Teacher.from_pretrained(name))
-    return found
+    return [
+        Teacher.from_timm(name.removeprefix("timm:"), train.class_names)
+        if name.startswith("timm:")
+        else Teacher.from_pretrained(name)
+        for name in names
+    ]
 
 
 def train_teacher(
     real: RealImages,
-    test: RealImages | None,
-    config: TeacherConfig,
-    directory: str | Path,
+    test: RealImages | None = None,
+    config: TeacherConfig | None = None,
+    directory: str | Path | None = None,
     *,
-    seed: int,
-    accelerator: Accelerator,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
     along: int = 1,
     resume_from_checkpoint: str | None = None,
     overwrite: bool = False,
     disable_tqdm: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Teacher:
     """The teacher of these settings, trained, saved in `directory` and loaded from there. All processes call it.
 
@@ -415,45 +358,70 @@ def train_teacher(
     Args:
         real: The images to train on.
         test: Images to report accuracy on.
-        directory: On storage that the processes share.
+        config: The network, and how it learns. Without it: 200 epochs of a small ResNet-18.
+        directory: On storage that the processes share. Without it: that of `teacher_folder`, which is of these settings
+            alone, so that what is there is loaded or gone on with.
+        seed: The one seed.
+        accelerator: Processes and device; those of the launcher if not given.
         along: How many teachers to keep, at evenly spaced epochs; the last one is the one that is given, and the others
             are in `along/epoch-<number>` of `directory`.
         resume_from_checkpoint: `latest` or a checkpoint folder; a teacher that is there already is only loaded.
         overwrite: Replace what `directory` holds.
+        disable_tqdm: No progress bar.
+        callbacks: Look on; see `EpochTraining`.
 
     Raises:
         ValueError: `directory` holds another run, or one that is neither to be resumed nor replaced; the network cannot
             take such images; `--pretrained_weights` are of another network; the loss stops being finite.
         OSError: The Hub does not answer, or a checkpoint could not be written (a full disk); those before it are whole.
+
+    Example:
+        >>> import hf_distill as hd
+        >>> from hf_distill.training.teachers import TeacherConfig, train_teacher
+        >>> train, test = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=200, max_test_samples=50))
+        >>> config = TeacherConfig(student="convnet_d1", student_width=8, teacher_epochs=2)
+        >>> teacher = train_teacher(train, test, config, "outputs/teacher", disable_tqdm=True)
+        >>> teacher.logits(test.images([0, 1])).shape
+        torch.Size([2, 10])
     """
-    refuse_fp16(accelerator, "a teacher does")
-    folder, training = Path(directory), describe(real, config, seed, accelerator)
-    spec = config.student_spec(real)
+    accelerator, config = accelerator or make_accelerator(), config or TeacherConfig()
+    refuse_fp16(accelerator, "teacher training")
+    if directory is None:
+        directory = _folder_along(real, config, seed, accelerator, along)
+        resume_from_checkpoint = resume_from_checkpoint or (None if overwrite else "latest")
+    folder, training, spec = Path(directory), describe(real, config, seed, accelerator), config.student_spec(real)
 
     def prepare() -> str:
         check_student(spec)
         return where_to_start(
-            folder, INDEX, training, _held, what="teacher", resume=resume_from_checkpoint, overwrite=overwrite
+            folder, INDEX, training, _recorded, what="teacher", resume=resume_from_checkpoint, overwrite=overwrite
         )
 
-    found = on_main(accelerator, prepare)
-    if found == INDEX:
+    begin = on_main(accelerator, prepare)
+    if begin == INDEX:
         return Teacher.from_pretrained(folder)
     start: dict[str, Tensor] = {}
-    if not found:
+    if not begin:
         start, version = find_start(real, config, accelerator)
         training = describe(real, config, seed, accelerator, version)
-    run = _Run(real, spec, config, folder, training, seed, accelerator, start)
-    if found:
-        run.resume(Path(found))
-    run.train(disable_tqdm, {epoch: folder / ALONG.format(epoch) for epoch in _along(config, along)[:-1]})
-    teacher, device = run.teacher(), accelerator.device
-    teacher.config["results"] = {
-        "train_accuracy": _accuracy(teacher, run.images, accelerator),
-        "test_accuracy": None if test is None else _accuracy(teacher, _Images(test, config, seed, device), accelerator),
-        "epoch_loss": run.losses,
-        "epoch_accuracy": run.accuracies,
-    }
+    run = _TeacherTraining(
+        real,
+        spec,
+        config,
+        start=start,
+        along={epoch: folder / ALONG.format(epoch) for epoch in _along(config, along)[:-1]},
+        test=test,
+        folder=folder,
+        training=training,
+        seed=seed,
+        accelerator=accelerator,
+        callbacks=[ProgressBar(disable_tqdm), *callbacks],
+    )
+    if begin:
+        run.resume(Path(begin))
+    results = run.train()
+    teacher = run.teacher()
+    teacher.config["results"] = results
     _warn_of_chance(teacher, real)
     on_main(accelerator, lambda: str(teacher.save_pretrained(folder)))
     return Teacher.from_pretrained(folder)
@@ -484,8 +452,8 @@ def _accuracy(teacher: Teacher, images: "_Images", accelerator: Accelerator) -> 
     return accelerator.reduce(right).item() / len(rows)
 
 
-def _held(about: dict[str, Any]) -> dict[str, Any]:
-    """What the file of a finished teacher says of its training."""
+def _recorded(about: dict[str, Any]) -> dict[str, Any]:
+    """The training that the file of a finished teacher tells of."""
     return {**{name: about.get(name) for name in PARTS}, **(about.get("training") or {})}
 
 
@@ -498,23 +466,39 @@ def _along(config: TeacherConfig, count: int) -> list[int]:
     return [round(config.teacher_epochs * (number + 1) / count) for number in range(count)]
 
 
-class _Run:
-    """One training: the network, its optimizer, and what is known of the epochs behind it."""
+class _TeacherTraining(EpochTraining):
+    """One training of a teacher.
+
+    Args:
+        real: The images.
+        spec: The network.
+        config: How it learns.
+        start: What it takes over before the first step.
+        along: Where to keep the network as it is after some epochs.
+        folder, training, seed, accelerator, callbacks: As in `EpochTraining`.
+    """
+
+    measures: ClassVar = {"loss": "losses", "accuracy": "accuracies"}
 
     def __init__(
         self,
         real: RealImages,
         spec: StudentSpec,
         config: TeacherConfig,
+        *,
+        start: dict[str, Tensor],
+        along: Mapping[int, Path],
+        test: RealImages | None,
         folder: Path,
         training: dict[str, Any],
         seed: int,
         accelerator: Accelerator,
-        start: dict[str, Tensor],
+        callbacks: Sequence[Callback],
     ) -> None:
-        self.config, self.folder, self.training, self.seed = config, folder, training, seed
-        self.real, self.spec = real, spec
-        self.accelerator, device = accelerator, accelerator.device
+        sizes = [len(real)] * config.teacher_epochs
+        super().__init__("teacher", sizes, config.batch_train, folder, training, seed, accelerator, callbacks)
+        self.config, self.real, self.spec, self.along, self.test = config, real, spec, along, test
+        device = accelerator.device
         self.images = _Images(real, config, seed, device)
         self.batch = min(config.batch_train, len(real))
         if self.batch < 2 * accelerator.num_processes:
@@ -522,26 +506,21 @@ class _Run:
                 f"batches of {self.batch} images for {accelerator.num_processes} processes; expected two for each: "
                 "raise --batch_train, or start fewer processes"
             )
-        self.model = spec.build(derive_seed(seed, "teacher", "init"))
-        self.model.load_state_dict(start, strict=False)  # a classifier may be missing, and nothing else
+        self.network = spec.build(derive_seed(seed, "teacher", "init"))
+        self.network.load_state_dict(start, strict=False)  # a classifier may be missing, and nothing else
         if accelerator.num_processes > 1:
-            share_statistics(self.model)
-        self.images.layout = layout_for(self.model, device)
-        self.model.to(device, memory_format=self.images.layout)
-        self.prepared = accelerator.prepare_model(self.model)
-        self.optimizer = config.optimizer(self.model)
-        self.losses: list[float] = []
-        self.accuracies: list[float] = []
+            from .batchnorm import share_statistics  # here, for it takes timm, and that seconds
 
-    @property
-    def epoch(self) -> int:
-        """How many epochs are behind."""
-        return len(self.losses)
+            self.network = share_statistics(self.network, device)
+        self.images.layout = layout_for(self.network, device)
+        self.network.to(device, memory_format=self.images.layout)
+        self.prepared = accelerator.prepare_model(self.network)
+        self.optimizer = config.optimizer(self.network)
 
     def teacher(self) -> Teacher:
         """The network as it is now, without what processes and mixed precision added to it."""
         model, device = self.spec.build(0), self.accelerator.device
-        model.load_state_dict(self.model.state_dict())
+        model.load_state_dict(self.network.state_dict())
         about = {
             "source": self.real.provenance,
             "training": {name: value for name, value in self.training.items() if name not in PARTS},
@@ -550,76 +529,45 @@ class _Run:
         }
         return Teacher(model, self.spec, self.real.class_names, self.real.preprocessing, about).to(device)
 
-    def train(self, disable_tqdm: bool, along: Mapping[int, Path]) -> None:
-        """Train the epochs that lack, with a checkpoint after each.
-
-        Args:
-            disable_tqdm: No progress bar.
-            along: Where to keep the network as it is after some epochs.
-
-        Raises:
-            ValueError: The loss stops being finite.
-        """
-        hidden = disable_tqdm or not self.accelerator.is_main_process
-        epochs, count = self.config.teacher_epochs, len(self.images.real)
-        seen = count // self.batch * self.batch  # images of an epoch
-        total = {"total": epochs * seen, "initial": self.epoch * seen}
-        with tqdm(desc="teacher", unit="image", unit_scale=True, disable=hidden, **total) as bar:
-            while self.epoch < epochs:
-                loss, accuracy = self._epoch(self.epoch, bar)
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"the teacher's loss is not finite in epoch {self.epoch + 1}; lower --lr_teacher, or raise "
-                        "--warmup_epochs"
-                    )
-                self.losses.append(loss)
-                self.accuracies.append(accuracy)
-                bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", accuracy=f"{100 * accuracy:.1f} %")
-                if self.epoch in along:  # before the checkpoint, so that none is missing behind it
-                    folder = along[self.epoch]
-                    on_main(self.accelerator, lambda folder=folder: str(self.teacher().save_pretrained(folder)))
-                on_main(self.accelerator, self._save)
-
-    def _epoch(self, epoch: int, bar: tqdm) -> tuple[float, float]:
-        """Train through epoch number `epoch`, from 0; mean loss and accuracy on what the network was shown."""
+    def epoch(self, epoch: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
         accelerator, config, device = self.accelerator, self.config, self.accelerator.device
-        world, rank = accelerator.num_processes, accelerator.process_index
-        order = torch.randperm(len(self.images.real), generator=generator(self.seed, "teacher", "order", epoch))
-        batches = order[: len(order) // self.batch * self.batch].view(-1, self.batch)
-        begin, end = self.batch * rank // world, self.batch * (rank + 1) // world
-        sums = torch.zeros(2, device=device, dtype=torch.float64)  # loss, right answers
         self.prepared.train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.seed, "teacher", "dropout", epoch, rank))
+            torch.manual_seed(derive_seed(self.seed, "teacher", "dropout", epoch, accelerator.process_index))
             for step, rows in enumerate(batches):
                 for group in self.optimizer.param_groups:
                     group["lr"] = config.lr(epoch * len(batches) + step, len(batches))
-                images, labels = self.images.augmented(rows, slice(begin, end), epoch, step)
+                images, labels = self.images.augmented(rows, part, epoch, step)
                 logits = self.prepared(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
                 self.optimizer.zero_grad()
                 # Processes average their gradients: the mean over the whole batch, however it was shared out.
-                accelerator.backward(loss * (world / self.batch))
+                accelerator.backward(loss * (accelerator.num_processes / len(rows)))
                 self.optimizer.step()
-                sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])
-                bar.update(self.batch)
-        loss, right = (accelerator.reduce(sums) / batches.numel()).tolist()
-        return loss, right
+                yield torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])
 
-    # Checkpoints
+    def network_tensors(self) -> dict[str, Tensor]:
+        return {f"model.{name}": value for name, value in self.network.state_dict().items()}
 
-    def _save(self) -> str:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= pack_optimizers([self.optimizer])
-        state = {"step": self.epoch, "training": self.training, "losses": self.losses, "accuracies": self.accuracies}
-        return str(save_checkpoint(self.folder, tensors, state, limit=1))
+    def load_network(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
 
-    def resume(self, checkpoint: Path) -> None:
-        """Take up the state that a checkpoint of this very training holds."""
-        tensors, state = load_checkpoint(checkpoint)
-        model = {key: value for key, value in tensors.items() if key.startswith("model.")}
-        self.model.load_state_dict({key.removeprefix("model."): value for key, value in model.items()})
-        unpack_optimizers([self.optimizer], tensors)
-        self.losses, self.accuracies = state["losses"], state["accuracies"]
-        self.training = state["training"]  # which also says what it started from
-        logger.info("going on from %s", checkpoint)
+    def advice(self) -> str:
+        return "; lower --lr_teacher, or raise --warmup_epochs"
+
+    def save(self) -> Path:
+        if self.done in self.along:  # before the checkpoint, so that none is missing behind it
+            on_main(self.accelerator, lambda: str(self.teacher().save_pretrained(self.along[self.done])))
+        return super().save()
+
+    def results(self) -> dict[str, Any]:
+        teacher, test = self.teacher(), self.test
+        return {
+            "train_accuracy": _accuracy(teacher, self.images, self.accelerator),
+            "test_accuracy": None if test is None else _accuracy(teacher, self._plain(test), self.accelerator),
+            "epoch_loss": self.curves["loss"],
+            "epoch_accuracy": self.curves["accuracy"],
+        }
+
+    def _plain(self, real: RealImages) -> _Images:
+        return _Images(real, self.config, self.seed, self.accelerator.device)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,12 @@ from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.timm_models import timm
 from hf_distill.rng import generator
+from hf_distill.runs.callbacks import Callback, RunState
 from hf_distill.runs.checkpoints import load_checkpoint
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.training.teachers import (
-    TeacherConfig,
-    crop_flip,
-    find_teachers,
-    share_statistics,
-    teacher_folder,
-    train_teacher,
-)
+from hf_distill.training import teachers as teachers_module
+from hf_distill.training.batchnorm import share_statistics
+from hf_distill.training.teachers import TeacherConfig, crop_flip, find_teachers, teacher_folder, train_teacher
 from tests.helpers.goldens import check_golden
 from tests.helpers.recipes import DIES_AT_THIRD_STATE
 
@@ -584,6 +581,74 @@ def test_teachers_along_a_training_are_the_network_after_these_epochs(digits, tm
         find_teachers(None, digits[0], None, config, along=6, **options)
 
 
+class Notes(Callback):
+    """Every event, with the number of steps behind it."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, RunState]] = []
+
+    def on_begin(self, state: RunState) -> None:
+        self.events.append(("begin", state))
+
+    def on_step(self, state: RunState) -> None:
+        self.events.append(("step", state))
+
+    def on_evaluate(self, state: RunState) -> None:
+        self.events.append(("evaluate", state))
+
+    def on_save(self, state: RunState) -> None:
+        assert state.folder.is_dir()
+        self.events.append(("save", state))
+
+    def on_end(self, state: RunState) -> None:
+        self.events.append(("end", state))
+
+
+def test_callbacks_see_each_step_each_checkpoint_and_the_accuracy_also_of_a_run_that_goes_on(
+    digits, tmp_path, monkeypatch
+):
+    config = TeacherConfig(**{**SMALL, "teacher_epochs": 3})
+    whole, real_lr = Notes(), TeacherConfig.lr
+    teacher = train_teacher(*digits, config, tmp_path / "whole", disable_tqdm=True, callbacks=[whole])
+    epoch = ["step", "step", "step", "save"]
+    assert [name for name, _ in whole.events] == ["begin", *3 * epoch, "evaluate", "end"]
+    assert [state.done for name, state in whole.events if name == "step"] == list(range(1, 10))
+    assert {state.total for _, state in whole.events} == {9}
+    saved = [state for name, state in whole.events if name == "save"]
+    assert [state.folder.name for state in saved] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert [state.values["loss"] for state in saved] == teacher.results["epoch_loss"]
+    assert [state.values["accuracy"] for state in saved] == teacher.results["epoch_accuracy"]
+    assert whole.events[-2][1].values == {"accuracy": teacher.results["test_accuracy"]}
+
+    def dies(self: TeacherConfig, step: int, steps: int) -> float:
+        if step == 2 * steps:
+            raise RuntimeError("stopped")
+        return real_lr(self, step, steps)
+
+    monkeypatch.setattr(TeacherConfig, "lr", dies)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train_teacher(*digits, config, tmp_path / "parts", disable_tqdm=True)
+    monkeypatch.undo()
+    rest, options = Notes(), {"resume_from_checkpoint": "latest", "disable_tqdm": True}
+    train_teacher(*digits, config, tmp_path / "parts", callbacks=[rest], **options)
+    assert [name for name, _ in rest.events] == ["begin", *epoch, "evaluate", "end"]
+    assert (rest.events[0][1].done, rest.events[0][1].values) == (6, saved[1].values)
+    assert rest.events[-1][1].values == saved[2].values
+
+
+def test_images_alone_give_a_teacher_in_the_folder_of_its_settings_and_again_the_same(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(teachers_module, "TeacherConfig", partial(TeacherConfig, **{**SMALL, "teacher_epochs": 2}))
+    teacher = train_teacher(digits[0])
+    folder = teacher_folder(digits[0], teachers_module.TeacherConfig(), 0, make_accelerator())
+    assert teacher.digest == Teacher.from_pretrained(folder).digest
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert train_teacher(digits[0]).digest == teacher.digest
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert train_teacher(digits[0], seed=1).digest != teacher.digest
+    assert len(list(folder.parent.iterdir())) == 2
+
+
 # Pretrained weights
 
 
@@ -749,8 +814,8 @@ def test_a_killed_recipe_goes_on_to_the_same_bits_and_a_finished_one_is_only_loa
 
 
 APART = """
-import hf_distill.training.teachers
-hf_distill.training.teachers.share_statistics = lambda model: None
+import hf_distill.training.batchnorm
+hf_distill.training.batchnorm.share_statistics = lambda model, device: model
 """
 
 
@@ -786,12 +851,19 @@ def test_two_processes_start_from_the_same_weights_and_tell_a_mistake_once(recip
     assert done.err.count("expected weights of the same network") == 1
 
 
-def test_shared_statistics_of_one_process_are_those_of_batchnorm(tmp_path):
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_shared_statistics_of_one_process_are_those_of_batchnorm(tmp_path, momentum):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         # With timm's BatchNorm that has an activation.
         networks = [StudentSpec("test_efficientnet", 3, 3, (32, 32)).build(0).double() for _ in range(2)]
-        share_statistics(networks[1])
+        for network in networks:
+            for layer in network.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.momentum = momentum
+        before = {name: id(value) for name, value in networks[1].state_dict(keep_vars=True).items()}
+        networks[1] = share_statistics(networks[1], torch.device("cpu"))
+        assert {name: id(value) for name, value in networks[1].state_dict(keep_vars=True).items()} == before
         images = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=generator(0, "images"))
         outs = [network.train()(images) for network in networks]
         for out in outs:
@@ -800,10 +872,22 @@ def test_shared_statistics_of_one_process_are_those_of_batchnorm(tmp_path):
         torch.distributed.destroy_process_group()
     close = {"rtol": 1e-8, "atol": 1e-8}
     torch.testing.assert_close(outs[1], outs[0], **close)
-    for (name, wanted), found in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
-        torch.testing.assert_close(found.grad, wanted.grad, msg=name, **close)
-    for (name, wanted), found in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
-        torch.testing.assert_close(found, wanted, msg=name, **close)
+    for (name, one), shared in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(shared.grad, one.grad, msg=name, **close)
+    for (name, one), shared in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
+        torch.testing.assert_close(shared, one, msg=name, **close)
+    networks[1].load_state_dict(networks[0].state_dict())
+    with torch.no_grad():
+        assert torch.equal(networks[1].eval()(images), networks[0].eval()(images))
+
+
+def test_accelerators_have_torchs_own_shared_batchnorm():
+    network = share_statistics(StudentSpec("test_efficientnet", 3, 3, (32, 32)).build(0), torch.device("cuda"))
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    assert layers
+    assert all(isinstance(layer, nn.SyncBatchNorm) for layer in layers)
+    plain = StudentSpec("test_efficientnet", 3, 3, (32, 32)).build(0)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.networks import trajectories
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
+from hf_distill.runs.callbacks import Callback, RunState
 from hf_distill.training import experts as experts_module
 from hf_distill.training.experts import DeviceImages, ExpertConfig, ExpertTrainer, augment_group, train_experts
 from tests.helpers import ROOT
@@ -509,6 +511,63 @@ def test_the_fastest_number_of_experts_is_measured_until_it_gets_worse(data, acc
         trainer.fastest_group(20)
 
 
+class Notes(Callback):
+    """Every event of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, RunState]] = []
+
+    def on_begin(self, state: RunState) -> None:
+        self.events.append(("begin", state))
+
+    def on_step(self, state: RunState) -> None:
+        self.events.append(("step", state))
+
+    def on_evaluate(self, state: RunState) -> None:
+        self.events.append(("evaluate", state))
+
+    def on_save(self, state: RunState) -> None:
+        self.events.append(("save", state))
+
+    def on_end(self, state: RunState) -> None:
+        self.events.append(("end", state))
+
+
+def test_callbacks_see_each_epoch_and_each_expert(data, accelerator, tmp_path):
+    train, test = data
+    notes, settings = Notes(), config(num_experts=3, experts_at_once="2")
+    options = {"seed": 0, "accelerator": accelerator, "disable_tqdm": True, "test": test}
+    train_experts(train, settings, tmp_path, epochs=2, callbacks=[notes], **options)
+    one = ["evaluate", "save"]
+    assert [name for name, _ in notes.events] == ["begin", "step", "step", *one, *one, "step", "step", *one, "end"]
+    assert [state.done for name, state in notes.events if name == "step"] == [2, 4, 5, 6]
+    assert {state.total for _, state in notes.events} == {6}
+    found = ExpertTrajectories.from_pretrained(tmp_path)
+    files = [state.folder for name, state in notes.events if name == "save"]
+    assert files == [tmp_path / f"expert-{expert:05d}.safetensors" for expert in range(3)]
+    accuracies = [state.values["accuracy"] for name, state in notes.events if name == "evaluate"]
+    assert accuracies == found.config["results"]["test_accuracy"]
+    longer = Notes()
+    train_experts(train, settings, tmp_path, epochs=3, callbacks=[longer], **options)
+    assert [(name, state.done) for name, state in longer.events if name == "step"] == [("step", 6), ("step", 9)]
+    none = Notes()
+    train_experts(train, settings, tmp_path, epochs=3, callbacks=[none], **options)
+    assert not none.events
+
+
+def test_images_alone_give_experts_in_the_folder_of_their_settings_and_again_the_same(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {**FLAGS, "num_experts": 2, "expert_train_epochs": 2}
+    monkeypatch.setattr(experts_module, "ExpertConfig", partial(ExpertConfig, **small))
+    experts = train_experts(data[0])
+    folder = experts_module.experts_folder(data[0], ExpertConfig(**small), 0)
+    assert (experts.folder, experts.num_experts, experts.num_epochs) == (folder, 2, 2)
+    before = expert_bytes(folder)
+    assert train_experts(data[0]).folder == folder
+    assert expert_bytes(folder) == before
+    assert train_experts(data[0], seed=1).folder != folder
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -616,8 +675,8 @@ def test_experts_for_other_data_are_refused(trained, data, accelerator, tmp_path
     three = RealImages.from_arguments(DataArguments(classes=["3", "1", "4"], max_train_samples=60))
     unscaled = RealImages.from_arguments(DataArguments(normalization="none", **DATA_FLAGS))
     for other, said, why in (
-        (three, "classes 10, and this run has 3", "num_classes 10, and this run has 3"),
-        (unscaled, "preprocessing", "preprocessing mean"),
+        (three, "classes 10, and this run has 3", r"its student\.num_classes is 10 and here it is 3"),
+        (unscaled, "preprocessing", r"its preprocessing\."),
     ):
         with pytest.raises(ValueError, match=said) as error:
             trained.check_matches(other)
