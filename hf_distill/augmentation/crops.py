@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.upload import upload
+
 ATTEMPTS = 10  # of a random box to fit into the image before the central one is taken
 CROP_DRAWS = 2 * ATTEMPTS + 3
 MIN_SCALE = 0.08
@@ -111,7 +113,7 @@ class CropParams:
 
     def to(self, device: torch.device | str) -> "CropParams":
         """The same parameters on `device`."""
-        return CropParams(self.boxes.to(device, non_blocking=True), self.flip.to(device, non_blocking=True))
+        return CropParams(upload(self.boxes, device), upload(self.flip, device))
 
 
 def draw_crops(
@@ -281,8 +283,8 @@ class Mix:
 
     def to(self, device: torch.device | str) -> "Mix":
         """The same mix on `device`."""
-        partners = None if self.partners is None else self.partners.to(device, non_blocking=True)
-        return Mix(self.kind, self.values.to(device, non_blocking=True), partners)
+        partners = None if self.partners is None else upload(self.partners, device)
+        return Mix(self.kind, upload(self.values, device), partners)
 
     def own_share(self, image_size: tuple[int, int]) -> Tensor:
         """The share of each mixed image that is the image itself, (n,) float32: of its pixels, or its weight."""

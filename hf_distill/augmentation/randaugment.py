@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.upload import upload
+
 CUTOUT_DRAWS, OPERATION_DRAWS, ROUNDS = 5, 6, 2
 DRAWS = CUTOUT_DRAWS + ROUNDS * OPERATION_DRAWS
 LEVELS = 9
@@ -36,11 +38,11 @@ def cutout_randaugment(images: Tensor, u: Tensor) -> Tensor:
         (n, C, H, W) uint8.
     """
     device = images.device
-    colours = (u[:, 2 : 2 + images.shape[1]] * 256).to(torch.uint8).to(device, non_blocking=True)
+    colours = upload((u[:, 2 : 2 + images.shape[1]] * 256).to(torch.uint8), device)
     half = [int(side * 0.5 + 0.5) // 2 for side in images.shape[2:]]
     centre = (u[:, :2] * torch.tensor(images.shape[2:])).long()
     reach = torch.tensor(half)
-    images = _fill(images, torch.cat([centre - reach, centre + reach + 1], 1).to(device), colours)
+    images = _fill(images, upload(torch.cat([centre - reach, centre + reach + 1], 1), device), colours)
     for numbers in u[:, CUTOUT_DRAWS:DRAWS].split(OPERATION_DRAWS, dim=1):
         images = operate(images, *draw_operations(numbers))
     return images
@@ -66,8 +68,8 @@ def operate(images: Tensor, chosen: Tensor, amounts: Tensor) -> Tensor:
     """`images` (n, C, H, W) uint8, each through the operation that `draw_operations` gave it."""
     order = chosen.argsort(stable=True)  # equal ones side by side: one call for each operation
     counts = chosen.bincount(minlength=len(OPERATIONS) + 1).tolist()
-    there = order.to(images.device, non_blocking=True)
-    given = amounts[order].to(images.device, non_blocking=True)
+    there = upload(order, images.device)
+    given = upload(amounts[order], images.device)
     done = images[there]
     parts = zip(done.split(counts), given.split(counts), strict=True)
     for operation, (part, amount) in zip(OPERATIONS.values(), parts, strict=False):  # what comes last is left out
@@ -125,7 +127,7 @@ def _cutout(images: Tensor, strength: Tensor, signed: Tensor, down: Tensor, righ
     half = (strength * 20).round().long() // 2
     centre = [(share * side).long() for share, side in zip((down, right), images.shape[2:], strict=True)]
     boxes = torch.stack([*(at - half for at in centre), *(at + half for at in centre)], 1)
-    colour = torch.tensor(HOLE[: images.shape[1]], dtype=torch.uint8).to(images.device, non_blocking=True)
+    colour = upload(torch.tensor(HOLE[: images.shape[1]], dtype=torch.uint8), images.device)
     return _fill(images, boxes, colour.expand(len(images), -1))
 
 

@@ -46,7 +46,7 @@ class ZCA:
     values: Tensor
     eps: float
     digest: str = ""
-    _matrices: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if float(self.values.min()) + self.eps <= 0:
@@ -57,18 +57,19 @@ class ZCA:
         if not self.digest:
             object.__setattr__(self, "digest", _sha(self.mean, self.vectors, self.values))
 
-    def matrices(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """T and T⁻¹, both (d, d) float32 and symmetric, on `device`; made once for each device."""
-        if device not in self._matrices:
-            vectors, values = self.vectors.to("cpu", torch.float64), self.values.to("cpu", torch.float64) + self.eps
-            pair = [((vectors * values**power) @ vectors.T).float().to(device) for power in (-0.5, 0.5)]
-            self._matrices[device] = (pair[0], pair[1])
-        return self._matrices[device]
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """μ (d,), T and T⁻¹, both (d, d) and symmetric, all float32 on `device`; made once for each device."""
+        if device not in self._on:
+            with torch.inference_mode(False):  # whoever asks first, others may differentiate through them
+                vectors, values = self.vectors.to("cpu", torch.float64), self.values.to("cpu", torch.float64) + self.eps
+                pair = [((vectors * values**power) @ vectors.T).float().to(device) for power in (-0.5, 0.5)]
+                self._on[device] = (self.mean.to(device), pair[0], pair[1])
+        return self._on[device]
 
 
 @dataclass(frozen=True, eq=False)
 class Preprocessing:
-    """What is done to pixels before a network sees them, with its inverse.
+    """The way from pixels to what a network sees, with its inverse.
 
     Attributes:
         channels: 1 (gray) or 3 (RGB).
@@ -83,6 +84,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     zca: ZCA | None = None
+    _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
@@ -97,7 +99,10 @@ class Preprocessing:
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """What a network sees of `images`, (N, C, H, W): uint8, or floats in [0, 1]. Differentiable.
+        """`images` as a network sees them; differentiable.
+
+        Args:
+            images: (N, C, H, W) uint8, or floats in [0, 1].
 
         Returns:
             (N, C, H, W) float32, on the device of `images`.
@@ -105,18 +110,18 @@ class Preprocessing:
         self._check_shape(images)
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         if self.zca is not None:
-            flat = pixels.flatten(1) - self.zca.mean.to(pixels.device)
-            return (flat @ self.zca.matrices(pixels.device)[0]).reshape(pixels.shape)
-        mean, std = self._columns(pixels)
+            mean, whiten, _ = self.zca.on(pixels.device)
+            return ((pixels.flatten(1) - mean) @ whiten).reshape(pixels.shape)
+        mean, std = self._columns(pixels.device)
         return (pixels - mean) / std
 
     def inverse(self, x: Tensor) -> Tensor:
         """Pixels of what a network sees, (N, C, H, W) float32: in [0, 1] where `x` came from such, else beyond."""
         self._check_shape(x)
         if self.zca is not None:
-            flat = x.float().flatten(1) @ self.zca.matrices(x.device)[1] + self.zca.mean.to(x.device)
-            return flat.reshape(x.shape)
-        mean, std = self._columns(x)
+            mean, _, restore = self.zca.on(x.device)
+            return (x.float().flatten(1) @ restore + mean).reshape(x.shape)
+        mean, std = self._columns(x.device)
         return x.float() * std + mean
 
     def to_uint8(self, x: Tensor) -> Tensor:
@@ -196,10 +201,13 @@ class Preprocessing:
                 f"{self.image_size[0]}, {self.image_size[1]}), as this preprocessing was made for"
             )
 
-    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std as (C, 1, 1) float32 on the device of `images`."""
-        columns = torch.tensor([self.mean, self.std], dtype=torch.float32, device=images.device)
-        return columns[0].reshape(-1, 1, 1), columns[1].reshape(-1, 1, 1)
+    def _columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and std as (C, 1, 1) float32 on `device`; made once for each device, which a GPU would wait for."""
+        if device not in self._on:
+            with torch.inference_mode(False):  # whoever asks first, others may differentiate through them
+                mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32, device=device)[..., None, None]
+                self._on[device] = (mean, std)
+        return self._on[device]
 
 
 def _finite(value: Any) -> TypeGuard[float]:
