@@ -202,15 +202,14 @@ def test_a_name_that_is_misspelt_is_answered_with_the_nearest():
 
 def test_another_run_is_not_gone_on_with(here):
     train = hd.RealImages.from_dataset(pictures())
-    hd.RDED.distill(train, ipc=1, output_dir="run", teacher_epochs=1, **{**RDED, "seed": 0})
+    hd.RDED.distill(train, ipc=1, output_dir="run", **RDED)
     with pytest.raises(ValueError, match=r"^--output_dir run already holds a run; use --resume"):
-        hd.RDED.distill(train, ipc=1, output_dir="run", teacher_epochs=1, **RDED)
+        hd.RDED.distill(train, ipc=1, output_dir="run", **RDED)
     with pytest.raises(ValueError, match=r"is of another run: its num_crops is 2 and here it is 3") as error:
         hd.RDED.distill(
             train,
             ipc=1,
             output_dir="run",
-            teacher_epochs=1,
             resume_from_checkpoint="latest",
             **{**RDED, "num_crops": 3},
         )
@@ -223,6 +222,8 @@ RDED = {
     "batch_train": 10,
     "num_crops": 2,
     "factor": 1,
+    "teacher_epochs": 1,
+    "eval_protocol": "crops-quick",
     "disable_tqdm": True,
 }
 
@@ -253,6 +254,23 @@ def test_it_is_known_by_its_pixels():
     assert revision != hd.RealImages.from_dataset(table.select(range(19))).revision
     swapped = table.map(lambda row: {"kind": 1 - row["kind"]}, features=table.features)
     assert revision != hd.RealImages.from_dataset(swapped).revision
+
+
+def test_what_was_downloaded_is_known_by_repository_and_commit_until_it_is_changed(hub, tmp_path):
+    repo, folder = f"{hub.namespace}/digits", digits_folder()
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    commit = hub.put("dataset", repo, files)
+    table = datasets.load_dataset(repo, split="train")
+    source = hd.RealImages.from_dataset(table, max_samples=20).provenance
+    assert (source["name"], source["revision"], source["license"]) == (repo, commit, "cc-by-4.0")
+    for changed in (
+        table.select(range(100)),
+        table.shuffle(seed=0),
+        table.map(lambda row: row, load_from_cache_file=False),
+    ):
+        source = hd.RealImages.from_dataset(changed, max_samples=20).provenance
+        assert source["name"] == repo
+        assert source["revision"].startswith("pixels:")
 
 
 def test_one_split_of_several_and_columns_by_name():

@@ -126,6 +126,8 @@ class Source:
         if not len(data):
             raise ValueError(_empty(_where(split, str(named.dataset_name))))
         provenance = _provenance(named, split, data, None) if repository else _told(named, split, data)
+        if commit is None:
+            provenance["revision"] = None  # it is not what the repository holds
         return cls._of(named, str(named.dataset_name), split, data, provenance, target, class_names)
 
     @classmethod
@@ -512,13 +514,24 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _downloaded_from(data: Dataset | IterableDataset) -> tuple[str | None, str | None]:
-    """The repository and the commit that `datasets` downloaded its files from, if it did."""
+    """The repository that `datasets` read a split from, if it was one, and the commit, if nothing was changed since."""
     # Files are downloaded as hf://datasets/<name>@<commit>/<path>, so the cache knows its commit without a network.
     for url in data.info.download_checksums or {}:
         match = re.match(r"hf://datasets/([^@]+)@([^/]+)/", url)
         if match:
             return match[1], match[2]
-    return None, None
+    if not isinstance(data, Dataset):
+        return None, None
+    # What was read with `load_dataset` lies in <owner>___<name>/<config>/<version>/<commit>/, and what became of it too.
+    files = [Path(file["filename"]) for file in data.cache_files]
+    matches = [re.search(r"/([^/]+)___([^/]+)/[^/]+/[^/]+/([0-9a-f]{40})/[^/]+$", file.as_posix()) for file in files]
+    places = {match.groups() for match in matches if match is not None}
+    if len(places) != 1 or None in matches:
+        return None, None
+    ((owner, name, commit),) = places
+    whole = (data.info.splits or {}).get(str(data.split))
+    changed = whole is None or whole.num_examples != len(data) or any(f.name.startswith("cache-") for f in files)
+    return f"{owner}/{name}", None if changed else commit
 
 
 def _told(args: DataArguments, split: str, data: Dataset | IterableDataset) -> dict[str, Any]:

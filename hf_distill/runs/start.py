@@ -67,7 +67,12 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
     recorded["dataset_train_split"] = source.get("split") or defaults["dataset_train_split"]
     recorded["dataset_revision"] = None  # of one repository, and means nothing anywhere else
     if "/" in (name or "") and given.dataset_name in (None, name):
-        recorded |= {"dataset_name": name, "dataset_revision": source.get("revision")}
+        revision = source.get("revision")
+        # Images that were changed once they were loaded are known by their pixels, and the repository has the others.
+        recorded |= {
+            "dataset_name": name,
+            "dataset_revision": None if str(revision).startswith("pixels:") else revision,
+        }
     channels, height, width = distilled.pixel_values.shape[1:]
     of_the_set = {
         "classes": distilled.class_names,

@@ -51,7 +51,8 @@ class Mirror(hd.Distiller):
     def step(self, draw: int) -> dict[str, float]:
         rows = torch.randint(len(self.train), (len(self.distilled),), generator=generator(self.config.seed, "d", draw))
         real = self.head(self.train.images(rows).to(self.device).flatten(1))
-        loss = (self.head(self.distilled.pixel_values.flatten(1)).mean(0) - real.mean(0)).square().sum()
+        made = self.head(self.distilled.pixel_values.flatten(1))
+        loss = (made.relu().mean(0) - real.relu().mean(0)).square().sum()
         loss.backward()
         return {"loss": loss.item()}
 

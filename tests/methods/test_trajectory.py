@@ -178,7 +178,8 @@ def test_at_the_first_step_lr_lr_is_in_the_unit_of_the_papers(train, experts, tm
     method = tesla(train, experts, tmp_path, lr_lr=1e-6)
     _, _, log_lr = gradients(method, 0)
     by_lr = log_lr / 0.1  # ∂L/∂β
-    method.optimizer.step()
+    for optimizer in method.optimizers:
+        optimizer.step()
     assert method.distilled.lr.item() - 0.1 == pytest.approx(-1e-6 * by_lr.item(), rel=0.05)
 
 
