@@ -65,7 +65,7 @@ class Callback:
         """Called once `state.folder` is written."""
 
     def on_end(self, state: RunState) -> None:
-        """Called after the last step; not in a run that fails."""
+        """Called at the end, also of a run that fails."""
 
 
 class Callbacks(Callback):
