@@ -123,13 +123,15 @@ class EpochTraining(ABC):
             artifact=self.network,
         )
         self.callbacks.on_begin(state)
-        while self.done < len(self.sizes):
-            state = self._train_epoch(self.done, state)
-            self.callbacks.on_save(replace(state, folder=self.save()))
-        results = self.results()
-        if results.get("test_accuracy") is not None:
-            self.callbacks.on_evaluate(replace(state, values={"accuracy": results["test_accuracy"]}))
-        self.callbacks.on_end(state)
+        try:
+            while self.done < len(self.sizes):
+                state = self._train_epoch(self.done, state)
+                self.callbacks.on_save(replace(state, folder=self.save()))
+            results = self.results()
+            if results.get("test_accuracy") is not None:
+                self.callbacks.on_evaluate(replace(state, values={"accuracy": results["test_accuracy"]}))
+        finally:
+            self.callbacks.on_end(state)
         return results
 
     def _train_epoch(self, epoch: int, state: RunState) -> RunState:

@@ -624,11 +624,13 @@ def _train_lacking(
         groups = _groups(lacking, config.num_experts, at_once, accelerator)
         total = sum(len(group) for _, group in groups) * epochs
         progress = _Progress(callbacks, total, accelerator.is_main_process)
-        for last, group in groups:
-            _train_group(trainer, folder, group, last, epochs, progress)
-            for expert in group:
-                _finish(trainer, folder, expert, last, epochs, at_once, tested, progress)
-        progress.end()
+        try:
+            for last, group in groups:
+                _train_group(trainer, folder, group, last, epochs, progress)
+                for expert in group:
+                    _finish(trainer, folder, expert, last, epochs, at_once, tested, progress)
+        finally:
+            progress.end()
         # Files, not a barrier: a process with one group more may take longer than a collective is allowed to wait.
         while any(folder.epochs_stored(expert) < epochs for expert in lacking):
             time.sleep(0.5)
