@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from test_projector import learn, save_clip
 
 from hf_distill.augmentation.views import Views
+from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.epoch_labels import relabel
 from hf_distill.distilled.labels import (
@@ -19,7 +20,6 @@ from hf_distill.distilled.labels import (
     StoredLabels,
     TeacherLabels,
 )
-from hf_distill.distilled.pools import Pool
 from hf_distill.hub.repository import Repository
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.priors import Prior

@@ -28,6 +28,7 @@ from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..augmentation.randaugment import DRAWS as RANDAUGMENT_DRAWS
 from ..augmentation.randaugment import cutout_randaugment
 from ..config import HfArg, check_at_least, check_choice
+from ..data.feed import TEST_BATCH, Pool, upload
 from ..data.images import RealImages
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
@@ -40,8 +41,6 @@ from ..runs.processes import on_main
 
 logger = logging.getLogger(__name__)
 
-RESIDENT_BYTES = 2**32  # images up to this size stay on the device
-TEST_BATCH = 1024
 PAD = 4  # black pixels around an image before a crop of its own size
 WARMUP_FROM = 0.01  # of the learning rate, in the first epoch of a warm-up
 ONE_CYCLE = {"pct_start": 0.1, "div_factor": 20.0, "final_div_factor": 1e4}
@@ -165,48 +164,49 @@ def crop_flip(images: Tensor, u: Tensor) -> Tensor:
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class _Images:
-    """Labelled images as bytes, on the device where there is room, and what happens to them in training."""
+class _Augmented:
+    """The images of a pool as the network in training is shown them."""
 
-    layout = torch.contiguous_format  # of what a network in training is shown
+    layout = torch.contiguous_format
 
-    def __init__(self, real: RealImages, config: TeacherConfig, seed: int, device: torch.device) -> None:
-        self.real, self.config, self.device = real, config, device
+    def __init__(self, pool: Pool, config: TeacherConfig, seed: int) -> None:
+        self.pool, self.config = pool, config
         self.seed, self.dsa = derive_seed(seed, "teacher", "augment"), DSA(config.dsa_strategy)
-        self.preprocessing = real.preprocessing.to(device)
-        self.labels = real.labels.to(device)
-        fits = len(real) * math.prod(real.shape) <= RESIDENT_BYTES
-        self.pixels = real.resident(device) if fits else None
 
-    def _bytes(self, rows: Tensor) -> Tensor:
-        if self.pixels is not None:
-            return self.pixels[rows.to(self.device)]
-        pixels = self.real.uint8(rows)
-        return pixels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else pixels
-
-    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Preprocessed images (n, C, H, W) and labels (n,) of `rows`, which are on the CPU."""
-        return self.preprocessing(self._bytes(rows)), self.labels[rows.to(self.device)]
+    def __len__(self) -> int:
+        return len(self.pool)
 
     def augmented(self, rows: Tensor, part: slice, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """What the network is shown of the `part` of a batch `rows` (B,) in `epoch`, and the labels."""
-        mine, kind = rows[part], self.config.teacher_augment
+        """The `part` of a batch `rows` (B,) in `epoch`, (n, C, H, W) float32, and its labels (n,).
+
+        Args:
+            rows: On the CPU.
+            part: The share of this process.
+            epoch, step: From 0; what happens to an image depends on the epoch, and DSA's on the step too.
+        """
+        pool, mine, kind = self.pool, rows[part], self.config.teacher_augment
+        size = pool.shape[1:]
         if kind in ("none", "dsa"):
-            images, labels = self.plain(mine)
+            images, labels = pool.take(mine)
             if kind == "dsa":  # one operation for the whole batch
                 draw = generator(self.seed, "dsa", epoch, step)
-                images = DSA.apply(images, self.dsa.sample(len(rows), draw, self.real.shape[1:])[part])
+                images = DSA.apply(images, self.dsa.sample(len(rows), draw, size)[part])
             return images.contiguous(memory_format=self.layout), labels
-        pixels = self._bytes(mine)
+        pixels = pool.pixels(mine)
         if kind == "cutout_randaugment":
             pixels = cutout_randaugment(pixels, uniform(self.seed, (epoch,), mine, RANDAUGMENT_DRAWS))
         elif kind == "crop_flip":
-            pixels = crop_flip(pixels, uniform(self.seed, (epoch,), mine, 3, self.device))
+            pixels = crop_flip(pixels, uniform(self.seed, (epoch,), mine, 3, pool.device))
         else:
-            crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, self.device), self.real.shape[1:])
-            pixels = crop_resize(pixels, crops, self.real.shape[1:])
-        images = self.preprocessing(pixels).contiguous(memory_format=self.layout)
-        return images, self.labels[mine.to(self.device)]
+            crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, pool.device), size)
+            pixels = crop_resize(pixels, crops, size)
+        images = pool.preprocessing(pixels).contiguous(memory_format=self.layout)
+        return images, pool.labels[upload(mine, pool.device)]
+
+
+def _pool(real: RealImages, device: torch.device) -> Pool:
+    """All of `real`, as pixels: most augmentations come before the preprocessing."""
+    return Pool(real, real.labels, preprocessing=real.preprocessing, device=device)
 
 
 # Statistics of a batch that several processes share
@@ -455,8 +455,8 @@ def train_teacher(
     run.train(disable_tqdm, {epoch: folder / ALONG.format(epoch) for epoch in _along(config, along)[:-1]})
     teacher, device = run.teacher(), accelerator.device
     teacher.config["results"] = {
-        "train_accuracy": _accuracy(teacher, run.images, accelerator),
-        "test_accuracy": None if test is None else _accuracy(teacher, _Images(test, config, seed, device), accelerator),
+        "train_accuracy": _accuracy(teacher, run.images.pool, accelerator),
+        "test_accuracy": None if test is None else _accuracy(teacher, _pool(test, device), accelerator),
         "epoch_loss": run.losses,
         "epoch_accuracy": run.accuracies,
     }
@@ -480,13 +480,13 @@ def _warn_of_chance(teacher: Teacher, real: RealImages) -> None:
 
 
 @torch.no_grad()
-def _accuracy(teacher: Teacher, images: "_Images", accelerator: Accelerator) -> float:
+def _accuracy(teacher: Teacher, pool: Pool, accelerator: Accelerator) -> float:
     """Top-1 accuracy in [0, 1] on images as they are; the processes share the work."""
-    rows = torch.arange(len(images.real))
+    rows = torch.arange(len(pool))
     right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     for part in rows.tensor_split(accelerator.num_processes)[accelerator.process_index].split(TEST_BATCH):
-        shown, labels = images.plain(part)
-        right += (teacher.logits(shown).argmax(1) == labels).sum()
+        images, labels = pool.take(part)
+        right += (teacher.logits(images).argmax(1) == labels).sum()
     return accelerator.reduce(right).item() / len(rows)
 
 
@@ -521,7 +521,7 @@ class _Run:
         self.config, self.folder, self.training, self.seed = config, folder, training, seed
         self.real, self.spec = real, spec
         self.accelerator, device = accelerator, accelerator.device
-        self.images = _Images(real, config, seed, device)
+        self.images = _Augmented(_pool(real, device), config, seed)
         self.batch = min(config.batch_train, len(real))
         if self.batch < 2 * accelerator.num_processes:
             raise ValueError(
@@ -567,7 +567,7 @@ class _Run:
             ValueError: The loss stops being finite.
         """
         hidden = disable_tqdm or not self.accelerator.is_main_process
-        epochs, count = self.config.teacher_epochs, len(self.images.real)
+        epochs, count = self.config.teacher_epochs, len(self.images)
         seen = count // self.batch * self.batch  # images of an epoch
         total = {"total": epochs * seen, "initial": self.epoch * seen}
         with tqdm(desc="teacher", unit="image", unit_scale=True, disable=hidden, **total) as bar:
@@ -590,7 +590,7 @@ class _Run:
         """Train through epoch number `epoch`, from 0; mean loss and accuracy on what the network was shown."""
         accelerator, config, device = self.accelerator, self.config, self.accelerator.device
         world, rank = accelerator.num_processes, accelerator.process_index
-        order = torch.randperm(len(self.images.real), generator=generator(self.seed, "teacher", "order", epoch))
+        order = torch.randperm(len(self.images), generator=generator(self.seed, "teacher", "order", epoch))
         batches = order[: len(order) // self.batch * self.batch].view(-1, self.batch)
         begin, end = self.batch * rank // world, self.batch * (rank + 1) // world
         sums = torch.zeros(2, device=device, dtype=torch.float64)  # loss, right answers
