@@ -35,10 +35,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
+from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.epoch_labels import relabel
 from hf_distill.distilled.labels import LabelSource, NetworkLabels, ProjectorLabels
-from hf_distill.distilled.pools import Pool
 from hf_distill.evaluation.crop_students import train_on_crops
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.hub.files import package_versions, save_json

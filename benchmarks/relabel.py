@@ -31,10 +31,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from hf_distill.config import HfArg, parse_args
+from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.epoch_labels import relabel
 from hf_distill.distilled.labels import NetworkLabels
-from hf_distill.distilled.pools import Pool
 from hf_distill.evaluation.crop_students import distillation_loss, parameter_groups, train_on_crops
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.hub.files import package_versions, save_json

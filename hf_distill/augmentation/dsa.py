@@ -6,12 +6,14 @@ the very augmentation of the first without keeping its graph.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..data.upload import upload
 
 CROP_RATIO = 0.125
 CUTOUT_RATIO = 0.5
@@ -23,7 +25,7 @@ DEFAULT_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 @dataclass(frozen=True)
 class DsaParams:
-    """What was drawn for `n` images: the operation and, per image, its parameters (n, ...).
+    """The draw for `n` images: the operation and, per image, its parameters (n, ...).
 
     `params[a:b]` are the parameters of images a to b.
     """
@@ -36,7 +38,7 @@ class DsaParams:
 
     def to(self, device: torch.device | str) -> "DsaParams":
         """The same parameters on `device`."""
-        return DsaParams(self.operation, {name: v.to(device, non_blocking=True) for name, v in self.values.items()})
+        return DsaParams(self.operation, {name: upload(value, device) for name, value in self.values.items()})
 
 
 class DSA:
@@ -70,8 +72,38 @@ class DSA:
         """`x` (n, C, H, W), in any floating dtype, augmented by `params`; differentiable with respect to `x`."""
         if params.operation == "none":
             return x
-        values = {name: value.to(x.device, non_blocking=True) for name, value in params.values.items()}
+        values = {name: upload(value, x.device) for name, value in params.values.items()}
         return _APPLY[params.operation](x, values)
+
+    @classmethod
+    def apply_each(cls, x: Tensor, params: Sequence[DsaParams], sizes: Sequence[int]) -> Tensor:
+        """`x` with each of its batches augmented by its own draw, all batches of one operation at once.
+
+        Args:
+            x: (N, C, H, W), one batch after another.
+            params: The draw for each batch, on the CPU.
+            sizes: Images of each batch, together N.
+
+        Returns:
+            (N, C, H, W), contiguous.
+        """
+        members: dict[str, list[int]] = {}
+        for number, drawn in enumerate(params):
+            members.setdefault(drawn.operation, []).append(number)
+        together = {operation: _joined([params[n] for n in numbers]) for operation, numbers in members.items()}
+        if len(together) == 1:
+            return cls.apply(x, *together.values()).contiguous()
+        batches = torch.arange(len(x)).split(list(sizes))
+        places = {operation: torch.cat([batches[n] for n in numbers]) for operation, numbers in members.items()}
+        parts = [cls.apply(x[upload(places[operation], x.device)], drawn) for operation, drawn in together.items()]
+        # Image i is where i stands among the places of the parts.
+        return torch.cat(parts)[upload(torch.cat(list(places.values())).argsort(), x.device)].contiguous()
+
+
+def _joined(params: Sequence[DsaParams]) -> DsaParams:
+    """The parameters of several draws of one operation, one after another."""
+    values = {name: torch.cat([drawn.values[name] for drawn in params]) for name in params[0].values}
+    return DsaParams(params[0].operation, values)
 
 
 Values = dict[str, Tensor]

@@ -36,7 +36,7 @@ class ZCA:
         mean: (d,) float32, the mean image in [0, 1], d = C·H·W.
         vectors: (d, d) float32, U: an eigenvector per column.
         values: (d,) float32, S: the eigenvalues, ascending.
-        eps: What is added to the eigenvalues.
+        eps: Added to the eigenvalues.
         digest: Names the data that was whitened. Eigenvectors differ in the last bits from machine to machine, the sums
             they come from do not; so a fit on the same images has the same digest anywhere.
     """

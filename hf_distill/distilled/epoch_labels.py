@@ -43,6 +43,7 @@ from ..augmentation.recorded_views import (
 )
 from ..augmentation.views import Views
 from ..config import check_at_least
+from ..data.feed import Pool, upload
 from ..hub.cards import render_card, source_context
 from ..hub.checks import MOST_CLASSES, Rules, check_values, is_hex, is_number, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
@@ -50,7 +51,6 @@ from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
 from .label_costs import label_bytes
 from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
-from .pools import Pool, upload
 
 __all__ = ["FORMAT_VERSION", "Codec", "EpochLabels", "images_sha256", "relabel", "store"]
 
@@ -434,10 +434,7 @@ def images_sha256(pool: Pool) -> str:
     preprocessing = None if pool.preprocessing is None else pool.preprocessing.to_config()
     digest = hashlib.sha256(json.dumps([list(pool.shape), preprocessing]).encode())
     for rows in torch.arange(len(pool)).split(AT_ONCE):
-        if isinstance(pool.source, Tensor):
-            images = pool.source[rows.to(pool.source.device)].cpu()
-        else:
-            images = pool.source.uint8(rows)
+        images = pool.pixels(rows).cpu()
         digest.update(f"{images.dtype}".encode())
         digest.update(np.ascontiguousarray(images.numpy()))
     return digest.hexdigest()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..data.feed import TEST_BATCH, Pool
 from ..data.images import RealImages
-from ..distilled.pools import TEST_BATCH, Pool
 from ..rng import generator
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..data.feed import Pool, upload
 from ..distilled.labels import LabelSource, compiled_labels
-from ..distilled.pools import Pool, upload
 from ..networks.architectures import StudentSpec, layout_for
 from ..networks.compiling import compiled, forward, uncached_autocast
 from ..rng import derive_seed, generator

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..config import BASELINES, check_at_least, check_choice
+from ..data.feed import Keep, Pool
 from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels
-from ..distilled.pools import Pool, accuracy, topk_accuracy
+from ..distilled.pools import accuracy, topk_accuracy
 from ..hub.cards import human_bytes
 from ..hub.checks import is_number
 from ..hub.results import EvalReport, EvalRow
@@ -288,7 +289,9 @@ def evaluate(
     if baselines:
         _check_enough(train, counts)
 
-    train_pool, test_pool = (real_pool(distilled, real, accelerator) for real in (train, test))
+    # Without networks trained on all of them, training images are looked at once, or few of them again and again.
+    train_pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
+    test_pool = real_pool(distilled, test, accelerator)
     held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
     trainer = Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
     targets: dict[str, Tensor | LabelSource] = {"hard": train_pool.labels}
@@ -392,9 +395,9 @@ def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec]
     return specs
 
 
-def real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerator) -> Pool:
+def real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerator, keep: Keep = "pixels") -> Pool:
     """Real images as the students of `distilled` see them."""
-    return Pool(real, real.labels, preprocessing=distilled.preprocessing, device=accelerator.device)
+    return Pool(real, real.labels, preprocessing=distilled.preprocessing, device=accelerator.device, keep=keep)
 
 
 def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:

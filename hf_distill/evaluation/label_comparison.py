@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..config import check_at_least
+from ..data.feed import Pool
 from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, ProjectorLabels, StoredLabels
-from ..distilled.pools import Pool, accuracy
+from ..distilled.pools import accuracy
 from ..hub.repository import Repository
 from ..hub.results import LabelRow
 from ..networks.architectures import StudentSpec

@@ -16,8 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..augmentation.dsa import DSA, DsaParams
+from ..data.feed import Pool, upload
 from ..distilled.labels import LabelSource
-from ..distilled.pools import Pool, RowTargets, loss_targets, upload
+from ..distilled.pools import RowTargets, loss_targets
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
 from ..networks.compiling import compiled, forward, uncached_autocast
 from ..rng import derive_seed, generator
@@ -133,6 +134,7 @@ def train_students(
         seeds: One seed per student.
         accelerator: Says whether the forward passes of networks that train alone are compiled.
     """
+    pool = pool.holding(rows)
     if isinstance(protocol, CropProtocol):
         each = zip(rows, lrs, seeds, strict=True)
         return [
@@ -284,27 +286,15 @@ def _prepared(
     if not plan:
         return
     rows = torch.cat([batch.flatten() for _, _, batch, _ in plan])
-    images, wanted = pool.images(rows), targets[upload(rows, pool.device)]
+    images, labels = pool.images(rows), targets[upload(rows, pool.device)]
     if protocol.loss == "ce":
-        wanted = loss_targets(wanted)
-    elif wanted.is_floating_point():
-        wanted = wanted.float()
-    parts: dict[str, list[tuple[Tensor, DsaParams]]] = {}
-    start = 0
-    for _, _, batch, drawn in plan:
-        for params in drawn:
-            where = torch.arange(start, start + batch.shape[1])
-            parts.setdefault(params.operation, []).append((where, params))
-            start += batch.shape[1]
-    for operation, drawn in parts.items():
-        if operation == "none":
-            continue
-        where = upload(torch.cat([positions for positions, _ in drawn]), pool.device)
-        names = drawn[0][1].values
-        values = {name: upload(torch.cat([params.values[name] for _, params in drawn]), pool.device) for name in names}
-        images[where] = DSA.apply(images[where], DsaParams(operation, values))
+        labels = loss_targets(labels)
+    elif labels.is_floating_point():
+        labels = labels.float()
+    params = [own for _, _, _, drawn in plan for own in drawn]
+    images = DSA.apply_each(images, params, [batch.shape[1] for _, _, batch, _ in plan for _ in batch])
     start = 0
     for factor, reset, batch, _ in plan:
         part = slice(start, start + batch.numel())
-        yield factor, reset, images[part].unflatten(0, batch.shape), wanted[part].unflatten(0, batch.shape)
+        yield factor, reset, images[part].unflatten(0, batch.shape), labels[part].unflatten(0, batch.shape)
         start = part.stop

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from ..augmentation.crops import CropParams, Mix
 from ..augmentation.recorded_views import recorded_config
+from ..data.feed import Pool
 from ..distilled.epoch_labels import FORMAT_VERSION, EpochLabels, images_sha256, store
-from ..distilled.pools import Pool
 from .files import load_pt
 
 __all__ = ["import_epoch_labels", "sampler_order", "whole_pixels"]

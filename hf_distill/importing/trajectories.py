@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import check_choice
+from ..data.feed import TEST_BATCH, Pool
 from ..data.images import RealImages
 from ..hub.files import atomic_write, package_versions
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec
 from ..networks.trajectories import EXPERT_FILE, FORMAT_VERSION, METADATA, ExpertTrajectories, compact
-from ..training.experts import DeviceImages
 from .files import known_classes, known_preprocessing, load_pt, origin_of, require_empty
 
 logger = logging.getLogger(__name__)
@@ -83,13 +83,13 @@ def _trajectory(path: Path, expert: int, snapshots: Any, flat: FlatModel) -> Ten
 
 
 @torch.no_grad()
-def _accuracy(flat: FlatModel, theta: Tensor, images: DeviceImages) -> float:
+def _accuracy(flat: FlatModel, theta: Tensor, images: Pool) -> float:
     """Accuracy in [0, 1] of `theta` (P,), without augmentation."""
     right = 0
-    for rows in torch.arange(len(images.real)).split(1024):
-        x, y = images(rows.to(images.rows_device))
+    for rows in torch.arange(len(images)).split(TEST_BATCH):
+        x, y = images.take(rows)
         right += int((flat(theta, x).argmax(1).to(y.device) == y).sum())
-    return right / len(images.real)
+    return right / len(images)
 
 
 def _warn_near_chance(accuracies: Sequence[float], real: RealImages) -> None:
@@ -168,7 +168,11 @@ def import_trajectories(
         )
     flat = FlatModel.from_spec(spec).to(device)
     sets = {"train": real, "test": test}
-    measured = {split: DeviceImages(part, torch.device(device)) for split, part in sets.items() if part is not None}
+    measured = {
+        split: Pool(part, part.labels, preprocessing=part.preprocessing, device=device, keep="floats")
+        for split, part in sets.items()
+        if part is not None
+    }
     origin: list[dict[str, str]] = []
     training = {
         "method": method,

@@ -36,6 +36,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import relabel
 from ..distilled.label_costs import LabelCosts, label_costs
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
+from ..distilled.pools import targets_of
 from ..engine.method import Preparation
 from ..evaluation.evaluate import distilled_pool
 from ..evaluation.label_comparison import compare_labels
@@ -291,7 +292,7 @@ class HeLlO(PatchMethod):
 
         makers: dict[str, tuple[str, Callable[[], LabelSource]]] = {
             "hard": ("hard", HardLabels),
-            "one_per_image": ("one per image", lambda: StoredLabels(pool.targets(self.online))),
+            "one_per_image": ("one per image", lambda: StoredLabels(targets_of(pool, self.online))),
             "stored": ("stored", lambda: stored("stored", self.protocol.epochs)),
             "pruned": (f"pruned, {pruned} epochs", lambda: stored("pruned", pruned)),
             "projector": ("projector, CLIP apart", lambda: ProjectorLabels(self.projector)),

@@ -34,8 +34,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
-from ..augmentation.dsa import DEFAULT_STRATEGY, DSA, DsaParams
+from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import HfArg, check_at_least, check_choice
+from ..data.feed import Pool, upload
 from ..data.images import RealImages
 from ..hub.files import atomic_write, load_json, package_versions, save_json
 from ..hub.folder import Home
@@ -64,7 +65,6 @@ logger = logging.getLogger(__name__)
 UNFINISHED = "unfinished"  # rows of experts in training; gone once the folder is complete
 EPOCHS = 50  # of each expert, where nothing says how many will be read
 LOCK_SECONDS = 60.0  # between two looks of a job that waits for another one
-HOST_BYTES = 2**31  # preprocessed floats kept in host memory at most; larger sets stay memory-mapped
 
 
 @dataclass
@@ -114,62 +114,9 @@ class ExpertConfig:
         return StudentSpec(self.student, real.num_classes, channels, (height, width), kwargs)
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without waiting for the device: only pinned memory is copied in the background."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def augment_group(x: Tensor, params: Sequence[DsaParams]) -> Tensor:
-    """Augment the batch of each expert by its own parameters, experts with the same operation in one call.
-
-    Args:
-        x: Images (E, B, C, H, W).
-        params: What was drawn for each of the E experts, B images each, on the CPU.
-    """
-    result = list(x.unbind())
-    for operation in dict.fromkeys(drawn.operation for drawn in params):
-        members = [index for index, drawn in enumerate(params) if drawn.operation == operation]
-        values = {
-            name: _send(torch.cat([params[member].values[name] for member in members]), x.device)
-            for name in params[members[0]].values
-        }
-        together = DSA.apply(torch.cat([x[member] for member in members]), DsaParams(operation, values))
-        for member, part in zip(members, together.split(x.shape[1]), strict=True):
-            result[member] = part
-    return torch.stack(result)
-
-
-class DeviceImages:
-    """Preprocessed batches of `real` on `device`: from floats kept there, else from bytes kept there, else gathered."""
-
-    def __init__(self, real: RealImages, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.real, self.device, self.dtype = real, device, dtype
-        self.preprocess = real.preprocessing.to(device)
-        self.size = tuple(real.shape[1:])
-        count = len(real) * math.prod(real.shape)
-        on_cuda = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if on_cuda else 4 * HOST_BYTES
-        self.floats = self.bytes = None
-        if count * dtype.itemsize <= free // 4:
-            self.floats = torch.empty(len(real), *real.shape, device=device, dtype=dtype)
-            for rows in torch.arange(len(real)).split(4096):
-                self.floats[rows[0] : rows[-1] + 1] = self.preprocess(real.uint8(rows).to(device))
-        elif on_cuda and count <= free // 2:
-            self.bytes = real.resident(device)
-        gathered = self.floats is None and self.bytes is None
-        self.rows_device = torch.device("cpu") if gathered else device
-        self.labels = real.labels.to(self.rows_device)
-
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (*rows.shape, C, H, W) and labels (*rows.shape) of `rows`, which lie on `rows_device`."""
-        if self.floats is not None:
-            return self.floats[rows], self.labels[rows]
-        flat, labels = rows.flatten(), self.labels[rows]
-        if self.bytes is not None:
-            pixels = self.bytes[flat]
-        else:
-            pixels, labels = _send(self.real.uint8(flat), self.device), _send(labels, self.device)
-        return self.preprocess(pixels).to(self.dtype).view(*rows.shape, *self.real.shape), labels
+def _pool(real: RealImages, device: torch.device) -> Pool:
+    """All of `real` as the experts' networks see them, epoch after epoch."""
+    return Pool(real, real.labels, preprocessing=real.preprocessing, device=device, keep="floats")
 
 
 class ExpertTrainer:
@@ -192,7 +139,7 @@ class ExpertTrainer:
         self.config, self.seed, self.accelerator, self.dtype = config, seed, accelerator, dtype
         self.flat = FlatModel.from_spec(spec).to(accelerator.device)
         self.dsa = DSA(config.dsa_strategy)
-        self.images = DeviceImages(real, accelerator.device, dtype)
+        self.images = _pool(real, accelerator.device)
         normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.flat.module.modules())
         self._only_alone = normalised and accelerator.mixed_precision != "no"
         self._one = grad_and_value(self._loss, has_aux=True)
@@ -250,10 +197,10 @@ class ExpertTrainer:
             Mean loss and accuracy over the epoch's augmented batches, both (E,) on the device.
         """
         streams = [(self.seed, "expert", expert) for expert in experts]
-        count = len(self.images.real)
+        count = len(self.images)
         orders = [torch.randperm(count, generator=generator(*stream, "order", epoch)) for stream in streams]
         draws = [generator(*stream, "dsa", epoch) for stream in streams]
-        batches = _send(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)
+        batches = upload(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)
         losses, hits, seen = thetas.new_zeros(len(experts)), thetas.new_zeros(len(experts)), 0
         for rows in batches:  # (E, B)
             loss, right = self._augmented_step(thetas, velocities, rows, draws)
@@ -265,26 +212,28 @@ class ExpertTrainer:
     def _augmented_step(
         self, thetas: Tensor, velocities: Tensor | None, rows: Tensor, draws: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
-        x, y = self.images(rows)
-        params = [self.dsa.sample(rows.shape[1], draw, self.images.size) for draw in draws]
-        return self.step(thetas, velocities, augment_group(x, params), y)
+        x, y = self.images.take(rows)
+        params = [self.dsa.sample(rows.shape[1], draw, self.images.shape[1:]) for draw in draws]
+        x = DSA.apply_each(x.to(self.dtype).flatten(0, 1), params, [rows.shape[1]] * len(rows))
+        return self.step(thetas, velocities, x.unflatten(0, rows.shape), y)
 
     @torch.no_grad()
-    def accuracy(self, theta: Tensor, images: DeviceImages) -> float:
+    def accuracy(self, theta: Tensor, images: Pool) -> float:
         """Accuracy in [0, 1] of one expert `theta` (P,) on `images`, without augmentation."""
         right = torch.zeros((), device=theta.device, dtype=torch.int64)
-        for rows in torch.arange(len(images.real)).split(self.config.batch_train):
-            x, y = images(rows.to(images.rows_device))
-            right += (self.flat(theta, x).argmax(1) == y).sum()
-        return right.item() / len(images.real)
+        for rows in torch.arange(len(images)).split(self.config.batch_train):
+            x, y = images.take(rows)
+            right += (self.flat(theta, x.to(theta.dtype)).argmax(1) == y).sum()
+        return right.item() / len(images)
 
     def rate(self, size: int, steps: int | None = None) -> float:
         """Experts x steps per second of a group of `size`, measured on the device after a warm-up step."""
         thetas = self.init([0]).repeat(size, 1)
         velocities = torch.zeros_like(thetas) if self.config.mom_teacher else None
 
-        shape = (size, min(self.config.batch_train, len(self.images.real)))
-        rows = torch.randint(len(self.images.real), shape, generator=generator(0, "rate")).to(self.images.rows_device)
+        shape = (size, min(self.config.batch_train, len(self.images)))
+        rows = torch.randint(len(self.images), shape, generator=generator(0, "rate"))
+        rows = upload(rows, self.images.rows_device)
         draws = [generator(0, "rate", number) for number in range(size)]
 
         def seconds(count: int) -> float:
@@ -497,7 +446,7 @@ def _finish(
     stored: int,
     epochs: int,
     at_once: int,
-    test: DeviceImages | None,
+    test: Pool | None,
     progress: _Progress,
 ) -> None:
     """Assemble the rows of `expert` after epoch `stored` and its file, if any, into its file; drop the rows."""
@@ -619,7 +568,7 @@ def _train_lacking(
     accelerator.wait_for_everyone()
     if lacking:
         trainer = ExpertTrainer(real, spec, config, seed, accelerator)
-        tested = None if test is None else DeviceImages(test, accelerator.device)
+        tested = None if test is None else _pool(test, accelerator.device)
         at_once = _begin(trainer, folder, lacking, begun)
         groups = _groups(lacking, config.num_experts, at_once, accelerator)
         total = sum(len(group) for _, group in groups) * epochs

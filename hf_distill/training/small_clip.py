@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from ..config import HfArg, check_at_least
+from ..data.feed import Pool
 from ..data.images import RealImages
 from ..hub.files import atomic_write, load_json, save_json
 from ..networks.priors import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, Prior, prompt_templates
@@ -195,6 +196,7 @@ def _train(
     texts = [text.replace("{}", name) for text in templates for name in real.class_names]
     tokens = tokenizer(texts).view(len(templates), real.num_classes, -1).to(device)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+    pool = Pool(real, real.labels, device=device)  # pixels as they are: CLIP has a preprocessing of its own
     batch = min(BATCH, len(real))
     per_epoch = len(real) // batch
     optimizer = torch.optim.Adam(parameters, config.prior_lr)
@@ -207,10 +209,11 @@ def _train(
             order = torch.randperm(len(real), generator=draw)
             chosen = torch.randint(len(templates), (per_epoch,), generator=draw).tolist()
             for rows, template in zip(order.split(batch), chosen, strict=False):
-                pixels = _cropped(real.uint8(rows).to(device), uniform(seed, (epoch,), rows, CROP_DRAWS, device))
+                pixels, labels = pool.take(rows)
+                pixels = _cropped(pixels, uniform(seed, (epoch,), rows, CROP_DRAWS, device))
                 images = model.encode_image((pixels.expand(-1, 3, -1, -1) - mean) / std, normalize=True)
                 classes = model.encode_text(tokens[template], normalize=True)
-                loss = F.cross_entropy(model.logit_scale.exp() * images @ classes.T, real.labels[rows].to(device))
+                loss = F.cross_entropy(model.logit_scale.exp() * images @ classes.T, labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

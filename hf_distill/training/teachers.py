@@ -25,6 +25,7 @@ from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..augmentation.randaugment import DRAWS as RANDAUGMENT_DRAWS
 from ..augmentation.randaugment import cutout_randaugment
 from ..config import HfArg, check_at_least, check_choice
+from ..data.feed import TEST_BATCH, Pool, upload
 from ..data.images import RealImages
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
@@ -38,8 +39,6 @@ from .epochs import EpochTraining
 
 logger = logging.getLogger(__name__)
 
-RESIDENT_BYTES = 2**32  # images up to this size stay on the device
-TEST_BATCH = 1024
 PAD = 4  # black pixels around an image before a crop of its own size
 WARMUP_FROM = 0.01  # of the learning rate, in the first epoch of a warm-up
 ONE_CYCLE = {"pct_start": 0.1, "div_factor": 20.0, "final_div_factor": 1e4}
@@ -163,48 +162,49 @@ def crop_flip(images: Tensor, u: Tensor) -> Tensor:
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class _Images:
-    """Labelled images as bytes, on the device where there is room, and what happens to them in training."""
+class _Augmented:
+    """The images of a pool as the network in training is shown them."""
 
-    layout = torch.contiguous_format  # of what a network in training is shown
+    layout = torch.contiguous_format
 
-    def __init__(self, real: RealImages, config: TeacherConfig, seed: int, device: torch.device) -> None:
-        self.real, self.config, self.device = real, config, device
+    def __init__(self, pool: Pool, config: TeacherConfig, seed: int) -> None:
+        self.pool, self.config = pool, config
         self.seed, self.dsa = derive_seed(seed, "teacher", "augment"), DSA(config.dsa_strategy)
-        self.preprocessing = real.preprocessing.to(device)
-        self.labels = real.labels.to(device)
-        fits = len(real) * math.prod(real.shape) <= RESIDENT_BYTES
-        self.pixels = real.resident(device) if fits else None
 
-    def _bytes(self, rows: Tensor) -> Tensor:
-        if self.pixels is not None:
-            return self.pixels[rows.to(self.device)]
-        pixels = self.real.uint8(rows)
-        return pixels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else pixels
-
-    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Preprocessed images (n, C, H, W) and labels (n,) of `rows`, which are on the CPU."""
-        return self.preprocessing(self._bytes(rows)), self.labels[rows.to(self.device)]
+    def __len__(self) -> int:
+        return len(self.pool)
 
     def augmented(self, rows: Tensor, part: slice, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """What the network is shown of the `part` of a batch `rows` (B,) in `epoch`, and the labels."""
-        mine, kind = rows[part], self.config.teacher_augment
+        """The `part` of a batch `rows` (B,) in `epoch`, (n, C, H, W) float32, and its labels (n,).
+
+        Args:
+            rows: On the CPU.
+            part: The share of this process.
+            epoch, step: From 0; what happens to an image depends on the epoch, and DSA's on the step too.
+        """
+        pool, mine, kind = self.pool, rows[part], self.config.teacher_augment
+        size = pool.shape[1:]
         if kind in ("none", "dsa"):
-            images, labels = self.plain(mine)
+            images, labels = pool.take(mine)
             if kind == "dsa":  # one operation for the whole batch
                 draw = generator(self.seed, "dsa", epoch, step)
-                images = DSA.apply(images, self.dsa.sample(len(rows), draw, self.real.shape[1:])[part])
+                images = DSA.apply(images, self.dsa.sample(len(rows), draw, size)[part])
             return images.contiguous(memory_format=self.layout), labels
-        pixels = self._bytes(mine)
+        pixels = pool.pixels(mine)
         if kind == "cutout_randaugment":
             pixels = cutout_randaugment(pixels, uniform(self.seed, (epoch,), mine, RANDAUGMENT_DRAWS))
         elif kind == "crop_flip":
-            pixels = crop_flip(pixels, uniform(self.seed, (epoch,), mine, 3, self.device))
+            pixels = crop_flip(pixels, uniform(self.seed, (epoch,), mine, 3, pool.device))
         else:
-            crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, self.device), self.real.shape[1:])
-            pixels = crop_resize(pixels, crops, self.real.shape[1:])
-        images = self.preprocessing(pixels).contiguous(memory_format=self.layout)
-        return images, self.labels[mine.to(self.device)]
+            crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, pool.device), size)
+            pixels = crop_resize(pixels, crops, size)
+        images = pool.preprocessing(pixels).contiguous(memory_format=self.layout)
+        return images, pool.labels[upload(mine, pool.device)]
+
+
+def _pool(real: RealImages, device: torch.device) -> Pool:
+    """All of `real`, as pixels: most augmentations come before the preprocessing."""
+    return Pool(real, real.labels, preprocessing=real.preprocessing, device=device)
 
 
 # Pretrained weights
@@ -442,13 +442,13 @@ def _warn_of_chance(teacher: Teacher, real: RealImages) -> None:
 
 
 @torch.no_grad()
-def _accuracy(teacher: Teacher, images: "_Images", accelerator: Accelerator) -> float:
+def _accuracy(teacher: Teacher, pool: Pool, accelerator: Accelerator) -> float:
     """Top-1 accuracy in [0, 1] on images as they are; the processes share the work."""
-    rows = torch.arange(len(images.real))
+    rows = torch.arange(len(pool))
     right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     for part in rows.tensor_split(accelerator.num_processes)[accelerator.process_index].split(TEST_BATCH):
-        shown, labels = images.plain(part)
-        right += (teacher.logits(shown).argmax(1) == labels).sum()
+        images, labels = pool.take(part)
+        right += (teacher.logits(images).argmax(1) == labels).sum()
     return accelerator.reduce(right).item() / len(rows)
 
 
@@ -499,7 +499,7 @@ class _TeacherTraining(EpochTraining):
         super().__init__("teacher", sizes, config.batch_train, folder, training, seed, accelerator, callbacks)
         self.config, self.real, self.spec, self.along, self.test = config, real, spec, along, test
         device = accelerator.device
-        self.images = _Images(real, config, seed, device)
+        self.images = _Augmented(_pool(real, device), config, seed)
         self.batch = min(config.batch_train, len(real))
         if self.batch < 2 * accelerator.num_processes:
             raise ValueError(
@@ -561,13 +561,10 @@ class _TeacherTraining(EpochTraining):
         return super().save()
 
     def results(self) -> dict[str, Any]:
-        teacher, test = self.teacher(), self.test
+        teacher, test, device = self.teacher(), self.test, self.accelerator.device
         return {
-            "train_accuracy": _accuracy(teacher, self.images, self.accelerator),
-            "test_accuracy": None if test is None else _accuracy(teacher, self._plain(test), self.accelerator),
+            "train_accuracy": _accuracy(teacher, self.images.pool, self.accelerator),
+            "test_accuracy": None if test is None else _accuracy(teacher, _pool(test, device), self.accelerator),
             "epoch_loss": self.curves["loss"],
             "epoch_accuracy": self.curves["accuracy"],
         }
-
-    def _plain(self, real: RealImages) -> _Images:
-        return _Images(real, self.config, self.seed, self.accelerator.device)

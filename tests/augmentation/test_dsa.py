@@ -102,6 +102,31 @@ def test_a_quarter_turn_by_hand():
     torch.testing.assert_close(turned.view(2, 2), torch.tensor([[2.0, 4.0], [1.0, 3.0]]), atol=1e-6, rtol=0)
 
 
+# Many batches at once
+
+
+@pytest.mark.parametrize("strategy", [*OPERATIONS, "_".join(OPERATIONS), "flip_cutout", "none"])
+@pytest.mark.parametrize("sizes", [[6] * 9, [4, 4, 1, 4, 4, 1], [3]], ids=str)
+def test_batches_are_augmented_together_as_each_would_be_alone(sizes, strategy):
+    dsa, draws = DSA(strategy), generator(0, "test")
+    x = torch.rand(sum(sizes), 3, 10, 12, generator=draws)
+    params = [dsa.sample(size, draws, (10, 12)) for size in sizes]
+    expected = [DSA.apply(batch, drawn) for batch, drawn in zip(x.split(sizes), params, strict=True)]
+    before = x.clone()
+    augmented = DSA.apply_each(x, params, sizes)
+    assert torch.equal(augmented, torch.cat(expected))
+    assert augmented.is_contiguous()  # a crop alone is not: networks would take other kernels
+    assert torch.equal(x, before)
+
+
+def test_batches_of_several_operations_pass_gradients_to_their_own_images():
+    dsa, draws, sizes = DSA(), generator(3, "test"), [2, 1, 2, 1]
+    x = torch.rand(6, 1, 4, 5, generator=draws, dtype=torch.float64, requires_grad=True)
+    params = [dsa.sample(size, draws, (4, 5)) for size in sizes]
+    assert len({drawn.operation for drawn in params}) > 1
+    assert torch.autograd.gradcheck(lambda x: DSA.apply_each(x, params, sizes), x)
+
+
 # What was drawn
 
 

@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from hf_distill.augmentation.views import Views
+from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled import epoch_labels
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.distilled.labels import HardLabels, LabelSource, NetworkLabels, TeacherLabels
-from hf_distill.distilled.pools import Pool
 from hf_distill.evaluation import crop_students
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order, whole_pixels

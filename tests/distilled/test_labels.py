@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_distill.augmentation.views import Views
+from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.epoch_labels import relabel
 from hf_distill.distilled.labels import (
@@ -18,7 +19,6 @@ from hf_distill.distilled.labels import (
     StoredLabels,
     TeacherLabels,
 )
-from hf_distill.distilled.pools import Pool
 from hf_distill.hub.repository import Repository
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.priors import Prior

@@ -18,10 +18,11 @@ from torch import nn
 
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
+from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import TeacherLabels
-from hf_distill.distilled.pools import Pool, accuracy, loss_targets, topk_accuracy
+from hf_distill.distilled.pools import accuracy, loss_targets, topk_accuracy
 from hf_distill.evaluation import evaluate as evaluation_module
 from hf_distill.evaluation import students as students_module
 from hf_distill.evaluation.coresets import coresets, herding, k_center, random_rows

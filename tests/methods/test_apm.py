@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_distill.config import DataArguments
+from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.distilled.pools import Pool, accuracy
+from hf_distill.distilled.pools import accuracy
 from hf_distill.engine.blocks import Block
 from hf_distill.engine.memory import SavedBytes
 from hf_distill.engine.shards import join_shards

@@ -24,9 +24,10 @@ from hf_distill.augmentation.crops import (
     uniform,
 )
 from hf_distill.config import DataArguments
+from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
-from hf_distill.distilled.pools import Pool, accuracy
+from hf_distill.distilled.pools import accuracy
 from hf_distill.engine.blocks import Block
 from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import CDA, CDAConfig, SRe2L, SRe2LConfig

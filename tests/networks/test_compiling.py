@@ -12,10 +12,10 @@ from torch._dynamo.utils import counters
 
 from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
+from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.epoch_labels import relabel
 from hf_distill.distilled.labels import HardLabels, NetworkLabels, compiled_labels
-from hf_distill.distilled.pools import Pool
 from hf_distill.evaluation.crop_students import train_on_crops
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.methods import APM, APMConfig, SRe2L, SRe2LConfig

@@ -28,7 +28,7 @@ from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
 from hf_distill.runs.callbacks import Callback, RunState
 from hf_distill.training import experts as experts_module
-from hf_distill.training.experts import DeviceImages, ExpertConfig, ExpertTrainer, augment_group, train_experts
+from hf_distill.training.experts import ExpertConfig, ExpertTrainer, train_experts
 from tests.helpers import ROOT
 
 EPOCHS = 6
@@ -197,41 +197,6 @@ def test_an_epoch_is_that_of_a_plain_loop_with_torch_sgd(data, launch, momentum,
     torch.testing.assert_close(thetas[0].cpu(), expected, rtol=rounding, atol=rounding)
     assert loss.item() == pytest.approx(total / len(order), rel=rounding)
     assert accuracy.item() == pytest.approx(right / len(order))
-
-
-def test_a_group_is_augmented_as_each_expert_would_be():
-    draws, dsa = generator(0, "test"), DSA()
-    x = torch.rand(9, 6, 3, 10, 12, generator=draws)
-    params = [dsa.sample(6, draws, (10, 12)) for _ in range(9)]
-    assert 1 < len({drawn.operation for drawn in params}) < 9
-    expected = torch.stack([DSA.apply(images, drawn) for images, drawn in zip(x, params, strict=True)])
-    torch.testing.assert_close(augment_group(x, params), expected)
-
-
-def test_images_gathered_from_disk_are_those_kept_on_the_device(data, monkeypatch):
-    rows = torch.tensor([[3, 0, 7], [1, 1, 2]])
-    kept = DeviceImages(data[0], torch.device("cpu"))
-    monkeypatch.setattr(experts_module, "HOST_BYTES", 0)
-    gathered = DeviceImages(data[0], torch.device("cpu"))
-    assert kept.floats is not None
-    assert gathered.floats is None
-    for got, expected in zip(gathered(rows), kept(rows), strict=True):
-        assert torch.equal(got, expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("free", ["floats", "bytes", "nothing"])
-def test_an_accelerator_keeps_what_fits_and_gives_the_images_of_the_cpu(data, monkeypatch, cuda, free):
-    values = data[0].uint8(torch.arange(len(data[0]))).numel()
-    memory = {"floats": 16 * values, "bytes": 4 * values, "nothing": 0}[free]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory, memory))
-    images = DeviceImages(data[0], cuda)
-    assert (images.floats is not None, images.bytes is not None) == (free == "floats", free == "bytes")
-    rows = torch.tensor([[3, 0, 7], [1, 1, 2]])
-    x, labels = images(rows.to(images.rows_device))
-    assert (x.device.type, labels.device.type) == ("cuda", "cuda")
-    torch.testing.assert_close(x.cpu(), data[0].images(rows.flatten()).view(x.shape), rtol=1e-5, atol=1e-5)
-    assert torch.equal(labels.cpu(), data[0].labels[rows])
 
 
 def test_rows_are_the_states_after_each_epoch_and_not_one_state(trained):

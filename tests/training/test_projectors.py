@@ -19,9 +19,9 @@ from torch.func import functional_call
 
 from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
+from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing
-from hf_distill.distilled.pools import Pool
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.projector import LabelProjector, Lora

@@ -1,0 +1,175 @@
+"""`Pool`: labelled images for a device, and the one way in which they reach it.
+
+Preprocessed floats of all images stay on the device where they fit and are worth it, else the pixels do; else the
+rows of a batch are gathered on the host and sent. One rule says what fits, by the memory that is free.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .images import RealImages
+from .preprocessing import Preprocessing
+from .upload import upload
+
+__all__ = ["TEST_BATCH", "Keep", "Pool", "upload"]
+
+Keep = Literal["floats", "pixels", "nothing"]
+
+HOST_BYTES = 2**33
+FLOATS_PART, PIXELS_PART = 4, 2  # of the free memory, floats may take one in four parts and pixels one in two
+FILLED_AT_ONCE = 4096
+TEST_BATCH = 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on `device`: what a GPU tells, and for a host 8 GiB, whatever it has.
+
+    Whitening rounds one product of many images in another way than many of few, so a choice between floats and pixels
+    that went by what else is running on a host would change bits from run to run.
+    """
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else HOST_BYTES
+
+
+class Pool:
+    """Labelled images, as a network sees them, on a device.
+
+    Images are numbered from 0. Row numbers lie on the CPU, or on `rows_device`.
+
+    Attributes:
+        source: The images that were given.
+        labels: (R,) on the device.
+        preprocessing: From pixels to what a network sees, on the device; None where images are taken as they are.
+        shape: (C, H, W).
+        device: Where everything comes out.
+        rows_device: The device where all images are kept there; else the CPU, on which rows are gathered.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | RealImages,
+        labels: Tensor,
+        *,
+        preprocessing: Preprocessing | None = None,
+        device: torch.device | str = "cpu",
+        keep: Keep = "pixels",
+        free: int | None = None,
+    ) -> None:
+        """Keep on the device what fits of `images`.
+
+        Args:
+            images: (R, C, H, W) pixels, or what a network sees of them, float32; or real images.
+            labels: (R,) classes.
+            preprocessing: From pixels to what a network sees; None takes `images` as they are.
+            device: Where batches come out.
+            keep: "floats", which preprocesses everything once, for whoever goes through it many times: they are kept
+                if they take at most a quarter of the free memory, else pixels are. "pixels", at most half of it, else
+                nothing. "nothing" for whoever takes few images, or each of them once.
+            free: Bytes of free memory; the device is asked if not given.
+        """
+        self.device = torch.device(device)
+        self.labels = upload(labels, self.device)
+        self.preprocessing = None if preprocessing is None else preprocessing.to(self.device)
+        self.shape: tuple[int, int, int] = tuple(images.shape[-3:])
+        self.source: Tensor | RealImages = images.detach() if isinstance(images, Tensor) else images
+        self._rows: Tensor | None = None  # numbers of the images in `source`, ascending; None for all
+        self._keep(keep, free)
+
+    def _keep(self, keep: Keep, free: int | None) -> None:
+        self._floats: Tensor | None = None
+        self._pixels: Tensor | None = None
+        free = free_memory(self.device) if free is None else free
+        source, values = self.source, len(self.source) * self.values
+        if keep == "floats" and self.preprocessing is not None and 4 * values * FLOATS_PART <= free:
+            self._floats = torch.empty((len(source), *self.shape), device=self.device)
+            for start in range(0, len(source), FILLED_AT_ONCE):
+                places = torch.arange(start, min(start + FILLED_AT_ONCE, len(source)))
+                self._floats[start : start + len(places)] = self._seen(self._gathered(places))
+        elif isinstance(source, Tensor):
+            if source.device.type == self.device.type or (keep != "nothing" and source.nbytes * PIXELS_PART <= free):
+                self._pixels = upload(source, self.device)
+        elif keep != "nothing" and values * PIXELS_PART <= free:
+            self._pixels = source.resident(self.device)
+        gathered = (self._floats is None and self._pixels is None) or self._rows is not None
+        self.rows_device = torch.device("cpu") if gathered else self.device
+
+    @property
+    def values(self) -> int:
+        """Values of one image."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The images `rows`, of any shape, as a network sees them, and their labels.
+
+        Returns:
+            A new tensor (*rows.shape, C, H, W) as of `images`, and (*rows.shape) int64, both on the device.
+        """
+        rows = upload(rows, self.rows_device)
+        return self.images(rows.flatten()).unflatten(0, rows.shape), self.labels[upload(rows, self.device)]
+
+    def images(self, rows: Tensor) -> Tensor:
+        """The images `rows` (n,) as a network sees them: a new tensor (n, C, H, W), float32 after preprocessing."""
+        if self._floats is not None:
+            return self._floats[upload(self._places(rows), self.device)]
+        return self._seen(self.pixels(rows))
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """The images `rows` (n,) before any preprocessing: a new tensor (n, C, H, W) of the source's dtype."""
+        places = self._places(rows)
+        return self._gathered(places) if self._pixels is None else self._pixels[upload(places, self.device)]
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """The places of `rows` in what is kept, or else in the source."""
+        if self._rows is None:
+            return rows
+        places = torch.searchsorted(self._rows, rows).clamp(max=len(self._rows) - 1)
+        if not torch.equal(self._rows[places], rows):
+            raise ValueError(
+                f"rows {rows.tolist()[:5]} of a pool that holds {len(self._rows)} of its {len(self)} images, and not "
+                "all of these; ask the whole pool for them"
+            )
+        return places
+
+    def _gathered(self, places: Tensor) -> Tensor:
+        source = self.source
+        return upload(source[places] if isinstance(source, Tensor) else source.uint8(places), self.device)
+
+    def _seen(self, pixels: Tensor) -> Tensor:
+        return pixels if self.preprocessing is None else self.preprocessing(pixels)
+
+    def holding(self, rows: Tensor, free: int | None = None) -> "Pool":
+        """The same images under the same numbers, of which only `rows` may be asked for and are kept on the device.
+
+        Where all images are kept already, that is this pool itself. Each of `rows` is gathered once.
+
+        Args:
+            rows: Of any shape, on the CPU.
+            free: As for the pool.
+        """
+        if self._floats is not None or self._pixels is not None:
+            return self
+        part, rows = copy.copy(self), rows.unique()
+        places = self._places(rows)
+        part.source = self.source[places] if isinstance(self.source, Tensor) else self.source.subset(places)
+        part._rows = rows
+        part._keep("pixels", free)
+        return part
+
+    @property
+    def black(self) -> Tensor | float:
+        """A black pixel as a network sees it, (C, 1, 1) on the device; 0 where nothing tells."""
+        if self.preprocessing is None or self.preprocessing.zca is not None:
+            return 0.0
+        return self.preprocessing(torch.zeros(1, *self.shape, device=self.device))[0, :, :1, :1]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Everything in order: rows (n,) on the CPU, and images (n, C, H, W)."""
+        for rows in torch.arange(len(self)).split(TEST_BATCH):
+            yield rows, self.images(rows)

@@ -1,0 +1,253 @@
+"""The way of images to a device: the same pixels whatever is kept there, and no more of them than are asked for."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hf_distill.data.feed import HOST_BYTES, Pool, free_memory
+from hf_distill.data.images import RealImages
+from hf_distill.data.pixels import Pixels
+from hf_distill.data.preprocessing import Preprocessing, fit_mean_std, fit_zca
+from hf_distill.evaluation.protocols import EvalProtocol
+from hf_distill.evaluation.students import train_students
+from hf_distill.networks.architectures import StudentSpec
+
+COUNT = 40
+SHAPES = {"gray": (1, 5, 7), "rgb": (3, 6, 4)}
+KEPT = ("floats", "pixels", "nothing")
+
+
+@pytest.fixture(params=SHAPES)
+def pixels(request) -> np.ndarray:
+    """(N, C, H, W) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPES[request.param]), dtype=np.uint8)
+
+
+@pytest.fixture(params=("mean_std", "zca"))
+def preprocessing(request, pixels) -> Preprocessing:
+    batches, (channels, *size) = [torch.from_numpy(pixels)], pixels.shape[1:]
+    if request.param == "zca":
+        return Preprocessing(channels, tuple(size), (0.0,) * channels, (1.0,) * channels, fit_zca(batches, 0.1))
+    return Preprocessing(channels, tuple(size), *fit_mean_std(batches))
+
+
+class Counted(Pixels):
+    """Counts how often each image is read."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        parts = [pa.array([image.tobytes() for image in part], pa.binary()) for part in np.array_split(pixels, 3)]
+        super().__init__(pa.chunked_array(parts), pixels.shape[1:], resized=False)
+        self.reads = np.zeros(len(pixels), int)
+
+    def take(self, rows):
+        np.add.at(self.reads, rows.numpy(), 1)
+        return super().take(rows)
+
+
+def real_images(pixels: np.ndarray, preprocessing: Preprocessing) -> RealImages:
+    labels = torch.arange(len(pixels)) % 4
+    return RealImages(Counted(pixels), torch.arange(len(pixels)), labels, list("abcd"), preprocessing, {})
+
+
+def seen(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """What a network sees of `pixels` (N, C, H, W), in float64 from the definitions."""
+    x = pixels.astype(np.float64) / 255
+    if preprocessing.zca is None:
+        mean, std = (np.array(part).reshape(-1, 1, 1) for part in (preprocessing.mean, preprocessing.std))
+        return (x - mean) / std
+    flat = x.reshape(len(x), -1)
+    covariance = np.cov(flat, rowvar=False)
+    values, vectors = np.linalg.eigh(covariance)
+    whiten = vectors @ np.diag((values + preprocessing.zca.eps) ** -0.5) @ vectors.T
+    return ((flat - flat.mean(0)) @ whiten).reshape(x.shape)
+
+
+def memory_for(kept: str, pixels: np.ndarray) -> int:
+    """Just enough free memory to keep that much: a quarter of it for floats, half of it for pixels."""
+    return {"floats": 4 * 4 * pixels.size, "pixels": 2 * pixels.size, "nothing": 2 * pixels.size - 1}[kept]
+
+
+def pool(images, preprocessing: Preprocessing, **options) -> Pool:
+    labels = images.labels if isinstance(images, RealImages) else torch.arange(len(images)) % 4
+    return Pool(images, labels, preprocessing=preprocessing, **options)
+
+
+ROWS = {
+    "several": torch.tensor([3, 0, 39, 3]),
+    "experts x batch": torch.tensor([[3, 0, 7], [1, 1, 39]]),
+    "cube": torch.arange(24).view(2, 3, 4),
+    "one": torch.tensor([5]),
+    "none": torch.tensor([], dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_images_and_labels_are_those_of_the_bytes_whatever_is_kept(rows, kept, pixels, preprocessing):
+    real = real_images(pixels, preprocessing)
+    images, labels = pool(real, preprocessing, keep="floats", free=memory_for(kept, pixels)).take(rows)
+    assert images.shape == (*rows.shape, *pixels.shape[1:])
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
+    np.testing.assert_allclose(images.numpy(), seen(pixels, preprocessing)[rows.numpy()], atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(labels.numpy(), rows.numpy() % 4)
+
+
+@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("kept", KEPT)
+def test_no_more_is_kept_than_is_asked_for_and_fits(keep, kept, pixels):
+    preprocessing = Preprocessing(
+        pixels.shape[1], pixels.shape[2:], (0.5,) * pixels.shape[1], (0.25,) * pixels.shape[1]
+    )
+    real = real_images(pixels, preprocessing)
+    images = pool(real, preprocessing, keep=keep, free=memory_for(kept, pixels))
+    before = real._pixels.reads.copy()
+    for _ in range(3):
+        images.images(torch.arange(COUNT))
+    kept_at_all = "nothing" not in (keep, kept)
+    assert (before == (1 if kept_at_all else 0)).all()
+    assert (real._pixels.reads - before == (0 if kept_at_all else 3)).all()
+    assert images.rows_device.type == "cpu"
+    before = real._pixels.reads.sum()
+    np.testing.assert_array_equal(images.pixels(torch.arange(COUNT)).numpy(), pixels)
+    from_memory = kept_at_all and "pixels" in (keep, kept)  # floats hold no pixels: these are read again
+    assert real._pixels.reads.sum() - before == (0 if from_memory else COUNT)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_standardised_images_have_the_same_bits_whatever_is_kept(kept, pixels):
+    preprocessing = Preprocessing(pixels.shape[1], pixels.shape[2:], *fit_mean_std([torch.from_numpy(pixels)]))
+    real = real_images(pixels, preprocessing)
+    images = pool(real, preprocessing, keep="floats", free=memory_for(kept, pixels))
+    x = pixels.astype(np.float32) / np.float32(255)
+    mean, std = (np.array(part, np.float32).reshape(-1, 1, 1) for part in (preprocessing.mean, preprocessing.std))
+    for rows in torch.randperm(COUNT, generator=torch.Generator().manual_seed(0)).split(7):
+        np.testing.assert_array_equal(images.images(rows).numpy(), ((x - mean) / std)[rows.numpy()])
+
+
+def test_a_host_keeps_what_it_keeps_whatever_else_runs_on_it():
+    assert free_memory(torch.device("cpu")) == HOST_BYTES
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_batches_are_everything_in_order(kept, pixels, preprocessing, monkeypatch):
+    monkeypatch.setattr("hf_distill.data.feed.TEST_BATCH", 16)
+    images = pool(real_images(pixels, preprocessing), preprocessing, keep="floats", free=memory_for(kept, pixels))
+    rows, batches = zip(*images.batches(), strict=True)
+    assert [len(batch) for batch in batches] == [16, 16, 8]
+    assert torch.equal(torch.cat(rows), torch.arange(COUNT))
+    np.testing.assert_allclose(torch.cat(batches).numpy(), seen(pixels, preprocessing), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_is_taken_may_be_written_on(kept, pixels, preprocessing):
+    images = pool(real_images(pixels, preprocessing), preprocessing, keep="floats", free=memory_for(kept, pixels))
+    rows = torch.arange(8)
+    for take in (images.images, images.pixels, lambda rows: images.take(rows)[1]):
+        first = take(rows).clone()
+        take(rows).zero_()
+        assert torch.equal(take(rows), first)
+
+
+def test_a_part_that_is_asked_again_and_again_is_gathered_once_and_nothing_else_is(pixels, preprocessing):
+    real = real_images(pixels, preprocessing)
+    whole = pool(real, preprocessing, keep="nothing")
+    rows = torch.tensor([[30, 2, 17], [2, 5, 30]])
+    part = whole.holding(rows)
+    for _ in range(4):
+        images, labels = part.take(rows)
+    np.testing.assert_array_equal(real._pixels.reads, np.isin(np.arange(COUNT), rows.numpy()).astype(int))
+    np.testing.assert_allclose(images.numpy(), seen(pixels, preprocessing)[rows.numpy()], atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(labels.numpy(), rows.numpy() % 4)
+    np.testing.assert_array_equal(part.pixels(rows[0]).numpy(), pixels[rows[0].numpy()])
+    assert len(part) == COUNT  # numbers are those of the whole
+    assert torch.equal(whole.images(rows[0]), images[0])  # which is as it was
+
+
+@pytest.mark.parametrize("row", [0, 3, 39])
+def test_a_part_refuses_rows_that_it_does_not_hold(row, pixels, preprocessing):
+    part = pool(real_images(pixels, preprocessing), preprocessing, keep="nothing").holding(torch.tensor([2, 30]))
+    with pytest.raises(ValueError, match=rf"rows \[2, {row}\] .* holds 2 of its 40 images"):
+        part.images(torch.tensor([2, row]))
+
+
+def test_a_part_for_which_there_is_no_room_and_a_part_of_a_part_are_gathered_too(pixels, preprocessing):
+    whole = pool(real_images(pixels, preprocessing), preprocessing, keep="nothing")
+    rows = torch.tensor([30, 2, 17])
+    part = whole.holding(rows, free=0)
+    images = [part.images(rows[:2]), part.holding(rows[:2]).images(rows[:2])]
+    for found in images:
+        np.testing.assert_allclose(found.numpy(), seen(pixels, preprocessing)[[30, 2]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["floats", "pixels"])
+def test_a_pool_that_keeps_everything_is_its_own_part(kept, pixels, preprocessing):
+    images = pool(real_images(pixels, preprocessing), preprocessing, keep="floats", free=memory_for(kept, pixels))
+    assert images.holding(torch.tensor([1])) is images
+
+
+def test_tensors_feed_as_datasets_do_and_floats_without_preprocessing_are_taken_as_they_are(pixels, preprocessing):
+    rows = torch.tensor([[3, 0], [7, 7]])
+    from_bytes = pool(torch.from_numpy(pixels), preprocessing).take(rows)[0]
+    np.testing.assert_allclose(from_bytes.numpy(), seen(pixels, preprocessing)[rows.numpy()], atol=1e-5, rtol=1e-5)
+    floats = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for keep in KEPT:
+        images = pool(floats, None, keep=keep).take(rows)[0]
+        assert torch.equal(images, floats[rows])
+        assert not images.requires_grad
+
+
+def test_black_is_what_a_network_sees_of_it(pixels, preprocessing):
+    black = pool(torch.from_numpy(pixels), preprocessing).black
+    if preprocessing.zca is not None:
+        assert black == 0.0
+    else:
+        wanted = [-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)]
+        np.testing.assert_allclose(black.flatten().numpy(), wanted, rtol=1e-6)
+        assert black.shape == (pixels.shape[1], 1, 1)
+    assert pool(torch.zeros(math.prod((4, 1, 2, 2))).view(4, 1, 2, 2), None).black == 0.0
+
+
+def test_preprocessing_that_was_first_used_in_inference_mode_is_still_differentiable(pixels, preprocessing):
+    with torch.inference_mode():
+        preprocessing(torch.from_numpy(pixels))
+    x = torch.from_numpy(pixels).double().div(255).requires_grad_()
+    (gradient,) = torch.autograd.grad(preprocessing(x).square().sum(), x)
+    assert gradient.abs().max() > 0
+
+
+def test_students_on_few_of_many_images_are_those_on_the_few_which_are_gathered_once(pixels, preprocessing):
+    real = real_images(pixels, preprocessing)
+    spec = StudentSpec("convnet_d1", 4, pixels.shape[1], pixels.shape[2:], {"width": 4})
+    protocol = EvalProtocol("short", epochs=3, full_data_epochs=1, batch_size=5)
+    rows = torch.tensor([[30, 2, 17, 9, 11, 4], [4, 2, 5, 39, 0, 1]])
+
+    def trained(images: Pool) -> list[torch.Tensor]:
+        students = train_students(images, images.labels, rows, spec, protocol, 3, [0.1, 0.2], [0, 1])
+        return [value for student in students for value in student.state_dict().values()]
+
+    gathered = trained(pool(real, preprocessing, keep="nothing"))
+    np.testing.assert_array_equal(real._pixels.reads, np.isin(np.arange(COUNT), rows.numpy()).astype(int))
+    kept = trained(pool(real, preprocessing))
+    assert all(torch.equal(one, other) for one, other in zip(gathered, kept, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kept", ["floats", "pixels", "nothing"])
+def test_an_accelerator_keeps_what_fits_and_gives_the_images_of_the_cpu(cuda, kept):
+    real = RealImages.from_dataset(noise(40, "RGB"))
+    values = len(real) * math.prod(real.shape)
+    free = {"floats": 16 * values, "pixels": 2 * values, "nothing": 0}[kept]
+    pool = Pool(real, real.labels, preprocessing=real.preprocessing, device=cuda, keep="floats", free=free)
+    rows = torch.tensor([[3, 0, 7], [1, 1, 2]])
+    x, labels = pool.take(rows)
+    assert (x.device.type, labels.device.type, pool.rows_device.type) == (
+        "cuda",
+        "cuda",
+        "cpu" if kept == "nothing" else "cuda",
+    )
+    torch.testing.assert_close(x.cpu(), real.images(rows.flatten()).view(x.shape), rtol=1e-5, atol=1e-5)
+    assert torch.equal(labels.cpu(), real.labels[rows])
