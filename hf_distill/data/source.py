@@ -522,7 +522,7 @@ def _downloaded_from(data: Dataset | IterableDataset) -> tuple[str | None, str |
             return match[1], match[2]
     if not isinstance(data, Dataset):
         return None, None
-    # What was read with `load_dataset` lies in <owner>___<name>/<config>/<version>/<commit>/, and what became of it too.
+    # What `load_dataset` read lies in <owner>___<name>/<config>/<version>/<commit>/, and so does what became of it.
     files = [Path(file["filename"]) for file in data.cache_files]
     matches = [re.search(r"/([^/]+)___([^/]+)/[^/]+/[^/]+/([0-9a-f]{40})/[^/]+$", file.as_posix()) for file in files]
     places = {match.groups() for match in matches if match is not None}
