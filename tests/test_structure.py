@@ -1,6 +1,7 @@
 """The house: its rooms are the folders, imports point down only, and methods do not know each other."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -137,3 +138,13 @@ def test_the_package_raises_for_users_and_catches_by_name(path):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
             assert caught not in ("everything", "Exception", "BaseException"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("page", ["AGENTS.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_pages_for_contributors_name_files_and_folders_that_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"\]\((\S+?)\)", text) + re.findall(r"`([\w./]+(?:/|\.py|\.md|\.toml))`", text)
+    named = [name for name in named if "new" not in name]  # the example of a method that is to come
+    assert named
+    for name in named:
+        assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
