@@ -1,6 +1,7 @@
 """The house: its rooms are the folders, imports point down only, and methods do not know each other."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -153,3 +154,13 @@ def test_no_test_module_is_imported_by_another_file():
 def test_tests_lie_in_the_rooms_of_what_they_test():
     folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*.py")}
     assert folders <= {".", "helpers", *ROOMS}
+
+
+@pytest.mark.parametrize("page", ["AGENTS.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_pages_for_contributors_name_files_and_folders_that_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"\]\((\S+?)\)", text) + re.findall(r"`([\w./]+(?:/|\.py|\.md|\.toml))`", text)
+    named = [name for name in named if "new" not in name]  # the example of a method that is to come
+    assert named
+    for name in named:
+        assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
