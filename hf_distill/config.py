@@ -116,7 +116,7 @@ class DataArguments:
 
 @dataclass
 class DistillConfig:
-    """What every method has: how many images, how they are evaluated, and where to put things."""
+    """Settings of every method: how many images, how they are evaluated, and where to put things."""
 
     ipc: int = HfArg(default=1, help="Images per class.")
     output_dir: str | None = HfArg(
@@ -148,7 +148,7 @@ class DistillConfig:
 
 @dataclass
 class OptimizedConfig(DistillConfig):
-    """What methods have beside that which optimise their images."""
+    """Settings beside these of methods that optimise their images."""
 
     init: str = HfArg(default="real", help="Start from real images or from noise.")
     max_steps: int = HfArg(default=5000, help="Distillation iterations.")
@@ -163,7 +163,7 @@ class OptimizedConfig(DistillConfig):
 
 @dataclass
 class LoopConfig(OptimizedConfig):
-    """What methods have beside that which optimise the whole set at once: how often to look, and what to keep."""
+    """Settings beside these of methods that optimise the whole set at once: how often to look, and what to keep."""
 
     gradient_accumulation_steps: int = HfArg(
         default=1, help="Gradients averaged by each process before an update; N processes average N times as many."
@@ -184,7 +184,7 @@ class LoopConfig(OptimizedConfig):
 
 @dataclass(repr=False)
 class HubArguments:
-    """Whether and where the result is published. Nothing of it is written into an artifact, a checkpoint or a log."""
+    """Settings of publishing the result, if it is. Nothing of it is written into an artifact, a checkpoint or a log."""
 
     push_to_hub: bool = HfArg(default=False, help="Publish the result on the Hub, in one commit.")
     hub_model_id: str | None = HfArg(

@@ -29,7 +29,7 @@ from ..hub.cards import image_grid, render_card, source_context
 from ..hub.checks import NAMES, Rules, are_names, check_values, is_number, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, save_json
 from ..hub.folder import Home, HubFolder
-from ..hub.plots import labels_plot
+from ..hub.plots import can_plot, labels_plot
 from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
 from ..networks.projector import LabelProjector
@@ -353,8 +353,10 @@ class DistilledSet(nn.Module, HubFolder):
         if self.report is not None:
             save_json(folder / RESULTS, {"data_id": data_id, **self.report.to_json()})
             if self.report.labels:
-                (folder / PLOT).parent.mkdir(exist_ok=True)
-                labels_plot(self.report.labels).save(folder / PLOT, optimize=True)
+                picture = labels_plot(self.report.labels)
+                if picture is not None:
+                    (folder / PLOT).parent.mkdir(exist_ok=True)
+                    picture.save(folder / PLOT, optimize=True)
         save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
         (folder / "README.md").write_text(self._card(home, data_id, png_bytes), encoding="utf-8")
 
@@ -573,7 +575,7 @@ class DistilledSet(nn.Module, HubFolder):
             label_loss=self.config.get("label_loss"),
             learned_lr=None if self.log_lr is None else math.exp(self.log_lr.item()),
             results=None if self.report is None else self.report.markdown(),
-            labels_plot=PLOT,
+            labels_plot=PLOT if can_plot() else None,
             labels_results=None if self.report is None else self.report.labels_markdown(),
             sizes={what: count for what, count in sizes.items() if count},
         )

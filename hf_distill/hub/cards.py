@@ -84,7 +84,7 @@ def render_card(template: str, **context: Any) -> str:
 
 
 def on_hub(source: dict[str, Any]) -> bool:
-    """Whether the dataset that `RealImages.provenance` speaks of is a repository on the Hub, by its name."""
+    """True where the dataset that `RealImages.provenance` speaks of is a repository on the Hub, by its name."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", str(source.get("name"))) is not None
 
 
@@ -119,7 +119,7 @@ def eval_results_file(source: dict[str, Any], accuracy: float, notes: str) -> st
 
 
 def source_context(source: dict[str, Any]) -> dict[str, Any]:
-    """What a card says of the dataset that an artifact was made from, as names for `render_card`.
+    """The dataset that an artifact was made from, as a card speaks of it, by names for `render_card`.
 
     Args:
         source: `RealImages.provenance`; every key may be absent.
@@ -144,8 +144,8 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
             note += " **They forbid commercial use.**"
     else:
         license_id = "other"
-        said = " ".join(" ".join(stated).split())
-        says = f" It says: “{said}”." if said not in ("", "unknown") else ""
+        words = " ".join(" ".join(stated).split())
+        says = f" It says: “{words}”." if words not in ("", "unknown") else ""
         note = (
             f"This artifact derives from {link}, whose licence is not known here.{says} Its terms still hold: look "
             "them up before you use or share anything of this."

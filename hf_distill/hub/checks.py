@@ -1,4 +1,4 @@
-"""What the JSON files of others may say: each value is checked by a rule before anything is done on its word."""
+"""Rules for the JSON files of others: each value is checked by a rule before anything is done on its word."""
 
 import math
 import re
@@ -30,13 +30,18 @@ def check_values(where: str | Path, values: Any, rules: Rules) -> None:
 
 
 def is_whole(value: Any, least: int = 1, most: int = 2**53) -> bool:
-    """Whether a value of a JSON file is a whole number in a range."""
+    """True where a value of a JSON file is a whole number in a range."""
     return type(value) is int and least <= value <= most
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number."""
+    """True where a value of a JSON file is a finite number."""
     return type(value) in (int, float) and abs(value) < math.inf
+
+
+def is_share(value: Any) -> bool:
+    """True where a value of a JSON file is a number in [0, 1]."""
+    return is_number(value) and 0 <= value <= 1
 
 
 def is_hex(digits: int) -> Callable[[Any], bool]:
@@ -45,7 +50,7 @@ def is_hex(digits: int) -> Callable[[Any], bool]:
 
 
 def is_commit_of_repository(value: Any) -> bool:
-    """Whether a value of a JSON file is an object with `repo_id`, as owner/name, and `revision`, a commit."""
+    """True where a value of a JSON file is an object with `repo_id`, as owner/name, and `revision`, a commit."""
     if not isinstance(value, dict):
         return False
     repo_id = value.get("repo_id")
@@ -69,14 +74,17 @@ def _are_texts(value: Any) -> bool:
 
 
 def are_names(value: Any) -> bool:
-    """Whether a value of a JSON file can be the names of classes."""
+    """True where a value of a JSON file can be the names of classes."""
     return _are_texts(value) and len(set(value)) == len(value)
 
 
 def are_words(value: Any) -> bool:
-    """Whether it can be what classes are called in sentences; of ImageNet's, CLIP calls two sunglasses."""
+    """True where it can be what classes are called in sentences; of ImageNet's, CLIP calls two sunglasses."""
     return _are_texts(value) and all(text.strip() for text in value)
 
 
 NAMES = f"1 to {MOST_CLASSES:,} different texts"
 WORDS = f"1 to {MOST_CLASSES:,} texts, none of them empty"
+OBJECT = ("an object", lambda value: isinstance(value, dict))
+OBJECT_OR_NULL = ("an object, or null", lambda value: value is None or isinstance(value, dict))
+TEXT_OR_NULL = ("a text, or null", lambda value: value is None or isinstance(value, str))

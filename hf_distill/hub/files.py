@@ -61,8 +61,8 @@ def someone_elses(folder: Path, patterns: Iterable[str], index: str) -> str | No
     """
     if (folder / index).exists() or any(folder.glob(f"{STAGING}*")):  # or the artifact that was being written
         return None
-    found = (path for pattern in patterns for path in folder.glob(pattern))
-    return next((path.relative_to(folder).as_posix() for path in found), None)
+    matches = (path for pattern in patterns for path in folder.glob(pattern))
+    return next((path.relative_to(folder).as_posix() for path in matches), None)
 
 
 def check_format_version(path: str | Path, config: dict[str, Any], known: int) -> None:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Home:
-    """Where the readers of an artifact find it.
+    """The place where readers of an artifact find it.
 
     Attributes:
         name: A repository id, or the name of a folder.
@@ -46,7 +46,7 @@ class Home:
         return ", ".join([*(f'"{name}"' for name in names), *([f'revision="{self.tag}"'] if self.tag else [])])
 
     def to_config(self) -> dict[str, Any]:
-        """What the JSON file of a published artifact says of it."""
+        """The entry about it in the JSON file of a published artifact."""
         return {"release": {"repo_id": self.name, "tag": self.tag}} if self.on_hub else {}
 
 
@@ -213,8 +213,8 @@ class HubFolder(ABC):
     @classmethod
     def _find(cls, repo_id_or_path: str | Path, where: dict[str, Any]) -> tuple[Path, Repository | None]:
         """The folder that holds `config_name`, and the repository at its commit where it is the cached copy of one."""
-        found = locate(repo_id_or_path, cls.repo_type, **where)
-        folder, origin = cls._download(found) if isinstance(found, Repository) else (found, None)
+        place = locate(repo_id_or_path, cls.repo_type, **where)
+        folder, origin = cls._download(place) if isinstance(place, Repository) else (place, None)
         if not (folder / cls.config_name).is_file():
             raise ValueError(
                 f"{repo_id_or_path} has no {cls.config_name}; expected a folder or repository that "

@@ -1,178 +1,211 @@
-"""The picture of accuracy against the bytes of labels. No torch, so that it can be drawn wherever cards are."""
+"""The picture of accuracy against the bytes of labels, drawn by matplotlib where it is installed. No torch."""
 
+import importlib.util
+import logging
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from .cards import fitted, human_bytes
+from .cards import human_bytes
 from .results import LabelRow
 
-__all__ = ["MOST_PANELS", "labels_plot"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-MOST_PANELS, MOST_NAMES = 4, 40
-SCALE = 2  # pixels for each of the lengths below: a card shows the picture smaller, on screens of all densities
-WIDTH, HEIGHT = 800, 400  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 62, 780, 44, 346  # of the axes in it
-FREE_END = 116  # of the part of the horizontal axis that stands for no bytes at all
-INK, GRAY, LIGHT, POINT = (40, 40, 40), (110, 110, 110), (226, 226, 226), (33, 102, 172)
-RADIUS, CAP, TEXT, NAME_WIDTH = 5, 4, 14, 240
+__all__ = ["MOST_PANELS", "can_plot", "labels_plot"]
 
-_Box = tuple[float, float, float, float]  # left, top, right, bottom
+logger = logging.getLogger(__name__)
+
+MOST_PANELS, MOST_NAMES = 4, 12
+DPI = 160  # a card shows the picture smaller, on screens of all densities
+WIDTH, HEIGHT = 10.0, 4.0  # of a panel, in inches, as all lengths below
+LEFT, BOTTOM, TOP = 0.8, 0.7, 3.55  # of the axes in it
+FREE = 0.7  # width of the part that stands for no bytes at all
+GAP, RIGHT, KEY = 0.12, 6.0, 6.3  # between the parts; right end of the axes; left end of the names
+DODGE = 0.09  # between points of as many bytes
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+REST = "#9e9e9e"  # of the points that are not named
+GRID, GRAY = "#e2e2e2", "#5f5f5f"
 
 
-def labels_plot(rows: Sequence[LabelRow]) -> Image.Image:
-    """Accuracy against the bytes of the labels, on a logarithmic axis, with the name of each point beside it.
+def can_plot() -> bool:
+    """True where matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
-    A bar is the mean plus and minus the standard deviation. Labels without bytes are at the left edge.
+
+def labels_plot(rows: Sequence[LabelRow]) -> Image.Image | None:
+    """Accuracy against the bytes of the labels, on a logarithmic axis, with the name and numbers of each point.
+
+    A bar is the mean plus and minus the standard deviation. Labels without bytes have a part of the axis of their own.
 
     Args:
         rows: Those with another student, protocol, split or number of images get a panel of their own, `MOST_PANELS`
-            at most: the first ones. Of each panel the first `MOST_NAMES` are named.
+            at most: the first ones. Of each panel the `MOST_NAMES` best are named.
+
+    Returns:
+        None, with a warning, where matplotlib is not installed.
 
     Raises:
         ValueError: There are no rows.
     """
     if not rows:
         raise ValueError("there are no labels to draw; expected at least one row")
+    if not can_plot():
+        logger.warning("no picture of the labels without matplotlib; pip install 'hf_distill[plots]' to have one")
+        return None
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     panels: dict[tuple[Any, ...], list[LabelRow]] = {}
     for row in rows:
         panels.setdefault(row.context, []).append(row)
     shown = list(panels.values())[:MOST_PANELS]
-    picture = Image.new("RGB", (SCALE * WIDTH, SCALE * HEIGHT * len(shown)), (255, 255, 255))
-    draw = ImageDraw.Draw(picture)
-    for number, panel in enumerate(shown):
-        _Panel(draw, number * HEIGHT, panel).draw()
-    return picture
+    with style.context("default"):  # whatever style the user has; names are no formulas
+        figure = Figure(figsize=(WIDTH, HEIGHT * len(shown)), dpi=DPI, facecolor="white")
+        for number, panel in enumerate(shown):
+            _draw_panel(figure, HEIGHT * (len(shown) - 1 - number), panel)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
 
 
-class _Panel:
-    """The axes of rows that can be compared, in a picture whose lengths are in units of `SCALE` pixels."""
+def _draw_panel(figure: "Figure", bottom: float, rows: Sequence[LabelRow]) -> None:
+    """Draw rows that can be compared, `bottom` inches above the lower end of the figure."""
+    best_first = sorted(rows, key=lambda row: -row.mean)
+    looks = {
+        id(row): (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        if number < MOST_NAMES
+        else (REST, ".")
+        for number, row in enumerate(best_first)
+    }
+    free, costly = [row for row in rows if not row.num_bytes], [row for row in rows if row.num_bytes]
+    parts = []
+    if free:
+        parts.append((_add_axes(figure, LEFT, bottom, FREE if costly else RIGHT - LEFT), free))
+        parts[0][0].set_xlim(-1, 1)
+        parts[0][0].set_xticks([0], ["0 B"])
+    if costly:
+        left = LEFT + FREE + GAP if free else LEFT
+        parts.append((_add_axes(figure, left, bottom, RIGHT - left), costly))
+        _scale_bytes(parts[-1][0], costly)
+    low, high = _limits(rows)
+    for axes, part in parts:
+        axes.set_ylim(low, high)
+        _draw_points(figure, axes, part, looks)
+    if len(parts) == 2:
+        _break(parts[0][0], parts[1][0])
+    parts[0][0].yaxis.set_major_formatter(lambda percent, _: f"{percent:g} %")
+    images, student, protocol, split = rows[0].context
+    title = _cut(f"{student} on the same {images:,} images, protocol {protocol}", 100)
+    _write(figure, LEFT, bottom + TOP + 0.15, title, size=11)
+    below = _cut(f"bytes of the labels · accuracy on {split}, mean ± standard deviation (number of seeds)", 90)
+    _write(figure, (LEFT + RIGHT) / 2, bottom + 0.27, below, color=GRAY, ha="center")
+    _draw_key(figure, bottom, best_first, looks)
 
-    def __init__(self, draw: ImageDraw.ImageDraw, top: float, rows: Sequence[LabelRow]) -> None:
-        self.canvas, self.top, self.rows = draw, top, rows
-        self.font = ImageFont.load_default(size=SCALE * TEXT)
-        sizes = [row.num_bytes for row in rows if row.num_bytes]
-        self.first = math.floor(math.log10(min(sizes))) if sizes else 3
-        self.last = max(math.ceil(math.log10(max(sizes))), self.first + 1) if sizes else 6
-        ends = [100 * (row.mean + sign * _deviation(row)) for row in rows for sign in (-1, 1)]
-        room = max(0.12 * (max(ends) - min(ends)), 0.5)
-        self.step = _step(max(ends) - min(ends) + 2 * room)
-        self.low = max(0.0, self.step * math.floor((min(ends) - room) / self.step))
-        self.high = min(100.0, self.step * math.ceil((max(ends) + room) / self.step))
 
-    def x(self, num_bytes: float) -> float:
-        """Where so many bytes are."""
-        if not num_bytes:
-            return (LEFT + FREE_END) / 2
-        start = FREE_END + 24
-        return start + (RIGHT - 16 - start) * (math.log10(num_bytes) - self.first) / (self.last - self.first)
+def _add_axes(figure: "Figure", left: float, bottom: float, width: float) -> "Axes":
+    """Axes at a place in inches."""
+    height = figure.get_figheight()
+    axes = figure.add_axes((left / WIDTH, (bottom + BOTTOM) / height, width / WIDTH, (TOP - BOTTOM) / height))
+    axes.grid(color=GRID)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=GRAY, labelsize=9.5, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRAY)
+    return axes
 
-    def y(self, percent: float) -> float:
-        """Where an accuracy is."""
-        share = (min(max(percent, self.low), self.high) - self.low) / (self.high - self.low)
-        return self.top + BOTTOM - (BOTTOM - TOP) * share
 
-    def draw(self) -> list[_Box]:
-        """Draw everything, and say where the names are."""
-        self._axes()
-        points = [box for row in self.rows for box in self._point(row)]
-        names: list[_Box] = []
-        for row in sorted(self.rows[:MOST_NAMES], key=lambda row: (row.num_bytes, -row.mean)):
-            names.append(self._name(row, [*points, *names]))
-        return names
+def _scale_bytes(axes: "Axes", rows: Sequence[LabelRow]) -> None:
+    """Give the horizontal axis whole powers of ten around the bytes of all rows."""
+    from matplotlib.ticker import FixedLocator, NullLocator
 
-    def _axes(self) -> None:
-        images, student, protocol, split = self.rows[0].context
-        title = f"{student} on the same {images:,} images, protocol {protocol}"
-        self._text(LEFT, self.top + 20, fitted(title, self.font, SCALE * (RIGHT - LEFT)), "lm", INK)
-        for number in range(round((self.high - self.low) / self.step) + 1):
-            percent = self.low + number * self.step
-            self._line((LEFT, self.y(percent), RIGHT, self.y(percent)), LIGHT)
-            self._text(LEFT - 8, self.y(percent), f"{percent:g} %", "rm", GRAY)
-        every = max(1, math.ceil((self.last - self.first) / 9))
-        for power in range(self.first, self.last + 1):
-            x = self.x(10.0**power)
-            self._line((x, self.top + TOP, x, self.top + BOTTOM), LIGHT)
-            if (power - self.first) % every == 0:
-                self._text(x, self.top + BOTTOM + 8, human_bytes(10**power).replace(".0 ", " "), "mt", GRAY)
-        self._text(self.x(0), self.top + BOTTOM + 8, "0 B", "mt", GRAY)
-        # The axis is broken: no logarithm leads to nothing.
-        for start, end in ((LEFT, FREE_END - 3), (FREE_END + 3, RIGHT)):
-            self._line((start, self.top + BOTTOM, end, self.top + BOTTOM), GRAY)
-        for x in (FREE_END - 3, FREE_END + 3):
-            self._line((x - 3, self.top + BOTTOM + 6, x + 3, self.top + BOTTOM - 6), GRAY)
-        what = fitted(f"bytes of the labels · accuracy on {split}", self.font, SCALE * (RIGHT - LEFT))
-        self._text((LEFT + RIGHT) / 2, self.top + BOTTOM + 30, what, "mt", GRAY)
+    sizes = [row.num_bytes for row in rows]
+    first = math.floor(math.log10(min(sizes)))
+    last = max(math.ceil(math.log10(max(sizes))), first + 1)
+    axes.set_xscale("log")
+    axes.set_xlim(10.0 ** (first - 0.08 * (last - first)), 10.0 ** (last + 0.08 * (last - first)))
+    powers = range(first, last + 1, max(1, math.ceil((last - first) / 7)))
+    axes.xaxis.set_major_locator(FixedLocator([10.0**power for power in powers]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda size, _: human_bytes(round(size)).replace(".0 ", " "))
 
-    def _point(self, row: LabelRow) -> list[_Box]:
-        """Draw a point and its bar, and say what room they take."""
-        x, y = self.x(row.num_bytes), self.y(100 * row.mean)
-        low, high = (self.y(100 * (row.mean + sign * _deviation(row))) for sign in (-1, 1))
-        if low > high:
-            self._line((x, high, x, low), POINT, 1.5)
-            for end in (low, high):
-                self._line((x - CAP, end, x + CAP, end), POINT, 1.5)
-        dot = (x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
-        self.canvas.ellipse([SCALE * side for side in dot], fill=POINT)
-        return [dot, (x - CAP, high - 1, x + CAP, low + 1)]
 
-    def _name(self, row: LabelRow, taken: Sequence[_Box]) -> _Box:
-        """Write the name of a point where there is room for it, and a line to the point where that is far from it."""
-        x, y = self.x(row.num_bytes), self.y(100 * row.mean)
-        name = fitted(" ".join(row.labels.split()), self.font, SCALE * NAME_WIDTH)
-        width, height = self.font.getlength(name) / SCALE, TEXT + 2
-        axes: _Box = (LEFT, self.top + TOP, RIGHT, self.top + BOTTOM)
-        best, far, least = axes, 0.0, math.inf
-        for distance, box in _places(x, y, width, height):
-            overlap = sum(_overlap(box, other) for other in taken) + 10 * (width * height - _overlap(box, axes))
-            if overlap < least:
-                best, least, far = box, overlap, distance
-            if overlap < 1e-6:
-                break
-        left, top, right, bottom = best
-        if far > 0:
-            end = (min(max(x, left), right), min(max(y, top), bottom))
-            self._line((x, y, *end), GRAY)
-        self._text(left, (top + bottom) / 2, name, "lm", INK)
-        return best
+def _limits(rows: Sequence[LabelRow]) -> tuple[float, float]:
+    """The ends of the vertical axis in percent, a little beyond all bars."""
+    ends = [100 * (row.mean + sign * _deviation(row)) for row in rows for sign in (-1, 1)]
+    room = max(0.08 * (max(ends) - min(ends)), 0.5)
+    return max(-1.0, min(ends) - room), min(101.0, max(ends) + room)
 
-    def _line(self, ends: _Box, colour: tuple[int, int, int], width: float = 1) -> None:
-        self.canvas.line([SCALE * end for end in ends], fill=colour, width=round(SCALE * width))
 
-    def _text(self, x: float, y: float, text: str, anchor: str, colour: tuple[int, int, int]) -> None:
-        self.canvas.text((SCALE * x, SCALE * y), text, fill=colour, font=self.font, anchor=anchor)
+def _draw_points(figure: "Figure", axes: "Axes", rows: Sequence[LabelRow], looks: dict[int, tuple[str, str]]) -> None:
+    """Draw a point and a bar for each row; those of as many bytes stand side by side."""
+    from matplotlib.transforms import ScaledTranslation
+
+    for row in rows:
+        beside = [other for other in rows if other.num_bytes == row.num_bytes]
+        place = next(index for index, other in enumerate(beside) if other is row) - (len(beside) - 1) / 2
+        step = min(DODGE, 0.8 * FREE / len(beside))
+        aside = ScaledTranslation(step * place, 0, figure.dpi_scale_trans)
+        colour, marker = looks[id(row)]
+        axes.errorbar(
+            row.num_bytes,
+            100 * row.mean,
+            yerr=100 * _deviation(row) or None,
+            fmt=marker,
+            color=colour,
+            markersize=7,
+            elinewidth=1.6,
+            capsize=3.5,
+            capthick=1.6,
+            clip_on=False,
+            transform=axes.transData + aside,
+        )
+
+
+def _break(free: "Axes", costly: "Axes") -> None:
+    """Mark that the horizontal axis is broken: no logarithm leads to nothing."""
+    costly.tick_params(labelleft=False)
+    mark = {"marker": [(-0.5, -1), (0.5, 1)], "markersize": 9, "color": GRAY, "linestyle": "none", "clip_on": False}
+    free.plot([1], [0], transform=free.transAxes, **mark)
+    costly.plot([0], [0], transform=costly.transAxes, **mark)
+
+
+def _draw_key(
+    figure: "Figure", bottom: float, best_first: Sequence[LabelRow], looks: dict[int, tuple[str, str]]
+) -> None:
+    """Write the name of each point, and its numbers, beside the axes; the best one comes first."""
+    from matplotlib.lines import Line2D
+
+    line = min(0.3, (TOP - BOTTOM) / (min(len(best_first), MOST_NAMES) + 1))
+    height = figure.get_figheight()
+    for number, row in enumerate(best_first[:MOST_NAMES]):
+        y = bottom + TOP - line * (number + 0.5)
+        colour, marker = looks[id(row)]
+        figure.add_artist(
+            Line2D([KEY / WIDTH], [y / height], marker=marker, color=colour, markersize=7, markeredgewidth=0)
+        )
+        _write(figure, KEY + 0.15, y, _cut(row.labels, 30))
+        _write(figure, WIDTH - 0.15, y, row.percent(), ha="right")
+    if len(best_first) > MOST_NAMES:
+        y = bottom + TOP - line * (MOST_NAMES + 0.5)
+        _write(figure, KEY + 0.15, y, f"and {len(best_first) - MOST_NAMES:,} more, in gray", color=GRAY)
+
+
+def _write(figure: "Figure", x: float, y: float, text: str, size: float = 9.5, **look: str) -> None:
+    """Write a text at a place in inches; what looks like a formula in it is none."""
+    figure.text(x / WIDTH, y / figure.get_figheight(), text, fontsize=size, va="center", parse_math=False, **look)
+
+
+def _cut(text: str, most: int) -> str:
+    """`text` in one line, cut with an ellipsis where it is longer than `most` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _deviation(row: LabelRow) -> float:
     return row.std if row.n > 1 else 0.0
-
-
-def _step(span: float) -> float:
-    """A round number that divides `span` into about six parts."""
-    power = 10.0 ** math.floor(math.log10(span / 6))
-    return next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= 7)
-
-
-def _places(x: float, y: float, width: float, height: float) -> Iterator[tuple[int, _Box]]:
-    """Where the name of a point could stand, the best place first: how far away that is, and the room it takes."""
-    for distance in range(12):
-        away = 9 + 12 * distance
-        across, down = (away, 0.0) if distance == 0 else (9 + 6 * distance, 12.0 * distance)
-        for left, middle in (
-            (x + across, y - down),
-            (x + across, y + down),
-            (x - across - width, y - down),
-            (x - across - width, y + down),
-            (x - width / 2, y - away - height / 2),
-            (x - width / 2, y + away + height / 2),
-        ):
-            yield distance, (left, middle - height / 2, left + width, middle + height / 2)
-
-
-def _overlap(one: _Box, other: _Box) -> float:
-    """The area that two boxes share."""
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, across) * max(0.0, down)

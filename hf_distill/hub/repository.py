@@ -305,12 +305,12 @@ class Repository:
 
     def _first(self, additions: list[CommitOperationAdd], owned: Sequence[str], head: str) -> str:
         """The commit that made `head` this version: what others did to their own files since is not of it."""
-        found = head
+        published = head
         for commit in self._api.list_repo_commits(self.repo_id, repo_type=self.repo_type, revision=head):
             if not self._compare(additions, owned, commit.commit_id)[0]:
                 break
-            found = commit.commit_id
-        return found
+            published = commit.commit_id
+        return published
 
     def _info(self, oid: str, message: str) -> CommitInfo:
         where = f"{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}"
@@ -324,11 +324,11 @@ class Repository:
     def _compare(
         self, additions: list[CommitOperationAdd], owned: Sequence[str], commit: str
     ) -> tuple[bool, list[str]]:
-        """Whether a commit is the version that `additions` make, and what it holds of another one."""
-        held = {entry.path: entry for entry in self._tree(commit)}
+        """True where a commit is the version that `additions` make; and the files that it holds of another one."""
+        stored = {entry.path: entry for entry in self._tree(commit)}
         kept = {addition.path_in_repo for addition in additions}
-        stale = [name for name in held if name not in kept and any(_matches(name, pattern) for pattern in owned)]
-        same = all(_holds(held.get(addition.path_in_repo), addition) for addition in additions)
+        stale = [name for name in stored if name not in kept and any(_matches(name, pattern) for pattern in owned)]
+        same = all(_holds(stored.get(addition.path_in_repo), addition) for addition in additions)
         return same and not stale, stale
 
     def _tag(self, tag: str, oid: str) -> None:
@@ -438,7 +438,7 @@ def _check_name(tag: str | None) -> None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a path matches a glob pattern part by part."""
+    """True where a path matches a glob pattern part by part."""
     parts, patterns = name.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
@@ -458,8 +458,8 @@ def _batches(additions: list[CommitOperationAdd]) -> Iterator[list[CommitOperati
 
 def _free(tag: str, taken: set[str]) -> str:
     """The first name after `tag` that is not taken: its last number counted up, or one appended."""
-    found = re.fullmatch(r"(.*?)(\d+)", tag)
-    stem, digits = found.groups() if found else (f"{tag}-", "0")
+    numbered = re.fullmatch(r"(.*?)(\d+)", tag)
+    stem, digits = numbered.groups() if numbered else (f"{tag}-", "0")
     number = int(digits) + 1
     while f"{stem}{number:0{len(digits)}d}" in taken:
         number += 1
@@ -467,7 +467,7 @@ def _free(tag: str, taken: set[str]) -> str:
 
 
 def _holds(entry: RepoFile | None, addition: CommitOperationAdd) -> bool:
-    """Whether a file in a repository has the bytes that `addition` would give it."""
+    """True where a file in a repository has the bytes that `addition` would give it."""
     if entry is None or entry.size != addition.upload_info.size:
         return False
     if entry.lfs is not None:
@@ -477,7 +477,7 @@ def _holds(entry: RepoFile | None, addition: CommitOperationAdd) -> bool:
 
 
 def _passing(error: Exception) -> bool:
-    """Whether the same request may succeed in a moment."""
+    """True where the same request may succeed in a moment."""
     return not isinstance(error, HfHubHTTPError) or error.response.status_code in PASSING
 
 
@@ -500,16 +500,16 @@ def _patiently(ask: Callable[[], Result]) -> Result:
 
 def _asked_for(error: Exception) -> float | None:
     """The seconds in Retry-After, where the Hub says them."""
-    said = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    return float(said) if re.fullmatch(r"\d+(\.\d+)?", said) else None
+    seconds = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return float(seconds) if re.fullmatch(r"\d+(\.\d+)?", seconds) else None
 
 
 def _reason(error: BaseException) -> str:
     """An error in one line of bounded length: what the Hub says of it, where it says something."""
-    said = str(error)
+    reason = str(error)
     if isinstance(error, HfHubHTTPError):
-        said = f"{error.response.status_code}: {error.server_message or error.response.reason_phrase}"
+        reason = f"{error.response.status_code}: {error.server_message or error.response.reason_phrase}"
     elif isinstance(error, JSONDecodeError):
-        said = f"an answer that is no JSON: {error.doc[:100]!r}"
-    said = " ".join(said.split()) or type(error).__name__
-    return said if len(said) <= 200 else said[:199] + "…"
+        reason = f"an answer that is no JSON: {error.doc[:100]!r}"
+    reason = " ".join(reason.split()) or type(error).__name__
+    return reason if len(reason) <= 200 else reason[:199] + "…"

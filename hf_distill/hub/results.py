@@ -13,7 +13,7 @@ CONTEXT = ("student", "protocol", "split", "device")
 
 
 class Measured:
-    """What a row of numbers says of its accuracies.
+    """The accuracies of a row, and the numbers that they make.
 
     Attributes:
         accuracies: One in [0, 1] for each seed.
@@ -79,7 +79,7 @@ class EvalRow(Measured):
 
     @property
     def key(self) -> tuple[str, str, int, str, str, str]:
-        """What makes two rows the same measurement."""
+        """The values that make two rows the same measurement."""
         return (self.set, self.labels, self.images, self.student, self.protocol, self.split)
 
 
@@ -118,12 +118,12 @@ class LabelRow(Measured):
 
     @property
     def context(self) -> tuple[int, str, str, str]:
-        """What rows must have in common to be compared."""
+        """The values that rows must have in common to be compared."""
         return (self.images, self.student, self.protocol, self.split)
 
     @property
     def key(self) -> tuple[str, int, str, str, str]:
-        """What makes two rows the same measurement."""
+        """The values that make two rows the same measurement."""
         return (self.labels, *self.context)
 
 
@@ -138,7 +138,7 @@ def _fields(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class EvalReport:
-    """What students reach on a distilled set, and on the sets that it is compared with.
+    """Accuracies of students on a distilled set, and on the sets that it is compared with.
 
     Attributes:
         rows: One for each set, kind of labels and student.

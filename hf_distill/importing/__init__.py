@@ -1,4 +1,4 @@
-"""What the field has lying about, as artifacts of this package: `.pt` images, `.pt` trajectories, folders of images.
+"""Files that the field has lying about, as artifacts of this package: `.pt` images and trajectories, folders of images.
 
 `.pt` files are read with `torch.load(weights_only=True)`: tensors, plain containers and, for the accuracies that lie
 beside DC's images, numpy's scalars. A file that needs anything else to run is refused.

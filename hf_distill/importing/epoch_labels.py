@@ -120,18 +120,18 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 
 def _numbered(folder: Path, name: str) -> list[Path]:
-    """What lies in a folder under a name with a number in the place of #, from 0 on."""
-    found = {}
+    """The files in a folder under a name with a number in the place of #, from 0 on."""
+    files = {}
     for path in folder.glob("*"):
         match = re.fullmatch(re.escape(name).replace(r"\#", r"(\d+)"), path.name)
         if match:
-            found[int(match[1])] = path
-    if not found or sorted(found) != list(range(len(found))):
+            files[int(match[1])] = path
+    if not files or sorted(files) != list(range(len(files))):
         raise ValueError(
-            f"{folder} holds {len(found)} of {name.replace('#', '<number>')}; expected {name.replace('#', '0')} and "
+            f"{folder} holds {len(files)} of {name.replace('#', '<number>')}; expected {name.replace('#', '0')} and "
             "all after it"
         )
-    return [found[number] for number in range(len(found))]
+    return [files[number] for number in range(len(files))]
 
 
 def _epochs(folder: Path) -> list[list[Path]]:
@@ -141,14 +141,14 @@ def _epochs(folder: Path) -> list[list[Path]]:
 
 def _check_order(where: Path, logits: np.ndarray, classes: Tensor, order_seed: int) -> None:
     """Raise a `ValueError` unless labels (N, K) agree with the classes (N,) of their images more than by chance."""
-    said = torch.from_numpy(logits).float().argmax(dim=1)
-    share = (said == classes).double().mean().item()
+    guesses = torch.from_numpy(logits).float().argmax(dim=1)
+    share = (guesses == classes).double().mean().item()
     wide = logits.shape[1]
-    chance = (said.bincount(minlength=wide).double() / len(said)) @ (
-        classes.bincount(minlength=wide).double() / len(said)
+    chance = (guesses.bincount(minlength=wide).double() / len(guesses)) @ (
+        classes.bincount(minlength=wide).double() / len(guesses)
     )
     # Three deviations for large sets; for tiny ones, which could not reach that, a part of what is left.
-    margin = min(3 * math.sqrt(chance * (1 - chance) / len(said)), (1 - chance) / 4)
+    margin = min(3 * math.sqrt(chance * (1 - chance) / len(guesses)), (1 - chance) / 4)
     if share <= chance + margin:
         raise ValueError(
             f"{where} labels {share:.0%} of the images as their own class, no more than chance: a sampler with the "
@@ -203,7 +203,7 @@ def _rows(
 
 
 def _batch(path: Path, size: tuple[int, int]) -> _Batch:
-    """What one file holds."""
+    """The content of one file."""
 
     def refuse(what: str) -> ValueError:
         return ValueError(f"{path} {what}; expected [crops, flips, partners, λ, box, logits] of one batch")

@@ -1,4 +1,4 @@
-"""What every import does: read a file without running it, name it by its hash, find out what is known of its data."""
+"""Steps of every import: read a file without running it, name it by its hash, find out what is known of its data."""
 
 import hashlib
 import pickle
@@ -35,7 +35,7 @@ UNREADABLE = (
 
 
 def _numpy_scalars() -> list[Any]:
-    """What a pickled numpy number is made with, under the names of numpy 1 and 2."""
+    """The parts that a pickled numpy number is made with, under the names of numpy 1 and 2."""
     scalar = np.float64(0).__reduce__()[0]
     numbers = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [np.dtype, *numbers]
@@ -71,7 +71,7 @@ def _sha256(path: Path) -> str:
 
 
 def origin_of(paths: Sequence[Path]) -> list[dict[str, str]]:
-    """What an artifact says of the files it was made from: no folders, for those are of this machine."""
+    """Names and hashes of the files that an artifact was made from: no folders, for those are of this machine."""
     return [{"file": path.name, "sha256": _sha256(path)} for path in paths]
 
 
@@ -123,7 +123,7 @@ def known_classes(
 
 
 def config_of(real: RealImages | None, method: str | None, imported_from: dict[str, Any]) -> dict[str, Any]:
-    """What `distill_config.json` says; nothing of it is guessed."""
+    """The content of `distill_config.json`; nothing of it is guessed."""
     config: dict[str, Any] = {"imported_from": imported_from, "versions": package_versions()}
     if method is not None:
         config["method"] = method

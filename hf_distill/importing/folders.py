@@ -31,7 +31,7 @@ def _inside(path: Path, root: Path) -> Path:
 
 def _numbers(folders: list[str], names: list[str]) -> dict[str, str]:
     """Class of each folder whose name is a number, by the place of the class in `names`."""
-    found = {}
+    named = {}
     numeric = all(name.isdecimal() for name in names)
     for folder in folders:
         match = NUMBERED.fullmatch(folder)
@@ -42,8 +42,8 @@ def _numbers(folders: list[str], names: list[str]) -> dict[str, str]:
                     f"folder {folder} could be class {name!r} by its place or class {match[1].lstrip('0') or '0'!r} by "
                     "its name; rename the folders to the names of the classes"
                 )
-            found[folder] = name
-    return found
+            named[folder] = name
+    return named
 
 
 def _match_folders(root: Path, folders: list[str], names: list[str]) -> dict[str, str]:

@@ -29,18 +29,18 @@ def _find_images(path: Path) -> Path:
     files = [file for file in sorted(path.glob("*.pt")) if not file.stem.startswith(("labels", "lr"))]
     plain = [file for file in files if not file.stem.startswith("images_zca")]
     others = [file for file in plain if not file.stem.startswith("images")]
-    wanted = "images_best" if plain else "images_zca_best"
-    chosen = [] if others else [file for file in files if file.stem == wanted]
+    expected = "images_best" if plain else "images_zca_best"
+    chosen = [] if others else [file for file in files if file.stem == expected]
     chosen = chosen or plain or files
     if len(chosen) != 1:
-        found = ", ".join(file.name for file in chosen) or "none"
-        raise ValueError(f"{path} holds several .pt files of images, or none ({found}); name the one to import")
+        those = ", ".join(file.name for file in chosen) or "none"
+        raise ValueError(f"{path} holds several .pt files of images, or none ({those}); name the one to import")
     return chosen[0]
 
 
 @dataclass
 class _Images:
-    """What a `.pt` file, and the files beside it, say."""
+    """The content of a `.pt` file and of the files beside it."""
 
     images: Tensor  # (N, C, H, W)
     labels: Tensor | None  # (N,) or (N, K)
@@ -66,9 +66,9 @@ def _read_images(path: Path, labels: Path | None, experiment: int) -> _Images:
     elif isinstance(content, dict) and isinstance(content.get("images"), Tensor):
         read = _read_dict(path, content)
     else:
-        found = f"keys {', '.join(map(str, content))[:100]}" if isinstance(content, dict) else type(content).__name__
+        kind = f"keys {', '.join(map(str, content))[:100]}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} holds {found}; expected a tensor of images, {{'data': [[images, labels], ...]}} or "
+            f"{path} holds {kind}; expected a tensor of images, {{'data': [[images, labels], ...]}} or "
             "{'images': ..., 'labels': ...}"
         )
     if labels is not None:
@@ -125,7 +125,7 @@ def _read_dict(path: Path, content: dict[str, Any]) -> _Images:
 
 
 def describes_itself(path: str | Path) -> bool:
-    """Whether the images in `path` bring class names and preprocessing, so that no source data are needed.
+    """True where the images in `path` bring class names and preprocessing, so that no source data are needed.
 
     Raises:
         ValueError: As `import_images`, where the file cannot be read.
@@ -135,15 +135,15 @@ def describes_itself(path: str | Path) -> bool:
 
 
 def _own_preprocessing(read: _Images, given: Preprocessing | None) -> Preprocessing | None:
-    """What the file itself says, where it does; `given` must agree with it, and has what the file does not say."""
+    """The preprocessing that the file itself says, where it does; `given` must agree with it, and has the rest."""
     if read.mean is None or read.std is None:
         return given
     channels, height, width = read.images.shape[1:]
     values = channels * height * width
-    wanted = {"zca_mean": (values,), "zca_vectors": (values, values), "zca_values": (values,)}
+    shapes = {"zca_mean": (values,), "zca_vectors": (values, values), "zca_values": (values,)}
     mean, std = (tuple(part.flatten().tolist()) for part in (read.mean, read.std))
     parts = {name: part for name, part in read.whitening.items() if isinstance(part, Tensor) and part.ndim}
-    if parts and {name: tuple(part.shape) for name, part in parts.items()} != wanted:
+    if parts and {name: tuple(part.shape) for name, part in parts.items()} != shapes:
         raise ValueError(f"the whitening in {read.files[0]} does not fit its images; export the set again")
     if given is not None:
         theirs, ours = [torch.tensor(given.mean), torch.tensor(given.std)], [torch.tensor(mean), torch.tensor(std)]
@@ -172,14 +172,14 @@ def _own_preprocessing(read: _Images, given: Preprocessing | None) -> Preprocess
 
 
 def _space(read: _Images, asked: str, preprocessing: Preprocessing) -> str:
-    """Whether the values are pixels in [0, 1], bytes, or what a network sees; logged."""
+    """The kind of values, "bytes", "pixels" in [0, 1], or "network", what a network sees; logged."""
     path, values = read.files[0], read.images
     if values.dtype == torch.uint8:
-        found, why = "bytes", "they are uint8"
+        space, why = "bytes", "they are uint8"
     elif asked != "auto":
-        found, why = asked, "as asked for"
+        space, why = asked, "as asked for"
     elif read.space is not None:
-        found, why = read.space, f"as {path.name} says"
+        space, why = read.space, f"as {path.name} says"
     else:
         low, high = float(values.min()), float(values.max())
         if low >= 0 and high > BYTES_FROM:
@@ -187,16 +187,16 @@ def _space(read: _Images, asked: str, preprocessing: Preprocessing) -> str:
                 f"the images of {path} go from {low:g} to {high:g}, as bytes do, and are {values.dtype}; store them as "
                 "uint8 or divide by 255, or say --space network"
             )
-        found = "pixels" if low >= 0 and high <= 1 else "network"
+        space = "pixels" if low >= 0 and high <= 1 else "network"
         why = f"they go from {low:.3g} to {high:.3g}"
         whitened = path.with_name(path.name.replace("images", "images_zca", 1))
-        if found == "network" and path.stem.startswith("images") and whitened.is_file() and preprocessing.zca is None:
+        if space == "network" and path.stem.startswith("images") and whitened.is_file() and preprocessing.zca is None:
             raise ValueError(
                 f"{whitened.name} beside {path} says that its images are whitened; give --normalization zca, or import "
                 f"{whitened.name}"
             )
-    logger.info("%s: images are read as %s (%s)", path, found, why)
-    return found
+    logger.info("%s: images are read as %s (%s)", path, space, why)
+    return space
 
 
 def _split_labels(labels: Tensor | None, count: int, names: list[str], what: str) -> tuple[Tensor, Tensor | None]:
@@ -326,9 +326,9 @@ def import_images(
             "classes it has with --classes"
         )
     _check_finite(images, classes, names, what)
-    found = _space(read, space, preprocessing)
-    pixel_values = images.float() if found == "network" else preprocessing(images)
-    imported_from = {"layout": read.layout, "space": found, "files": origin_of(read.files)}
+    read_space = _space(read, space, preprocessing)
+    pixel_values = images.float() if read_space == "network" else preprocessing(images)
+    imported_from = {"layout": read.layout, "space": read_space, "files": origin_of(read.files)}
     return DistilledSet(
         pixel_values,
         classes,

@@ -32,8 +32,8 @@ def _buffers(paths: Sequence[str | Path]) -> list[Path]:
     """The files of a list of files and folders; those of a folder by their number."""
 
     def number(path: Path) -> tuple[int, str]:
-        found = re.findall(r"\d+", path.stem)
-        return int(found[-1]) if found else -1, path.name
+        numbers = re.findall(r"\d+", path.stem)
+        return int(numbers[-1]) if numbers else -1, path.name
 
     files: list[Path] = []
     for path in map(Path, paths):
@@ -167,75 +167,112 @@ def import_trajectories(
             spec.name,
         )
     flat = FlatModel.from_spec(spec).to(device)
-    sets = {"train": real, "test": test}
-    measured = {
-        split: Pool(part, part.labels, preprocessing=part.preprocessing, device=device, keep="floats")
-        for split, part in sets.items()
-        if part is not None
-    }
-    origin: list[dict[str, str]] = []
-    training = {
-        "method": method,
-        "dsa_strategy": dsa_strategy,
-        "expert_format": expert_format,
-    }
+    training = {"method": method, "dsa_strategy": dsa_strategy, "expert_format": expert_format}
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".importing-", dir=directory.parent))
     try:
-        count, epochs, accuracies = 0, None, []
+        writer = _Writer(aside, flat, training, {"train": real, "test": test}, torch.device(device))
         with tqdm(total=len(files), desc="files", disable=disable_tqdm) as bar:
             for file in files:
-                origin += origin_of([file])
-                for params in _experts(file, flat):
-                    if epochs not in (None, len(params) - 1):
-                        raise ValueError(
-                            f"{file} holds an expert of {len(params) - 1} epochs and those before have {epochs}; "
-                            "import files of one length"
-                        )
-                    epochs = len(params) - 1
-                    last = params[-1].to(device)
-                    right = {split: _accuracy(flat, last, images) for split, images in measured.items()}
-                    accuracies += [right["train"]] if "train" in right else []
-                    metadata = {
-                        "expert": count,
-                        "imported_from": origin[-1],
-                        "training": training,
-                        "names": flat.names,
-                        "shapes": flat.shapes,
-                        "experts_at_once": None,
-                        "loss": [None] * epochs,
-                        "accuracy": [None] * epochs,
-                        **{f"{split}_accuracy": right.get(split) for split in sets},
-                    }
-                    tensors = compact(params) if expert_format == "compact" else {"params": params}
-                    content = save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
-                    atomic_write(aside / EXPERT_FILE.format(count), content)
-                    count += 1
+                writer.add_file(file)
                 bar.update()
         if real is not None:
-            _warn_near_chance(accuracies, real)
+            _warn_near_chance(writer.train_accuracies, real)
         config = {
             "format_version": FORMAT_VERSION,
-            "num_experts": count,
-            "num_epochs": epochs,
+            "num_experts": writer.count,
+            "num_epochs": writer.epochs,
             "num_params": flat.num_params,
             "student": spec.to_dict(),
             "class_names": names,
             "preprocessing": preprocessing.to_config(),
             "source": {} if real is None else real.provenance,
             "training": training,
-            "imported_from": {"layout": "list[expert][epoch][parameter]", "files": origin},
+            "imported_from": {"layout": "list[expert][epoch][parameter]", "files": writer.origin},
             "device": None,
             "versions": package_versions(),
         }
         # What the expert files say themselves is read in one place.
-        ExpertTrajectories(aside, config).limited(count, epochs)._write_about(
-            aside, preprocessing, Home(directory.name)
-        )
+        experts = ExpertTrajectories(aside, config).limited(writer.count, writer.epochs)
+        experts._write_about(aside, preprocessing, Home(directory.name))
         ExpertTrajectories.from_pretrained(aside).save_pretrained(directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return ExpertTrajectories.from_pretrained(directory)
+
+
+class _Writer:
+    """Writes the experts of one file after another, each into a file of its own, and measures them.
+
+    Args:
+        folder: Where they go.
+        flat: The network that was trained.
+        training: What is said of it in each file.
+        sets: Images by split; the last snapshots are measured on those that there are.
+        device: What they are measured on.
+
+    Attributes:
+        count: Experts so far.
+        epochs: Of each of them.
+        origin: The files that they come from.
+        train_accuracies: In [0, 1], of the last snapshots, where there are training images.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        flat: FlatModel,
+        training: dict[str, Any],
+        sets: dict[str, RealImages | None],
+        device: torch.device,
+    ) -> None:
+        self.folder, self.flat, self.training, self.splits, self.device = folder, flat, training, list(sets), device
+        self.images = {
+            split: Pool(part, part.labels, preprocessing=part.preprocessing, device=device, keep="floats")
+            for split, part in sets.items()
+            if part is not None
+        }
+        self.count, self.epochs = 0, 0
+        self.origin: list[dict[str, str]] = []
+        self.train_accuracies: list[float] = []
+
+    def add_file(self, file: Path) -> None:
+        """Write the experts of `file`.
+
+        Raises:
+            ValueError: They do not fit the network, or have another number of epochs than those before.
+        """
+        self.origin += origin_of([file])
+        for params in _experts(file, self.flat):
+            epochs = len(params) - 1
+            if self.count and epochs != self.epochs:
+                raise ValueError(
+                    f"{file} holds an expert of {epochs} epochs and those before have {self.epochs}; "
+                    "import files of one length"
+                )
+            self.epochs = epochs
+            self._add(params)
+
+    def _add(self, params: Tensor) -> None:
+        last = params[-1].to(self.device)
+        accuracies = {split: _accuracy(self.flat, last, images) for split, images in self.images.items()}
+        if "train" in accuracies:
+            self.train_accuracies.append(accuracies["train"])
+        metadata = {
+            "expert": self.count,
+            "imported_from": self.origin[-1],
+            "training": self.training,
+            "names": self.flat.names,
+            "shapes": self.flat.shapes,
+            "experts_at_once": None,
+            "loss": [None] * self.epochs,
+            "accuracy": [None] * self.epochs,
+            **{f"{split}_accuracy": accuracies.get(split) for split in self.splits},
+        }
+        tensors = compact(params) if self.training["expert_format"] == "compact" else {"params": params}
+        content = save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
+        atomic_write(self.folder / EXPERT_FILE.format(self.count), content)
+        self.count += 1
 
 
 def _experts(file: Path, flat: FlatModel) -> Iterator[Tensor]:

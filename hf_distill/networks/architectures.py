@@ -98,7 +98,7 @@ class StudentSpec:
                 ) from error
 
     def num_params(self) -> int:
-        """How many parameters the network has, without the memory for them.
+        """The number of parameters that the network has, without the memory for them.
 
         Raises:
             ValueError: As `build`.
@@ -130,7 +130,7 @@ class StudentSpec:
 
 
 def _is_option(value: Any) -> bool:
-    """Whether a network may be told so: a text, a flag or a number, or a few of these."""
+    """True where a network may be told so: a text, a flag or a number, or a few of these."""
     if isinstance(value, list):
         return len(value) <= 100 and all(not isinstance(item, list) and _is_option(item) for item in value)
     return value is None or isinstance(value, (bool, str)) or (is_number(value) and abs(value) <= LARGEST)
@@ -175,7 +175,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def fill(
     build: Callable[[], nn.Module],
-    found: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     tensors: Callable[[], dict[str, Tensor]],
     path: Path,
     what: str,
@@ -184,7 +184,7 @@ def fill(
 
     Args:
         build: The network, of any values.
-        found: Shapes of the file's tensors, by name.
+        shapes: Shapes of the file's tensors, by name.
         tensors: Reads them; asked when their shapes are those of the network.
         path: The file, for messages.
         what: The network, for messages.
@@ -194,9 +194,9 @@ def fill(
     """
     with torch.device("meta"):  # a description can ask for a network of any size
         expected = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
-            have, want = found.get(name, "nothing"), expected.get(name, "nothing")
+    for name in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(name) != expected.get(name):
+            have, want = shapes.get(name, "nothing"), expected.get(name, "nothing")
             raise ValueError(
                 f"{path} has {have} for {name}, and {what} {want}; expected the weights of that network: fetch the "
                 "repository again"

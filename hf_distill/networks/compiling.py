@@ -1,4 +1,4 @@
-"""What `accelerate launch` asks for with --dynamo_backend and --mixed_precision, for what is run again and again."""
+"""Options --dynamo_backend and --mixed_precision of `accelerate launch`, for what is run again and again."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.preprocessing import Preprocessing
-from ..hub.checks import WORDS, Rules, are_words, check_values, is_number, is_whole
+from ..hub.checks import OBJECT_OR_NULL, WORDS, Rules, are_words, check_values, is_number, is_whole
 from ..hub.files import atomic_write, load_json
 from ..hub.folder import locate
 from ..hub.repository import Repository
 from .architectures import fill, read_shapes, sha256_of
-from .teachers import TIMM_CONFIG, WEIGHTS, read_timm
+from .timm_files import TIMM_CONFIG, WEIGHTS, read_timm
 
 __all__ = ["LIBRARIES", "TEMPLATES", "Prior", "prompt_templates"]
 
@@ -123,8 +123,8 @@ class Prior:
         self.folder, self.origin = folder, origin
         self._mean, self._std = (torch.tensor(values).view(-1, 1, 1) for values in (images.mean, images.std))
         # What `save_files` writes beside the tower, for the folder may be gone by then.
-        said = [folder / name for name in FILES[library] if name.endswith(".json")]
-        self._said = {path.name: path.read_bytes() for path in said if path.is_file()}
+        descriptions = [folder / name for name in FILES[library] if name.endswith(".json")]
+        self._descriptions = {path.name: path.read_bytes() for path in descriptions if path.is_file()}
         self._log_scale = _log_scale(folder, library)
         # Now, for adapters that are put into the tower change what it holds.
         tensors = visual.state_dict()
@@ -163,12 +163,12 @@ class Prior:
         if library not in (None, *LIBRARIES):
             raise ValueError(f"library {library!r}; expected one of {', '.join(LIBRARIES)}")
         where = {"revision": revision, "token": token, "local_files_only": local_files_only}
-        found, origin = locate(repo_id_or_path, "model", **where), None
-        if isinstance(found, Repository):
-            folder = found.snapshot([CONFIG, OPEN_CLIP_CONFIG])
-            origin = found.at(folder.name)
+        place, origin = locate(repo_id_or_path, "model", **where), None
+        if isinstance(place, Repository):
+            folder = place.snapshot([CONFIG, OPEN_CLIP_CONFIG])
+            origin = place.at(folder.name)
         else:
-            folder = found
+            folder = place
         library = _library(folder, repo_id_or_path, library)
         if origin is not None:
             origin.snapshot(FILES[library])
@@ -208,7 +208,7 @@ class Prior:
 
     @property
     def logit_scale(self) -> float:
-        """What the cosine of image and text is multiplied with: 100 in CLIP's own weights.
+        """The factor of the cosine of image and text: 100 in CLIP's own weights.
 
         Raises:
             ValueError, OSError: As `text_head`, where only the text tower's file has it.
@@ -256,8 +256,8 @@ class Prior:
     def save_files(self, folder: Path) -> None:
         """Put into `folder` what `from_pretrained` reads: the image tower and `logit_scale`, and no text tower."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, said in self._said.items():
-            atomic_write(folder / name, said)
+        for name, content in self._descriptions.items():
+            atomic_write(folder / name, content)
         tower = nn.ModuleDict({"visual": self.visual}) if self.library == "open_clip" else self.visual
         tower = tower.model if self.library == "transformers" else tower
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tower.state_dict().items()}
@@ -295,23 +295,23 @@ class Prior:
         return tower, SimpleTokenizer(context_length=length, clean=clean), dim
 
 
-def _library(folder: Path, name: str | Path, wanted: str | None) -> str:
-    """The library whose files `folder` holds: `wanted`, or the first."""
+def _library(folder: Path, name: str | Path, chosen: str | None) -> str:
+    """The library whose files `folder` holds: `chosen`, or the first."""
     config = load_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     there = {
         "timm": isinstance(config.get("architecture"), str),
         "transformers": config.get("model_type") == "clip",
         "open_clip": (folder / OPEN_CLIP_CONFIG).is_file(),
     }
-    found = [library for library in LIBRARIES if there[library]]
-    if not found:
+    present = [library for library in LIBRARIES if there[library]]
+    if not present:
         raise ValueError(
             f"{name} holds no CLIP model; expected a {CONFIG} of timm or of a CLIP model of transformers, or an "
             f"{OPEN_CLIP_CONFIG}"
         )
-    if wanted is not None and wanted not in found:
-        raise ValueError(f"{name} has no files of {wanted}; expected library={' or '.join(map(repr, found))}")
-    return wanted or found[0]
+    if chosen is not None and chosen not in present:
+        raise ValueError(f"{name} has no files of {chosen}; expected library={' or '.join(map(repr, present))}")
+    return chosen or present[0]
 
 
 def _scale_file(library: str) -> str:
@@ -336,8 +336,8 @@ def _log_scale(folder: Path, library: str) -> float | None:
 def _preprocessing(size: Any, mean: Any, std: Any) -> Preprocessing:
     """Of an image tower for images of `size`, height and width or the side of a square."""
     sides = [size, size] if type(size) is int else size
-    said = {"channels": 3, "image_size": sides, "mean": mean or list(CLIP_MEAN), "std": std or list(CLIP_STD)}
-    return Preprocessing.from_config(said)
+    config = {"channels": 3, "image_size": sides, "mean": mean or list(CLIP_MEAN), "std": std or list(CLIP_STD)}
+    return Preprocessing.from_config(config)
 
 
 # timm
@@ -347,9 +347,9 @@ def _read_timm(folder: Path, name: str) -> tuple[nn.Module, int, Preprocessing]:
     """The image tower, its dimensions, and what its images go through; `name` is what the user calls the folder."""
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{name} has no {WEIGHTS}, and timm's pickles are never read; convert them")
-    model, spec, preprocessing, said = read_timm(folder)
+    model, spec, preprocessing, description = read_timm(folder)
     quick = "quickgelu" in spec.name or spec.kwargs.get("act_layer") == "quick_gelu"
-    if said.get("tag") == "openai" and spec.name.startswith("vit_") and not quick:
+    if description.get("tag") == "openai" and spec.name.startswith("vit_") and not quick:
         raise ValueError(
             f"{name} calls OpenAI's weights a {spec.name}, which has GELU where they were trained with QuickGELU; give "
             "library='open_clip' if it has those files too, or another repository"
@@ -376,9 +376,9 @@ def _read_transformers(folder: Path, name: str) -> tuple[nn.Module, int, Preproc
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     sizes, dim = _clip_config(folder, "vision_config")
-    said = load_json(folder / IMAGES) if (folder / IMAGES).is_file() else {}
+    images = load_json(folder / IMAGES) if (folder / IMAGES).is_file() else {}
     config = CLIPVisionConfig(**sizes)
-    preprocessing = _preprocessing(config.image_size, said.get("image_mean"), said.get("image_std"))
+    preprocessing = _preprocessing(config.image_size, images.get("image_mean"), images.get("image_std"))
     ours = ("vision_model.", "visual_projection.")
     tower = _filled(
         lambda: CLIPVisionModelWithProjection(config), _weights(folder), lambda name: name.startswith(ours), "image"
@@ -425,11 +425,11 @@ def _pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _clip_config(folder: Path, tower: str) -> tuple[dict[str, Any], int]:
-    """What the class of one tower takes, and the dimensions of both."""
+    """The arguments of the class of one tower, and the dimensions of both."""
     path = folder / CONFIG
-    said = load_json(path)
-    check_values(path, said, CLIP_RULES)
-    part, dim = said.get(tower) or {}, said.get("projection_dim") or 512
+    description = load_json(path)
+    check_values(path, description, CLIP_RULES)
+    part, dim = description.get(tower) or {}, description.get("projection_dim") or 512
     known = {name: part[name] for name in SIZES if part.get(name) is not None}
     check_values(f"{path}, {tower},", known, {name: SIZES[name] for name in known})
     # The towers' own number for it means nothing where they are part of a whole.
@@ -445,11 +445,10 @@ SIZES: Rules = {  # that the towers' classes are told; and what else such a file
     "hidden_act": ("quick_gelu or gelu", lambda value: value in ("quick_gelu", "gelu")),
     "layer_norm_eps": ("a number", is_number),
 }
-_OBJECT = ("an object", lambda value: value is None or isinstance(value, dict))
 CLIP_RULES: Rules = {
     "projection_dim": (A_SIZE[0], lambda value: value is None or is_whole(value, 1, VOCABULARY)),
-    "vision_config": _OBJECT,
-    "text_config": _OBJECT,
+    "vision_config": OBJECT_OR_NULL,
+    "text_config": OBJECT_OR_NULL,
 }
 
 
@@ -474,7 +473,7 @@ def _read_open_clip(folder: Path, name: str) -> tuple[nn.Module, int, Preprocess
     path = folder / OPEN_CLIP_WEIGHTS
     if not path.is_file():
         raise ValueError(f"{name} has no {OPEN_CLIP_WEIGHTS}, and open_clip's pickles are never read; convert them")
-    config, said = _open_clip_config(folder)
+    config, images = _open_clip_config(folder)
     quick = config.get("quick_gelu", False)
     if "openai" in Path(name).name.lower() and not quick:
         raise ValueError(
@@ -484,7 +483,7 @@ def _read_open_clip(folder: Path, name: str) -> tuple[nn.Module, int, Preprocess
     vision, dim = config["vision_cfg"], config["embed_dim"]
     if vision.get("timm_model_name"):
         raise ValueError(f"{name} has an image tower of timm in a model of open_clip; expected one of open_clip's own")
-    preprocessing = _preprocessing(vision.get("image_size", 224), said.get("mean"), said.get("std"))
+    preprocessing = _preprocessing(vision.get("image_size", 224), images.get("mean"), images.get("std"))
 
     def build() -> nn.Module:
         return nn.ModuleDict({"visual": CLIP(dim, vision, SMALL_TEXTS, quick_gelu=quick).visual})
@@ -514,17 +513,17 @@ def _open_clip_texts(folder: Path, path: Path) -> tuple[nn.Module, dict[str, Any
 
 
 def _open_clip_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the model's class takes, and what its images go through."""
+    """The arguments of the model's class, and what its images go through."""
     path = folder / OPEN_CLIP_CONFIG
-    said = load_json(path)
-    check_values(path, said, OPEN_CLIP_RULES)
-    if said["model_cfg"].get("multimodal_cfg"):
+    description = load_json(path)
+    check_values(path, description, OPEN_CLIP_RULES)
+    if description["model_cfg"].get("multimodal_cfg"):
         raise ValueError(f"{path} describes a model that writes texts too; expected a CLIP model of two towers")
-    return said["model_cfg"], said.get("preprocess_cfg") or {}
+    return description["model_cfg"], description.get("preprocess_cfg") or {}
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether no number in the description of a tower is beyond what towers have."""
+    """True where no number in the description of a tower is beyond what towers have."""
     if isinstance(value, dict):
         return all(map(_are_sizes, value.values()))
     if isinstance(value, list):
@@ -537,7 +536,7 @@ OPEN_CLIP_RULES: Rules = {
     "model_cfg.embed_dim": A_SIZE,
     "model_cfg.vision_cfg": _TOWER,
     "model_cfg.text_cfg": _TOWER,
-    "preprocess_cfg": _OBJECT,
+    "preprocess_cfg": OBJECT_OR_NULL,
 }
 # In place of the tower that is not wanted.
 SMALL_TEXTS = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -27,9 +26,10 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ..data.preprocessing import Preprocessing
-from ..hub.cards import eval_results, eval_results_file, on_hub, render_card, source_context
+from ..hub.cards import render_card, source_context
 from ..hub.checks import (
     NAMES,
+    OBJECT,
     WORDS,
     Rules,
     are_names,
@@ -45,8 +45,16 @@ from ..hub.files import atomic_write, check_format_version, load_json, package_v
 from ..hub.folder import Home, HubFolder
 from ..rng import generator
 from .architectures import read_shapes, sha256_of
+from .network_folder import (
+    EVAL_RESULTS,
+    RULES,
+    ZCA_FILE,
+    card_metadata,
+    read_preprocessing,
+    write_eval_results,
+    write_whitening,
+)
 from .priors import LIBRARIES, Prior
-from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -156,13 +164,12 @@ def _is_base(value: Any) -> bool:
     return value.get("local") is True or is_commit_of_repository(value)
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_number, value))
+def _is_sketch(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == SKETCHES and all(map(is_number, value))
 
 
-SHARED = ("class_names", "preprocessing", "source", "results", "training", "versions", "device", "release")
 ABOUT: Rules = {
-    **{name: rule for name, rule in RULES.items() if name.split(".")[0] in SHARED and not name.startswith("results.")},
+    **RULES,
     "base": (
         f"an object with library ({', '.join(LIBRARIES)}), sha256, and either repo_id, as owner/name, and revision, a "
         "commit, or local: true",
@@ -171,13 +178,10 @@ ABOUT: Rules = {
     "words": (WORDS, are_words),
     "templates": ("the name of a set of prompts, or a list of texts", _is_templates),
     "logit_scale": ("a finite number", is_number),
-    "image_size": ("a list of numbers", _are_numbers),
-    "mean": ("a list of numbers", _are_numbers),
-    "std": ("a list of numbers", _are_numbers),
-    "lora": ("an object", lambda value: isinstance(value, dict)),
+    "lora": OBJECT,
     "lora.target_modules": ("a regular expression", lambda value: isinstance(value, str)),
     "text_head.sha256": ("64 hex digits", is_hex(64)),
-    "text_head.sketch": (f"{SKETCHES} numbers", lambda value: _are_numbers(value) and len(value) == SKETCHES),
+    "text_head.sketch": (f"{SKETCHES} numbers", _is_sketch),
     "sha256": ("64 hex digits", is_hex(64)),
 }
 LORA = ("r", "alpha", "head_r", "head_alpha", "target_modules")
@@ -301,7 +305,7 @@ class LabelProjector(nn.Module, HubFolder):
             total = (self.model(images) * weights).sum()
             gradients = torch.autograd.grad(total, list(matrices.values()), allow_unused=True)
         pairs = zip(matrices, gradients, strict=True)
-        dead = list(dict.fromkeys(_module(name) for name, found in pairs if found is None or not found.any()))
+        dead = list(dict.fromkeys(_module(name) for name, gradient in pairs if gradient is None or not gradient.any()))
         if dead:
             raise ValueError(
                 f"LoRA in {_listed(dead)} gets no gradient: this image tower uses the weights there "
@@ -337,7 +341,7 @@ class LabelProjector(nn.Module, HubFolder):
         return logits
 
     def _seen(self, x: Tensor) -> Tensor:
-        """What the tower sees of preprocessed images (N, C, H, W): (N, 3, H', W') in its size and normalisation."""
+        """The tower's input for preprocessed images (N, C, H, W): (N, 3, H', W') in its size and normalisation."""
         if x.ndim != 4 or x.shape[1] != self.preprocessing.channels:
             raise ValueError(
                 f"images of shape {tuple(x.shape)}; expected (N, {self.preprocessing.channels}, height, width), "
@@ -402,11 +406,11 @@ class LabelProjector(nn.Module, HubFolder):
 
     @property
     def name(self) -> str:
-        """What it adapts, for messages and cards."""
+        """The prior that it adapts, for messages and cards."""
         return f"on {_name(self.prior)}"
 
     def about(self) -> dict[str, Any]:
-        """What a set says of the projector that labels it, as JSON types."""
+        """The description that a set has of the projector that labels it, as JSON types."""
         measured = {key: value for key, value in self.results.items() if not isinstance(value, list)}
         return {
             "prior": _name(self.prior),
@@ -419,19 +423,19 @@ class LabelProjector(nn.Module, HubFolder):
 
     @property
     def results(self) -> dict[str, Any]:
-        """What was measured, as far as it was: zero_shot_accuracy, test_accuracy, agreement, kl."""
+        """Numbers that were measured, as far as they were: zero_shot_accuracy, test_accuracy, agreement, kl."""
         return self.config["results"]
 
     @property
     def text_head(self) -> Tensor:
         """The text embeddings (K, d) float32, without LoRA, on the CPU."""
         classifier = self.model.get_base_model().classifier.get_base_layer()
-        held = [weight for layer, weight in self._merged if layer is classifier]
-        return (held[0] if held else classifier.weight.detach()).cpu().contiguous()
+        unmerged = [weight for layer, weight in self._merged if layer is classifier]
+        return (unmerged[0] if unmerged else classifier.weight.detach()).cpu().contiguous()
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by."""
+        """The factor of the cosines."""
         return self.model.get_base_model().scale
 
     @property
@@ -456,8 +460,8 @@ class LabelProjector(nn.Module, HubFolder):
 
     @property
     def _sha256(self) -> str:
-        said = [self.class_names, self.words, self.templates]
-        of = json.dumps([self.prior.sha256, *said, self.logit_scale, self.lora.alpha, self.lora.head_alpha])
+        prompts = [self.class_names, self.words, self.templates]
+        of = json.dumps([self.prior.sha256, *prompts, self.logit_scale, self.lora.alpha, self.lora.head_alpha])
         return hashlib.sha256((of + sha256_of(self._tensors())).encode()).hexdigest()
 
     @property
@@ -468,12 +472,12 @@ class LabelProjector(nn.Module, HubFolder):
     def summary(self) -> str:
         """One line: the prior, the classes, the parameters, and the accuracies where they are known."""
         what = f"LoRA of {self.num_params:,} parameters on {_name(self.prior)} for {len(self.class_names):,} classes"
-        said = [
+        accuracies = [
             f"{name} accuracy {100 * self.results[key]:.1f} %"
             for key, name in (("zero_shot_accuracy", "zero-shot"), ("test_accuracy", "test"))
             if self.results.get(key) is not None
         ]
-        return f"{what}: {', '.join(said)}" if said else what
+        return f"{what}: {', '.join(accuracies)}" if accuracies else what
 
     # Classes
 
@@ -524,8 +528,7 @@ class LabelProjector(nn.Module, HubFolder):
         check_values(path, about, ABOUT)
         try:
             lora = Lora(**{name: about["lora"].get(name) for name in LORA})
-            zca = load_file(folder / ZCA_FILE) if about["preprocessing"].get("zca") else None
-            preprocessing = Preprocessing.from_config(about["preprocessing"], zca)
+            preprocessing = read_preprocessing(about["preprocessing"], folder / ZCA_FILE)
         except (OSError, SafetensorError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} or a file it names is damaged ({reason}); fetch or train it again") from error
@@ -535,7 +538,7 @@ class LabelProjector(nn.Module, HubFolder):
                 f"{_name(prior)} has an image tower with the weights {prior.digest}, and {folder} was trained on "
                 f"{about['base']['sha256'][:8]}; give the prior that it was trained on"
             )
-        seen = {name: about[name] for name in ("image_size", "mean", "std")}
+        seen = {name: about.get(name) for name in ("image_size", "mean", "std")}
         if seen != {"image_size": list(prior.image_size), "mean": list(prior.mean), "std": list(prior.std)}:
             raise ValueError(
                 f"{path} has a prior for images with {reprlib.repr(seen)}, and {_name(prior)} is not for such; give "
@@ -573,11 +576,11 @@ class LabelProjector(nn.Module, HubFolder):
 
     def _load_matrices(self, path: Path) -> None:
         try:
-            found = read_shapes(path)
+            shapes = read_shapes(path)
             expected = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
-            for name in sorted(expected.keys() | found.keys()):
-                if found.get(name) != expected.get(name):
-                    have, want = found.get(name, "nothing"), expected.get(name, "nothing")
+            for name in sorted(expected.keys() | shapes.keys()):
+                if shapes.get(name) != expected.get(name):
+                    have, want = shapes.get(name, "nothing"), expected.get(name, "nothing")
                     raise ValueError(
                         f"{path} has {have} for {name}, and the adapter that {INDEX} speaks of {want}; fetch the "
                         "repository again"
@@ -592,7 +595,7 @@ class LabelProjector(nn.Module, HubFolder):
                 matrix.copy_(tensors[name.replace(".default.", ".")])
 
     def _adapter_config(self) -> dict[str, Any]:
-        """What PEFT reads: its own description of the adapter, and of what it belongs to."""
+        """The file that PEFT reads: its own description of the adapter, and of what it belongs to."""
         origin = self.prior.origin
         peft = copy.copy(self.model.peft_config["default"])
         peft.base_model_name_or_path = None if origin is None else origin.repo_id
@@ -605,11 +608,11 @@ class LabelProjector(nn.Module, HubFolder):
         )
 
     def _check_adapter_config(self, path: Path) -> None:
-        found, expected = load_json(path), self._adapter_config()
+        stored, expected = load_json(path), self._adapter_config()
         for name in ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern"):
-            if found.get(name) != expected[name]:
+            if stored.get(name) != expected[name]:
                 raise ValueError(
-                    f"{path} has {name} {reprlib.repr(found.get(name))}, and {INDEX} {reprlib.repr(expected[name])}; "
+                    f"{path} has {name} {reprlib.repr(stored.get(name))}, and {INDEX} {reprlib.repr(expected[name])}; "
                     "fetch the repository again"
                 )
 
@@ -619,15 +622,11 @@ class LabelProjector(nn.Module, HubFolder):
         atomic_write(folder / ADAPTER, save(tensors, {"format": "pt"}))
         save_json(folder / ADAPTER_CONFIG, self._adapter_config())
         atomic_write(folder / TEXT_HEAD, save({"text_head": head}, {"format": "pt"}))
-        if self.preprocessing.zca is not None:
-            atomic_write(folder / ZCA_FILE, save(self.preprocessing.tensors()))
+        write_whitening(folder, self.preprocessing)
         if self.prior.origin is None:
             self.prior.save_files(folder / BASE)
-        source, test = self.config["source"], self.results.get("test_accuracy")
-        if test is not None and on_hub(source):
-            (folder / EVAL_RESULTS).parent.mkdir()
-            notes = f"label projector {self.name}"
-            atomic_write(folder / EVAL_RESULTS, eval_results_file(source, test, notes))
+        accuracy = self.results.get("test_accuracy")
+        write_eval_results(folder, self.config["source"], accuracy, f"label projector {self.name}")
         about = {
             "format_version": FORMAT_VERSION,
             "base": self._base_config(),
@@ -654,24 +653,20 @@ class LabelProjector(nn.Module, HubFolder):
         return {"library": self.prior.library, **where, "sha256": self.prior.sha256}
 
     def _card(self, home: Home, about: dict[str, Any]) -> str:
-        source, base = source_context(self.config["source"]), self.prior.origin
-        test = self.results.get("test_accuracy")
-        scores = {} if test is None else {"test": test}
-        metadata = ModelCardData(
-            license=source["license"],
-            extra_gated_prompt=source["gated_note"],
-            library_name="peft",
+        source, base, accuracy = self.config["source"], self.prior.origin, self.results.get("test_accuracy")
+        metadata = card_metadata(
+            source,
+            {} if accuracy is None else {"test": accuracy},
+            home,
+            library="peft",
+            tags=("image-classification", "label-projector", "hello", "lora"),
             base_model=None if base is None else base.repo_id,
             base_model_relation=None if base is None else "adapter",
             pipeline_tag="image-classification",
-            datasets=[self.config["source"]["name"]] if on_hub(self.config["source"]) else None,
-            tags=["dataset-distillation", "image-classification", "label-projector", "hello", "lora", "hf_distill"],
-            model_name=Path(home.name).name if scores else None,
-            eval_results=eval_results(self.config["source"], scores) or None,
         )
         return render_card(
             "projector.md",
-            metadata=metadata.to_yaml(),
+            metadata=metadata,
             call=home.arguments(),
             folder=home.name,
             on_hub=home.on_hub,
@@ -681,7 +676,7 @@ class LabelProjector(nn.Module, HubFolder):
             digest=self.digest,
             prior_digest=self.prior.digest,
             sizes={"adapter": self.num_bytes, "head": self.text_head_bytes, "prior": self.prior_bytes},
-            **source,
+            **source_context(source),
         )
 
 
@@ -729,23 +724,23 @@ def check_targets(visual: nn.Module, regex: str) -> None:
     """Raise a `ValueError` unless `regex` names modules of the tower, and PEFT adapts each as it should."""
     try:
         re.compile(_with_head(regex))
-        found = [(name, module) for name, module in visual.named_modules() if re.fullmatch(regex, f"visual.{name}")]
+        matched = [(name, module) for name, module in visual.named_modules() if re.fullmatch(regex, f"visual.{name}")]
     except re.error as error:
         raise ValueError(f"target_modules {regex!r} is no regular expression ({error})") from error
-    if not found:
+    if not matched:
         names = [f"visual.{name}" for name, module in visual.named_modules() if _fits(module)]
         raise ValueError(
             f"target_modules {regex!r} matches no module of the image tower; expected a regular expression of whole "
             f"names, such as {_listed(names)}"
         )
-    if any(isinstance(module, nn.MultiheadAttention) for _, module in found):
+    if any(isinstance(module, nn.MultiheadAttention) for _, module in matched):
         # Seen in 0.21: the output projection's product is added twice, its gradient is that of once, and what is
         # subtracted after each call leaves its rounding in the frozen weights.
         raise ValueError(
             f"target_modules {regex!r} matches nn.MultiheadAttention, which PEFT adapts by changing its weights at "
             "each call, and not as it learns; choose linear layers and convolutions"
         )
-    other = next((f"visual.{name} ({type(module).__name__})" for name, module in found if not _fits(module)), None)
+    other = next((f"visual.{name} ({type(module).__name__})" for name, module in matched if not _fits(module)), None)
     if other is not None:
         raise ValueError(
             f"target_modules {regex!r} matches {other}; expected linear layers and convolutions without groups"

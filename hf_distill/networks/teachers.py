@@ -12,40 +12,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
-from ..hub.cards import eval_results, eval_results_file, on_hub, render_card, source_context
-from ..hub.checks import Rules, are_names, check_values, class_difference, is_number, is_whole
+from ..hub.cards import render_card, source_context
+from ..hub.checks import (
+    OBJECT,
+    OBJECT_OR_NULL,
+    Rules,
+    are_names,
+    check_values,
+    class_difference,
+    is_hex,
+    is_share,
+)
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
-from .architectures import FlatModel, StudentSpec, fill, layout_for, read_shapes, sha256_of, timm_with_ours
-from .trajectories import EVAL_RESULTS, RULES, ZCA_FILE, ExpertTrajectories
+from .architectures import FlatModel, StudentSpec, layout_for, sha256_of, timm_with_ours
+from .network_folder import (
+    EVAL_RESULTS,
+    RULES,
+    ZCA_FILE,
+    card_metadata,
+    known_accuracies,
+    read_preprocessing,
+    write_eval_results,
+    write_whitening,
+)
+from .timm_files import TIMM_CONFIG, WEIGHTS, load_weights, read_timm
+from .trajectories import ExpertTrajectories
 
 INDEX = "teacher_config.json"
-TIMM_CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 FORMAT_VERSION = 1
 # Of the description that timm gives a network, what stays true of other weights.
 KEPT = ("fixed_input_size", "interpolation", "crop_pct", "crop_mode", "first_conv", "classifier")
 
 
-def _is_accuracy(value: Any) -> bool:
-    return value is None or (is_number(value) and 0 <= value <= 1)
-
-
-SHARED = ("student", "class_names", "preprocessing", "source", "results", "training", "versions", "device", "release")
+_ACCURACY = ("a number in [0, 1], or null", lambda value: value is None or is_share(value))
 ABOUT: Rules = {
-    **{name: rule for name, rule in RULES.items() if name.split(".")[0] in SHARED and not name.startswith("results.")},
-    "results.train_accuracy": ("a number in [0, 1], or null", _is_accuracy),
-    "results.test_accuracy": ("a number in [0, 1], or null", _is_accuracy),
-    "sha256": ("64 hex digits", lambda text: isinstance(text, str) and len(text) == 64),
-    "weights": ("an object, or null", lambda value: value is None or isinstance(value, dict)),
+    **RULES,
+    "student": OBJECT,
+    "results.train_accuracy": _ACCURACY,
+    "results.test_accuracy": _ACCURACY,
+    "sha256": ("64 hex digits", is_hex(64)),
+    "weights": OBJECT_OR_NULL,
 }
 
 
@@ -142,12 +156,10 @@ class Teacher(HubFolder):
         """One line: the network, its classes, and its accuracies where they are known."""
         size = "x".join(map(str, self.spec.img_size))
         what = f"{self.spec.name} for {self.spec.num_classes:,} classes of {size} images"
-        said = [
-            f"{split} accuracy {100 * self.results[f'{split}_accuracy']:.1f} %"
-            for split in ("train", "test")
-            if self.results.get(f"{split}_accuracy") is not None
+        accuracies = [
+            f"{split} accuracy {100 * accuracy:.1f} %" for split, accuracy in known_accuracies(self.results).items()
         ]
-        return f"{what}: {', '.join(said)}" if said else what
+        return f"{what}: {', '.join(accuracies)}" if accuracies else what
 
     # Classes
 
@@ -158,21 +170,21 @@ class Teacher(HubFolder):
             return
         difference = class_difference(self.class_names, names)
         if len(names) != len(self.class_names):
-            wanted = "use a teacher of these classes, or choose its classes with --classes"
+            cure = "use a teacher of these classes, or choose its classes with --classes"
         elif sorted(names) == sorted(self.class_names):
-            wanted = "the order alone differs: give --classes in its order, or use teacher.reordered(names)"
+            cure = "the order alone differs: give --classes in its order, or use teacher.reordered(names)"
         else:
-            wanted = "use a teacher of these classes"
-        raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {wanted}")
+            cure = "use a teacher of these classes"
+        raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {cure}")
 
     def check_matches(self, real: RealImages) -> None:
         """Raise one `ValueError` that says what differs, unless the classes and the size are those of `real`."""
         self.check_classes(real.class_names)
-        wanted = (self.preprocessing.channels, *self.preprocessing.image_size)
-        if wanted != tuple(real.shape):
+        own_shape = (self.preprocessing.channels, *self.preprocessing.image_size)
+        if own_shape != tuple(real.shape):
             raise ValueError(
-                f"the teacher {self.spec.name} takes images {wanted} (channels, height, width) and the data are "
-                f"{tuple(real.shape)}; give --resolution {wanted[1]} {wanted[2]}, or another teacher"
+                f"the teacher {self.spec.name} takes images {own_shape} (channels, height, width) and the data are "
+                f"{tuple(real.shape)}; give --resolution {own_shape[1]} {own_shape[2]}, or another teacher"
             )
 
     def reordered(self, names: Sequence[str]) -> "Teacher":
@@ -323,7 +335,7 @@ class Teacher(HubFolder):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
 
     def _timm_config(self) -> dict[str, Any]:
-        """What timm reads: the architecture, its options, its classes, and what its images are."""
+        """The file that timm reads: the architecture, its options, its classes, and what its images are."""
         spec, known = self.spec, self.model.pretrained_cfg
         return {
             "architecture": spec.name,
@@ -343,12 +355,9 @@ class Teacher(HubFolder):
 
     def _write(self, folder: Path, home: Home) -> None:
         atomic_write(folder / WEIGHTS, save(self._tensors(), {"format": "pt"}))
-        if self.preprocessing.zca is not None:
-            atomic_write(folder / ZCA_FILE, save(self.preprocessing.tensors()))
-        source, test = self.config["source"], self.results.get("test_accuracy")
-        if test is not None and on_hub(source):
-            (folder / EVAL_RESULTS).parent.mkdir()
-            atomic_write(folder / EVAL_RESULTS, eval_results_file(source, test, f"{self.spec.name}, last epoch"))
+        write_whitening(folder, self.preprocessing)
+        accuracy = self.results.get("test_accuracy")
+        write_eval_results(folder, self.config["source"], accuracy, f"{self.spec.name}, last epoch")
         atomic_write(folder / "README.md", self._card(home))
         save_json(folder / TIMM_CONFIG, self._timm_config())
         about = {
@@ -362,27 +371,20 @@ class Teacher(HubFolder):
         save_json(folder / INDEX, {**about, **home.to_config()})
 
     def _card(self, home: Home) -> str:
-        source = source_context(self.config["source"])
-        scores = {
-            split: self.results[f"{split}_accuracy"]
-            for split in ("train", "test")
-            if self.results.get(f"{split}_accuracy") is not None
-        }
-        metadata = ModelCardData(
-            license=source["license"],
-            extra_gated_prompt=source["gated_note"],
-            library_name="timm",
+        scores = known_accuracies(self.results)
+        metadata = card_metadata(
+            self.config["source"],
+            scores,
+            home,
+            library="timm",
+            tags=("image-classification", "teacher", "timm"),
             pipeline_tag="image-classification",
-            datasets=[self.config["source"]["name"]] if on_hub(self.config["source"]) else None,
-            tags=["dataset-distillation", "image-classification", "teacher", "timm", "hf_distill"],
-            model_name=Path(home.name).name if scores else None,
-            eval_results=eval_results(self.config["source"], scores) or None,
         )
         at = f"@{home.tag}" if home.tag else ""
         build = timm_with_ours().model_entrypoint(self.spec.name)
         return render_card(
             "teacher.md",
-            metadata=metadata.to_yaml(),
+            metadata=metadata,
             call=home.arguments(),
             timm_name=f"hf-hub:{home.name}{at}" if home.on_hub else f"local-dir:{home.name}",
             needs_import=not build.__module__.startswith("timm."),
@@ -393,7 +395,7 @@ class Teacher(HubFolder):
             digest=self.digest,
             bytes=self.num_bytes,
             scores=scores,
-            **source,
+            **source_context(self.config["source"]),
         )
 
     def save_pretrained(self, directory: str | Path) -> Path:
@@ -424,12 +426,11 @@ class Teacher(HubFolder):
         }
         try:
             spec = StudentSpec.from_dict(own["student"])
-            zca = load_file(folder / ZCA_FILE) if own["preprocessing"].get("zca") else None
-            preprocessing = Preprocessing.from_config(own["preprocessing"], zca)
+            preprocessing = read_preprocessing(own["preprocessing"], folder / ZCA_FILE)
         except (OSError, SafetensorError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} or a file it names is damaged ({reason}); fetch or train it again") from error
-        teacher = cls(_load(folder / WEIGHTS, spec), spec, own["class_names"], preprocessing, about)
+        teacher = cls(load_weights(folder / WEIGHTS, spec), spec, own["class_names"], preprocessing, about)
         if teacher._sha256 != own["sha256"]:
             raise ValueError(
                 f"{folder / WEIGHTS} does not hold the weights that {INDEX} speaks of; fetch or save the teacher again"
@@ -440,11 +441,12 @@ class Teacher(HubFolder):
     @classmethod
     def _read_plain(cls, folder: Path) -> Self:
         """The network of a folder that timm's own functions, or somebody else's, wrote."""
-        model, spec, preprocessing, said = read_timm(folder)
-        names = said.get("label_names", said.get("labels"))
+        model, spec, preprocessing, description = read_timm(folder)
+        names = description.get("label_names", description.get("labels"))
         if isinstance(names, dict):
             names = [names.get(str(index)) for index in range(spec.num_classes)]
-        weights = {name: said[name] for name in ("tag", "license", "origin_url") if isinstance(said.get(name), str)}
+        texts = {name: description.get(name) for name in ("tag", "license", "origin_url")}
+        weights = {name: text for name, text in texts.items() if isinstance(text, str)}
         named = are_names(names) and len(names) == spec.num_classes
         teacher = cls(model, spec, names if named else None, preprocessing, {"weights": weights})
         teacher._foreign = True
@@ -452,51 +454,13 @@ class Teacher(HubFolder):
 
 
 def expert_teachers(name: str) -> list[Teacher]:
-    """What the experts in a folder or repository are after their last epoch.
+    """The networks that the experts in a folder or repository are after their last epoch.
 
     Raises:
         ValueError, OSError: As `ExpertTrajectories.from_pretrained` and `Teacher.from_expert`.
     """
     experts = ExpertTrajectories.from_pretrained(name)
     return [Teacher.from_expert(experts, number) for number in range(experts.num_experts)]
-
-
-def read_timm(folder: Path) -> tuple[nn.Module, StudentSpec, Preprocessing, dict[str, Any]]:
-    """What timm's two files in `folder` hold: the network, what builds it, its preprocessing, and all they say of it.
-
-    Raises:
-        ValueError: A file is damaged, or does not fit the other.
-    """
-    path = folder / TIMM_CONFIG
-    config = load_json(path)
-    known = config.get("pretrained_cfg", config)  # long ago it was all one object
-    both = {**known, **config} if isinstance(known, dict) else config
-    check_values(path, both, PLAIN)
-    options = {k: v for k, v in (both.get("model_args") or {}).items() if k not in ("num_classes", "img_size")}
-    channels, *size = known["input_size"]
-    spec = StudentSpec.from_dict(
-        {
-            "name": both["architecture"],
-            "num_classes": both["num_classes"],
-            "in_chans": options.pop("in_chans", channels),
-            "img_size": (both.get("model_args") or {}).get("img_size", size),
-            "kwargs": options,
-        }
-    )
-    preprocessing = Preprocessing.from_config(
-        {"channels": spec.in_chans, "image_size": list(spec.img_size), "mean": known["mean"], "std": known["std"]}
-    )
-    return _load(folder / WEIGHTS, spec), spec, preprocessing, both
-
-
-PLAIN: Rules = {
-    "architecture": ("the name of a timm model", lambda name: isinstance(name, str)),
-    "num_classes": ("a whole number from 1", is_whole),
-    "input_size": ("channels, height and width", lambda size: isinstance(size, list) and len(size) == 3),
-    "mean": ("a number for each channel", lambda values: isinstance(values, list)),
-    "std": ("a number for each channel", lambda values: isinstance(values, list)),
-    "model_args": ("an object, or null", lambda value: value is None or isinstance(value, dict)),
-}
 
 
 def _timm_repository(name: str) -> tuple[str, str | None]:
@@ -515,13 +479,3 @@ def classifiers(model: nn.Module) -> list[str]:
     """Names of the layers that give a timm network's logits, as far as it says."""
     names = model.pretrained_cfg.get("classifier") or []
     return [names] if isinstance(names, str) else list(names)
-
-
-def _load(path: Path, spec: StudentSpec) -> nn.Module:
-    """The network of `spec` with the weights in a safetensors file."""
-    try:
-        found, tensors = read_shapes(path), lambda: load_file(path)
-        return fill(lambda: spec.build(0), found, tensors, path, f"{spec.name} for {spec.num_classes} classes")
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no whole safetensors file ({reason}); fetch or train it again") from error

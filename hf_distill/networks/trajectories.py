@@ -15,24 +15,30 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from typing_extensions import Self
 
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
-from ..hub.cards import eval_results, eval_results_file, on_hub, render_card, source_context
-from ..hub.checks import NAMES, Rules, are_names, check_values, is_number, is_whole
+from ..hub.cards import render_card, source_context
+from ..hub.checks import OBJECT, TEXT_OR_NULL, Rules, check_values, is_share, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, save_json
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec
+from .network_folder import (
+    EVAL_RESULTS,
+    RULES,
+    ZCA_FILE,
+    card_metadata,
+    known_accuracies,
+    read_preprocessing,
+    write_eval_results,
+    write_whitening,
+)
 
 INDEX = "expert_config.json"
-EVAL_RESULTS = ".eval_results/hf_distill.yaml"
-ZCA_FILE = "preprocessing.safetensors"
 EXPERT_FILE = "expert-{:05d}.safetensors"
 FORMAT_VERSION = 1
 ANCHOR_EVERY = 10  # epochs between two float32 rows of a compact trajectory
@@ -45,26 +51,12 @@ TRAINED = ("student", "class_names", "preprocessing", "training", "imported_from
 METADATA = "hf_distill"  # the one metadata key: safetensors writes several in an order that changes from run to run
 
 
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_object_or_absent(value: Any) -> bool:
-    return value is None or isinstance(value, dict)
-
-
-def _is_text_or_absent(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
 def _are_accuracies(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list) and all(is_number(accuracy) and 0 <= accuracy <= 1 for accuracy in value)
-    )
+    return value is None or (isinstance(value, list) and all(map(is_share, value)))
 
 
 def _are_curves(value: Any) -> bool:
-    """Whether a value is a curve for each expert, all of one length: of numbers, or of nulls where nothing is known."""
+    """True for a curve for each expert, all of one length: of numbers, or of nulls where nothing is known."""
     if not isinstance(value, list) or not value or not all(isinstance(curve, list) and curve for curve in value):
         return False
     points = [point for curve in value for point in curve]
@@ -72,50 +64,26 @@ def _are_curves(value: Any) -> bool:
     return len(set(map(len, value))) == 1 and (known or points.count(None) == len(points))
 
 
-# What the index says, beside the student and the preprocessing, which say themselves what they can be.
-RULES: Rules = {
-    "student": ("an object", _is_object),
-    "class_names": (NAMES, are_names),
+INDEX_RULES: Rules = {
+    **RULES,
+    "student": OBJECT,
     "num_experts": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
     "num_epochs": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
     "num_params": ("a whole number from 1", is_whole),
-    "preprocessing": ("an object", _is_object),
-    "source": ("an object", _is_object),
-    "results": ("an object", _is_object),
     "results.train_accuracy": ("numbers in [0, 1], or null", _are_accuracies),
     "results.test_accuracy": ("numbers in [0, 1], or null", _are_accuracies),
     "results.epoch_loss": ("a list of numbers for each expert, of one length", _are_curves),
-    "training": ("an object", _is_object_or_absent),
-    "versions": ("an object", _is_object_or_absent),
-    "device": ("a text, or null", _is_text_or_absent),
+    "test_split": TEXT_OR_NULL,
     "bytes": ("a whole number", lambda count: count is None or is_whole(count, least=0)),
-    "release": ("an object, or null", _is_object_or_absent),
     "imported_from": (
         "an object with files, or null",
         lambda value: value is None or (isinstance(value, dict) and isinstance(value.get("files"), list)),
     ),
-    "source.name": ("a text, or null", _is_text_or_absent),
-    "source.homepage": ("a text, or null", _is_text_or_absent),
-    "source.split": ("a text, or null", _is_text_or_absent),
-    "source.config": ("a text, or null", _is_text_or_absent),
-    "source.revision": ("a text, or null", _is_text_or_absent),
-    "source.num_images": ("a whole number, or null", lambda count: count is None or is_whole(count, least=0)),
-    "source.license": (
-        "a text, a list of texts, or null",
-        lambda value: (
-            value is None
-            or isinstance(value, str)
-            or (isinstance(value, list) and all(isinstance(text, str) for text in value))
-        ),
-    ),
 }
+_LIST = ("a list", lambda value: isinstance(value, list))
+_ACCURACY = ("a number in [0, 1], or null", lambda value: value is None or is_share(value))
 # What an expert's file says of its training.
-ABOUT: Rules = {
-    "loss": ("a list", lambda value: isinstance(value, list)),
-    "accuracy": ("a list", lambda value: isinstance(value, list)),
-    "train_accuracy": ("a number in [0, 1], or null", lambda value: value is None or _are_accuracies([value])),
-    "test_accuracy": ("a number in [0, 1], or null", lambda value: value is None or _are_accuracies([value])),
-}
+ABOUT: Rules = {"loss": _LIST, "accuracy": _LIST, "train_accuracy": _ACCURACY, "test_accuracy": _ACCURACY}
 
 
 class TensorFile:
@@ -146,8 +114,8 @@ class TensorFile:
             for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
                 begin, stop = entry["data_offsets"]
                 numbers = (begin, stop, *entry["shape"])
-                held = math.prod(entry["shape"]) * ITEM_BYTES[entry["dtype"]]
-                if not all(is_whole(number, least=0) for number in numbers) or begin != end or stop - begin != held:
+                length = math.prod(entry["shape"]) * ITEM_BYTES[entry["dtype"]]
+                if not all(is_whole(number, least=0) for number in numbers) or begin != end or stop - begin != length:
                     raise ValueError("its tensors do not lie one after another")
                 end = stop
             if not isinstance(self.metadata, dict):
@@ -187,7 +155,7 @@ class TensorFile:
 
 
 def _version(file: BinaryIO) -> tuple[int, int, int]:
-    """What tells a file from the one that takes its name."""
+    """Inode, size and time, which tell a file from the one that takes its name."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -283,7 +251,7 @@ class ExpertTrajectories(HubFolder):
         path = folder / INDEX
         config = load_json(path)
         check_format_version(path, config, FORMAT_VERSION)
-        check_values(path, config, RULES)
+        check_values(path, config, INDEX_RULES)
         if None in config["results"]["epoch_loss"][0] and config.get("imported_from") is None:
             raise ValueError(f"{path} has no losses, and no imported_from that says why; train or import it again")
         try:
@@ -306,11 +274,11 @@ class ExpertTrajectories(HubFolder):
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """What was done to the images before the experts saw them."""
+        """The preprocessing of the images that the experts saw."""
         config = self.config["preprocessing"]
         path = self._path(ZCA_FILE) if config.get("zca") else self.folder / INDEX
         try:
-            return Preprocessing.from_config(config, load_file(path) if config.get("zca") else None)
+            return read_preprocessing(config, path)
         except (SafetensorError, ValueError, KeyError, OSError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is damaged ({reason}); fetch it or train the experts again") from error
@@ -392,8 +360,8 @@ class ExpertTrajectories(HubFolder):
         files = [TensorFile(self._path(EXPERT_FILE.format(expert))) for expert in range(num_experts)]
         for file in files:
             check_values(file.path, file.metadata, ABOUT)
-        held = [file.metadata for file in files]
-        stored = {len(metadata["loss"]) for metadata in held}
+        training = [file.metadata for file in files]
+        stored = {len(metadata["loss"]) for metadata in training}
         if min(stored) < num_epochs:
             raise ValueError(
                 f"the experts in {self.folder} hold {min(stored)} epochs, and {num_epochs} were asked for; "
@@ -401,11 +369,11 @@ class ExpertTrajectories(HubFolder):
             )
         results: dict[str, Any] = {}
         for split in ("train", "test"):
-            accuracies = [metadata[f"{split}_accuracy"] for metadata in held]
+            accuracies = [metadata[f"{split}_accuracy"] for metadata in training]
             results[f"{split}_accuracy"] = accuracies if stored == {num_epochs} and None not in accuracies else None
         for name in ("loss", "accuracy"):
-            results[f"epoch_{name}"] = [metadata[name][:num_epochs] for metadata in held]
-        results["experts_at_once"] = [metadata.get("experts_at_once") for metadata in held]
+            results[f"epoch_{name}"] = [metadata[name][:num_epochs] for metadata in training]
+        results["experts_at_once"] = [metadata.get("experts_at_once") for metadata in training]
         size = sum(file.path.stat().st_size for file in files)
         changes = {"num_experts": num_experts, "num_epochs": num_epochs, "results": results, "bytes": size}
         view = type(self)(self.folder, {**self.config, **changes})
@@ -422,11 +390,13 @@ class ExpertTrajectories(HubFolder):
 
     def summary(self) -> str:
         """One line: how many experts of which network, and how accurate they are where that is known."""
-        accuracies = {split: self.config["results"][f"{split}_accuracy"] for split in ("train", "test")}
-        said = [f"{split} accuracy {_percent(values)} %" for split, values in accuracies.items() if values]
+        accuracies = [
+            f"{split} accuracy {_percent(values)} %"
+            for split, values in known_accuracies(self.config["results"]).items()
+        ]
         what = f"{self.num_experts} experts x {self.num_epochs} epochs of {self.spec.name}"
         what += f" ({self.config['num_params']:,} parameters)"
-        return f"{what}: {', '.join(said)}" if said else what
+        return f"{what}: {', '.join(accuracies)}" if accuracies else what
 
     def flat_model(self) -> FlatModel:
         """The network that a row holds the parameters of.
@@ -471,28 +441,14 @@ class ExpertTrajectories(HubFolder):
 
     def _card(self, home: Home) -> str:
         source, results = self.config["source"], self.config["results"]
-        about_source = source_context(source)
-        scores = {
-            split: statistics.fmean(results[f"{split}_accuracy"])
-            for split in ("train", "test")
-            if results[f"{split}_accuracy"]
-        }
-        metadata = ModelCardData(
-            license=about_source["license"],
-            extra_gated_prompt=about_source["gated_note"],
-            library_name="hf_distill",
-            datasets=[source["name"]] if on_hub(source) else None,
-            tags=["dataset-distillation", "expert-trajectories", "image-classification", "hf_distill"],
-            model_name=Path(home.name).name if scores else None,
-            eval_results=eval_results(source, self._by_split(scores)) or None,
-        )
+        by_split = known_accuracies(results)
+        scores = self._by_split({split: statistics.fmean(accuracies) for split, accuracies in by_split.items()})
+        tags = ("expert-trajectories", "image-classification")
         lines = []
         if results["train_accuracy"]:
             lines = ["| split | accuracy in %, mean ± standard deviation | experts |", "| --- | ---: | ---: |"]
-        for split in ("train", "test"):
-            if results[f"{split}_accuracy"]:
-                accuracies = results[f"{split}_accuracy"]
-                lines.append(f"| {split} | {_percent(accuracies)} | {len(accuracies)} |")
+        for split, accuracies in by_split.items():
+            lines.append(f"| {split} | {_percent(accuracies)} | {len(accuracies)} |")
         lines.append("")
         if None in results["epoch_loss"][0]:  # imported
             files = self.config["imported_from"]["files"]
@@ -507,12 +463,12 @@ class ExpertTrajectories(HubFolder):
             ]
         return render_card(
             "experts.md",
-            metadata=metadata.to_yaml(),
+            metadata=card_metadata(source, scores, home, library="hf_distill", tags=tags),
             call=home.arguments(),
             config=self.config,
             bytes=self.config["bytes"],
             results="\n".join(lines),
-            **about_source,
+            **source_context(source),
         )
 
     def _by_split(self, scores: dict[str, float]) -> dict[str, float]:
@@ -527,24 +483,21 @@ class ExpertTrajectories(HubFolder):
             ValueError: Also where `directory` holds other experts: their files have the same names, and a folder in
                 which some are replaced cannot be told from a whole one.
         """
-        held = Path(directory) / INDEX
-        if held.is_file():
-            known = load_json(held)
-            mixed = [key for key in TRAINED if known.get(key) != self.config.get(key)]
+        index = Path(directory) / INDEX
+        if index.is_file():
+            there = load_json(index)
+            mixed = [key for key in TRAINED if there.get(key) != self.config.get(key)]
             if mixed:
                 raise ValueError(f"{directory} holds experts of another {mixed[0]}; give another folder")
         return super().save_pretrained(directory)
 
     def _write_about(self, folder: Path, preprocessing: Preprocessing, home: Home) -> None:
-        if preprocessing.zca is not None:
-            atomic_write(folder / ZCA_FILE, save(preprocessing.tensors()))
+        write_whitening(folder, preprocessing)
         atomic_write(folder / "README.md", self._card(home))
-        accuracies = self.config["results"]["test_accuracy"]
-        if accuracies and on_hub(self.config["source"]):
-            notes = f"mean of {len(accuracies)} experts after {self.num_epochs} epochs"
-            (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
-            text = eval_results_file(self.config["source"], statistics.fmean(accuracies), notes)
-            atomic_write(folder / EVAL_RESULTS, text)
+        accuracies = self.config["results"]["test_accuracy"] or []
+        mean = statistics.fmean(accuracies) if accuracies else None
+        notes = f"mean of {len(accuracies)} experts after {self.num_epochs} epochs"
+        write_eval_results(folder, self.config["source"], mean, notes)
         save_json(folder / INDEX, {**self.config, **home.to_config()})
 
 
