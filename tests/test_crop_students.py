@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hf_distill.augmentation.views import Views
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.labels import LabelSource, NetworkLabels
-from hf_distill.distilled.pools import Pool, accuracy
+from hf_distill.distilled.pools import Pool
+from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.crop_students import (
     classes_loss,
     distillation_loss,

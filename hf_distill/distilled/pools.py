@@ -1,10 +1,10 @@
-"""`Pool`: labelled images to train or test on, on the device; and the accuracy of a network on them."""
+"""`Pool`: labelled images to train or test on, on the device."""
 
 import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
@@ -107,22 +107,3 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 def loss_targets(targets: Tensor) -> Tensor:
     """What the cross-entropy takes: classes (N,) as they are, softmax(targets) for logits (N, K)."""
     return targets.float().softmax(dim=-1) if targets.is_floating_point() else targets
-
-
-def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """The share of images, in [0, 1], whose class is among the `k` largest of their logits.
-
-    Args:
-        logits: (N, K).
-        labels: (N,) classes.
-        k: How many guesses count; all when there are fewer classes.
-    """
-    guesses = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (N, k)
-    return (guesses == labels[:, None]).any(dim=1).double().mean().item()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
-    """Top-k accuracy in [0, 1] of `model`, in evaluation mode, on all images of `pool`."""
-    model.eval()
-    return topk_accuracy(torch.cat([model(images) for _, images in pool.batches()]), pool.labels, k)
