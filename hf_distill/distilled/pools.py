@@ -1,7 +1,7 @@
-"""Targets that labels give to the images of a pool, as losses take them, and the accuracy of a network on them."""
+"""Targets that labels give to the images of a pool, as losses take them."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.feed import TEST_BATCH, Pool, upload
 from .labels import LabelSource
@@ -45,22 +45,3 @@ class RowTargets:
 def loss_targets(targets: Tensor) -> Tensor:
     """Targets as the cross-entropy takes them: classes (N,) as they are, softmax(targets) for logits (N, K)."""
     return targets.float().softmax(dim=-1) if targets.is_floating_point() else targets
-
-
-def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """The share of images, in [0, 1], whose class is among the `k` largest of their logits.
-
-    Args:
-        logits: (N, K).
-        labels: (N,) classes.
-        k: How many guesses count; all when there are fewer classes.
-    """
-    guesses = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (N, k)
-    return (guesses == labels[:, None]).any(dim=1).double().mean().item()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
-    """Top-k accuracy in [0, 1] of `model`, in evaluation mode, on all images of `pool`."""
-    model.eval()
-    return topk_accuracy(torch.cat([model(images) for _, images in pool.batches()]), pool.labels, k)

@@ -9,16 +9,13 @@ compare images by comes from a network trained on all of them, and where full da
 """
 
 import difflib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..config import BASELINES, check_at_least, check_choice
 from ..data.feed import Keep, Pool
@@ -26,24 +23,21 @@ from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels
-from ..distilled.pools import accuracy, topk_accuracy
 from ..hub.cards import human_bytes
 from ..hub.checks import is_number
 from ..hub.results import EvalReport, EvalRow
 from ..networks.architectures import StudentSpec
 from ..rng import derive_seed
+from .accuracy import accuracy
 from .coresets import coresets, random_rows
 from .protocols import PROTOCOLS, CropProtocol, EvalProtocol
-from .students import check_student, student_name, students_at_once, train_student, train_students
+from .students import check_student, student_name
+from .trainer import Case, Result, Trainer
 
 __all__ = [
-    "BASELINES",
     "PROTOCOLS",
-    "Case",
     "EvalProtocol",
     "Pool",
-    "Trainer",
-    "accuracy",
     "check_data",
     "check_labels",
     "device_name",
@@ -52,16 +46,14 @@ __all__ = [
     "made_for",
     "protocol_for",
     "real_pool",
-    "student_name",
     "student_specs",
-    "topk_accuracy",
-    "train_student",
+    "trainer_for",
     "validation_accuracy",
 ]
 
 
 def protocol_for(distilled: DistilledSet, protocol: str | EvalProtocol | None = None) -> EvalProtocol:
-    """How students of a set are trained: one of `PROTOCOLS`, with the augmentation that the set was made with.
+    """The way to train students of a set: one of `PROTOCOLS`, with the augmentation that the set was made with.
 
     Args:
         distilled: The set.
@@ -90,120 +82,6 @@ def protocol_for(distilled: DistilledSet, protocol: str | EvalProtocol | None = 
 def made_for(distilled: DistilledSet) -> StudentSpec | None:
     """The student that a set was distilled for, as far as its configuration says."""
     return None if "student" not in distilled.config else StudentSpec.from_dict(distilled.config["student"])
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of a report: E students, each on its rows of `pool`; `trial` (N,) are the rows to try rates on.
-
-    What is drawn at random is a function of (`set`, `labels`, student), so cases that share them are pairs.
-    """
-
-    set: str
-    labels: str
-    spec: StudentSpec
-    pool: Pool
-    targets: Tensor | LabelSource
-    rows: Tensor
-    trial: Tensor
-    lrs: tuple[float, ...]
-    epochs: int
-
-
-_Judge = Callable[[int, int, nn.Module], Any]  # (index of the case, number of the student, student)
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """Trains the students of many cases, spread over the processes; every process gets all results.
-
-    Attributes:
-        accelerator: Processes, device and precision.
-        protocol: The schedule.
-        seed: The one seed.
-        held_out: What learning rates are chosen on; None takes the first of each case.
-        disable_tqdm: No progress bars.
-    """
-
-    accelerator: Accelerator
-    protocol: EvalProtocol
-    seed: int
-    held_out: Pool | None
-    disable_tqdm: bool
-
-    def choose(self, cases: Sequence[Case]) -> list[float]:
-        """For each case the learning rate that does best on held-out images; the first if there are none."""
-        chosen = [case.lrs[0] for case in cases]
-        held_out = self.held_out
-        if held_out is None:
-            return chosen
-        undecided = [i for i, case in enumerate(cases) if len(case.lrs) > 1]
-        trials = []
-        for case in (cases[i] for i in undecided):
-            # One seed for all rates: they start from the same network and see the same batches.
-            seed = derive_seed(self.seed, "trial", case.set, case.labels, student_name(case.spec))
-            rows = case.trial.expand(len(case.lrs), -1)
-            trials.append(_Job(case, rows, case.lrs, [seed] * len(case.lrs)))
-        found = self._run(trials, lambda index, number, model: accuracy(model, held_out), "learning rates")
-        for i, accuracies in zip(undecided, found, strict=True):
-            chosen[i] = cases[i].lrs[accuracies.index(max(accuracies))]
-        return chosen
-
-    def train(self, cases: Sequence[Case], lrs: Sequence[float], judge: _Judge) -> list[list[Any]]:
-        """For each case what `judge` says of each of its students."""
-        jobs = []
-        for case, lr in zip(cases, lrs, strict=True):
-            path = ("student", case.set, case.labels, student_name(case.spec))
-            seeds = [derive_seed(self.seed, *path, number) for number in range(len(case.rows))]
-            jobs.append(_Job(case, case.rows, [lr] * len(seeds), seeds))
-        return self._run(jobs, judge, "students")
-
-    def _run(self, jobs: "Sequence[_Job]", judge: _Judge, what: str) -> list[list[Any]]:
-        parts: list[tuple[int, slice]] = []
-        for index, (case, rows, _, seeds) in enumerate(jobs):
-            # Who trains side by side depends on the case alone, so that the number of processes changes no result.
-            size = students_at_once(case.pool, rows, self.protocol)
-            parts += [(index, slice(start, start + size)) for start in range(0, len(seeds), size)]
-        mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
-        found = []
-        with tqdm(
-            total=sum(len(jobs[index].seeds[part]) for index, part in mine),
-            desc=f"evaluate ({what})",
-            unit="net",
-            leave=False,
-            disable=self.disable_tqdm or not self.accelerator.is_main_process,
-        ) as bar:
-            for index, part in mine:
-                case, rows, lrs, seeds = jobs[index]
-                # The launcher's precision, for networks of many layers; trajectories are matched in single precision.
-                with self.accelerator.autocast() if self.protocol.per_view else nullcontext():
-                    students = train_students(
-                        case.pool,
-                        case.targets,
-                        rows[part],
-                        case.spec,
-                        self.protocol,
-                        epochs=case.epochs,
-                        lrs=lrs[part],
-                        seeds=seeds[part],
-                        accelerator=self.accelerator,
-                    )
-                for number, student in enumerate(students, start=part.start):
-                    found.append((index, number, judge(index, number, student)))
-                bar.update(len(students))
-        results: list[list[Any]] = [[None] * len(job.seeds) for job in jobs]
-        for index, number, value in gather_object(found):
-            results[index][number] = value
-        return results
-
-
-class _Job(NamedTuple):
-    """E students of a case: the rows (E, N), the learning rate and the seed of each."""
-
-    case: Case
-    rows: Tensor
-    lrs: Sequence[float]
-    seeds: Sequence[int]
 
 
 def evaluate(
@@ -282,71 +160,104 @@ def evaluate(
     specs = student_specs(distilled, students)
     for spec in specs:
         check_student(spec)
-    held_out = held_out if held_out is not None and len(held_out) else None
-    for real in (train, test, *([] if held_out is None else [held_out])):
-        check_data(distilled, real)
+    check_data(distilled, train)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     if baselines:
         _check_enough(train, counts)
-
+    trainer = trainer_for(distilled, protocol, test, held_out, seed, accelerator, disable_tqdm)
+    own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
     # Without networks trained on all of them, training images are looked at once, or few of them again and again.
-    train_pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
-    test_pool = real_pool(distilled, test, accelerator)
-    held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
-    trainer = Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
-    targets: dict[str, Tensor | LabelSource] = {"hard": train_pool.labels}
-    if distilled.teacher is not None and (baselines or full_data):
-        targets["soft"] = distilled.teacher
+    pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
+    real = _RealSets(train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, trainer)
 
-    def real_cases(name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[Case]:
-        return [
-            Case(name, labels, spec, train_pool, wanted, rows, trial, protocol.lrs, epochs)
-            for spec in specs
-            for labels, wanted in targets.items()
-        ]
-
-    def test_accuracy(index: int, number: int, model: nn.Module) -> float:
-        return accuracy(model, test_pool)
-
-    def test_or_choose(index: int, number: int, model: nn.Module) -> tuple[float | None, dict[str, Tensor] | None]:
-        chosen = coresets(train, train_pool, counts, greedy, model) if (index, number) == (guide_index, 0) else None
-        return (test_accuracy(index, number, model) if index < reported else None), chosen
-
-    greedy = [name for name in baselines if name != "random"]
-    everything = torch.arange(len(train))
     guide = (made_for(distilled) or specs[0]) if full_data else None
-    cases, lrs, accuracies = [], [], []
-    if guide is not None:
-        cases = real_cases("full data", everything.expand(num_seeds, -1), everything, protocol.full_data_epochs)
-        reported = len(cases)
-        if greedy and guide not in specs:
-            cases.append(
-                replace(cases[0], labels="hard", spec=guide, targets=targets["hard"], rows=everything.expand(1, -1))
-            )
-        guide_index = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
-        lrs = trainer.choose(cases)
-        found = trainer.train(cases, lrs, test_or_choose)
-        accuracies = [[measured for measured, _ in students] for students in found[:reported]]
-        cases, lrs = cases[:reported], lrs[:reported]
-        subsets = {} if guide_index is None else found[guide_index][0][1]
-    else:
-        subsets = coresets(train, train_pool, counts, greedy, None)
-
-    small = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
-    for name in baselines:
-        if name == "random":
-            rows = torch.stack([random_rows(train, counts, seed, number) for number in range(num_seeds)])
-            small += real_cases(name, rows, random_rows(train, counts, seed, "trial"), protocol.epochs)
-        else:
-            small += real_cases(name, subsets[name].expand(num_seeds, -1), subsets[name], protocol.epochs)
-    small_lrs = trainer.choose(small)
-    accuracies += trainer.train(small, small_lrs, test_accuracy)
+    results, coreset_rows = real.full_data(guide) if guide is not None else ([], real.coresets(None))
+    results += trainer.measure([*own, *real.baselines(coreset_rows)])
     compared = "pixels" if guide is None else f"features of {student_name(guide)}, trained on full data"
-    split = str(test.provenance["split"])
-    compared = compared if greedy else None
-    report = _report([*cases, *small], [*lrs, *small_lrs], accuracies, trainer, compared, split, labels)
+    context = {"coresets_compare": compared} if real.greedy else {}
+    report = _report(results, trainer, str(test.provenance["split"]), labels, context)
     distilled.report = (distilled.report or EvalReport()).merge(report)
     return report
+
+
+@dataclass(frozen=True)
+class _RealSets:
+    """The sets of real images that a distilled one is compared with: all of them, and subsets as large as it is.
+
+    Attributes:
+        train: All of them.
+        pool: The same, as students see them.
+        teacher: What labels them where the set has soft labels.
+        counts: Images of each class in a subset.
+        specs: The students.
+        names: Which subsets.
+        num_seeds: Students per row.
+        trainer: What trains and tests them.
+    """
+
+    train: RealImages
+    pool: Pool
+    teacher: LabelSource | None
+    counts: Sequence[int]
+    specs: Sequence[StudentSpec]
+    names: Sequence[str]
+    num_seeds: int
+    trainer: Trainer
+
+    @property
+    def greedy(self) -> list[str]:
+        """The names of the subsets that compare images."""
+        return [name for name in self.names if name != "random"]
+
+    def coresets(self, model: nn.Module | None) -> dict[str, Tensor]:
+        """The rows (N,) of the subsets that compare images, by the features of `model`, else by pixels."""
+        return coresets(self.train, self.pool, self.counts, self.greedy, model)
+
+    def full_data(self, guide: StudentSpec) -> tuple[list[Result], dict[str, Tensor]]:
+        """The results of all real images, and the `coresets` by the first network `guide` that learned them."""
+        everything = torch.arange(len(self.train))
+        epochs = self.trainer.protocol.full_data_epochs
+        cases = self._cases("full data", everything.expand(self.num_seeds, -1), everything, epochs)
+        reported = len(cases)
+        if self.greedy and guide not in self.specs:  # a network for the features alone
+            only, classes = everything.expand(1, -1), self.pool.labels
+            cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only))
+        guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
+
+        def judge(index: int, number: int, model: nn.Module) -> tuple[float | None, dict[str, Tensor]]:
+            rows = self.coresets(model) if (index, number) == (guiding, 0) else {}
+            return (accuracy(model, self.trainer.test) if index < reported else None), rows
+
+        lrs = self.trainer.choose(cases)
+        judged = self.trainer.train(cases, lrs, judge)
+        results = [
+            Result(case, lr, [measured for measured, _ in students])
+            for case, lr, students in zip(cases, lrs, judged, strict=True)
+        ]
+        return results[:reported], {} if guiding is None else judged[guiding][0][1]
+
+    def baselines(self, coreset_rows: dict[str, Tensor]) -> list[Case]:
+        """The cases of the subsets; `coreset_rows` are those of `coresets`, and random ones are drawn here."""
+        cases, seed, epochs = [], self.trainer.seed, self.trainer.protocol.epochs
+        for name in self.names:
+            if name == "random":
+                draws = [random_rows(self.train, self.counts, seed, number) for number in range(self.num_seeds)]
+                rows, trial = torch.stack(draws), random_rows(self.train, self.counts, seed, "trial")
+            else:
+                rows, trial = coreset_rows[name].expand(self.num_seeds, -1), coreset_rows[name]
+            cases += self._cases(name, rows, trial, epochs)
+        return cases
+
+    def _cases(self, name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[Case]:
+        """For each student the case of classes, and that of the teacher's labels."""
+        targets: dict[str, Tensor | LabelSource] = {"hard": self.pool.labels}
+        if self.teacher is not None:
+            targets["soft"] = self.teacher
+        return [
+            Case(name, labels, spec, self.pool, target, rows, trial, self.trainer.protocol.lrs, epochs)
+            for spec in self.specs
+            for labels, target in targets.items()
+        ]
 
 
 def validation_accuracy(
@@ -368,10 +279,10 @@ def validation_accuracy(
     """
     pool = held_out if isinstance(held_out, Pool) else real_pool(distilled, held_out, accelerator)
     # Streams of their own: the students that select a step are not those that report on it.
-    trainer = Trainer(accelerator, protocol, derive_seed(seed, "validation"), None, disable_tqdm=True)
-    own = _distilled_cases(distilled, student_specs(distilled, None), protocol, num_nets, accelerator.device)[:1]
-    found = trainer.train(own, trainer.choose(own), lambda index, number, model: accuracy(model, pool))
-    return sum(found[0]) / num_nets
+    trainer = Trainer(accelerator, protocol, derive_seed(seed, "validation"), pool, held_out=None, disable_tqdm=True)
+    own = _distilled_cases(distilled, student_specs(distilled, None), protocol, num_nets, accelerator.device)
+    (result,) = trainer.measure(own[:1])
+    return sum(result.accuracies) / num_nets
 
 
 def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec] | None) -> list[StudentSpec]:
@@ -406,6 +317,28 @@ def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:
     return Pool(distilled.pixel_values, distilled.labels, preprocessing=preprocessing, device=device)
 
 
+def trainer_for(
+    distilled: DistilledSet,
+    protocol: EvalProtocol,
+    test: RealImages,
+    held_out: RealImages | None,
+    seed: int,
+    accelerator: Accelerator,
+    disable_tqdm: bool,
+) -> Trainer:
+    """What trains students of a set and tests them on `test`; learning rates are chosen on `held_out`, where it is.
+
+    Raises:
+        ValueError: The images are not like those of the set.
+    """
+    held_out = held_out if held_out is not None and len(held_out) else None
+    for real in (test, *([] if held_out is None else [held_out])):
+        check_data(distilled, real)
+    test_pool = real_pool(distilled, test, accelerator)
+    held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
+    return Trainer(accelerator, protocol, seed, test_pool, held_out_pool, disable_tqdm)
+
+
 def check_data(distilled: DistilledSet, real: RealImages) -> None:
     """Raise a one-line `ValueError` unless `real` has images of the size and classes of the set."""
 
@@ -426,10 +359,10 @@ def check_data(distilled: DistilledSet, real: RealImages) -> None:
 
 def _check_enough(real: RealImages, counts: Sequence[int]) -> None:
     for label, count in enumerate(counts):
-        found = len(real.class_rows(label))
-        if found < count:
+        there = len(real.class_rows(label))
+        if there < count:
             raise ValueError(
-                f"class {real.class_names[label]!r} has {found} training image(s) and the baselines need {count}; "
+                f"class {real.class_names[label]!r} has {there} training image(s) and the baselines need {count}; "
                 "leave the class out of the distilled set, hold out less of train, or evaluate without baselines"
             )
 
@@ -455,12 +388,12 @@ def _distilled_cases(
     rows = torch.arange(len(distilled))
     cases = []
     for spec in specs:
-        for kind, wanted in targets.items():
+        for kind, target in targets.items():
             # Where everything is as in the distillation, the learned rate is part of the result and not to be tuned.
             as_made = learned and kind == own and spec == made_for(distilled)
             lrs = learned if as_made else (*learned, *protocol.lrs)
             every = rows.expand(num_seeds, -1)
-            cases.append(Case("distilled", kind, spec, pool, wanted, every, rows, lrs, protocol.epochs))
+            cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs))
     return cases
 
 
@@ -483,32 +416,33 @@ def device_name(device: torch.device) -> str:
 
 
 def _report(
-    cases: Sequence[Case],
-    lrs: Sequence[float],
-    accuracies: Sequence[list[float]],
+    results: Sequence[Result],
     trainer: Trainer,
-    compared: str | None,
     split: str,
     labels: EpochLabels | ProjectorLabels | None,
+    context: dict[str, str],
 ) -> EvalReport:
-    protocol, name = trainer.protocol.name, device_name(trainer.accelerator.device)
+    """The report of some results; `context` is what their meta says beside how students were trained."""
+    protocol, device = trainer.protocol, device_name(trainer.accelerator.device)
     report = EvalReport()
-    for case, lr, found in zip(cases, lrs, accuracies, strict=True):
-        student, trained = student_name(case.spec), protocol
+    for case, lr, accuracies in results:
+        student, trained = student_name(case.spec), protocol.name
         if labels is not None and (case.set, case.labels) == ("distilled", "soft"):
-            what = "stored labels" if isinstance(labels, EpochLabels) else f"label projector {labels.digest}"
-            trained = f"{protocol}, {what} ({human_bytes(labels.num_bytes)})"
-        report.rows.append(EvalRow(case.set, case.labels, student, trained, case.rows.shape[1], found, name, split))
-        seen = {"dsa_strategy": trainer.protocol.dsa_strategy}
-        if isinstance(trainer.protocol, CropProtocol):
-            seen = {"views": trainer.protocol.views.to_config(), "loss": trainer.protocol.loss}
-            seen |= {"ce_weight": trainer.protocol.ce_weight, "cosine": trainer.protocol.cosine}
-            if trainer.protocol.loss == "kl":
-                seen["temperature"] = trainer.protocol.temperature
-        used = {"seed": trainer.seed, **seen, "learning_rates": {}, "epochs": {}}
-        if compared is not None:
-            used["coresets_compare"] = compared
-        context = report.meta.setdefault(f"{protocol}, {student}", used)
+            kind = "stored labels" if isinstance(labels, EpochLabels) else f"label projector {labels.digest}"
+            trained = f"{protocol.name}, {kind} ({human_bytes(labels.num_bytes)})"
+        images = case.rows.shape[1]
+        report.rows.append(EvalRow(case.set, case.labels, student, trained, images, accuracies, device, split))
+        about = {"seed": trainer.seed, **_training(protocol), "learning_rates": {}, "epochs": {}, **context}
+        about = report.meta.setdefault(f"{protocol.name}, {student}", about)
         row = f"{case.set}, {case.labels} labels"
-        context["learning_rates"][row], context["epochs"][row] = lr, case.epochs
+        about["learning_rates"][row], about["epochs"][row] = lr, case.epochs
     return report
+
+
+def _training(protocol: EvalProtocol) -> dict[str, Any]:
+    """A report's words for what students see and learn, as JSON types."""
+    if not isinstance(protocol, CropProtocol):
+        return {"dsa_strategy": protocol.dsa_strategy}
+    about = {"views": protocol.views.to_config(), "loss": protocol.loss}
+    about |= {"ce_weight": protocol.ce_weight, "cosine": protocol.cosine}
+    return {**about, "temperature": protocol.temperature} if protocol.loss == "kl" else about

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import check_at_least
 from ..data.feed import Pool
@@ -18,24 +18,14 @@ from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, ProjectorLabels, StoredLabels
-from ..distilled.pools import accuracy
 from ..hub.repository import Repository
 from ..hub.results import LabelRow
 from ..networks.architectures import StudentSpec
 from ..networks.projector import INDEX, LabelProjector
-from .evaluate import (
-    Case,
-    Trainer,
-    check_data,
-    check_labels,
-    device_name,
-    distilled_pool,
-    protocol_for,
-    real_pool,
-    student_specs,
-)
+from .evaluate import check_labels, device_name, distilled_pool, protocol_for, student_specs, trainer_for
 from .protocols import EvalProtocol
 from .students import check_student, student_name
+from .trainer import Case
 
 __all__ = ["compare_labels", "find_labels", "label_sources"]
 
@@ -100,37 +90,8 @@ def compare_labels(
     protocol = protocol_for(distilled, protocol)
     (spec,) = student_specs(distilled, None if student is None else [student])
     check_student(spec)
-    held_out = held_out if held_out is not None and len(held_out) else None
-    for real in (test, *([] if held_out is None else [held_out])):
-        check_data(distilled, real)
-
-    pool = distilled_pool(distilled, accelerator.device)
-    targets = {name: _targets(source, distilled, pool, protocol) for name, source in sources.items()}
-    test_pool = real_pool(distilled, test, accelerator)
-    held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
-    trainer = Trainer(accelerator, protocol, seed, held_out_pool, disable_tqdm)
-    rows = torch.arange(len(distilled))
-    learned = () if distilled.lr is None else (distilled.lr.item(),)
-    cases = [
-        Case(
-            "distilled",
-            "soft",
-            spec,
-            pool,
-            wanted,
-            rows.expand(num_seeds, -1),
-            rows,
-            (*learned, *protocol.lrs),
-            protocol.epochs,
-        )
-        for wanted in targets.values()
-    ]
-
-    def test_accuracy(index: int, number: int, model: nn.Module) -> float:
-        return accuracy(model, test_pool)
-
-    lrs = trainer.choose(cases)
-    found = trainer.train(cases, lrs, test_accuracy)
+    trainer = trainer_for(distilled, protocol, test, held_out, seed, accelerator, disable_tqdm)
+    results = trainer.measure(_cases(distilled, sources, spec, protocol, num_seeds, accelerator.device))
     return [
         LabelRow(
             labels=name,
@@ -138,17 +99,45 @@ def compare_labels(
             student=student_name(spec),
             protocol=protocol.name,
             images=len(distilled),
-            accuracies=accuracies,
+            accuracies=result.accuracies,
             device=device_name(accelerator.device),
             split=str(test.provenance["split"]),
-            lr=lr,
+            lr=result.lr,
         )
-        for (name, source), accuracies, lr in zip(sources.items(), found, lrs, strict=True)
+        for (name, source), result in zip(sources.items(), results, strict=True)
+    ]
+
+
+def _cases(
+    distilled: DistilledSet,
+    sources: Mapping[str, LabelSource],
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    num_seeds: int,
+    device: torch.device,
+) -> list[Case]:
+    """The images of the set once for each source, with the same random streams for all."""
+    pool = distilled_pool(distilled, device)
+    rows = torch.arange(len(distilled))
+    learned = () if distilled.lr is None else (distilled.lr.item(),)
+    return [
+        Case(
+            set="distilled",
+            labels="soft",
+            spec=spec,
+            pool=pool,
+            targets=_targets(source, distilled, pool, protocol),
+            rows=rows.expand(num_seeds, -1),
+            trial=rows,
+            lrs=(*learned, *protocol.lrs),
+            epochs=protocol.epochs,
+        )
+        for source in sources.values()
     ]
 
 
 def _targets(source: LabelSource, distilled: DistilledSet, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
-    """What students are trained towards; everything that is wrong with it is found here, before any training."""
+    """The labels of a source as training takes them; a `ValueError` for all that is wrong with them."""
     if isinstance(source, HardLabels):
         return pool.labels
     check_labels(source, distilled, pool, protocol)
@@ -187,7 +176,7 @@ def _holds_projector(name: str | Path, token: str | bool | None) -> bool:
 def label_sources(
     distilled: DistilledSet, names: Sequence[str], *, token: str | bool | None = None
 ) -> dict[str, LabelSource]:
-    """What to compare, by the names that a report shows.
+    """The labels to compare, by the names that a report shows.
 
     Args:
         distilled: The set.
@@ -198,13 +187,13 @@ def label_sources(
         ValueError: As `find_labels`, or two have one name.
         OSError: As `find_labels`.
     """
-    found: dict[str, LabelSource] = {}
+    sources: dict[str, LabelSource] = {}
     for name in names:
         shown, source = _source(distilled, name, token)
-        if shown in found:
+        if shown in sources:
             raise ValueError(f"two labels to compare are called {shown!r}; rename a folder, or give each once")
-        found[shown] = source
-    return found
+        sources[shown] = source
+    return sources
 
 
 def _source(distilled: DistilledSet, name: str, token: str | bool | None) -> tuple[str, LabelSource]:

@@ -36,7 +36,7 @@ from ..augmentation.views import Views
 from ..config import HfArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import RealImages
-from ..distilled.pools import accuracy
+from ..evaluation.accuracy import accuracy
 from ..evaluation.crop_students import classes_loss, matching_loss
 from ..hub.checks import WORDS, are_words
 from ..networks.compiling import compiled, refuse_fp16

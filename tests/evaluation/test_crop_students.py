@@ -14,7 +14,7 @@ from hf_distill.augmentation.views import Views
 from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled.labels import LabelSource, NetworkLabels
-from hf_distill.distilled.pools import accuracy
+from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.crop_students import (
     classes_loss,
     distillation_loss,

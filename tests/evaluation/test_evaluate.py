@@ -3,6 +3,7 @@
 import itertools
 import json
 import runpy
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -22,9 +23,11 @@ from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import TeacherLabels
-from hf_distill.distilled.pools import accuracy, loss_targets, topk_accuracy
+from hf_distill.distilled.pools import loss_targets
 from hf_distill.evaluation import evaluate as evaluation_module
 from hf_distill.evaluation import students as students_module
+from hf_distill.evaluation import trainer as trainer_module
+from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.coresets import coresets, herding, k_center, random_rows
 from hf_distill.evaluation.evaluate import (
     PROTOCOLS,
@@ -34,7 +37,7 @@ from hf_distill.evaluation.evaluate import (
     real_pool,
     validation_accuracy,
 )
-from hf_distill.evaluation.metrics import TopKAccuracy
+from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport
 from hf_distill.networks.architectures import FlatModel, StudentSpec
@@ -276,12 +279,24 @@ def test_logits_of_certainty_cost_what_classes_cost():
     torch.testing.assert_close(F.cross_entropy(logits, loss_targets(certain)), expected)
 
 
-def test_top_k_counts_classes_among_the_k_largest_logits():
-    logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
+class Answers(nn.Module):
+    """The logits of each image, which is known by its one pixel."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits[images.flatten().long()]
+
+
+def test_top_k_counts_classes_among_the_k_largest_logits_over_all_batches():
+    logits, labels = torch.randn(2500, 10), torch.randint(10, (2500,))
+    pool = Pool(torch.arange(2500.0).view(2500, 1, 1, 1), labels)
     ranks = np.argsort(-logits.numpy(), axis=1)
     for k in (1, 5, 10, 99):
-        expected = np.mean([label in rank[:k] for label, rank in zip(labels.tolist(), ranks, strict=True)])
-        assert topk_accuracy(logits, labels, k) == pytest.approx(expected)
+        hits = sum(label in rank[:k] for label, rank in zip(labels.tolist(), ranks, strict=True))
+        assert accuracy(Answers(logits), pool, k) == hits / 2500
 
 
 class Fixed(nn.Module):
@@ -302,13 +317,20 @@ def test_a_perfect_classifier_gets_one_and_a_constant_one_the_share_of_its_class
     assert accuracy(Fixed(torch.ones_like(labels)), pool) == pytest.approx(3 / 5)
 
 
-def test_the_metric_of_evaluate_gives_the_accuracy_of_the_reports(tmp_path, monkeypatch):
+def test_metrics_of_evaluate_count_hits_over_all_batches_and_need_neither_network_nor_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    logits, labels = torch.randn(30, 10), torch.randint(10, (30,))
-    metric = TopKAccuracy(cache_dir=str(tmp_path))
-    metric.add_batch(predictions=logits[:20].numpy(), references=labels[:20].numpy())
-    metric.add_batch(predictions=logits[20:].numpy(), references=labels[20:].numpy())
-    assert metric.compute(k=3) == {"accuracy": pytest.approx(topk_accuracy(logits, labels, 3))}
+    metric, among = (kind(keep_in_memory=True, cache_dir=str(tmp_path)) for kind in (Accuracy, TopKAccuracy))
+    for predictions, references in (([3, 1, 4], [3, 1, 0]), ([5], [6])):
+        metric.add_batch(predictions=predictions, references=references)
+        among.add_batch(predictions=[[guess, guess + 1] for guess in predictions], references=references)
+    assert metric.compute() == {"accuracy": 2 / 4}
+    assert among.compute() == {"accuracy": 3 / 4}
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_reads_flags_and_trains_does_not_import_the_package_of_metrics():
+    code = "import sys, hf_distill.evaluation.evaluate; print('evaluate' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 # Subsets
@@ -571,7 +593,7 @@ def test_validation_is_the_mean_over_fresh_students_of_the_set(data, teacher, ac
         heard.append((torch.cat([p.flatten() for p in parameters(student)]), pool))
         return next(said)
 
-    monkeypatch.setattr(evaluation_module, "accuracy", measure)
+    monkeypatch.setattr(trainer_module, "accuracy", measure)
     found = validation_accuracy(distilled_set(train, teacher), held_out, TINY, 3, 0, accelerator)
     assert found == pytest.approx(0.5)
     students = torch.stack([theta for theta, _ in heard])

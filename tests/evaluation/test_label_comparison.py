@@ -19,7 +19,8 @@ from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.distilled.labels import HardLabels, NetworkLabels, StoredLabels
-from hf_distill.distilled.pools import accuracy, targets_of
+from hf_distill.distilled.pools import targets_of
+from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.coresets import random_rows
 from hf_distill.evaluation.crop_students import train_on_crops
 from hf_distill.evaluation.evaluate import distilled_pool, evaluate, real_pool

@@ -15,10 +15,10 @@ from hf_distill.config import DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.distilled.pools import accuracy
 from hf_distill.engine.blocks import Block
 from hf_distill.engine.memory import SavedBytes
 from hf_distill.engine.shards import join_shards
+from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.students import train_student
 from hf_distill.methods import APM, APMConfig
 from hf_distill.methods.apm import group_gradient, groups, kept_epochs, learning_rate, segment_gradient

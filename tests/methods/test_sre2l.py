@@ -27,9 +27,9 @@ from hf_distill.config import DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
-from hf_distill.distilled.pools import accuracy
 from hf_distill.engine.blocks import Block
 from hf_distill.engine.method import DistillationDiverged
+from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.methods import CDA, CDAConfig, SRe2L, SRe2LConfig
 from hf_distill.methods.sre2l import bounds, learning_rate, placing
 from hf_distill.networks.architectures import StudentSpec

@@ -1,0 +1,33 @@
+"""`accuracy`: how many images of a pool a network names rightly."""
+
+import torch
+from torch import nn
+
+from ..data.feed import Pool
+
+__all__ = ["accuracy"]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
+    """Top-k accuracy in [0, 1] of `model`, which is put into evaluation mode, on all images of `pool`.
+
+    The guesses of all batches stay on the device, and reach the host in one transfer.
+
+    Args:
+        model: Gives logits (n, K) for images (n, C, H, W).
+        pool: The images.
+        k: How many guesses count; all when there are fewer classes.
+    """
+    from .metrics import Accuracy, TopKAccuracy  # which import `evaluate`, for seconds
+
+    model.eval()
+    guesses = []
+    for _, images in pool.batches():
+        logits = model(images)
+        guesses.append(logits.topk(min(k, logits.shape[1]), dim=1).indices)
+    *columns, references = torch.cat([torch.cat(guesses), pool.labels[:, None]], dim=1).cpu().T.numpy()
+    if k == 1:
+        return Accuracy(keep_in_memory=True).compute(predictions=columns[0], references=references)["accuracy"]
+    predictions = list(zip(*columns, strict=True))
+    return TopKAccuracy(keep_in_memory=True).compute(predictions=predictions, references=references)["accuracy"]
