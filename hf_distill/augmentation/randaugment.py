@@ -101,8 +101,8 @@ def _moved(images: Tensor, **entries: Tensor) -> Tensor:
     rows = (d * x + e * y[:, None] + f).floor().long().expand(count, height, width)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     which = torch.arange(count, device=images.device)[:, None, None]
-    found = images.permute(0, 2, 3, 1)[which, rows.clamp(0, height - 1), columns.clamp(0, width - 1)]  # (n, H, W, C)
-    return found.masked_fill(~inside[..., None], GRAY).permute(0, 3, 1, 2)
+    moved = images.permute(0, 2, 3, 1)[which, rows.clamp(0, height - 1), columns.clamp(0, width - 1)]  # (n, H, W, C)
+    return moved.masked_fill(~inside[..., None], GRAY).permute(0, 3, 1, 2)
 
 
 def _blended(images: Tensor, plain: Tensor, signed: Tensor) -> Tensor:

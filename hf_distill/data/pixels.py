@@ -140,8 +140,8 @@ def as_bytes(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
     for mode, step in {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}.items():
         if image.mode == mode:
             image = image.convert(step)
-    wanted = "L" if channels == 1 else "RGB"
-    return image if image.mode == wanted else image.convert(wanted)
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def cover(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
@@ -259,10 +259,10 @@ class Pixels:
 
     def take(self, rows: Tensor) -> Tensor:
         """A copy of these rows, (n, C, H, W) uint8; nothing else is read from disk."""
-        wanted = rows.numpy()
-        images = np.empty((len(wanted), *self.shape), np.uint8)
-        home = np.searchsorted(self._starts, wanted, side="right") - 1
+        places = rows.numpy()
+        images = np.empty((len(places), *self.shape), np.uint8)
+        home = np.searchsorted(self._starts, places, side="right") - 1
         for chunk in np.unique(home):
             here = np.flatnonzero(home == chunk)
-            images[here] = self._chunks[chunk][wanted[here] - self._starts[chunk]]
+            images[here] = self._chunks[chunk][places[here] - self._starts[chunk]]
         return torch.from_numpy(images)

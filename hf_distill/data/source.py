@@ -343,7 +343,7 @@ def _stream_rows(
     feature, label_feature = features[image_column], features[label_column]
     encoded = data.select_columns(list(columns)).cast_column(image_column, datasets.Image(decode=False))
 
-    def wanted() -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
+    def chosen() -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
         for row, example in enumerate(encoded):
             label = example[label_column]
             if classes is not None:
@@ -356,7 +356,7 @@ def _stream_rows(
                     continue
             yield row, label, example[image_column]
 
-    yield from decode_stream(wanted(), feature if isinstance(feature, datasets.Image) else datasets.Image(), target)
+    yield from decode_stream(chosen(), feature if isinstance(feature, datasets.Image) else datasets.Image(), target)
 
 
 def _image_column(args: DataArguments, features: Features, name: str) -> str:
@@ -422,10 +422,10 @@ def _check_column(given: str, features: Features, name: str, kind: str, candidat
 def _the_one(candidates: list[str], features: Features, name: str, kind: str) -> str:
     if len(candidates) == 1:
         return candidates[0]
-    found = f"{len(candidates)} columns that could be the {kind}: {', '.join(candidates)}"
+    columns = f"{len(candidates)} columns that could be the {kind}: {', '.join(candidates)}"
     if not candidates:
-        found = f"no {kind} column among {', '.join(features)}"
-    raise ValueError(f"{name} has {found}; expected one: choose it with --{kind}_column_name")
+        columns = f"no {kind} column among {', '.join(features)}"
+    raise ValueError(f"{name} has {columns}; expected one: choose it with --{kind}_column_name")
 
 
 def _codes(column: pa.ChunkedArray, feature: Any, where: str, *, check_negative: bool) -> tuple[np.ndarray, list[str]]:

@@ -180,9 +180,9 @@ class TeacherLabels(LabelSource):
         thetas, count = tensors.get("thetas"), config["num_networks"]
         fits = thetas is not None and thetas.is_floating_point() and thetas.dim() == 2 and len(thetas) == count
         if thetas is None or not fits:
-            found = {name: (*value.shape, value.dtype) for name, value in tensors.items()}
+            shapes = {name: (*value.shape, value.dtype) for name, value in tensors.items()}
             raise ValueError(
-                f"a teacher of {count} networks comes with the tensors {reprlib.repr(found)}; expected thetas, a "
+                f"a teacher of {count} networks comes with the tensors {reprlib.repr(shapes)}; expected thetas, a "
                 "matrix with a row for each"
             )
         if not thetas.isfinite().all():

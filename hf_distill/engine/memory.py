@@ -19,10 +19,10 @@ def parse_bytes(flag: str, text: str) -> int:
     Raises:
         ValueError: It names none; the message names `flag`.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
-    if found is None or not 0 < float(found[1]) < math.inf:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
+    if match is None or not 0 < float(match[1]) < math.inf:
         raise ValueError(f"--{flag} is {text!r}; expected a number of bytes above 0, such as 6GB or 512MB")
-    return int(float(found[1]) * UNITS[found[2] or ""])
+    return int(float(match[1]) * UNITS[match[2] or ""])
 
 
 class SavedBytes:

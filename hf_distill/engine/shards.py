@@ -44,17 +44,17 @@ def _as_text(rows: Sequence[int]) -> str:
     return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _rows(about: Any, held: int, path: str | Path) -> list[int]:
+def _rows(about: Any, count: int, path: str | Path) -> list[int]:
     """The rows that a shard says it has."""
     rows: list[int] = []
     text = about.get("rows") if isinstance(about, dict) else None
     if isinstance(text, str) and all(re.fullmatch(r"\d{1,9}(-\d{1,9})?", part) for part in text.split(",")):
         bounds = [[int(bound) for bound in part.split("-")] for part in text.split(",")]
-        if sum(part[-1] - part[0] + 1 for part in bounds) == held:
+        if sum(part[-1] - part[0] + 1 for part in bounds) == count:
             rows = [row for part in bounds for row in range(part[0], part[-1] + 1)]
     numbers = [about.get(name) if rows else None for name in ("number", "count", "images")]
     whole = all(type(value) is int and value >= 1 for value in numbers)
-    if not (whole and numbers[0] <= numbers[1] and max(rows) < numbers[2] and len(set(rows)) == held):
+    if not (whole and numbers[0] <= numbers[1] and max(rows) < numbers[2] and len(set(rows)) == count):
         raise ValueError(f"{path} is no shard of a set; expected the folder of a run with --shard")
     return rows
 
@@ -83,16 +83,16 @@ def join_shards(paths: Sequence[str | Path]) -> DistilledSet:
     if not paths:
         raise ValueError("there are no shards to join; give the folders of all runs with --shard")
     shards = [DistilledSet.from_pretrained(path) for path in paths]
-    found = [_rows(shard.config.get(SHARD), len(shard), path) for shard, path in zip(shards, paths, strict=True)]
-    first, wanted = shards[0], _compared(shards[0])
+    places = [_rows(shard.config.get(SHARD), len(shard), path) for shard, path in zip(shards, paths, strict=True)]
+    first, expected = shards[0], _compared(shards[0])
     owner: dict[int, str | Path] = {}
-    for shard, rows, path in zip(shards, found, paths, strict=True):
+    for shard, rows, path in zip(shards, places, paths, strict=True):
         compared = _compared(shard)
-        changed = next((key for key in (*wanted, *compared) if wanted.get(key) != compared.get(key)), None)
+        changed = next((key for key in (*expected, *compared) if expected.get(key) != compared.get(key)), None)
         if changed is not None:
             raise ValueError(
                 f"{path} and {paths[0]} are of different runs: {changed} is {compared.get(changed)} and "
-                f"{wanted.get(changed)}; join the shards of one"
+                f"{expected.get(changed)}; join the shards of one"
             )
         twice = next((row for row in rows if row in owner), None)
         if twice is not None:
@@ -105,7 +105,7 @@ def join_shards(paths: Sequence[str | Path]) -> DistilledSet:
         missing = ", ".join(f"{number}/{count}" for number in range(1, count + 1) if number not in given)
         lacking = about["images"] - len(owner)
         raise ValueError(f"{lacking:,} of {about['images']:,} images lack; give the shards {missing} too")
-    order = torch.tensor([row for rows in found for row in rows]).argsort()
+    order = torch.tensor([row for rows in places for row in rows]).argsort()
 
     def together(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)[order]

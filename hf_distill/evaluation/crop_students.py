@@ -33,10 +33,10 @@ def distillation_loss(
         squared: Keep the size of the gradients.
         smoothing: Share of each target that is spread over all classes.
     """
-    wanted = (teacher.float() / temperature).softmax(dim=1)
+    probabilities = (teacher.float() / temperature).softmax(dim=1)
     if smoothing:
-        wanted = (1 - smoothing) * wanted + smoothing / wanted.shape[1]
-    loss = F.kl_div((student.float() / temperature).log_softmax(dim=1), wanted, reduction="batchmean")
+        probabilities = (1 - smoothing) * probabilities + smoothing / probabilities.shape[1]
+    loss = F.kl_div((student.float() / temperature).log_softmax(dim=1), probabilities, reduction="batchmean")
     return loss * temperature**2 if squared else loss
 
 
@@ -67,10 +67,10 @@ def classes_loss(logits: Tensor, own: Tensor, partners: Tensor, share: Tensor) -
     return share * one + (1 - share) * two
 
 
-def _soft_loss(logits: Tensor, wanted: Tensor, protocol: CropProtocol) -> Tensor:
+def _soft_loss(logits: Tensor, targets: Tensor, protocol: CropProtocol) -> Tensor:
     if protocol.loss == "mse":
-        return matching_loss(logits, wanted).mean()
-    return distillation_loss(logits, wanted, protocol.temperature, protocol.squared, protocol.label_smoothing)
+        return matching_loss(logits, targets).mean()
+    return distillation_loss(logits, targets, protocol.temperature, protocol.squared, protocol.label_smoothing)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -140,13 +140,13 @@ def train_on_crops(
                 chosen = rows[places]
                 with precision:
                     if isinstance(label, Tensor):
-                        wanted = label[upload(chosen, device)]
-                        loss = F.cross_entropy(look(model, x), wanted, label_smoothing=protocol.label_smoothing)
+                        answers = label[upload(chosen, device)]
+                        loss = F.cross_entropy(look(model, x), answers, label_smoothing=protocol.label_smoothing)
                     else:
                         with torch.no_grad():
-                            wanted = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
+                            answers = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
                         logits = look(model, x)
-                        loss = _soft_loss(logits, wanted, protocol)
+                        loss = _soft_loss(logits, answers, protocol)
                         if protocol.ce_weight:
                             partners, share = views.mixing(places, epoch, count, pool.shape[1:])
                             own, other = (pool.labels[upload(rows[which], device)] for which in (places, partners))

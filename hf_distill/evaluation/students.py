@@ -178,9 +178,9 @@ def _train_side_by_side(
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
     velocity = torch.zeros_like(thetas)
-    for factor, reset, images, wanted in _steps(pool, targets, rows, protocol, epochs, seeds):
+    for factor, reset, images, labels in _steps(pool, targets, rows, protocol, epochs, seeds):
         logits = together(thetas, images)  # (E, B, K)
-        loss = _loss(logits.flatten(0, 1), wanted.flatten(0, 1), protocol, "sum") / images.shape[1]
+        loss = _loss(logits.flatten(0, 1), labels.flatten(0, 1), protocol, "sum") / images.shape[1]
         (gradient,) = torch.autograd.grad(loss, thetas)
         with torch.no_grad():
             if reset:
@@ -218,7 +218,7 @@ def _train_module(
     states: list[nn.Module] = []
     with torch.random.fork_rng(devices=[pool.device] if pool.device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
-        for step, (factor, reset, images, wanted) in enumerate(
+        for step, (factor, reset, images, labels) in enumerate(
             _steps(pool, targets, rows, protocol, along[-1], [seed])
         ):
             if reset:
@@ -227,7 +227,7 @@ def _train_module(
                 optimizer.param_groups[0]["lr"] = lr * factor
                 with precision:
                     logits = look(model, images[0].contiguous(memory_format=layout))
-                loss = _loss(logits.float(), wanted[0], protocol)
+                loss = _loss(logits.float(), labels[0], protocol)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -236,12 +236,12 @@ def _train_module(
     return states
 
 
-def _loss(logits: Tensor, wanted: Tensor, protocol: EvalProtocol, reduction: str = "mean") -> Tensor:
+def _loss(logits: Tensor, targets: Tensor, protocol: EvalProtocol, reduction: str = "mean") -> Tensor:
     """The loss of n images: `logits` (n, K), and `wanted` classes (n,), probabilities or logits (n, K)."""
-    if protocol.loss == "l1" and wanted.is_floating_point():
-        distance = F.l1_loss(logits, wanted, reduction=reduction)
+    if protocol.loss == "l1" and targets.is_floating_point():
+        distance = F.l1_loss(logits, targets, reduction=reduction)
         return distance if reduction == "mean" else distance / logits.shape[1]
-    return F.cross_entropy(logits, wanted, reduction=reduction)
+    return F.cross_entropy(logits, targets, reduction=reduction)
 
 
 def _last_steps(epochs: Sequence[int], count: int, protocol: EvalProtocol) -> set[int]:

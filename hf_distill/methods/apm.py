@@ -155,8 +155,8 @@ def group_gradient(
     weight = 1.0 if reduce == "sum" else 1 / len(students)
     size, count = segment_size or len(x), len(x)
     parts = zip(x.split(size), labels.split(size), strict=True)
-    found = [segment_gradient(teacher, students, *part, alpha, count, weight) for part in parts]
-    gradients, apart, ce = zip(*found, strict=True)
+    pieces = [segment_gradient(teacher, students, *part, alpha, count, weight) for part in parts]
+    gradients, apart, ce = zip(*pieces, strict=True)
     return torch.cat(gradients), torch.stack(apart).sum(), torch.stack(ce).sum()
 
 
@@ -224,8 +224,8 @@ class APMConfig(OptimizedConfig):
                 raise ValueError(f"--{one} and --{other} say the same in two ways; give one of them")
         if self.memory_budget is not None:
             parse_bytes("memory_budget", self.memory_budget)
-        found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard or "1/1")
-        if found is None or int(found[1]) > int(found[2]):
+        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard or "1/1")
+        if match is None or int(match[1]) > int(match[2]):
             raise ValueError(f"--shard is {self.shard!r}; expected i/n with i from 1 to n, such as 2/8")
 
     def check_shard(self) -> None:
@@ -425,8 +425,8 @@ class APM(BlockDistiller):
 
         def train() -> None:
             count = min(config.batch_net, most)
-            x, wanted = (torch.zeros(count, *rest, device=device) for rest in (shape, (self.train.num_classes,)))
-            self._train_along(x, wanted, [1], 0)
+            x, targets = (torch.zeros(count, *rest, device=device) for rest in (shape, (self.train.num_classes,)))
+            self._train_along(x, targets, [1], 0)
 
         training = fixed + peak_bytes(train, device)
         size, one = largest_size(lambda count: peak_bytes(lambda: look(count), device), budget - fixed, most)
@@ -457,15 +457,15 @@ class APM(BlockDistiller):
         """f_1 to f_K: one student along its training on (A(X), f_T(X)), frozen."""
         config = self.config
         with torch.no_grad():
-            wanted = torch.cat([teacher(part).float() for part in x.split(self.segment_size or len(x))])
+            targets = torch.cat([teacher(part).float() for part in x.split(self.segment_size or len(x))])
         epochs = kept_epochs(config.student_epochs, config.num_students)
-        return [self._frozen(model) for model in self._train_along(x, wanted, epochs, seed)]
+        return [self._frozen(model) for model in self._train_along(x, targets, epochs, seed)]
 
-    def _train_along(self, x: Tensor, wanted: Tensor, epochs: Sequence[int], seed: int) -> list[nn.Module]:
+    def _train_along(self, x: Tensor, targets: Tensor, epochs: Sequence[int], seed: int) -> list[nn.Module]:
         rate, accelerator = self.config.lr_net, self.accelerator
         with accelerator.autocast():
             return train_along(
-                x, wanted, self.student, self.training, epochs, lr=rate, seed=seed, accelerator=accelerator
+                x, targets, self.student, self.training, epochs, lr=rate, seed=seed, accelerator=accelerator
             )
 
     @property

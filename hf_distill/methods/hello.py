@@ -63,8 +63,8 @@ def enlarged(tiles: Tensor, size: tuple[int, int]) -> Tensor:
     """
     zero = torch.zeros(1, dtype=torch.int64, device=tiles.device)
     down, across = (
-        shrinking(zero, zero + full, full, wanted)[0].to(tiles.dtype)
-        for full, wanted in zip(tiles.shape[2:], size, strict=True)
+        shrinking(zero, zero + full, full, side)[0].to(tiles.dtype)
+        for full, side in zip(tiles.shape[2:], size, strict=True)
     )
     return down @ tiles @ across.T
 
@@ -86,12 +86,12 @@ def update_in_prior(
     """
     size = (originals.shape[2], originals.shape[3])
     with torch.no_grad():
-        wanted = prior.embed(originals).float()  # (n, d)
+        embedded = prior.embed(originals).float()  # (n, d)
     x = tiles.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([x], lr=lr, fused=x.device.type == "cuda")
 
     def difference() -> Tensor:
-        return (prior.embed(enlarged(x, size)).float() - wanted).square().mean(1)
+        return (prior.embed(enlarged(x, size)).float() - embedded).square().mean(1)
 
     with torch.no_grad():
         before = difference()

@@ -204,7 +204,7 @@ class PatchMethod(BlockDistiller):
             boxes: (M, m, 4) of their crops.
         """
         size = tuple(side // self.config.factor for side in self.train.shape[1:])
-        found = torch.empty(boxes.shape[:2], device=self.device)
+        losses = torch.empty(boxes.shape[:2], device=self.device)
         for part in torch.arange(len(rows)).split(self.config.batch_score):
             images = self.train.uint8(rows[part]).to(self.device)
             target = torch.full((len(part),), label, device=self.device)
@@ -215,8 +215,8 @@ class PatchMethod(BlockDistiller):
                     x = x.contiguous(memory_format=torch.channels_last)
                 with self.accelerator.autocast():
                     logits = self.teacher.logits(x)
-                found[part, number] = F.cross_entropy(logits.float(), target, reduction="none")
-        return found.cpu()
+                losses[part, number] = F.cross_entropy(logits.float(), target, reduction="none")
+        return losses.cpu()
 
     def tiled(self, rows: Tensor, boxes: Tensor) -> Tensor:
         """Images of crops, (n, C, H, W) uint8 on the CPU: tile k of image i is the crop k n + i.

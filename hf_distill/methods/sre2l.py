@@ -99,13 +99,13 @@ def terms(
 
     All that is compiled: the views are made outside, for each has another box.
     """
-    found = {"ce": F.cross_entropy(model(x).float(), labels), "bn": statistics.loss(config.first_bn_multiplier)}
+    values = {"ce": F.cross_entropy(model(x).float(), labels), "bn": statistics.loss(config.first_bn_multiplier)}
     weights = {"bn": config.r_bn, "tv": config.r_tv, "l2": config.r_l2}
     for name, measure in (("tv", total_variation), ("l2", mean_norm)):
         if weights[name]:
-            found[name] = measure(x)
-    found["loss"] = found["ce"] + sum(weights[name] * found[name] for name in weights if name in found)
-    return found
+            values[name] = measure(x)
+    values["loss"] = values["ce"] + sum(weights[name] * values[name] for name in weights if name in values)
+    return values
 
 
 @dataclass
@@ -203,11 +203,11 @@ class SRe2L(BlockDistiller):
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""
         count, ipc = self.train.num_classes, self.config.ipc
-        found = []
+        blocks = []
         for image in range(ipc):
             for labels in torch.arange(count).split(self.config.batch_classes):
-                found.append(Block(len(found), labels * ipc + image, labels))
-        return found
+                blocks.append(Block(len(blocks), labels * ipc + image, labels))
+        return blocks
 
     def identity(self) -> dict[str, Any]:
         """Beside the data, the weights of the teachers."""
@@ -261,14 +261,14 @@ class SRe2L(BlockDistiller):
         rolls = uniform(seed, (ROLL,), iterations, 2)
         for t in range(config.max_steps):
             optimizer.param_groups[0]["lr"] = learning_rate(t, config.max_steps, config.lr_img)
-            found = self.losses(self.view(x, t, crops, rolls), labels, t)
-            (gradient,) = torch.autograd.grad(found["loss"], x)
+            losses = self.losses(self.view(x, t, crops, rolls), labels, t)
+            (gradient,) = torch.autograd.grad(losses["loss"], x)
             x.grad.copy_(gradient)
             optimizer.step()
             with torch.no_grad():
                 x.clamp_(self.low, self.high)
             if (t + 1) % config.logging_steps == 0 or t + 1 == config.max_steps:
-                values = {name: value.item() for name, value in found.items()}
+                values = {name: value.item() for name, value in losses.items()}
                 self.check_finite(values, block, t + 1, f"lower --lr_img {config.lr_img:g} or --r_bn {config.r_bn:g}")
                 log(t + 1, values)
         return self.finished(x.detach())

@@ -276,10 +276,10 @@ class TrajectoryMatching(Distiller):
         rows, steps = self.schedule(draw)
         pixels, log_lr = self.distilled.pixel_values, self.distilled.log_lr
         lr = log_lr.detach().exp()
-        found = self.matching_gradient(start, target, pixels.detach()[rows], self.distilled.labels[rows], steps, lr)
-        pixels.grad.index_add_(0, rows, found.pixels)
-        log_lr.grad += lr * found.lr  # ∂L/∂log β = β ∂L/∂β
-        return {"loss": found.loss.item(), "start_epoch": float(epoch)}
+        gradients = self.matching_gradient(start, target, pixels.detach()[rows], self.distilled.labels[rows], steps, lr)
+        pixels.grad.index_add_(0, rows, gradients.pixels)
+        log_lr.grad += lr * gradients.lr  # ∂L/∂log β = β ∂L/∂β
+        return {"loss": gradients.loss.item(), "start_epoch": float(epoch)}
 
     def final_states(self, count: int) -> Tensor:
         """Parameters (m, P) of at most `count` experts, evenly spread over all, after their last stored epoch."""
@@ -293,6 +293,6 @@ class TrajectoryMatching(Distiller):
         if teacher is None:
             return self.train.sample(label, count, random)
         images = self.train.sample(label, min(available, 2 * count + 8), random)
-        found = teacher(images.to(self.device), torch.full((len(images),), label), torch.arange(len(images)))
-        right = (found.argmax(dim=1) == label).cpu()
+        logits = teacher(images.to(self.device), torch.full((len(images),), label), torch.arange(len(images)))
+        right = (logits.argmax(dim=1) == label).cpu()
         return images[right.logical_not().to(torch.uint8).argsort(stable=True)[:count]]

@@ -329,11 +329,11 @@ def _double_backward(
         loss = _student_loss(student, theta, images, labels, augment)
         (g,) = torch.autograd.grad(loss, theta, create_graph=True)
         # ∂(share·s). A loss that is linear in θ leaves θ out of s: its gradient there is zero, not an error.
-        found = list(torch.autograd.grad(g, inputs, grad_outputs=share * r, materialize_grads=True))
+        gradients = list(torch.autograd.grad(g, inputs, grad_outputs=share * r, materialize_grads=True))
         gradient += share * g.detach()
-        pixels_gradient.index_add_(0, rows, found.pop(0))
+        pixels_gradient.index_add_(0, rows, gradients.pop(0))
         if targets_gradient is not None:
-            targets_gradient.index_add_(0, rows, found.pop(0))
+            targets_gradient.index_add_(0, rows, gradients.pop(0))
         if hessian_r is not None:
-            hessian_r += found.pop(0)
+            hessian_r += gradients.pop(0)
     return gradient, hessian_r

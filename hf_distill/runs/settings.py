@@ -46,12 +46,12 @@ def other_images(data: DataArguments, train: RealImages) -> list[str]:
     """In words, what a preset asks of the images that these are not."""
     height, width = train.shape[1:]
     normalization = "zca" if train.preprocessing.zca is not None else "mean_std"
-    said = []
+    differences = []
     if data.resolution is not None and (data.resolution[0], data.resolution[-1]) != (height, width):
-        said.append(f"resolution {data.resolution} (these: {height}x{width})")
+        differences.append(f"resolution {data.resolution} (these: {height}x{width})")
     if data.normalization != "none" and data.normalization != normalization:
-        said.append(f"normalization {data.normalization} (these: {normalization})")
-    return said
+        differences.append(f"normalization {data.normalization} (these: {normalization})")
+    return differences
 
 
 def nearest_preset(method: str, train: RealImages, ipc: int) -> str | None:
