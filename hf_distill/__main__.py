@@ -33,7 +33,7 @@ def overview() -> str:
 
 
 def _first_line(path: Path) -> str:
-    """What the docstring of a file begins with."""
+    """The line that the docstring of a file begins with."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     return doc.splitlines()[0] if doc else ""
 

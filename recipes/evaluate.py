@@ -27,7 +27,7 @@ from hf_distill.runs.start import disable_progress_bars, prepare_push, source_ar
 
 @dataclass
 class EvaluateArguments:
-    """What to evaluate, and how."""
+    """The set to evaluate, and the way."""
 
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")

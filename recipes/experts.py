@@ -23,7 +23,7 @@ from hf_distill.training.experts import ExpertConfig, train_experts
 
 @dataclass
 class RunArguments:
-    """Where the experts go, and from which seed."""
+    """The folder and the seed of the experts."""
 
     output_dir: str = HfArg(default="outputs/experts", help="Folder of the experts; what it holds is continued.")
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")

@@ -37,7 +37,7 @@ from hf_distill.training.experts import ExpertConfig
 
 @dataclass
 class ImportArguments:
-    """What to read, what is known of it, and where it goes."""
+    """The files to read, what is known of them, and where the result goes."""
 
     images: str | None = HfArg(default=None, help="File of images (.pt), or the folder of a run that holds one.")
     image_folder: str | None = HfArg(default=None, help="Folder with a folder of JPEG or PNG files for each class.")

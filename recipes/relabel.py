@@ -22,7 +22,7 @@ from hf_distill.runs.start import disable_progress_bars, prepare_push, push
 
 @dataclass
 class RelabelArguments:
-    """What to label, and how much of it to keep."""
+    """The set to label, and how much of the labels to keep."""
 
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of a set with a teacher.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")

@@ -30,7 +30,7 @@ DEMO = Path(__file__).parent / "configs" / "teacher" / "digits.yaml"
 
 @dataclass
 class RunArguments:
-    """Where the teacher goes, and from which seed."""
+    """The folder and the seed of the teacher."""
 
     output_dir: str = HfArg(default="outputs/teacher", help="Folder of the teacher and its checkpoint.")
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the teacher that the output folder holds.")

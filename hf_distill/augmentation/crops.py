@@ -215,7 +215,7 @@ def _crop_each(x: Tensor, params: CropParams, size: tuple[int, int]) -> Tensor:
 
 
 def _places(first: Tensor, length: Tensor, full: int, size: int, dtype: torch.dtype) -> Tensor:
-    """Where along a side of `full` pixels the `size` samples of each box lie, (n, size), in `grid_sample`'s [-1, 1].
+    """The places along a side of `full` pixels of the `size` samples of each box, (n, size), in `grid_sample`'s [-1, 1].
 
     Sample i of a box that starts at f lies at p = f + clamp((i + ½) l / size − ½, 0, l − 1), which is (2p + 1) / full
     − 1 for the sampler. Times size · full that is an integer: only the division at the end rounds.
@@ -247,7 +247,7 @@ def min_scale(t: int, milestone_steps: float, curve: Curve) -> float:
 
 
 def draw_roll(u: Tensor, reach: int, symmetric: bool = False) -> Tensor:
-    """How far to roll down and right, (n, 2) int64: each of 0 to `reach` as likely, or of -reach to reach."""
+    """Pixels to roll down and right, (n, 2) int64: each of 0 to `reach` as likely, or of -reach to reach."""
     _check_columns(u, 2, "a roll")
     low = -reach if symmetric else 0
     return (u[:, :2].double() * (reach - low + 1)).floor().long() + low
@@ -269,7 +269,7 @@ def roll(images: Tensor, offsets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Mix:
-    """How each image is mixed with a partner. One row counts for a whole batch.
+    """The mix of each image with a partner. One row counts for a whole batch.
 
     Attributes:
         kind: "cutmix", where a box shows the partner, or "mixup", a weighted mean.

@@ -33,12 +33,12 @@ def recorded_fields(mix: str) -> dict[str, pa.DataType]:
 
 
 def recorded_config(mix: str, size: tuple[int, int]) -> dict[str, Any]:
-    """What tells views that are mixed in a way from others, beside their columns, as JSON types."""
+    """The description, as JSON types, of views that are mixed in a way; their columns are beside it."""
     return {"kind": "recorded", "mix": mix, "size": list(size)}
 
 
 def is_recorded_config(value: Any) -> bool:
-    """Whether a value of a JSON file can be what `recorded_config` gives."""
+    """True for a value of a JSON file that `recorded_config` can have given."""
     return (
         isinstance(value, dict)
         and value.get("kind") == "recorded"
@@ -51,7 +51,7 @@ def is_recorded_config(value: Any) -> bool:
 
 
 def why_no_views(columns: dict[str, np.ndarray], size: Sequence[int], count: int) -> str | None:
-    """What is wrong with columns that a file holds, or None.
+    """The fault of columns that a file holds, in words, or None.
 
     Args:
         columns: Those of `recorded_fields`, among others.
@@ -133,5 +133,5 @@ class RecordedViews:
         return crop_resize(x, params.to(x.device), self.size)
 
     def to_config(self) -> dict[str, Any]:
-        """What `recorded_config` gives of them."""
+        """Their description, by `recorded_config`."""
         return recorded_config(self.mix, self.size)

@@ -32,7 +32,7 @@ CROP, MIX = 1, 2  # paths of the draws, after the epoch
 
 
 class ViewSource(Protocol):
-    """What shows images: `Views`, or the views that stored labels are of."""
+    """Shows images: `Views`, or the views that stored labels are of."""
 
     def __call__(
         self, images: Callable[[Tensor], Tensor], rows: Tensor, epoch: int, count: int, background: Tensor | float = 0.0
@@ -43,7 +43,7 @@ class ViewSource(Protocol):
         """As `Views`."""
 
     def to_config(self) -> dict[str, Any]:
-        """What tells these views from others, as JSON types."""
+        """The description of these views, as JSON types."""
 
 
 @functools.lru_cache(maxsize=2)

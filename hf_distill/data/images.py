@@ -273,7 +273,7 @@ class RealImages(torch.utils.data.Dataset):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     @property
@@ -294,7 +294,7 @@ class RealImages(torch.utils.data.Dataset):
         return self._pixels.take(self._positions[torch.as_tensor(rows, dtype=torch.long)])
 
     def images(self, rows: Tensor | Sequence[int]) -> Tensor:
-        """What a network sees of `rows`, (n, C, H, W) float32 on the CPU."""
+        """The images `rows` as a network sees them, (n, C, H, W) float32 on the CPU."""
         return self.preprocessing(self.uint8(rows))
 
     def resident(self, device: torch.device | str) -> Tensor:
@@ -405,7 +405,7 @@ def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
 
 
 def _target(args: DataArguments, like: RealImages | None) -> Target:
-    """What images are to become: what `like` has, or else what the arguments ask for."""
+    """The size and colour that images are to have: those of `like`, or else those that the arguments ask for."""
     if like is not None:
         channels, height, width = like.shape
         return Target((height, width), "gray" if channels == 1 else "rgb", args.resolution is not None or like.resized)

@@ -48,7 +48,7 @@ class NoImages(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """What was asked for, before any image was seen.
+    """The size and colour that were asked for, before any image was seen.
 
     Attributes:
         size: Height and width; those of the first image if not given.
@@ -63,14 +63,14 @@ class Target:
     version: int = DECODER_VERSION
 
     def plan(self, first: tuple[int, int], all_gray: Iterable[bool]) -> "Plan":
-        """What images become, given the size of the first and which of the inspected ones are gray."""
+        """The plan, given the size of the first image and which of the inspected ones are gray."""
         gray = self.color == "gray" or (self.color == "auto" and all(all_gray))
         return Plan(self.size or first, 1 if gray else 3, self.resize, gray and self.color == "auto")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every image becomes.
+    """The size and colour that every image gets.
 
     Attributes:
         size: Height and width.
@@ -117,12 +117,12 @@ class Plan:
 
 
 def rows_in_chunk(shape: tuple[int, int, int]) -> int:
-    """How many images of `shape` make a chunk of the file."""
+    """Images of `shape` in a chunk of the file."""
     return max(1, CHUNK_BYTES // int(np.prod(shape)))
 
 
 def is_gray(image: PIL.Image.Image) -> bool:
-    """Whether the mode is gray, or a palette holds nothing but grays."""
+    """True if the mode is gray, or a palette holds nothing but grays."""
     if image.mode in ("P", "PA"):
         levels = np.asarray(image.convert("RGBA"))[..., :3]
         return bool((levels == levels[..., :1]).all())

@@ -226,7 +226,7 @@ def _where(split: str, name: str) -> str:
 
 
 def _name(args: DataArguments) -> str:
-    """What messages and cards call the dataset: of a folder its last part, since paths are private."""
+    """The name of the dataset in messages and on cards: of a folder its last part, since paths are private."""
     if args.dataset_name is None:
         return "digits"
     folder = Path(args.dataset_name).expanduser()
@@ -336,7 +336,7 @@ def _stream_rows(
     classes: tuple[str, ...] | None,
     target: Target,
 ) -> Iterator[dict[str, Any]]:
-    """What `_stream` keeps, row by row; `revision` only names the cache."""
+    """The rows that `_stream` keeps, one by one; `revision` only names the cache."""
     data = _load(source)[1](split)
     features = data.features or data._resolve_features().features
     image_column, label_column = columns
@@ -535,7 +535,7 @@ def _downloaded_from(data: Dataset | IterableDataset) -> tuple[str | None, str |
 
 
 def _told(args: DataArguments, split: str, data: Dataset | IterableDataset) -> dict[str, Any]:
-    """What a dataset says of itself."""
+    """The provenance, as far as the dataset itself tells it."""
     return {
         "name": _name(args),
         "config": args.dataset_config,
@@ -552,7 +552,7 @@ def _told(args: DataArguments, split: str, data: Dataset | IterableDataset) -> d
 def _provenance(
     args: DataArguments, split: str, data: Dataset | IterableDataset, revision: str | None
 ) -> dict[str, Any]:
-    """Where the images come from, for cards and caches; `revision` is that of a folder."""
+    """The provenance of the images, for cards and caches; `revision` is that of a folder."""
     provenance = _told(args, split, data)
     folder = _folder(args)
     if folder.is_dir():

@@ -89,7 +89,7 @@ class BlockDistiller(Method):
 
     @property
     def folder(self) -> Path:
-        """Where blocks are kept; the set reads its images from there until it is saved."""
+        """The folder of the blocks; the set reads its images from there until it is saved."""
         return self.output_dir / BLOCKS
 
     def run(self) -> DistilledSet:

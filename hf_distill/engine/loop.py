@@ -74,7 +74,7 @@ class Distiller(Method):
         """
 
     def objection(self, logs: dict[str, float]) -> str | None:
-        """What speaks against taking the step whose gradients are there, in words; None if nothing does.
+        """An objection to the step whose gradients are there, in words; None if there is none.
 
         Where there is something, the run ends with everything as it was before the step.
         """
@@ -84,7 +84,7 @@ class Distiller(Method):
         return f"the loss is {logs['loss']:.4g}, and its gradient would move a value by {reach:.4g}"
 
     def advice(self) -> str:
-        """What to do about numbers that diverged."""
+        """Advice for a run whose numbers diverged."""
         rates = ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
         return f"Lower the learning rates ({rates})"
 
@@ -151,7 +151,7 @@ class Distiller(Method):
 
     @staticmethod
     def _due(every: int, state: RunState) -> bool:
-        """Whether a step is one of every so many, or the last one."""
+        """True in one of every so many steps, and in the last one."""
         return state.step % every == 0 or state.step == state.total
 
     def _trackers(self) -> Trackers:
@@ -185,7 +185,7 @@ class Distiller(Method):
         return logs
 
     def _reach(self) -> float:
-        """How far the gradient alone moves the value that it moves most; NaN or infinite where the gradient is."""
+        """The way of the value that the gradient alone moves most; NaN or infinite where the gradient is."""
         moves = [
             group["lr"] * torch.linalg.vector_norm(parameter.grad, math.inf).item()
             for optimizer in self.optimizers

@@ -54,7 +54,7 @@ FREE_TO_CHANGE = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """What `Method.learn` has to find or train networks with.
+    """All that `Method.learn` has to find or train networks with.
 
     Attributes:
         train: The images to distil.
@@ -74,7 +74,7 @@ class Preparation:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What all that trains takes."""
+        """The arguments that all training takes."""
         return {
             "seed": self.config.seed,
             "accelerator": self.accelerator,
@@ -139,7 +139,7 @@ class Method(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the synthetic images live."""
+        """The device of the synthetic images."""
         return self.accelerator.device
 
     @property
@@ -320,7 +320,7 @@ class Method(ABC):
         return Trackers(self.accelerator, self.config)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued, beside the config; a subclass adds what it learns from."""
+        """All that must be the same for a run to be continued, beside the config; subclasses add what they learn from."""
         return describe_images(self.train)
 
     def _identity(self) -> dict[str, Any]:
@@ -328,7 +328,7 @@ class Method(ABC):
         return json.loads(json.dumps(self.identity()))
 
     def _provenance(self) -> dict[str, Any]:
-        """What `distill_config.json` says of this run, beside what the set knows by itself."""
+        """The part of `distill_config.json` that the set does not know by itself."""
         kept = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_TO_CHANGE or k == "max_steps"}
         return {
             "method": self.name,

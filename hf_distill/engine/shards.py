@@ -22,7 +22,7 @@ EVALUATION = "hyperparameters.eval_"
 
 
 def describe_shard(number: int, count: int, images: int, rows: Tensor) -> dict[str, Any]:
-    """What the configuration of a shard says of it.
+    """The description of a shard for its configuration.
 
     Args:
         number: Which one, from 1.
@@ -60,7 +60,7 @@ def _rows(about: Any, count: int, path: str | Path) -> list[int]:
 
 
 def _compared(distilled: DistilledSet) -> dict[str, Any]:
-    """What must be the same for two shards to be of one set, part by part."""
+    """All that must be the same for two shards to be of one set, part by part."""
     config = distilled.config
     about = {
         "class names": distilled.class_names,

@@ -371,7 +371,7 @@ class APM(BlockDistiller):
         }
 
     def initial(self, block: Block) -> Tensor:
-        """What a group starts from, (B, C, H, W) float32 on the device: different real images, or noise."""
+        """The images that a group starts from, (B, C, H, W) float32 on the device: different real images, or noise."""
         seed = self.config.seed
         if self.config.init == "noise":
             random = generator(seed, "init", block.number)

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True)
 class _Record:
-    """What one layer saw: its name, and mean and variance of its input, (C,) or (G, C)."""
+    """Mean and variance of the input of one layer, (C,) or (G, C)."""
 
     name: str
     layer: nn.BatchNorm2d

@@ -250,7 +250,7 @@ class HeLlO(PatchMethod):
         return distilled
 
     def costs(self) -> LabelCosts:
-        """What labels of each kind cost for this set and the students of its protocol, by formula."""
+        """The costs of labels of each kind for this set and the students of its protocol, by formula."""
         projector, classes = self.projector, self.train.num_classes
         return label_costs(
             self.config.ipc * classes,
@@ -266,7 +266,7 @@ class HeLlO(PatchMethod):
 
     @property
     def online(self) -> MeanLabels:
-        """What the projector imitates, asked while students train."""
+        """The labels that the projector imitates, asked for while students train."""
         return MeanLabels([NetworkLabels(teacher) for teacher in self.teachers])
 
     def sources(self) -> dict[str, LabelSource]:

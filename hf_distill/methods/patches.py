@@ -57,7 +57,7 @@ def take_crops(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def centred(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What a network sees of `crops` (n, C, h, w) uint8 in the middle of an image of the usual size.
+    """The `crops` (n, C, h, w) uint8 as a network sees them in the middle of an image of the usual size.
 
     Around them it sees zeros, the mean colour.
     """
@@ -82,7 +82,7 @@ def choose(losses: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def edges(side: int, factor: int) -> list[int]:
-    """Where tiles begin and end along a side: `factor` + 1 pixels, and the first tiles are the longer ones."""
+    """The ends of tiles along a side: `factor` + 1 pixels, and the first tiles are the longer ones."""
     short, rest = divmod(side, factor)
     return [short * tile + min(tile, rest) for tile in range(factor + 1)]
 
@@ -242,7 +242,7 @@ class PatchMethod(BlockDistiller):
         return canvas
 
     def tile(self, images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """What becomes of the boxes (n, 4) of `images` (n, C, H, W) uint8: tiles (n, C, *size) uint8."""
+        """The tiles (n, C, *size) uint8 that the boxes (n, 4) of `images` (n, C, H, W) uint8 become."""
         return take_crops(images, boxes, size)
 
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:

@@ -63,7 +63,7 @@ def learning_rate(t: int, steps: int, lr: float) -> float:
 
 
 def bounds(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """What a network sees of black and of white, each (1, C, 1, 1).
+    """Black and white as a network sees them, each (1, C, 1, 1).
 
     Raises:
         ValueError: Whitened images have no such bounds.
@@ -214,7 +214,7 @@ class SRe2L(BlockDistiller):
         return {**super().identity(), "teachers": [teacher.digest for teacher in self.teachers]}
 
     def initial(self, block: Block) -> Tensor:
-        """What a block starts from, (B, C, H, W) float32 on the device."""
+        """The images that a block starts from, (B, C, H, W) float32 on the device."""
         seed = derive_seed(self.config.seed, "init", block.number)
         if self.config.init == "noise":
             return torch.randn((len(block.labels), *self.train.shape), generator=generator(seed)).to(self.device)
@@ -239,7 +239,7 @@ class SRe2L(BlockDistiller):
         return rows @ x @ columns.T
 
     def losses(self, x: Tensor, labels: Tensor, t: int) -> dict[str, Tensor]:
-        """What `terms` gives of the teacher of iteration `t`, in the launcher's precision."""
+        """The `terms` of L with the teacher of iteration `t`, in the launcher's precision."""
         turn = t % len(self.teachers)
         with self.accelerator.autocast(), self.statistics[turn] as statistics:
             return self._terms(self.teachers[turn].model, statistics, x, labels, self.config)

@@ -71,7 +71,7 @@ class TrajectoryConfig(LoopConfig):
 
     @property
     def expert_epochs_needed(self) -> int:
-        """How many epochs of an expert can ever be read."""
+        """The number of epochs of an expert that can ever be read."""
         return self.max_start_epoch - 1 + self.expert_epochs
 
 
@@ -164,7 +164,7 @@ class TrajectoryMatching(Distiller):
         """
 
     def teacher(self) -> TeacherLabels | None:
-        """What labels the published images; None for hard labels."""
+        """The networks that label the published images; None for hard labels."""
         return None
 
     def setup(self) -> DistilledSet:

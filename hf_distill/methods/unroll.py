@@ -62,7 +62,7 @@ class StudentStep:
 
 @dataclass(frozen=True)
 class Student:
-    """How a student learns inside the unroll.
+    """A student, and the way it learns inside the unroll.
 
     Attributes:
         model: Logits as a function of flat parameters and images.
@@ -224,7 +224,7 @@ def adjoint_unroll(
 
 @dataclass(frozen=True)
 class _State:
-    """Where the student is before a step: θ_i (P,), and v_i (P,) where momentum needs it."""
+    """The student before a step: θ_i (P,), and v_i (P,) where momentum needs it."""
 
     theta: Tensor
     velocity: Tensor | None

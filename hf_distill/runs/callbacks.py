@@ -21,7 +21,7 @@ __all__ = ["Callback", "Callbacks", "ProgressBar", "RunState", "Trackers"]
 
 @dataclass
 class RunState:
-    """Where a run is; every callback of every process is given it.
+    """The state of a run, which every callback of every process is given.
 
     Attributes:
         name: Of the run, such as "distil (tesla)".
@@ -126,7 +126,7 @@ class ProgressBar(Callback):
 
 
 class Trackers(Callback):
-    """What `--report_to` names: values of steps as train/<name>, those of evaluations as eval/<name>.
+    """The trackers that `--report_to` names: values of steps as train/<name>, of evaluations as eval/<name>.
 
     Args:
         accelerator: Made with these trackers.

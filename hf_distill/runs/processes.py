@@ -44,7 +44,7 @@ def make_accelerator(report_to: str = "none", project_dir: str | None = None) ->
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What `work` gives on the main process, on all of them; where it fails, that one says why and all end."""
+    """The result of `work` on the main process, on all of them; where it fails, that one says why and all end."""
     told: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:

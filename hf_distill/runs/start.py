@@ -54,7 +54,7 @@ def start_run(
 
 
 def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
-    """How to read again what the set was made of, with its classes and size; flags off their default in `given` win."""
+    """The arguments that read again what a set was made of, in its classes and size; flags off their default win."""
     source = distilled.config.get("source") or {}
     name = source.get("name")
     if given.dataset_name is None and name != "digits" and "/" not in (name or ""):
