@@ -215,7 +215,7 @@ def _crop_each(x: Tensor, params: CropParams, size: tuple[int, int]) -> Tensor:
 
 
 def _places(first: Tensor, length: Tensor, full: int, size: int, dtype: torch.dtype) -> Tensor:
-    """The places along a side of `full` pixels of the `size` samples of each box, (n, size), in `grid_sample`'s [-1, 1].
+    """The places along a side of `full` pixels of each box's `size` samples, (n, size), in `grid_sample`'s [-1, 1].
 
     Sample i of a box that starts at f lies at p = f + clamp((i + ½) l / size − ½, 0, l − 1), which is (2p + 1) / full
     − 1 for the sampler. Times size · full that is an integer: only the division at the end rounds.

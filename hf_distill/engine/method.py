@@ -320,7 +320,7 @@ class Method(ABC):
         return Trackers(self.accelerator, self.config)
 
     def identity(self) -> dict[str, Any]:
-        """All that must be the same for a run to be continued, beside the config; subclasses add what they learn from."""
+        """All that must stay the same in a continued run, beside the config; subclasses add what they learn from."""
         return describe_images(self.train)
 
     def _identity(self) -> dict[str, Any]:
