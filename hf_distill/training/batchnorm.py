@@ -64,7 +64,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         return self
 
     def normalised(self, x: Tensor) -> Tensor:  # (n, C, H, W) -> (n, C, H, W)
-        """What the layer gives before any activation."""
+        """The output before any activation."""
         if not self.training:
             return nn.BatchNorm2d.forward(self, x)
         kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
