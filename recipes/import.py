@@ -55,7 +55,6 @@ class ImportArguments:
     student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
     student_norm: str = HfArg(default="instance", help="Normalisation of a convnet: instance, batch or none.")
     dsa_strategy: str = HfArg(default=DEFAULT_STRATEGY, help="Augmentation that --trajectories were trained with.")
-    expert_format: str = HfArg(default="float32", help="float32, or compact: little more than half the bytes.")
     output_dir: str = HfArg(default="outputs/imported", help="New folder of the artifact.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
@@ -107,8 +106,8 @@ def main() -> None:
 
     if args.trajectories:
         network = {name: getattr(args, name) for name in ("student", "student_width", "student_norm")}
-        spec = ExpertConfig(**network, expert_format=args.expert_format).student_spec(train)
-        options = {"dsa_strategy": args.dsa_strategy, "expert_format": args.expert_format}
+        spec = ExpertConfig(**network).student_spec(train)
+        options = {"dsa_strategy": args.dsa_strategy}
         options |= {"device": accelerator.device, "disable_tqdm": args.disable_tqdm}
         experts = import_trajectories(args.trajectories, args.output_dir, spec, test=test, **known, **options)
         print(f"{experts.summary()}\n{experts.folder}   load: {experts.load_call}")

@@ -16,13 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
-from ..config import check_choice
 from ..data.feed import TEST_BATCH, Pool
 from ..data.images import RealImages
 from ..hub.files import atomic_write, package_versions
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec
-from ..networks.trajectories import EXPERT_FILE, FORMAT_VERSION, METADATA, ExpertTrajectories, compact
+from ..networks.trajectories import EXPERT_FILE, FORMAT_VERSION, METADATA, ExpertTrajectories
 from .files import known_classes, known_preprocessing, load_pt, origin_of, require_empty
 
 logger = logging.getLogger(__name__)
@@ -119,7 +118,6 @@ def import_trajectories(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dsa_strategy: str = DEFAULT_STRATEGY,
-    expert_format: str = "float32",
     method: str | None = None,
     device: torch.device | str = "cpu",
     disable_tqdm: bool = False,
@@ -143,7 +141,6 @@ def import_trajectories(
         mean: Per channel, where there is no `real`.
         std: Per channel, where there is no `real`.
         dsa_strategy: The augmentation that the experts were trained with, which methods use again; MTT's by default.
-        expert_format: "float32", or "compact" for little more than half the bytes.
         method: What made them, as cards say it.
         device: What accuracies are computed on.
         disable_tqdm: No progress bar.
@@ -151,7 +148,6 @@ def import_trajectories(
     Raises:
         ValueError: A file needs code to run, does not fit `spec`, or holds no path; or `directory` is not empty.
     """
-    check_choice("expert_format", expert_format, ("float32", "compact"))
     DSA(dsa_strategy)
     directory, files = Path(directory), _buffers(paths)
     require_empty(directory)
@@ -167,7 +163,7 @@ def import_trajectories(
             spec.name,
         )
     flat = FlatModel.from_spec(spec).to(device)
-    training = {"method": method, "dsa_strategy": dsa_strategy, "expert_format": expert_format}
+    training = {"method": method, "dsa_strategy": dsa_strategy, "expert_format": "float32"}
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".importing-", dir=directory.parent))
     try:
@@ -269,8 +265,7 @@ class _Writer:
             "accuracy": [None] * self.epochs,
             **{f"{split}_accuracy": accuracies.get(split) for split in self.splits},
         }
-        tensors = compact(params) if self.training["expert_format"] == "compact" else {"params": params}
-        content = save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
+        content = save({"params": params}, {METADATA: json.dumps(metadata, sort_keys=True)})
         atomic_write(self.folder / EXPERT_FILE.format(self.count), content)
         self.count += 1
 

@@ -41,7 +41,9 @@ from .network_folder import (
 INDEX = "expert_config.json"
 EXPERT_FILE = "expert-{:05d}.safetensors"
 FORMAT_VERSION = 1
-ANCHOR_EVERY = 10  # epochs between two float32 rows of a compact trajectory
+# Files of version 0.1 may be compact: "anchors" (A, P) is every tenth row, and "deltas" (T + 1 - A, P) float16 are the
+# differences of the others to the anchor before them, each over one of "scales" (T + 1 - A,).
+ANCHOR_EVERY = 10
 DTYPES = {"F32": torch.float32, "F16": torch.float16}
 # Of one value: the types that safetensors writes.
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -158,49 +160,6 @@ def _version(file: BinaryIO) -> tuple[int, int, int]:
     """Inode, size and time, which tell a file from the one that takes its name."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def compact(params: Tensor) -> dict[str, Tensor]:
-    """A trajectory (T + 1, P) in little more than half the bytes.
-
-    Every tenth row stays float32; the rows in between are scaled float16 differences to the one before them. So any row
-    costs one and a half reads, and the rounding stays small beside what two epochs change: about 0.1 % of it, where
-    differences to the first row alone would reach 0.5 % after 50 epochs.
-
-    Returns:
-        "anchors" (A, P) float32, "deltas" (T + 1 - A, P) float16 and "scales" (T + 1 - A,) float32; and "last" (P,)
-        float32, from which training can go on, unless the last row is an anchor.
-    """
-    rows = torch.arange(len(params))
-    between = rows % ANCHOR_EVERY > 0
-    anchors = params[::ANCHOR_EVERY].clone()
-    deltas = params[between] - anchors[rows[between] // ANCHOR_EVERY]
-    scales = deltas.abs().amax(dim=1)
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    tensors = {"anchors": anchors, "deltas": (deltas / scales[:, None]).half(), "scales": scales}
-    return {**tensors, "last": params[-1].clone()} if between[-1] else tensors
-
-
-def last_row(file: TensorFile) -> Tensor:
-    """The last row (P,) of an expert's file, exact in either format."""
-    if "last" in file:
-        return file.read("last")
-    name = "params" if "params" in file else "anchors"
-    return file.read(name, file.shape(name)[0] - 1)
-
-
-def lengthened(file: TensorFile, rows: Tensor) -> dict[str, Tensor]:
-    """The rows in an expert's file and further `rows` (T', P), stored as the whole trajectory would be at once."""
-    if "params" in file:
-        return {"params": torch.cat([file.read("params"), rows])}
-    anchors = file.read("anchors")
-    beyond = file.shape("anchors")[0] + file.shape("deltas")[0] - 1 - (len(anchors) - 1) * ANCHOR_EVERY
-    # Rows that are stored already stand in as copies of their anchor: their differences are kept as they are.
-    tensors = compact(torch.cat([anchors[-1:].expand(beyond + 1, -1), rows]))
-    tensors["anchors"] = torch.cat([anchors[:-1], tensors["anchors"]])
-    for name in ("deltas", "scales"):
-        tensors[name] = torch.cat([file.read(name), tensors[name][beyond:]])
-    return tensors
 
 
 class ExpertTrajectories(HubFolder):

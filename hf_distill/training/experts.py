@@ -49,9 +49,6 @@ from ..networks.trajectories import (
     METADATA,
     ExpertTrajectories,
     TensorFile,
-    compact,
-    last_row,
-    lengthened,
 )
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
@@ -92,13 +89,9 @@ class ExpertConfig:
         help="Experts trained side by side in one process; auto measures some numbers, takes the best. "
         "The number changes how sums are rounded: give one to get the same bits again.",
     )
-    expert_format: str = HfArg(
-        default="float32", help="float32, or compact: little more than half the bytes, exact to a thousandth."
-    )
 
     def __post_init__(self) -> None:
         check_choice("student_norm", self.student_norm, NORMS)
-        check_choice("expert_format", self.expert_format, ("float32", "compact"))
         for flag in ("student_width", "num_experts", "expert_train_epochs", "batch_train"):
             check_at_least(flag, getattr(self, flag), 1)
         for flag in ("lr_teacher", "mom_teacher", "l2_teacher"):
@@ -366,12 +359,13 @@ def _describe(
     real: RealImages, spec: StudentSpec, config: ExpertConfig, seed: int, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Everything that decides the bytes of a trajectory, the coarsest first, as JSON types."""
-    hyperparameters = ("lr_teacher", "mom_teacher", "l2_teacher", "batch_train", "dsa_strategy", "expert_format")
+    hyperparameters = ("lr_teacher", "mom_teacher", "l2_teacher", "batch_train", "dsa_strategy")
     return {
         "student": spec.to_dict(),
         **describe_images(real),
         "seed": seed,
         **{name: getattr(config, name) for name in hyperparameters},
+        "expert_format": "float32",  # of the rows; version 0.1 had another one too
         "mixed_precision": str(accelerator.mixed_precision),
     }
 
@@ -421,7 +415,8 @@ def _train_group(
     if start > 0:
         in_file = start == stored
         files = [TensorFile(folder.expert(expert) if in_file else folder.row(expert, start)) for expert in experts]
-        thetas.copy_(torch.stack([last_row(file) if in_file else file.read("row") for file in files]))
+        last = [file.read("params", start) if in_file else file.read("row") for file in files]
+        thetas.copy_(torch.stack(last))
         if velocities is not None:
             velocities.copy_(torch.stack([file.read("velocity") for file in files]))
     progress.skip(max(start, 0) * len(experts))
@@ -456,9 +451,9 @@ def _finish(
     history: dict[str, list[float]] = {"loss": [], "accuracy": []}
     if stored >= 0:
         file = TensorFile(folder.expert(expert))
-        tensors, history = lengthened(file, params), {name: file.metadata[name] for name in history}
-    else:
-        tensors = compact(params) if trainer.config.expert_format == "compact" else {"params": params}
+        params = torch.cat([file.read("params"), params])
+        history = {name: file.metadata[name] for name in history}
+    tensors = {"params": params}
     if trainer.config.mom_teacher:  # with the last row all that training for longer needs
         tensors["velocity"] = files[-1].read("velocity")
     trained = [file.metadata for file in files if file.metadata["loss"] is not None]  # not the initialisation
@@ -520,10 +515,9 @@ def train_experts(
 
     Example:
         >>> import hf_distill as hd
-        >>> from hf_distill.training.experts import ExpertConfig, train_experts
         >>> train = hd.RealImages.from_hub(hd.DataArguments(max_train_samples=200))
-        >>> config = ExpertConfig(student="convnet_d1", student_width=8, num_experts=2, experts_at_once="2")
-        >>> experts = train_experts(train, config, "outputs/experts", epochs=3, disable_tqdm=True)
+        >>> config = hd.ExpertConfig(student="convnet_d1", student_width=8, num_experts=2, experts_at_once="2")
+        >>> experts = hd.train_experts(train, config, epochs=3, disable_tqdm=True)
         >>> start, target = experts.segment(expert=0, start=1, length=2)
         >>> experts.num_experts, experts.num_epochs, start.shape == target.shape
         (2, 3, True)

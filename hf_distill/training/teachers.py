@@ -377,10 +377,9 @@ def train_teacher(
 
     Example:
         >>> import hf_distill as hd
-        >>> from hf_distill.training.teachers import TeacherConfig, train_teacher
         >>> train, test = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=200, max_test_samples=50))
-        >>> config = TeacherConfig(student="convnet_d1", student_width=8, teacher_epochs=2)
-        >>> teacher = train_teacher(train, test, config, "outputs/teacher", disable_tqdm=True)
+        >>> config = hd.TeacherConfig(student="convnet_d1", student_width=8, teacher_epochs=2)
+        >>> teacher = hd.train_teacher(train, test, config, disable_tqdm=True)
         >>> teacher.logits(test.images([0, 1])).shape
         torch.Size([2, 10])
     """

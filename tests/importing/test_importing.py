@@ -460,19 +460,6 @@ def test_the_flat_model_of_an_imported_row_is_the_network_that_was_trained(buffe
         torch.testing.assert_close(model(experts.row(expert, 12), x), net(x), rtol=1e-5, atol=1e-5)
 
 
-def test_compact_trajectories_are_close_and_smaller(buffers, tmp_path):
-    folder, _, trajectories = buffers
-    small = import_trajectories(
-        [folder], tmp_path / "compact", SPEC, **GIVEN, expert_format="compact", disable_tqdm=True
-    )
-    exact = torch.cat([part.reshape(-1) for part in trajectories[1][7]])
-    moved = torch.cat([part.reshape(-1) for part in trajectories[1][0]]) - exact
-    assert (small.row(1, 7) - exact).norm() < 1e-3 * moved.norm()
-    assert torch.equal(small.row(1, 10), torch.cat([part.reshape(-1) for part in trajectories[1][10]]))
-    full = import_trajectories([folder], tmp_path / "full", SPEC, **GIVEN, disable_tqdm=True)
-    assert small.config["bytes"] < 0.7 * full.config["bytes"]
-
-
 def test_what_is_not_known_of_imported_experts_is_left_out_everywhere(buffers, tmp_path):
     folder, _, _ = buffers
     experts = import_trajectories(
@@ -560,7 +547,6 @@ def test_buffers_that_do_not_fit_are_one_line(buffers, tmp_path):
     broken = [[torch.full_like(part, torch.nan) for part in snapshot] for snapshot in trajectories[0]]
     refuse([broken], tmp_path, "NaN or infinite")
     refuse(trajectories, tmp_path, "the student has 3 classes and 2 are named", class_names=["cat", "dog"])
-    refuse(trajectories, tmp_path, "--expert_format is 'half'", expert_format="half")
     assert not (tmp_path / "experts").exists()
 
 
