@@ -74,7 +74,6 @@ class Run:
 
 RUNS = {
     "experts": Run("experts", EXPERTS),
-    "experts-compact": Run("experts", f"{EXPERTS} --expert_format compact"),
     "teacher": Run("teacher", TEACHER),
     "tesla": Run("tesla", f"{LOOP} --experts experts", ("experts",)),
     "tesla-micro": Run(
