@@ -51,7 +51,12 @@ def check_at_least(flag: str, value: float | None, least: float) -> None:
 
 @dataclass
 class DataArguments:
-    """Which images to distil, and what to make of them before anything is trained on them."""
+    """Which images to distil, and what to make of them before anything is trained on them.
+
+    Example:
+        >>> hd.DataArguments(dataset_name="uoft-cs/cifar10", resolution=[32]).short_name
+        'cifar10'
+    """
 
     dataset_name: str | None = HfArg(
         default=None, help="Hub name or local folder that `load_dataset` reads. Without it: scikit-learn's digits."
@@ -163,7 +168,12 @@ class OptimizedConfig(DistillConfig):
 
 @dataclass
 class LoopConfig(OptimizedConfig):
-    """Settings beside these of methods that optimise the whole set at once: how often to look, and what to keep."""
+    """Settings beside these of methods that optimise the whole set at once: how often to look, and what to keep.
+
+    Example:
+        >>> hd.LoopConfig(ipc=10).eval_steps
+        100
+    """
 
     gradient_accumulation_steps: int = HfArg(
         default=1, help="Gradients averaged by each process before an update; N processes average N times as many."

@@ -10,6 +10,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 
 class RealImages(torch.utils.data.Dataset):
     """Images with one label each: uint8 pixels mapped from disk, labels in memory.
+
+    Example:
+        >>> train.shape, train.num_classes, len(train.class_rows(3))
+        ((1, 8, 8), 10, 10)
+        >>> rest, held_out = train.split(0.2, seed=0)
+        >>> len(rest), len(held_out)
+        (80, 20)
 
     Attributes:
         labels: (N,) int64 on the CPU.
@@ -124,7 +132,7 @@ class RealImages(torch.utils.data.Dataset):
     @classmethod
     def from_hub(
         cls,
-        name: str,
+        name: str | Path,
         *,
         split: str = "train",
         config: str | None = None,
@@ -159,6 +167,10 @@ class RealImages(torch.utils.data.Dataset):
         Raises:
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
+        if not isinstance(name, str | Path):
+            raise ValueError(
+                f"from_hub was given a {type(name).__name__}; expected a name or a folder (from_arguments takes DataArguments)"
+            )
         args = _arguments(
             dataset_name=str(name),
             dataset_config=config,

@@ -71,6 +71,13 @@ class ZCA:
 class Preprocessing:
     """The way from pixels to what a network sees, with its inverse.
 
+    Example:
+        >>> import torch
+        >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+        >>> look = hd.Preprocessing(1, (1, 2), mean=(0.5,), std=(0.25,))
+        >>> look(pixels).flatten().tolist(), look.to_uint8(look(pixels)).flatten().tolist()
+        ([-2.0, 2.0], [0, 255])
+
     Attributes:
         channels: 1 (gray) or 3 (RGB).
         image_size: Height and width in pixels.

@@ -194,6 +194,18 @@ class EpochLabels(HubFolder, LabelSource):
         x = labels.views(pool.images, rows, epoch, len(pool), pool.black)
         logits = labels(x, pool.labels[rows], rows, epoch)
 
+    Example:
+        >>> from hf_distill.augmentation.views import Views
+        >>> from hf_distill.data.feed import Pool
+        >>> from hf_distill.distilled.labels import NetworkLabels
+        >>> from hf_distill.distilled.epoch_labels import relabel
+        >>> spec = hd.StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": "batch"})
+        >>> teacher = hd.Teacher(spec.build(0), spec, train.class_names, train.preprocessing)
+        >>> pool = Pool(train, train.labels, preprocessing=train.preprocessing)
+        >>> labels = relabel(NetworkLabels(teacher), pool, Views(), 2, "labels", disable_tqdm=True)
+        >>> len(labels), labels.epochs
+        (100, 2)
+
     Attributes:
         folder: Where the files are, or come to be.
         config: The content of `labels_config.json`.

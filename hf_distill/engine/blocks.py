@@ -38,6 +38,11 @@ logger = logging.getLogger(__name__)
 class Block:
     """Images that are made together.
 
+    Example:
+        >>> import torch
+        >>> hd.Block(number=0, rows=torch.tensor([0, 1]), labels=torch.tensor([3, 4])).labels.tolist()
+        [3, 4]
+
     Attributes:
         number: From 0; what is random in the block is a function of it.
         rows: (B,) where in the set its images go.
@@ -51,6 +56,10 @@ class Block:
 
 class BlockDistiller(Method):
     """Runs a method that says which blocks there are and makes the images of one; see `Method` for the arguments.
+
+    Example:
+        >>> [method.__name__ for method in hd.METHODS if issubclass(method, hd.BlockDistiller)]
+        ['SRe2L', 'CDA', 'RDED', 'HeLlO', 'APM']
 
     Attributes:
         pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".

@@ -45,6 +45,10 @@ class Distiller(Method):
     A method gives `paper`, `config_class` (a `LoopConfig`), `setup` and `step`; what it learns beside the set is in
     `modules`. See `Method` for the arguments. Without held-out images the last step is kept.
 
+    Example:
+        >>> [method.__name__ for method in hd.METHODS if issubclass(method, hd.Distiller)]
+        ['MTT', 'TESLA']
+
     Attributes:
         optimizers: Made by `setup`; between them they hold the parameters of the set and of `modules`.
     """

@@ -56,6 +56,11 @@ FREE_TO_CHANGE = {
 class Preparation:
     """All that `Method.learn` has to find or train networks with.
 
+    Example:
+        >>> having = hd.Preparation(train, test, hd.TESLAConfig(seed=3), [hd.ExpertConfig()], accelerator=None)
+        >>> having.options["seed"]
+        3
+
     Attributes:
         train: The images to distil.
         test: Images to report the accuracy of networks on.
@@ -92,6 +97,13 @@ class Method(ABC):
 
     All methods are constructed alike: `Method(config, train, **learned, test=..., held_out=..., ...)`, where `learned`
     is what `learn` returns (nothing, experts, teachers, a prior). `prepare` does both, `distill` everything.
+
+    Example:
+        >>> for method in hd.METHODS[:3]:
+        ...     print(method.__name__, method.paper.year, [kind.__name__ for kind in method.learns_from])
+        MTT 2022 ['ExpertConfig']
+        TESLA 2023 ['ExpertConfig']
+        SRe2L 2023 ['TeacherConfig']
 
     Args:
         config: The hyper-parameters; `output_dir` must be given here (`prepare` makes sure).

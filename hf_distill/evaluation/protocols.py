@@ -18,6 +18,11 @@ __all__ = ["PROTOCOLS", "CropProtocol", "EvalProtocol"]
 class EvalProtocol:
     """How a student is trained: SGD with momentum and DSA, and a learning rate that drops.
 
+    Example:
+        >>> short = hd.EvalProtocol("short", epochs=4, full_data_epochs=1)
+        >>> [factor for factor, _ in short.schedule(4)]
+        [1.0, 1.0, 1.0, 0.1]
+
     Attributes:
         name: What reports call it.
         epochs: Passes over a small set.

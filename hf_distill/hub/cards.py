@@ -20,7 +20,13 @@ from ..shipped import shipped
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper that a method comes from."""
+    """The paper that a method comes from.
+
+    Example:
+        >>> paper = hd.TESLA.paper
+        >>> paper.year, paper.arxiv_id
+        (2023, '2211.10586')
+    """
 
     title: str
     authors: str

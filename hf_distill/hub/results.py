@@ -140,6 +140,12 @@ def _fields(row: dict[str, Any]) -> dict[str, Any]:
 class EvalReport:
     """Accuracies of students on a distilled set, and on the sets that it is compared with.
 
+    Example:
+        >>> from hf_distill.hub.results import EvalRow
+        >>> report = hd.EvalReport([EvalRow("random", "hard", "convnet_d3", "quick", 10, [0.5, 0.6], "cpu")])
+        >>> report.rows[0].percent()
+        '55.0 ± 7.1 (2)'
+
     Attributes:
         rows: One for each set, kind of labels and student.
         meta: How they were trained.

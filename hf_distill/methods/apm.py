@@ -162,7 +162,12 @@ def group_gradient(
 
 @dataclass
 class APMConfig(OptimizedConfig):
-    """Hyper-parameters of APM; the defaults are those that all of the paper's settings share."""
+    """Hyper-parameters of APM; the defaults are those that all of the paper's settings share.
+
+    Example:
+        >>> hd.APMConfig(shard="2/8").part
+        (2, 8)
+    """
 
     teachers: list[str] | None = HfArg(
         default=None,
@@ -253,6 +258,12 @@ def _named(config: APMConfig, train: RealImages) -> StudentSpec | None:
 
 class APM(BlockDistiller):
     """Students are trained on the images of a group, and the images leave them.
+
+    Example:
+        >>> net = {"student": "convnet_d1", "student_width": 8, "teacher_epochs": 1, "batch_train": 20}
+        >>> along = {"max_steps": 1, "num_students": 2, "student_epochs": 2, "dsa_strategy": "none"}
+        >>> hd.APM.distill(train, ipc=1, disable_tqdm=True, **net, **along).soft_labels.shape
+        torch.Size([10, 10])
 
     Args:
         config: An `APMConfig`.

@@ -108,7 +108,12 @@ def update_in_prior(
 
 @dataclass
 class HeLlOConfig(ProjectorConfig, PatchConfig):
-    """Hyper-parameters of HeLlO; those of the crops are RDED's, the others this library's where the paper is silent."""
+    """Hyper-parameters of HeLlO; those of the crops are RDED's, the others this library's where the paper is silent.
+
+    Example:
+        >>> hd.HeLlOConfig(ipc=10, factor=2).per_class
+        40
+    """
 
     teachers: list[str] | None = HfArg(
         default=None,
@@ -139,6 +144,14 @@ class HeLlOConfig(ProjectorConfig, PatchConfig):
 
 class HeLlO(PatchMethod):
     """Tiled crops, mended in CLIP's space, and the projector that labels what students see of them.
+
+    Example:
+        >>> net = {"student": "convnet_d1", "student_width": 8, "teacher_epochs": 1, "batch_train": 20}
+        >>> labels = {"prior_epochs": 1, "weak_teachers": 1, "projector_epochs": 1, "prompts": ["simple"], "lora_r": 2}
+        >>> crops = {"num_crops": 2, "factor": 2, "update_steps": 2}
+        >>> distilled = hd.HeLlO.distill(train, test, ipc=1, disable_tqdm=True, **net, **labels, **crops)
+        >>> distilled.teacher.kind
+        'projector'
 
     Args:
         config: A `HeLlOConfig`.

@@ -20,11 +20,24 @@ from .unroll import MatchingGradient, StudentStep, full_unroll
 
 @dataclass
 class MTTConfig(TrajectoryConfig):
-    """Hyper-parameters of MTT."""
+    """Hyper-parameters of MTT.
+
+    Example:
+        >>> hd.MTTConfig(ipc=10, syn_steps=30).lr_img
+        100.0
+    """
 
 
 class MTT(TrajectoryMatching):
-    """Trajectory matching through the full unroll, with hard labels."""
+    """Trajectory matching through the full unroll, with hard labels.
+
+    Example:
+        >>> net = {"student": "convnet_d1", "student_width": 8, "num_experts": 1, "expert_train_epochs": 2}
+        >>> path = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "max_steps": 1, "select": "last"}
+        >>> distilled = hd.MTT.distill(train, ipc=1, disable_tqdm=True, **net, **path)
+        >>> distilled.labels.tolist(), distilled.soft_labels
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], None)
+    """
 
     config_class = MTTConfig
     paper = Paper(

@@ -45,7 +45,12 @@ from .patches import PatchConfig, PatchMethod
 
 @dataclass
 class RDEDConfig(PatchConfig):
-    """Hyper-parameters of RDED; the defaults are those of its ImageNet-1K run."""
+    """Hyper-parameters of RDED; the defaults are those of its ImageNet-1K run.
+
+    Example:
+        >>> hd.RDEDConfig(ipc=10, factor=2).per_class
+        40
+    """
 
     teachers: list[str] | None = HfArg(
         default=None,
@@ -62,6 +67,12 @@ class RDEDConfig(PatchConfig):
 
 class RDED(PatchMethod):
     """Crops (by chance), scored (by the teacher), tiled, relabelled (the teacher again, view by view).
+
+    Example:
+        >>> net = {"student": "convnet_d1", "student_width": 8, "teacher_epochs": 1, "batch_train": 20}
+        >>> distilled = hd.RDED.distill(train, ipc=1, factor=2, num_crops=3, disable_tqdm=True, **net)
+        >>> distilled.pixel_values.shape, distilled.pixel_values.dtype
+        (torch.Size([10, 1, 8, 8]), torch.uint8)
 
     Args:
         config: An `RDEDConfig`.

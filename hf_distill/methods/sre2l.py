@@ -110,7 +110,12 @@ def terms(
 
 @dataclass
 class SRe2LConfig(OptimizedConfig):
-    """Hyper-parameters of SRe2L; the defaults are those of its ImageNet-1K run."""
+    """Hyper-parameters of SRe2L; the defaults are those of its ImageNet-1K run.
+
+    Example:
+        >>> hd.SRe2LConfig(ipc=10).max_steps
+        4000
+    """
 
     teachers: list[str] | None = HfArg(
         default=None,
@@ -148,7 +153,12 @@ class SRe2LConfig(OptimizedConfig):
 
 @dataclass
 class CDAConfig(SRe2LConfig):
-    """Hyper-parameters of CDA; the defaults are those of its ImageNet-1K run."""
+    """Hyper-parameters of CDA; the defaults are those of its ImageNet-1K run.
+
+    Example:
+        >>> hd.CDAConfig().curriculum, hd.SRe2LConfig().curriculum
+        ('cosine', 'none')
+    """
 
     curriculum: str = HfArg(default="cosine", help="Smallest box: none (0.08), step, linear or cosine.")
     eval_protocol: str = HfArg(default="cda", help="How students are trained on the set, such as sre2l, cda or rded.")
@@ -156,6 +166,12 @@ class CDAConfig(SRe2LConfig):
 
 class SRe2L(BlockDistiller):
     """Squeeze (the teacher), recover (here), relabel (the teacher again, view by view).
+
+    Example:
+        >>> net = {"student": "convnet_d1", "student_width": 8, "teacher_epochs": 1, "batch_train": 20}
+        >>> distilled = hd.SRe2L.distill(train, ipc=1, max_steps=2, jitter=1, disable_tqdm=True, **net)
+        >>> distilled.pixel_values.dtype, distilled.teacher.kind
+        (torch.uint8, 'teacher')
 
     Args:
         config: A `SRe2LConfig`.
@@ -300,7 +316,13 @@ class SRe2L(BlockDistiller):
 
 
 class CDA(SRe2L):
-    """SRe2L whose crops begin as the whole image and get smaller."""
+    """SRe2L whose crops begin as the whole image and get smaller.
+
+    Example:
+        >>> net = {"student": "convnet_d1", "student_width": 8, "teacher_epochs": 1, "batch_train": 20}
+        >>> hd.CDA.distill(train, ipc=1, max_steps=2, jitter=1, disable_tqdm=True, **net).config["method"]
+        'cda'
+    """
 
     config_class = CDAConfig
     config: CDAConfig

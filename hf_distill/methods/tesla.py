@@ -36,7 +36,12 @@ from .unroll import MatchingGradient, StudentStep, adjoint_unroll
 
 @dataclass
 class TESLAConfig(TrajectoryConfig):
-    """Hyper-parameters of TESLA."""
+    """Hyper-parameters of TESLA.
+
+    Example:
+        >>> hd.TESLAConfig(ipc=10, max_start_epoch=20, expert_epochs=2).expert_epochs_needed
+        21
+    """
 
     label: str = HfArg(
         default="expert",
@@ -60,7 +65,15 @@ class TESLAConfig(TrajectoryConfig):
 
 
 class TESLA(TrajectoryMatching):
-    """Trajectory matching by one adjoint sweep, with soft label assignment."""
+    """Trajectory matching by one adjoint sweep, with soft label assignment.
+
+    Example:
+        >>> net = {"student": "convnet_d1", "student_width": 8, "num_experts": 1, "expert_train_epochs": 2}
+        >>> path = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "max_steps": 1, "select": "last"}
+        >>> distilled = hd.TESLA.distill(train, ipc=1, disable_tqdm=True, **net, **path)
+        >>> distilled.pixel_values.shape, distilled.soft_labels.shape
+        (torch.Size([10, 1, 8, 8]), torch.Size([10, 10]))
+    """
 
     config_class = TESLAConfig
     config: TESLAConfig

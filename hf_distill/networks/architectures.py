@@ -59,6 +59,11 @@ def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
 class StudentSpec:
     """Everything that `timm.create_model` needs to build a network again: name, classes, channels, image size.
 
+    Example:
+        >>> spec = hd.StudentSpec("convnet_d3", num_classes=10, in_chans=3, img_size=(32, 32), kwargs={"width": 128})
+        >>> spec.num_params(), type(spec.build(0)).__name__
+        (320010, 'ConvNet')
+
     Attributes:
         name: A timm name; the ConvNets of this module are timm names too.
         img_size: Height and width in pixels.

@@ -194,6 +194,15 @@ class LabelProjector(nn.Module, HubFolder):
         projector.check_classes(real.class_names)
         logits = projector.logits(real.images(rows))
 
+    Example:
+        >>> from hf_distill.runs.processes import make_accelerator
+        >>> from hf_distill.training.small_clip import find_prior
+        >>> settings, quiet = hd.PriorArguments(prior_epochs=1), {"disable_tqdm": True}
+        >>> prior = find_prior(settings, train, seed=0, accelerator=make_accelerator(), **quiet)
+        >>> projector = hd.LabelProjector(prior, train.class_names, train.preprocessing)
+        >>> projector.logits(train.images([0, 1])).shape
+        torch.Size([2, 10])
+
     Args:
         prior: The CLIP model. It is left as it is, and shares its weights with the projector on the CPU.
         class_names: Names of the logits, in order; what the prompts are filled with.

@@ -70,6 +70,13 @@ class Teacher(HubFolder):
         teacher.check_classes(real.class_names)
         logits = teacher.logits(real.images(rows))
 
+    Example:
+        >>> from hf_distill.data.preprocessing import Preprocessing
+        >>> spec = hd.StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": "batch"})
+        >>> teacher = hd.Teacher(spec.build(0), spec, train.class_names, train.preprocessing)
+        >>> teacher.logits(train.images([0, 1])).shape
+        torch.Size([2, 10])
+
     Args:
         model: A timm network; it is frozen.
         spec: What builds it again.

@@ -169,6 +169,13 @@ class ExpertTrajectories(HubFolder):
         theta_start, theta_target = experts.segment(expert=0, start=3, length=2)
         logits = experts.flat_model()(theta_target, images)
 
+    Example:
+        >>> net = hd.ExpertConfig(student="convnet_d1", student_width=4, num_experts=1, dsa_strategy="none")
+        >>> experts = hd.train_experts(train, net, "experts", epochs=2, disable_tqdm=True)
+        >>> start, target = experts.segment(0, 0, 2)
+        >>> experts.num_epochs, start.shape == target.shape == (experts.num_params,)
+        (2, True)
+
     Attributes:
         folder: Where the files are, or come to be.
         config: The content of `expert_config.json`.

@@ -23,6 +23,11 @@ __all__ = ["Callback", "Callbacks", "ProgressBar", "RunState", "Trackers"]
 class RunState:
     """The state of a run, which every callback of every process is given.
 
+    Example:
+        >>> state = hd.RunState("distil (tesla)", step=5, total=10, values={"loss": 0.5})
+        >>> state.step, state.values["loss"]
+        (5, 0.5)
+
     Attributes:
         name: Of the run, such as "distil (tesla)".
         step: Steps of the whole run, as trackers count them.
@@ -50,6 +55,17 @@ class Callback:
     """Looks on while something is distilled or trained. Each method does nothing unless it is overridden.
 
     All processes call all callbacks, at the same steps; `state.is_main_process` tells where to print or to write.
+
+    Example:
+        >>> class Losses(hd.Callback):
+        ...     def __init__(self):
+        ...         self.values = []
+        ...     def on_step(self, state):
+        ...         self.values.append(state.values["loss"])
+        >>> losses = Losses()
+        >>> losses.on_step(hd.RunState("distil (tesla)", step=1, total=10, values={"loss": 0.5}))
+        >>> losses.values
+        [0.5]
     """
 
     def on_begin(self, state: RunState) -> None:

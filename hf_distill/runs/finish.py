@@ -15,7 +15,12 @@ __all__ = ["DistillationDiverged", "finish", "run_recipe"]
 
 
 class DistillationDiverged(RuntimeError):
-    """The loss, a gradient or what is learned beside the images left the numbers that training can use."""
+    """The loss, a gradient or what is learned beside the images left the numbers that training can use.
+
+    Example:
+        >>> issubclass(hd.DistillationDiverged, RuntimeError)
+        True
+    """
 
 
 def finish(

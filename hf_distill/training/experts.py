@@ -66,7 +66,12 @@ LOCK_SECONDS = 60.0  # between two looks of a job that waits for another one
 
 @dataclass
 class ExpertConfig:
-    """The network to distil for, and how its experts are trained."""
+    """The network to distil for, and how its experts are trained.
+
+    Example:
+        >>> hd.ExpertConfig(student="convnet_d1", student_width=8).student_spec(train).num_params()
+        1370
+    """
 
     student: str = HfArg(default="convnet_d3", help="Network to distil for: convnet_d1 to convnet_d8 or any timm name.")
     student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
@@ -515,7 +520,7 @@ def train_experts(
 
     Example:
         >>> import hf_distill as hd
-        >>> train = hd.RealImages.from_hub(hd.DataArguments(max_train_samples=200))
+        >>> train = hd.RealImages.from_arguments(hd.DataArguments(max_train_samples=200))
         >>> config = hd.ExpertConfig(student="convnet_d1", student_width=8, num_experts=2, experts_at_once="2")
         >>> experts = hd.train_experts(train, config, epochs=3, disable_tqdm=True)
         >>> start, target = experts.segment(expert=0, start=1, length=2)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from ..config import HfArg, check_at_least
@@ -28,6 +28,7 @@ from ..data.images import RealImages
 from ..hub.files import atomic_write, load_json, save_json
 from ..networks.priors import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, Prior, prompt_templates
 from ..rng import derive_seed, generator
+from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import on_main
 
@@ -42,7 +43,12 @@ MOST_SCALE = 100.0  # of cosines, as CLIP's
 
 @dataclass
 class PriorArguments:
-    """The CLIP model, or how a small one is trained where none is given."""
+    """The CLIP model, or how a small one is trained where none is given.
+
+    Example:
+        >>> hd.PriorArguments(model_name_or_path="openai/clip-vit-base-patch32").model_library is None
+        True
+    """
 
     model_name_or_path: str | None = HfArg(
         default=None,
@@ -76,11 +82,17 @@ def describe(real: RealImages, config: PriorArguments, seed: int) -> dict[str, A
 
 
 def find_prior(
-    config: PriorArguments, real: RealImages, *, seed: int, accelerator: Accelerator, disable_tqdm: bool = False
+    config: PriorArguments,
+    real: RealImages,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    disable_tqdm: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Prior:
     """The CLIP model that is named, or without a name a small one, trained on `real` unless it is there already.
 
-    All processes call it; the main one fetches or trains first.
+    All processes call it; the main one fetches or trains first, and its `callbacks` look on.
 
     Raises:
         ValueError, OSError: As `Prior.from_pretrained` and `train_small_clip`.
@@ -88,7 +100,8 @@ def find_prior(
     name = config.model_name_or_path
     if name is None:
         folder = small_clip_folder(real, config, seed)
-        return train_small_clip(real, folder, config, seed=seed, accelerator=accelerator, disable_tqdm=disable_tqdm)
+        shown = {"disable_tqdm": disable_tqdm, "callbacks": callbacks}
+        return train_small_clip(real, folder, config, seed=seed, accelerator=accelerator, **shown)
 
     def commit() -> str | None:
         prior = Prior.from_pretrained(name, revision=config.model_revision, library=config.model_library)
@@ -113,12 +126,14 @@ def train_small_clip(
     seed: int,
     accelerator: Accelerator,
     disable_tqdm: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Prior:
     """The model of these settings, trained by the main process and saved, and loaded. All processes call it.
 
     Args:
         real: The images to train on; gray ones are repeated in three channels.
         directory: On storage that the processes share; a model of these settings that is there is only loaded.
+        callbacks: Look on in the main process; a step is one of the optimizer.
 
     Raises:
         ValueError: `directory` holds something else, or the loss stops being finite.
@@ -133,7 +148,9 @@ def train_small_clip(
         if folder.exists():
             raise ValueError(f"{folder} holds something else than a CLIP model; give another folder")
         model_cfg = _model_cfg(real)
-        model = _train(real, model_cfg, config, seed, accelerator.device, disable_tqdm)
+        model = _train(
+            real, model_cfg, config, seed, accelerator.device, Callbacks([ProgressBar(disable_tqdm), *callbacks])
+        )
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         aside.mkdir(parents=True)
         try:
@@ -178,7 +195,7 @@ def _train(
     config: PriorArguments,
     seed: int,
     device: torch.device,
-    disable_tqdm: bool,
+    callbacks: Callbacks,
 ) -> nn.Module:
     """The trained model: each image among the sentences of all classes, of one template in each step."""
     from open_clip import CLIP, SimpleTokenizer
@@ -203,7 +220,9 @@ def _train(
     steps = config.prior_epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.prior_lr, steps)
     total = torch.zeros((), device=device)
-    with tqdm(total=steps * batch, desc="small CLIP", unit="image", unit_scale=True, disable=disable_tqdm) as bar:
+    state = RunState("small CLIP", total=steps, unit="step", artifact=model)
+    callbacks.on_begin(state)
+    try:
         for epoch in range(config.prior_epochs):
             draw = generator(seed, "prior", "epoch", epoch)
             order = torch.randperm(len(real), generator=draw)
@@ -221,7 +240,10 @@ def _train(
                 with torch.no_grad():
                     model.logit_scale.clamp_(0, math.log(MOST_SCALE))
                     total += loss
-                bar.update(batch)
+                state.step = state.done = state.step + 1
+                callbacks.on_step(state)
+    finally:
+        callbacks.on_end(state)
     if not math.isfinite(total.item()):
         raise ValueError("the loss of the small CLIP model is not finite; lower --prior_lr")
     return model

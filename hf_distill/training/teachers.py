@@ -51,7 +51,12 @@ PARTS = ("student", "class_names", "preprocessing")  # of a teacher, which its f
 
 @dataclass
 class TeacherConfig:
-    """The network that learns from all images, and how."""
+    """The network that learns from all images, and how.
+
+    Example:
+        >>> hd.TeacherConfig(student="resnet18_small").student_spec(train).in_chans
+        1
+    """
 
     student: str = HfArg(default="resnet18_small", help="The teacher's network: any timm name, or convnet_d1 to d8.")
     student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
@@ -308,6 +313,7 @@ def find_teachers(
     accelerator: Accelerator,
     along: int = 1,
     disable_tqdm: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> list[Teacher]:
     """The teachers that are named; without names the one of these settings, trained where there is none yet.
 
@@ -319,6 +325,7 @@ def find_teachers(
         test: See `train_teacher`.
         config: The settings of the one that is trained.
         along: How many to take of that training, at evenly spaced epochs; the last one is the finished one.
+        callbacks: Look on while it is trained.
 
     Raises:
         ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`.
@@ -326,6 +333,7 @@ def find_teachers(
     if names is None:
         epochs, folder = _along(config, along), _folder_along(train, config, seed, accelerator, along)
         latest = {"along": along, "resume_from_checkpoint": "latest", "disable_tqdm": disable_tqdm}
+        latest["callbacks"] = callbacks
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
     return [
