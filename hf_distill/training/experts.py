@@ -70,7 +70,7 @@ class ExpertConfig:
 
     Example:
         >>> hd.ExpertConfig(student="convnet_d1", student_width=8).student_spec(train).num_params()
-        1370
+        1386
     """
 
     student: str = HfArg(default="convnet_d3", help="Network to distil for: convnet_d1 to convnet_d8 or any timm name.")
