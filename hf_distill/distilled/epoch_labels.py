@@ -45,7 +45,7 @@ from ..augmentation.views import Views
 from ..config import check_at_least
 from ..data.feed import Pool, upload
 from ..hub.cards import render_card, source_context
-from ..hub.checks import MOST_CLASSES, Rules, check_values, is_hex, is_number, is_whole
+from ..hub.checks import MOST_CLASSES, OBJECT, OBJECT_OR_NULL, Rules, check_values, is_hex, is_number, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
@@ -65,7 +65,7 @@ GROUP_BYTES = 2**22  # of logits in a row group: it bounds what reading holds be
 
 @dataclass(frozen=True)
 class Codec:
-    """How logits are stored: all of them as float16, or the largest of each image with the mass of the rest.
+    """The form of stored logits: all of them as float16, or the largest of each image with the mass of the rest.
 
     Attributes:
         kept: k, logits of each view that are stored with their classes. The logarithm of the summed exponentials of the
@@ -163,10 +163,7 @@ def _is_view_config(value: Any) -> bool:
     )
 
 
-def _is_object_or_absent(value: Any) -> bool:
-    return value is None or isinstance(value, dict)
-
-
+# The values of the index that are computed with; whatever else it says is kept as it is, and shown as text.
 RULES: Rules = {
     "id": ("8 hex digits, by which its files are found", is_hex(8)),
     "images": ("a whole number from 1 to 2147483647", lambda count: is_whole(count, most=2**31 - 1)),
@@ -177,12 +174,8 @@ RULES: Rules = {
     "kept": ("a whole number from 1, or null", lambda kept: kept is None or is_whole(kept, most=MOST_CLASSES)),
     "views": ("what to_config of Views or RecordedViews gives", _is_view_config),
     "bytes": ("a whole number from 1", is_whole),
-    "teacher": ("an object, or null", _is_object_or_absent),
-    "imported_from": ("an object, or null", _is_object_or_absent),
-    "versions": ("an object", lambda value: isinstance(value, dict)),
-    "mixed_precision": ("a text, or null", lambda value: value is None or isinstance(value, str)),
-    "source": ("an object, or null", _is_object_or_absent),
-    "release": ("an object, or null", _is_object_or_absent),
+    **dict.fromkeys(("teacher", "imported_from", "source", "release"), OBJECT_OR_NULL),
+    "versions": OBJECT,
 }
 
 
@@ -240,7 +233,7 @@ class EpochLabels(HubFolder, LabelSource):
         else:
             self.views = StoredViews.from_config({**about, "epochs": self.num_epochs, "count": self.num_images})
         # The rows of a file that are in memory, as its path, the first row and the columns.
-        self._held: tuple[Path, int, dict[str, Tensor]] | None = None
+        self._loaded: tuple[Path, int, dict[str, Tensor]] | None = None
 
     @classmethod
     def _find(cls, repo_id_or_path: str | Path, where: dict[str, Any]) -> tuple[Path, Repository | None]:
@@ -305,7 +298,7 @@ class EpochLabels(HubFolder, LabelSource):
         return self.codec.decode(own, self.num_classes)
 
     def _recall(self, rows: Tensor, epoch: int) -> dict[str, Tensor]:
-        """What is stored of the views of `rows` in an epoch of the student, on the CPU."""
+        """The stored columns of the views of `rows` in an epoch of the student, on the CPU."""
         first, columns = self._epoch(epoch % self.num_epochs)
         places = first + rows.cpu()
         return {name: columns[name][places] for name in RECORDED if name in columns}
@@ -328,17 +321,17 @@ class EpochLabels(HubFolder, LabelSource):
         number, within = divmod(epoch, self.config["epochs_per_file"])
         path, start = self.folder / self._names()[number], within * self.num_images
         if not self._holds(path, start):
-            self._held = None  # two epochs need not fit into the memory
-            self._held = path, *self._read_rows(number, start, start + self.num_images)
-        _, first, columns = self._held
+            self._loaded = None  # two epochs need not fit into the memory
+            self._loaded = path, *self._read_rows(number, start, start + self.num_images)
+        _, first, columns = self._loaded
         if device is not None:
             columns |= {name: column.to(device) for name, column in columns.items() if name not in RECORDED}
         return start - first, columns
 
     def _holds(self, path: Path, start: int) -> bool:
-        if self._held is None or self._held[0] != path:
+        if self._loaded is None or self._loaded[0] != path:
             return False
-        _, first, columns = self._held
+        _, first, columns = self._loaded
         return first <= start and start + self.num_images <= first + len(next(iter(columns.values())))
 
     def _read_rows(self, number: int, start: int, stop: int) -> tuple[int, dict[str, Tensor]]:
@@ -348,9 +341,11 @@ class EpochLabels(HubFolder, LabelSource):
         try:
             with pq.ParquetFile(path, memory_map=True) as file:
                 if not file.schema_arrow.equals(expected):
-                    found = ", ".join(f"{field.name} {field.type}" for field in file.schema_arrow)
-                    wanted = ", ".join(f"{field.name} {field.type}" for field in expected)
-                    raise ValueError(f"its columns are {found[:200]} and {INDEX} asks for {wanted}")
+                    columns, asked = (
+                        ", ".join(f"{field.name} {field.type}" for field in schema)
+                        for schema in (file.schema_arrow, expected)
+                    )
+                    raise ValueError(f"its columns are {columns[:200]} and {INDEX} asks for {asked}")
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 if sum(sizes) != len(epochs) * self.num_images:
                     raise ValueError(f"it has {sum(sizes)} rows where {len(epochs)} epochs are named")
@@ -464,7 +459,7 @@ def relabel(
     accelerator: Accelerator | None = None,
     disable_tqdm: bool = False,
 ) -> EpochLabels:
-    """What `teacher` says of the views of all images of `pool` in all epochs, stored in `directory`.
+    """The labels that `teacher` gives to the views of all images of `pool` in all epochs, stored in `directory`.
 
     Every process must call it, with `directory` on storage that they share; files of whole epochs are spread over them.
     A file that is there is whole and is kept, so the same call goes on after an interruption. The bytes are the same
@@ -565,7 +560,7 @@ def store(
 
 
 def _identity(teacher: LabelSource) -> dict[str, Any]:
-    """What tells a teacher from another, as JSON types."""
+    """The identity of a teacher, as JSON types."""
     if isinstance(teacher, NetworkLabels):
         about = teacher.to_config()
         return {name: about[name] for name in ("network", "sha256")}
@@ -586,7 +581,7 @@ def _label(
     background: Tensor | float,
     accelerator: Accelerator,
 ) -> Tensor:
-    """What the teacher says of the views of `rows`, which are on the CPU: logits (n, K) float32."""
+    """The logits (n, K) float32 that the teacher gives to the views of `rows`, which are on the CPU."""
     x = views(pool.images, rows, epoch, len(pool), background)
     if pool.device.type == "cuda":
         x = x.contiguous(memory_format=torch.channels_last)

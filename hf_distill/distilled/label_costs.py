@@ -1,4 +1,4 @@
-"""What labels cost beside the images, in bytes, by formula: before anything is made, and for what others store.
+"""The bytes that labels cost beside the images, by formula: before anything is made, and for what others store.
 
 N images, E epochs of a student, C classes, b bytes per logit. A view is an image in an epoch.
 
@@ -67,7 +67,7 @@ def parameters(count: int, *, parameter_bytes: int = 2) -> int:
 
 @dataclass(frozen=True)
 class LabelCost:
-    """What one kind of labels costs.
+    """The cost of one kind of labels.
 
     Attributes:
         what: For people.
@@ -82,7 +82,7 @@ class LabelCost:
 
 @dataclass(frozen=True)
 class LabelCosts:
-    """What each kind of labels costs for one set and one schedule.
+    """The cost of each kind of labels for one set and one schedule.
 
     Attributes:
         images: N.
@@ -130,7 +130,7 @@ def label_costs(
     prior_bytes: int = 0,
     teacher_bytes: int | None = None,
 ) -> LabelCosts:
-    """What each kind of labels costs for a set of `images` that students see for `epochs`.
+    """The cost of each kind of labels for a set of `images` that students see for `epochs`.
 
     Args:
         images: N.

@@ -1,4 +1,4 @@
-"""Where the targets of a student come from, and how many bytes they cost beside the images.
+"""The sources of what students learn: classes, stored labels, teachers, projectors; with the bytes that each costs.
 
 Labels are logits everywhere; the loss applies the softmax. A source is called with the images as they are trained on,
 their classes and their row numbers in the set, and gives either classes or logits.
@@ -158,7 +158,7 @@ class TeacherLabels(LabelSource):
         return torch.cat(chunks) / len(thetas)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `from_config` needs beside the configuration: the parameters, on the CPU."""
+        """The parameters, on the CPU: `from_config` needs them beside the configuration."""
         return {"thetas": self.thetas.cpu().contiguous()}
 
     def to_config(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ NETWORK: Rules = {
 
 @dataclass(frozen=True)
 class TeacherReference:
-    """Which teacher it is, or which projector, and where its files are.
+    """The identity of a teacher or a projector, and the place of its files.
 
     Attributes:
         network: Its name: of a teacher the architecture.
@@ -289,7 +289,7 @@ class NetworkLabels(LabelSource):
 
     @property
     def shared(self) -> bool:
-        """Whether the teacher is in a repository of its own, and not stored with each set that it labels."""
+        """True where the teacher is in a repository of its own, and not stored with each set that it labels."""
         return self.reference.home is not None
 
     @property

@@ -147,10 +147,10 @@ def read_rows(
     """
     paths = sorted(folder.glob(f"train-*-{data_id}.parquet"))
     files = [_open(path, name, shape) for path in paths]
-    found = sum(file.metadata.num_rows for file in files)
-    if found != images:
+    stored = sum(file.metadata.num_rows for file in files)
+    if stored != images:
         raise ValueError(
-            f"{folder} holds {found} images in {len(paths)} file(s) train-*-{data_id}.parquet; expected {images}, as "
+            f"{folder} holds {stored} images in {len(paths)} file(s) train-*-{data_id}.parquet; expected {images}, as "
             "distill_config.json says; download it or save the artifact again"
         )
     _check_size(folder, name, data_id, sum(path.stat().st_size for path in paths), images, shape)
@@ -162,11 +162,11 @@ def read_rows(
         for path, file in zip(paths, files, strict=True):
             if soft is None and "soft_label" in file.schema_arrow.names:
                 soft = np.empty((images, num_classes), np.float16)
-            wanted = ["image.bytes" if name == "default" else column, "label"]
-            wanted += ["soft_label"] if soft is not None else []
+            columns = ["image.bytes" if name == "default" else column, "label"]
+            columns += ["soft_label"] if soft is not None else []
             stop = first + file.metadata.num_rows
             try:
-                for batch in file.iter_batches(size, columns=wanted):
+                for batch in file.iter_batches(size, columns=columns):
                     table = pa.Table.from_batches([batch])
                     rows = slice(first, first + len(table))
                     first = rows.stop
@@ -182,13 +182,13 @@ def read_rows(
             except (pa.ArrowException, OSError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
-    for what, values in ((column, pixels), ("soft_label", soft)):
+    for values_name, values in ((column, pixels), ("soft_label", soft)):
         if values is None or values.dtype == np.uint8:
             continue
         finite = np.isfinite(values.reshape(images, -1)).all(1)
         if not finite.all():
             raise ValueError(
-                f"image {int(finite.argmin())} in {folder} has {what} that are not finite; make the set again"
+                f"image {int(finite.argmin())} in {folder} has {values_name} that are not finite; make the set again"
             )
     return torch.from_numpy(pixels), torch.from_numpy(labels), None if soft is None else torch.from_numpy(soft)
 
@@ -198,23 +198,23 @@ def _open(path: Path, name: str, shape: tuple[int, int, int]) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, buffer_size=2**20)
         if name == "default":
-            names, found = file.schema_arrow.names, None
+            names, kind = file.schema_arrow.names, None
             if names.count("image") == 1:
-                found = file.schema_arrow.field("image").type
+                kind = file.schema_arrow.field("image").type
         else:
-            found = Features.from_arrow_schema(file.schema_arrow).get("pixel_values")
+            kind = Features.from_arrow_schema(file.schema_arrow).get("pixel_values")
     # The schema of a file of anybody's is decoded by `datasets`, which takes it as written by itself.
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = reprlib.repr(" ".join(str(error).split()))
         raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
     if name == "default":
-        expected, wanted = ImageFeature().pa_type, "PNG images"
+        expected, words = ImageFeature().pa_type, "PNG images"
         _check_plain(path, file)
     else:
-        expected, wanted = Array3D(shape=shape, dtype="float32"), f"float32 {shape}"
-    if found != expected:
+        expected, words = Array3D(shape=shape, dtype="float32"), f"float32 {shape}"
+    if kind != expected:
         raise ValueError(
-            f"{path} has {COLUMN[name]} {' '.join(reprlib.repr(found).split())}; expected {wanted}, as "
+            f"{path} has {COLUMN[name]} {' '.join(reprlib.repr(kind).split())}; expected {words}, as "
             "distill_config.json says"
         )
     return file
@@ -268,10 +268,10 @@ def _decode(data: bytes | None, into: np.ndarray) -> None:
     if data is None or not data.startswith(PNG_BEGINS) or len(data) < SMALLEST_PNG:
         raise ValueError("not a PNG file")
     # Looked at before Pillow is: it would take memory for a picture of any size.
-    found = struct.unpack(">IIBB", data[16:26])
-    if found != (width, height, 8, colour):
+    header = struct.unpack(">IIBB", data[16:26])
+    if header != (width, height, 8, colour):
         raise ValueError(
-            f"a PNG of {found[0]}x{found[1]} pixels, {found[2]} bits and colour type {found[3]}; expected "
+            f"a PNG of {header[0]}x{header[1]} pixels, {header[2]} bits and colour type {header[3]}; expected "
             f"{width}x{height}, 8 bits and {colour} ({mode})"
         )
     _check_chunks(data)
@@ -293,12 +293,12 @@ def _check_chunks(data: bytes) -> None:
 
 def _block(table: pa.Table, name: str, shape: tuple[int, ...], kind: pa.DataType) -> np.ndarray:
     """The column `name` as (rows, *shape); a one-line `ValueError` unless it is lists of `kind` of just that shape."""
-    found = table.schema.get_field_index(name)
+    index = table.schema.get_field_index(name)
     expected = f"{kind} of shape {shape}" if shape else str(kind)
-    if found < 0:
+    if index < 0:
         raise ValueError(f"there is no column {name}; expected one with {expected}")
     parts = []
-    for part in table.column(found).chunks:
+    for part in table.column(index).chunks:
         values = part.storage if isinstance(part, pa.ExtensionArray) else part
         for size in shape:
             if not pa.types.is_list(values.type) or values.null_count:

@@ -1,4 +1,4 @@
-"""What students learn from a distilled set, beside what they learn from random, herding, k-center and all images.
+"""`evaluate`: students of a distilled set, beside students of random, herding, k-center and all images.
 
 Every set is trained on with the method's labels and with hard labels, several students each, under one protocol. The
 learning rate of each is chosen on a held-out part of train: what chooses is never given the test images.
@@ -152,6 +152,9 @@ def evaluate(
     if baselines is None:
         compared_with = made_with.get("eval_baselines")
         baselines = [name for name in BASELINES if not isinstance(compared_with, list) or name in compared_with]
+    for name, several in (("students", students), ("baselines", baselines)):
+        if isinstance(several, str):
+            raise ValueError(f"{name} is {several!r}; expected a list, such as [{several!r}]")
     protocol = protocol_for(distilled, protocol)
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
@@ -290,7 +293,9 @@ def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec]
     own = made_for(distilled)
     if students is None:
         if own is None:
-            raise ValueError("the set does not say which student it was made for; name one with --student")
+            raise ValueError(
+                "the set names no student that it was made for; name one with --student (in Python: students)"
+            )
         return [own]
     channels, height, width = distilled.pixel_values.shape[1:]
     specs: list[StudentSpec] = []
@@ -326,7 +331,7 @@ def trainer_for(
     accelerator: Accelerator,
     disable_tqdm: bool,
 ) -> Trainer:
-    """What trains students of a set and tests them on `test`; learning rates are chosen on `held_out`, where it is.
+    """The trainer of students of a set, who are tested on `test`; learning rates are chosen on `held_out`, where it is.
 
     Raises:
         ValueError: The images are not like those of the set.
@@ -411,7 +416,7 @@ def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, proto
 
 
 def device_name(device: torch.device) -> str:
-    """What reports call a device."""
+    """The name of a device in reports."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -1,4 +1,4 @@
-"""What labels are worth their bytes: students of the same images, with labels from several sources.
+"""`compare_labels`: which labels are worth their bytes. Students of the same images, with labels from several sources.
 
 Everything else is equal. Students number i of all sources start from the same weights and have the same seed; so they
 see the images in the same order, and those labelled as they are seen or by whole images see the same crops. Stored

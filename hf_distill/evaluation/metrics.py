@@ -19,9 +19,9 @@ class _HitRate(evaluate.Metric):
         # where nothing can be written.
         return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
 
-    def _describe(self, what: str, predictions: str, kind: datasets.Value | datasets.List) -> evaluate.MetricInfo:
+    def _describe(self, rule: str, predictions: str, kind: datasets.Value | datasets.List) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=f"The share of images, in [0, 1], {what}.",
+            description=f"The share of images, in [0, 1], {rule}.",
             citation="",
             inputs_description=f"predictions: {predictions}; references: classes (N,).",
             features=datasets.Features({"predictions": kind, "references": datasets.Value("int64")}),

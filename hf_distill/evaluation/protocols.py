@@ -16,7 +16,7 @@ __all__ = ["PROTOCOLS", "CropProtocol", "EvalProtocol"]
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """How a student is trained: SGD with momentum and DSA, and a learning rate that drops.
+    """The way to train a student: SGD with momentum and DSA, and a learning rate that drops.
 
     Example:
         >>> short = hd.EvalProtocol("short", epochs=4, full_data_epochs=1)
@@ -56,7 +56,7 @@ class EvalProtocol:
 
     @property
     def per_view(self) -> bool:
-        """Whether labels are those of each view of an image, and not one for each image."""
+        """True where labels are those of each view of an image, and not one for each image."""
         return False
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class EvalProtocol:
 
 @dataclass(frozen=True)
 class CropProtocol(EvalProtocol):
-    """How SRe2L, CDA and RDED train a student: on random crops of mixed images, with the labels of these very views.
+    """The way of SRe2L, CDA and RDED to train a student: on crops of mixed images, with the labels of these very views.
 
     Soft labels are logits: the loss is KL(softmax(z_T / τ) ‖ softmax(z_S / τ)), the mean over a batch. With hard labels
     it is the cross-entropy. Views are mixed where labels are of views, and not where they are of whole images.
@@ -116,7 +116,7 @@ class CropProtocol(EvalProtocol):
         return (1 + math.cos(math.pi * (epoch - self.warmup_epochs) / left)) / 2
 
     def views_for(self, targets: Tensor | LabelSource, seed: int) -> ViewSource:
-        """What a student of `seed` sees: the views that stored labels were made for, else views of the protocol.
+        """The views that a student of `seed` sees: those that stored labels were made for, else views of the protocol.
 
         They are not mixed where labels are of whole images, as classes and `StoredLabels` are: a mix would have those
         of the first image alone.

@@ -237,7 +237,7 @@ def _train_module(
 
 
 def _loss(logits: Tensor, targets: Tensor, protocol: EvalProtocol, reduction: str = "mean") -> Tensor:
-    """The loss of n images: `logits` (n, K), and `wanted` classes (n,), probabilities or logits (n, K)."""
+    """The loss of n images: `logits` (n, K), and `targets` classes (n,), probabilities or logits (n, K)."""
     if protocol.loss == "l1" and targets.is_floating_point():
         distance = F.l1_loss(logits, targets, reduction=reduction)
         return distance if reduction == "mean" else distance / logits.shape[1]

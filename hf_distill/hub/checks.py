@@ -88,3 +88,4 @@ WORDS = f"1 to {MOST_CLASSES:,} texts, none of them empty"
 OBJECT = ("an object", lambda value: isinstance(value, dict))
 OBJECT_OR_NULL = ("an object, or null", lambda value: value is None or isinstance(value, dict))
 TEXT_OR_NULL = ("a text, or null", lambda value: value is None or isinstance(value, str))
+COUNT_OR_NULL = ("a whole number, or null", lambda value: value is None or is_whole(value, least=0))

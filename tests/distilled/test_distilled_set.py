@@ -21,9 +21,11 @@ from huggingface_hub import DatasetCard, constants
 from PIL import Image
 from safetensors.torch import load_file
 
+import hf_distill.distilled.card as card_module
 import hf_distill.distilled.distilled_set as distilled_module
 import hf_distill.distilled.tables as tables
 from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.distilled.card import set_card
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import (
     HardLabels,
@@ -190,6 +192,12 @@ def test_the_labels_to_train_with_are_the_best_there_are():
     assert isinstance(make(soft=False).label_source, HardLabels)
 
 
+def test_a_set_is_described_in_one_line():
+    plain, made = make(1, channels=1, soft=False), make(config=CONFIG)
+    assert repr(plain) == "DistilledSet(4 images 1x6x8, 1 per class, 4 classes, hard labels)"
+    assert repr(made) == "DistilledSet(12 images 3x6x8, 3 per class, 4 classes, some-method, soft labels)"
+
+
 def test_ipc_is_that_of_the_largest_class():
     preprocessing = Preprocessing(1, (2, 2), (0.0,), (1.0,))
     uneven = DistilledSet(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 1, 2]), list("abcd"), preprocessing)
@@ -264,7 +272,7 @@ def test_a_kill_while_writing_leaves_the_old_set_alone(tmp_path):
     before = files(folder)
 
     def save():
-        distilled_module.image_grid = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        card_module.image_grid = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         make(seed=2).save_pretrained(folder)
 
     assert os.WTERMSIG(in_child(save)) == signal.SIGKILL
@@ -923,7 +931,7 @@ def golden_sets() -> dict[str, DistilledSet]:
 @pytest.mark.parametrize("name", golden_sets())
 def test_the_card_says_what_the_set_knows(name):
     home = Home("org/faces-1", "v1.0.0", on_hub=True) if name == "distilled_many.md" else Home("pets-3")
-    check_golden(name, golden_sets()[name]._card(home, "0123abcd", 1234))
+    check_golden(name, set_card(golden_sets()[name], home, "0123abcd", 1234))
 
 
 def test_the_card_is_valid_metadata_and_speaks_of_images_first(tmp_path):
@@ -971,7 +979,7 @@ def test_a_picture_is_never_larger_than_a_page(tmp_path, classes, ipc, caption):
     made = make(ipc, names=[f"class {k}" for k in range(classes)], size=(8, 8), soft=False)
     assert max(made.grid().size) <= 1600
     assert min(made.grid().size) >= 64
-    assert caption in made._card(Home("x"), "0", 0)
+    assert caption in set_card(made, Home("x"), "0", 0)
 
 
 @pytest.mark.parametrize(
@@ -979,4 +987,4 @@ def test_a_picture_is_never_larger_than_a_page(tmp_path, classes, ipc, caption):
     [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (50_000, "10K<n<100K"), (10**6, "1M<n<10M")],
 )
 def test_the_size_is_in_the_words_of_the_hub(count, category):
-    assert distilled_module._size_category(count) == category
+    assert card_module._size_category(count) == category

@@ -359,7 +359,7 @@ def test_an_epoch_is_read_row_group_by_row_group_and_held_alone(tmp_path, files_
     first, columns = found._read_rows(0, COUNT, 2 * COUNT)
     assert (first, len(columns["logits"])) == (120, 2 * COUNT - 120)  # groups of 120 rows; the first is not touched
     said = [found(torch.zeros(1), rows, rows, epoch) for epoch in range(EPOCHS)]
-    assert len(found._held[2]["logits"]) < 2 * COUNT
+    assert len(found._loaded[2]["logits"]) < 2 * COUNT
     for epoch in (2, 0, 4, 4, 1, 3):
         assert torch.equal(found(torch.zeros(1), rows, rows, epoch), said[epoch])
 

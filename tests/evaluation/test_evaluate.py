@@ -650,6 +650,13 @@ def test_a_protocol_that_there_is_not_is_one_line_with_the_nearest(made_with, gi
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("given", [{"students": "convnet_d1"}, {"baselines": "random"}])
+def test_one_name_where_a_list_belongs_is_one_line(given, data, accelerator):
+    train, _, test = data
+    with pytest.raises(ValueError, match=r"^(students|baselines) is '\w+'; expected a list, such as \['\w+'\]$"):
+        evaluate(distilled_set(train), train, test, protocol=TINY, accelerator=accelerator, **given)
+
+
 def test_without_a_word_baselines_and_full_data_are_those_of_the_distillation(data, accelerator):
     train, _, test = data
 
