@@ -34,7 +34,7 @@ for module in pkgutil.walk_packages(hf_distill.__path__, "hf_distill."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 
-SECONDS = 120  # a run that hangs ends here
+SECONDS = 300  # a run that hangs ends here, and one on a busy machine does not
 
 
 def run(job: dict[str, Any]) -> int:
