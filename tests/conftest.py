@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tests.helpers.loopback import LoopbackHub, Online
 from tests.helpers.recipes import Recipes
 
 _HOME = pytest.StashKey[str]()
+# What starts processes takes seconds, and is left to `make test`.
+_PROCESSES = {"recipes", "online"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,6 +56,16 @@ def _free_port() -> int:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
     raise RuntimeError("no port between 20000 and 30000 is free")
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are left out that were not asked for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _PROCESSES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    # Files that take long come first, so that none is begun when the other worker has nothing left to do.
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

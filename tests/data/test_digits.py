@@ -45,6 +45,7 @@ def test_a_second_call_writes_nothing(home):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_agree_on_one_folder(tmp_path):
     code = "from hf_distill.data.digits import digits_folder; print(digits_folder())"
     environment = {"HF_HOME": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}

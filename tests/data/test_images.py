@@ -275,6 +275,7 @@ def test_several_processes_decode_the_same_pixels(folder):
     assert torch.equal(real.resident("cpu"), torch.from_numpy(np.stack(noise(30))).permute(0, 3, 1, 2))
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_together_one_decodes_and_all_see_the_same(folder, tmp_path):
     write(folder, "train", noise(12), [row % 2 for row in range(12)])
     script = tmp_path / "load.py"

@@ -89,6 +89,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_load_dataset_gives_the_same_without_this_package(tmp_path):
     sets = {
         "gray": make(channels=1, report=REPORT, config=CONFIG),
@@ -412,6 +413,7 @@ def test_saved_pictures_come_back_byte_for_byte(tmp_path, options):
     assert (config["format_version"], config["pixels"]) == (2, "uint8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_load_without_this_package(tmp_path, channels):
     made = pictures(channels=channels, soft=True, teacher=NetworkLabels(network(channels)))
@@ -554,6 +556,7 @@ except MemoryError:
 """
 
 
+@pytest.mark.slow
 def test_writing_holds_a_few_row_groups_and_not_the_whole(tmp_path):
     """24.6 MB of noise, which no PNG makes smaller, in 16 MB of memory."""
     noise = np.random.default_rng(0).integers(0, 256, (2000, 3, 64, 64), dtype=np.uint8)

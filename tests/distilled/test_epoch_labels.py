@@ -5,8 +5,6 @@ import json
 import math
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,6 @@ from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-from tests.helpers import ROOT
 
 SIZE, CLASSES, COUNT, EPOCHS = (12, 14), 6, 150, 5
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -265,7 +262,6 @@ def start(folder, ranks, teacher):
         if child == 0:
             status = 1
             try:
-                torch.set_num_threads(1)
                 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
                 shared.small_files()
                 source = teacher(shared.make_teacher().teacher)
@@ -277,7 +273,7 @@ def start(folder, ranks, teacher):
         children.append(child)
     return children
 
-root = sys.argv[1]
+root, os.environ["MASTER_PORT"] = sys.argv[1:]
 for child in start(root + "/two", 2, shared.Watched):
     assert os.waitpid(child, 0)[1] == 0
 (child,) = start(root + "/killed", 1, Slow)
@@ -289,19 +285,13 @@ assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
 
-def test_two_processes_and_a_run_that_was_killed_leave_the_bytes_of_one(tmp_path, files_of_two):
+def test_two_processes_and_a_run_that_was_killed_leave_the_bytes_of_one(recipes, tmp_path, files_of_two):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, tmp_path],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "runs.py").write_text(SCRIPT)
+    done = recipes(tmp_path / "runs.py", [str(tmp_path), str(port)], tmp_path)
+    assert done.status == [0], done.err[-3000:]
     # Epochs 0, 1 and 4; and 2 and 3, with the two views by which a teacher shows how many logits it has.
     assert [int((tmp_path / f"two-{rank}").read_text()) for rank in range(2)] == [3 * COUNT, 2 * COUNT + 2]
     threads = torch.get_num_threads()

@@ -33,7 +33,7 @@ def mirror(recipes: Recipes, tmp_path_factory) -> Any:
 
     def run(name: str, processes: int = 1, **flags: Any) -> Path:
         flags = {**FLAGS, "output_dir": home / name, **flags}
-        done = recipes("learned_state", flags, home, processes=processes, folder=ROOT / "tests" / "helpers")
+        done = recipes(ROOT / "tests" / "helpers" / "learned_state.py", flags, home, processes=processes)
         assert done.status == [0] * processes, done.err
         return home / name
 

@@ -58,7 +58,7 @@ class Online:
     def __call__(self, code: str | list[str], *args: Any, **options: Any) -> Finished:
         """What `start` with these arguments leaves."""
         process = self.start(code, *args, **options)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         return Finished([process.returncode], out, err)
 
     def close(self) -> None:

@@ -4,8 +4,10 @@ Started by `Recipes`. Reads one job per line from stdin (JSON), forks as many ra
 one line: the exit status of each rank, the output of the first one, and the errors of all.
 """
 
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
@@ -20,7 +22,7 @@ import open_clip  # noqa: F401
 import peft  # noqa: F401
 import torch
 
-import hf_distill.networks.timm_models  # noqa: F401
+import hf_distill
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol, EvalProtocol
 
 PROTOCOLS["tiny"] = EvalProtocol("tiny", epochs=12, full_data_epochs=2, lrs=(0.05,))
@@ -28,7 +30,11 @@ PROTOCOLS["crops-tiny"] = CropProtocol("crops-tiny", epochs=3, full_data_epochs=
 PROTOCOLS["hello-tiny"] = CropProtocol(
     "hello-tiny", epochs=3, full_data_epochs=1, batch_size=16, lrs=(0.005,), loss="mse", ce_weight=0.025
 )
-SECONDS = 120  # a run that hangs ends here
+for module in pkgutil.walk_packages(hf_distill.__path__, "hf_distill."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+
+SECONDS = 300  # a run that hangs ends here, and one on a busy machine does not
 
 
 def run(job: dict[str, Any]) -> int:

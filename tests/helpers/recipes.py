@@ -52,19 +52,16 @@ class Recipes:
         )
 
     def __call__(
-        self,
-        name: str,
-        flags: dict[str, Any] | list[str],
-        cwd: Path,
-        *,
-        processes: int = 1,
-        before: str = "",
-        folder: Path = folder,
+        self, name: str | Path, flags: dict[str, Any] | list[str], cwd: Path, *, processes: int = 1, before: str = ""
     ) -> Finished:
-        """Run `<folder>/<name>.py` in the folder `cwd`; each process executes the Python text `before` beforehand."""
+        """Run `recipes/<name>.py`, or the script at a `Path`, in the folder `cwd`.
+
+        Each process executes the Python text `before` beforehand.
+        """
         if isinstance(flags, dict):
             flags = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-        job = {"recipe": str(folder / f"{name}.py"), "flags": flags, "cwd": str(cwd)}
+        script = name if isinstance(name, Path) else self.folder / f"{name}.py"
+        job = {"recipe": str(script), "flags": flags, "cwd": str(cwd)}
         print(json.dumps({**job, "processes": processes, "before": before}), file=self._server.stdin, flush=True)
         return Finished(**json.loads(self._server.stdout.readline()))
 

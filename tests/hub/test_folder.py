@@ -57,11 +57,13 @@ def row(**changes) -> EvalRow:
     return EvalRow(**{**fields, **changes})
 
 
+@pytest.mark.slow
 def test_hub_can_be_imported_without_torch():
     code = "import sys; sys.modules['torch'] = None; import hf_distill.hub.folder; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_templates_are_found_beside_the_checkout_and_inside_an_installed_package(tmp_path):
     shutil.copytree(ROOT / "hf_distill", tmp_path / "hf_distill", ignore=shutil.ignore_patterns("__pycache__"))
     code = (

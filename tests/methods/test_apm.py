@@ -708,6 +708,7 @@ def test_shards_that_overlap_lack_or_do_not_belong_together_are_refused_in_one_l
 # What it is for
 
 
+@pytest.mark.slow
 def test_distilled_images_teach_more_than_the_real_ones_that_they_were_with_the_same_labels(data, teacher, tmp_path):
     flags = {"max_steps": 45, "student_epochs": 60, "num_students": 3, "lr_net": 0.1, "lr_img": 0.3}
     apm = make(data, teacher, tmp_path, **flags, strategy="color_crop_cutout_scale_rotate")

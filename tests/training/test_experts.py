@@ -7,7 +7,6 @@ import os
 import runpy
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -93,11 +92,11 @@ from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.training.experts import ExpertConfig, train_experts
 
-flags, data_flags, epochs, root = json.loads(sys.argv[1])
+flags, data_flags, epochs, root, port = json.loads(sys.argv[1])
 
 def work(rank, folder, ranks):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
     accelerator = Accelerator(cpu=True)
     args = DataArguments(**data_flags)
     train, test = RealImages.train_and_test(args)
@@ -132,17 +131,14 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def runs(data, tmp_path_factory) -> Path:
+def runs(data, recipes, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    arguments = json.dumps([FLAGS, DATA_FLAGS, EPOCHS, str(root)])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    (root / "runs.py").write_text(SCRIPT)
+    done = recipes(root / "runs.py", [json.dumps([FLAGS, DATA_FLAGS, EPOCHS, str(root), port])], root)
+    assert done.status == [0], done.err[-3000:]
     return root
 
 
@@ -229,6 +225,7 @@ def test_a_killed_run_continues_to_the_same_bytes(runs, trained, data, accelerat
     assert not (folder / "unfinished").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 5, 15, 17, 19, 30])
 def test_a_run_that_stops_at_any_file_continues_to_the_same_bytes(
     trained, data, accelerator, tmp_path, monkeypatch, moment
@@ -297,6 +294,7 @@ def test_complete_experts_are_reused_and_only_the_lacking_are_trained(trained, c
     torch.testing.assert_close(everything.row(1, EPOCHS), trained.row(1, EPOCHS), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("momentum", "first"), [(0.0, 3), (0.5, 1)])
 def test_experts_trained_for_longer_later_are_those_trained_for_longer_at_once(
     data, accelerator, tmp_path, momentum, first
@@ -319,6 +317,7 @@ def test_experts_trained_for_longer_later_are_those_trained_for_longer_at_once(
     assert (before.num_experts, before.num_epochs) == (3, first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [2, 7, 13, 17, 21])
 def test_longer_training_that_stops_at_any_file_continues_to_the_same_bytes(
     trained, data, accelerator, tmp_path, monkeypatch, moment
