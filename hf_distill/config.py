@@ -315,7 +315,7 @@ def _parser(config_classes: Sequence[type], presets: Iterable[str] = (), **optio
     return _Parser(config_classes, presets, allow_abbrev=False, **options)
 
 
-def _fields(config_classes: Sequence[type]) -> dict[str, dataclasses.Field]:
+def _fields(config_classes: Sequence[type]) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for config_class in config_classes for field in dataclasses.fields(config_class)}
 
 

@@ -170,7 +170,8 @@ def _draw_points(figure: "Figure", axes: "Axes", rows: Sequence[LabelRow], looks
 def _break(free: "Axes", costly: "Axes") -> None:
     """Mark that the horizontal axis is broken: no logarithm leads to nothing."""
     costly.tick_params(labelleft=False)
-    mark = {"marker": [(-0.5, -1), (0.5, 1)], "markersize": 9, "color": GRAY, "linestyle": "none", "clip_on": False}
+    mark: dict[str, Any] = {"marker": [(-0.5, -1), (0.5, 1)], "markersize": 9, "color": GRAY}
+    mark |= {"linestyle": "none", "clip_on": False}
     free.plot([1], [0], transform=free.transAxes, **mark)
     costly.plot([0], [0], transform=costly.transAxes, **mark)
 
@@ -196,7 +197,7 @@ def _draw_key(
         _write(figure, KEY + 0.15, y, f"and {len(best_first) - MOST_NAMES:,} more, in gray", color=GRAY)
 
 
-def _write(figure: "Figure", x: float, y: float, text: str, size: float = 9.5, **look: str) -> None:
+def _write(figure: "Figure", x: float, y: float, text: str, size: float = 9.5, **look: Any) -> None:
     """Write a text at a place in inches; what looks like a formula in it is none."""
     figure.text(x / WIDTH, y / figure.get_figheight(), text, fontsize=size, va="center", parse_math=False, **look)
 
