@@ -37,11 +37,13 @@ def start_run(
     if config.disable_tqdm:
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(cpu_threads=config.cpu_threads)
     prepare_push(hub, DistilledSet, accelerator, projector=projector)
     folder = on_main(accelerator, lambda: str(prepare_output_dir(config, name)))
     config = dataclasses.replace(config, output_dir=folder)
-    return config, accelerator if config.report_to == "none" else make_accelerator(config.report_to, folder)
+    if config.report_to != "none":
+        accelerator = make_accelerator(config.report_to, folder, cpu_threads=config.cpu_threads)
+    return config, accelerator
 
 
 def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
