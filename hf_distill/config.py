@@ -28,6 +28,7 @@ __all__ = [
     "HubArguments",
     "LoopConfig",
     "OptimizedConfig",
+    "ProcessArguments",
     "find_preset",
     "load_yaml",
     "parse_args",
@@ -120,7 +121,18 @@ class DataArguments:
 
 
 @dataclass
-class DistillConfig:
+class ProcessArguments:
+    """Settings of every recipe: how its processes share the machine."""
+
+    cpu_threads: int | None = HfArg(
+        default=None,
+        help="CPU threads of each process; the number changes rounding. Without it: OMP_NUM_THREADS, but all cores "
+        "shared by the processes where a launcher has set that to 1.",
+    )
+
+
+@dataclass
+class DistillConfig(ProcessArguments):
     """Settings of every method: how many images, how they are evaluated, and where to put things."""
 
     ipc: int = HfArg(default=1, help="Images per class.")

@@ -13,7 +13,16 @@ go into `results.json` and the card of a local folder, beside those that are the
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hf_distill.config import BASELINES, DataArguments, HfArg, HubArguments, check_at_least, check_choice, parse_args
+from hf_distill.config import (
+    BASELINES,
+    DataArguments,
+    HfArg,
+    HubArguments,
+    ProcessArguments,
+    check_at_least,
+    check_choice,
+    parse_args,
+)
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate
@@ -26,7 +35,7 @@ from hf_distill.runs.start import disable_progress_bars, prepare_push, source_ar
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(ProcessArguments):
     """The set to evaluate, and the way."""
 
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
@@ -73,7 +82,7 @@ def main() -> None:
     data_args, args, hub = parse_args(DataArguments, EvaluateArguments, HubArguments)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
     )

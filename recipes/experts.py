@@ -12,7 +12,7 @@ again with more experts or more epochs.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.finish import run_recipe
@@ -22,7 +22,7 @@ from hf_distill.training.experts import ExpertConfig, train_experts
 
 
 @dataclass
-class RunArguments:
+class RunArguments(ProcessArguments):
     """The folder and the seed of the experts."""
 
     output_dir: str = HfArg(default="outputs/experts", help="Folder of the experts; what it holds is continued.")
@@ -36,7 +36,7 @@ def main() -> None:
     data_args, config, run, hub = parse_args(*classes, default_config=demo)
     if run.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(cpu_threads=run.cpu_threads)
     prepare_push(hub, ExpertTrajectories, accelerator)
 
     train, test = RealImages.train_and_test(data_args)

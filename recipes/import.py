@@ -13,7 +13,7 @@ in a `.pt` file is run: one that holds more than tensors is refused.
 from dataclasses import dataclass, replace
 
 from hf_distill.augmentation.dsa import DEFAULT_STRATEGY
-from hf_distill.config import DataArguments, HfArg, HubArguments, check_choice, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, check_choice, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import EpochLabels
@@ -36,7 +36,7 @@ from hf_distill.training.experts import ExpertConfig
 
 
 @dataclass
-class ImportArguments:
+class ImportArguments(ProcessArguments):
     """The files to read, what is known of them, and where the result goes."""
 
     images: str | None = HfArg(default=None, help="File of images (.pt), or the folder of a run that holds one.")
@@ -75,7 +75,7 @@ def main() -> None:
     data_args, args, hub = parse_args(DataArguments, ImportArguments, HubArguments)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
     if accelerator.num_processes > 1:
         raise ValueError("an import is the work of one process; start it with python")
     require_empty(args.output_dir)

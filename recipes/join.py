@@ -9,7 +9,7 @@ The result is that of one run without --shard.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill.config import HfArg, HubArguments, parse_args
+from hf_distill.config import HfArg, HubArguments, ProcessArguments, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.shards import join_shards
 from hf_distill.runs.finish import run_recipe
@@ -18,7 +18,7 @@ from hf_distill.runs.start import prepare_push, push
 
 
 @dataclass
-class JoinArguments:
+class JoinArguments(ProcessArguments):
     """Which shards, and where the set goes."""
 
     shards: list[str] = HfArg(default_factory=list, help="Folders or repositories of all shards, in any order.")
@@ -35,7 +35,7 @@ def main() -> None:
         raise ValueError(
             f"--output_dir {folder} already holds a set; use --overwrite_output_dir to replace it, or another folder"
         )
-    prepare_push(hub, DistilledSet, make_accelerator())
+    prepare_push(hub, DistilledSet, make_accelerator(cpu_threads=args.cpu_threads))
     distilled = join_shards(args.shards)
     distilled.save_pretrained(folder)
     print(f"{len(distilled):,} images of {len(args.shards)} shards: {folder}. Compare them with:")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill import RealImages
-from hf_distill.config import DataArguments, HfArg, HubArguments, check_choice, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, check_choice, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.label_costs import label_costs
 from hf_distill.distilled.labels import ProjectorLabels
@@ -33,7 +33,7 @@ from hf_distill.training.teachers import TeacherConfig, find_teachers
 
 
 @dataclass
-class ProjectArguments:
+class ProjectArguments(ProcessArguments):
     """Which images the projector is for, what it imitates, and where it goes."""
 
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
@@ -72,7 +72,7 @@ def main() -> None:
     data_args, teacher_config, prior_args, config, args, hub = parse_args(*classes)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
     prepare_push(hub, DistilledSet, accelerator, projector=True)
 
     where = {"revision": args.distilled_revision, "token": hub.hub_token}

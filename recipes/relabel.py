@@ -11,7 +11,7 @@ The views are those of the set's evaluation protocol. What an interrupted run st
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hf_distill.config import HfArg, HubArguments, check_at_least, check_choice, parse_args
+from hf_distill.config import HfArg, HubArguments, ProcessArguments, check_at_least, check_choice, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, distilled_pool
@@ -21,7 +21,7 @@ from hf_distill.runs.start import disable_progress_bars, prepare_push, push
 
 
 @dataclass
-class RelabelArguments:
+class RelabelArguments(ProcessArguments):
     """The set to label, and how much of the labels to keep."""
 
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of a set with a teacher.")
@@ -46,7 +46,7 @@ def main() -> None:
     args, hub = parse_args(RelabelArguments, HubArguments)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
     prepare_push(hub, EpochLabels, accelerator)
 
     distilled = DistilledSet.from_pretrained(

@@ -16,7 +16,7 @@ processes share every batch. Go on after an interruption with the same command l
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill.config import DataArguments, HfArg, HubArguments, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.methods import METHODS
 from hf_distill.networks.teachers import Teacher
@@ -29,7 +29,7 @@ DEMO = Path(__file__).parent / "configs" / "teacher" / "digits.yaml"
 
 
 @dataclass
-class RunArguments:
+class RunArguments(ProcessArguments):
     """The folder and the seed of the teacher."""
 
     output_dir: str = HfArg(default="outputs/teacher", help="Folder of the teacher and its checkpoint.")
@@ -45,7 +45,7 @@ def main() -> None:
     classes = (DataArguments, TeacherConfig, RunArguments, HubArguments)
     methods = [method.config_class for method in METHODS]
     data_args, config, run, hub = parse_args(*classes, default_config=DEMO, passed_over=methods)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(cpu_threads=run.cpu_threads)
     prepare_push(hub, Teacher, accelerator)
 
     train, test = RealImages.train_and_test(data_args)

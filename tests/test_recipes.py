@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hf_distill.config import parse_args
+from hf_distill.config import ProcessArguments, parse_args
 from tests.helpers import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
@@ -78,6 +78,12 @@ def test_help_names_every_flag_with_its_help(recipes, name, tmp_path):
             assert field.metadata["help"], field.name
             # argparse breaks lines at hyphens too
             assert field.metadata["help"].replace(" ", "") in words.replace(" ", ""), field.name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_a_number_of_threads(recipes, name):
+    (part,) = [part for part in recipes.dataclasses(name) if issubclass(part, ProcessArguments)]
+    assert "cpu_threads" in {field.name for field in dataclasses.fields(part)}
 
 
 # Presets
@@ -182,6 +188,7 @@ def mistake(recipes, home: Path, recipe: str = "tesla", **flags: Any) -> str:
         ({"lr_img": "nan"}, "--lr_img is nan"),
         ({"lr_teacher": "inf"}, "--lr_teacher is inf"),
         ({"lr_init": "nan"}, "--lr_init is nan"),
+        ({"cpu_threads": 0}, "--cpu_threads is 0; expected at least 1"),
         ({"classes": "zero"}, "--classes is ['zero']; expected at least two names"),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
@@ -207,7 +214,7 @@ def test_mtt_says_it_the_same_way(recipes, home):
 @pytest.mark.slow
 def test_two_processes_of_torchrun_average_what_one_accumulates(recipes, home):
     flags = {**TINY, "experts": "experts", "max_steps": 2, "select": "last", "eval_protocol": "quick"}
-    tracked = {**flags, "report_to": "tensorboard"}  # whose end must not be that of the process group
+    tracked = {**flags, "cpu_threads": 1, "report_to": "tensorboard"}  # whose end must not be that of the process group
     words = [word for key, value in tracked.items() for word in (f"--{key}", str(value))]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(

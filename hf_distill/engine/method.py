@@ -48,6 +48,7 @@ FREE_TO_CHANGE = {
     "save_total_limit",
     "report_to",
     "disable_tqdm",
+    "cpu_threads",
     "max_steps",
 }
 

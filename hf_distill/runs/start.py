@@ -43,13 +43,13 @@ def start_run(
     if config.disable_tqdm:
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
-    processes = accelerator or make_accelerator()
+    processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
     if hub is not None:
         prepare_push(hub, DistilledSet, processes, projector=projector)
     folder = on_main(processes, lambda: str(prepare_output_dir(config, name)))
     config = dataclasses.replace(config, output_dir=folder)
     if accelerator is None and config.report_to != "none":
-        processes = make_accelerator(config.report_to, folder)
+        processes = make_accelerator(config.report_to, folder, cpu_threads=config.cpu_threads)
     return config, processes
 
 

@@ -1,0 +1,107 @@
+"""How many CPU threads a process takes, told by what a launcher really starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from hf_distill.runs import processes
+from hf_distill.runs.processes import make_accelerator, physical_cores, threads
+
+ROOT = Path(__file__).resolve().parents[2]
+ACCELERATE = {"ACCELERATE_DYNAMO_MODE": "default"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "cores", "local", "number"),
+    [
+        (None, {}, 16, 1, None),
+        (None, {"OMP_NUM_THREADS": "1"}, 16, 1, None),  # plain python: it is the user's
+        (None, {"OMP_NUM_THREADS": "1", **ACCELERATE}, 16, 1, 16),
+        (None, {"OMP_NUM_THREADS": "1", **TORCHRUN}, 16, 2, 8),
+        (None, {"OMP_NUM_THREADS": "1", **ACCELERATE, **TORCHRUN}, 16, 3, 5),
+        (None, {"OMP_NUM_THREADS": "1", **TORCHRUN}, 2, 4, 1),
+        (None, {"OMP_NUM_THREADS": "4", **ACCELERATE}, 16, 1, None),
+        (None, ACCELERATE, 16, 1, None),
+        (3, {"OMP_NUM_THREADS": "1", **ACCELERATE}, 16, 1, 3),
+        (1, {"OMP_NUM_THREADS": "1", **TORCHRUN}, 16, 2, 1),
+        (20, {}, 16, 1, 20),
+    ],
+)
+def test_the_number_is_the_users_else_the_cores_among_the_processes_that_a_launcher_started(
+    asked, environment, cores, local, number
+):
+    assert threads(asked, environment, cores, local) == number
+
+
+@pytest.mark.parametrize(
+    ("physical", "affinity", "quota", "cores"),
+    [
+        (32, 64, None, 32),
+        (32, 4, None, 4),
+        (32, 64, "max 100000\n", 32),
+        (32, 64, "800000 100000\n", 8),
+        (32, 64, "50000 100000\n", 1),
+        (None, 64, None, 5),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity and control groups are Linux's")
+def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, physical, affinity, quota, cores):
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
+    monkeypatch.setattr(processes, "QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert physical_cores() == cores
+
+
+def test_what_is_asked_for_is_set_and_nonsense_refused():
+    before = torch.get_num_threads()
+    try:
+        make_accelerator(cpu_threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+        with pytest.raises(ValueError, match="--cpu_threads is 0; expected at least 1"):
+            make_accelerator(cpu_threads=0)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "omp", "due"),
+    [
+        (["accelerate.commands.launch", "--num_processes", "1"], None, [6]),
+        (["accelerate.commands.launch", "--num_processes", "1", "--num_cpu_threads_per_process", "2"], None, [None]),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], None, [3, 3]),
+        ([], "1", [1]),
+    ],
+    ids=["accelerate launch", "with a number", "torchrun", "python"],
+)
+def test_a_process_has_the_threads_that_are_due_to_it(tmp_path, launcher, omp, due):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from hf_distill.runs import processes\n"
+        "processes.physical_cores = lambda: 6\n"
+        "before = torch.get_num_threads()\n"
+        "processes.make_accelerator()\n"
+        "print('threads', before, torch.get_num_threads())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}
+    del environment["OMP_NUM_THREADS"]
+    if omp is not None:
+        environment["OMP_NUM_THREADS"] = omp
+    start = [sys.executable, *(["-m", *launcher] if launcher else []), str(script)]
+    done = subprocess.run(start, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = [[int(word) for word in line.split()[1:]] for line in done.stdout.splitlines() if "threads" in line]
+    # Torch makes less of a large OMP_NUM_THREADS on a small machine: None is what it began with.
+    assert [after for _, after in seen] == [
+        before if it is None else it for (before, _), it in zip(seen, due, strict=True)
+    ]
