@@ -169,7 +169,8 @@ class RealImages(torch.utils.data.Dataset):
         """
         if not isinstance(name, str | Path):
             raise ValueError(
-                f"from_hub was given a {type(name).__name__}; expected a name or a folder (from_arguments takes DataArguments)"
+                f"from_hub was given a {type(name).__name__}; expected a name or a folder (from_arguments takes "
+                "DataArguments)"
             )
         args = _arguments(
             dataset_name=str(name),
