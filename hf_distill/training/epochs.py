@@ -146,7 +146,8 @@ class EpochTraining(ABC):
             sums += summed
             state = replace(state, step=state.step + 1, done=state.done + 1)
             if step < len(batches):  # the last one is told of with the means of the epoch
-                self.callbacks.on_step(state)
+                with torch.random.fork_rng(devices=self._random_devices):  # an epoch may draw, and so may they
+                    self.callbacks.on_step(state)
         means = (self.accelerator.reduce(sums) / batches.numel()).tolist()
         if not math.isfinite(means[0]):
             raise ValueError(f"the {self.name}'s loss is not finite in epoch {epoch + 1}{self.advice()}")
@@ -155,6 +156,11 @@ class EpochTraining(ABC):
         state = replace(state, values=self._means())
         self.callbacks.on_step(state)
         return state
+
+    @property
+    def _random_devices(self) -> list[torch.device]:
+        """Accelerators with a stream of random numbers, for `fork_rng`."""
+        return [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
 
     def _means(self) -> dict[str, float]:
         """The means of the last epoch that is done, and its number; nothing before the first."""
