@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..augmentation.dsa import DSA, DsaParams
 from ..data.feed import Pool, upload
 from ..distilled.labels import LabelSource
-from ..distilled.pools import RowTargets, loss_targets
+from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
 from ..networks.compiling import compiled, forward, uncached_autocast
 from ..rng import derive_seed, generator

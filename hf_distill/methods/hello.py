@@ -36,7 +36,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import relabel
 from ..distilled.label_costs import LabelCosts, label_costs
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
-from ..distilled.pools import targets_of
+from ..distilled.targets import targets_of
 from ..engine.method import Preparation
 from ..evaluation.evaluate import distilled_pool
 from ..evaluation.label_comparison import compare_labels

@@ -17,6 +17,7 @@ from ..augmentation.crops import CROP_DRAWS, MIN_SCALE, draw_crops, uniform
 from ..config import DistillConfig, HfArg, check_at_least
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
+from ..data.upload import upload
 from ..engine.blocks import Block, BlockDistiller
 from ..engine.method import Preparation
 from ..networks.teachers import Teacher
@@ -206,10 +207,10 @@ class PatchMethod(BlockDistiller):
         size = tuple(side // self.config.factor for side in self.train.shape[1:])
         losses = torch.empty(boxes.shape[:2], device=self.device)
         for part in torch.arange(len(rows)).split(self.config.batch_score):
-            images = self.train.uint8(rows[part]).to(self.device)
+            images = upload(self.train.uint8(rows[part]), self.device)
             target = torch.full((len(part),), label, device=self.device)
             for number in range(boxes.shape[1]):
-                crops = take_crops(images, boxes[part, number].to(self.device), size)
+                crops = take_crops(images, upload(boxes[part, number], self.device), size)
                 x = centred(crops, self.preprocessing)
                 if self.device.type == "cuda":
                     x = x.contiguous(memory_format=torch.channels_last)
@@ -237,8 +238,8 @@ class PatchMethod(BlockDistiller):
             size = (down.stop - down.start, across.stop - across.start)
             for part in torch.arange(count).split(self.config.batch_score):
                 ranked = number * count + part
-                images = self.train.uint8(rows[ranked]).to(self.device)
-                canvas[part, :, down, across] = self.tile(images, boxes[ranked].to(self.device), size).cpu()
+                images = upload(self.train.uint8(rows[ranked]), self.device)
+                canvas[part, :, down, across] = self.tile(images, upload(boxes[ranked], self.device), size).cpu()
         return canvas
 
     def tile(self, images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

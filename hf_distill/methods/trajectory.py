@@ -32,6 +32,7 @@ from torch import Tensor
 from ..augmentation.dsa import DSA
 from ..config import HfArg, LoopConfig, check_at_least
 from ..data.images import RealImages
+from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import TeacherLabels
 from ..engine.loop import Distiller
@@ -269,10 +270,8 @@ class TrajectoryMatching(Distiller):
     def step(self, draw: int) -> dict[str, float]:
         """Add ∂L/∂X and ∂L/∂log β of one draw to the gradients."""
         expert, epoch = self.segment(draw)
-        start, target = (
-            row.to(self.device, non_blocking=True)
-            for row in self.experts.segment(expert, epoch, self.config.expert_epochs)
-        )
+        segment = self.experts.segment(expert, epoch, self.config.expert_epochs)
+        start, target = (upload(row, self.device) for row in segment)
         rows, steps = self.schedule(draw)
         pixels, log_lr = self.distilled.pixel_values, self.distilled.log_lr
         lr = log_lr.detach().exp()

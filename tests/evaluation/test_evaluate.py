@@ -23,7 +23,7 @@ from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import TeacherLabels
-from hf_distill.distilled.pools import loss_targets
+from hf_distill.distilled.targets import loss_targets
 from hf_distill.evaluation import evaluate as evaluation_module
 from hf_distill.evaluation import students as students_module
 from hf_distill.evaluation import trainer as trainer_module

@@ -19,7 +19,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.distilled.labels import HardLabels, NetworkLabels, StoredLabels
-from hf_distill.distilled.pools import targets_of
+from hf_distill.distilled.targets import targets_of
 from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.coresets import random_rows
 from hf_distill.evaluation.crop_students import train_on_crops

@@ -93,6 +93,7 @@ class Watched(SRe2L):
         return super().finished(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("priors", [{}, {"r_tv": 0.01, "r_l2": 0.02}], ids=["released", "with priors"])
 def test_recovered_images_are_the_same_and_each_size_of_block_is_compiled_once(
     train, plain, launched, tmp_path, priors
@@ -149,6 +150,7 @@ def test_students_and_their_teacher_are_compiled_once_for_all_seeds(train, plain
     assert graphs() == 4  # batches of eight and of four, students and teacher
 
 
+@pytest.mark.slow
 def test_images_that_students_are_to_disagree_on_are_the_same_and_all_students_share_their_graphs(
     train, plain, launched, tmp_path
 ):
@@ -193,6 +195,7 @@ def test_stored_labels_are_the_same_but_not_gone_on_with(train, plain, launched,
         torch.testing.assert_close(second(rows, rows, rows, epoch), wanted, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another(
     train, plain, launched, tmp_path, device
 ):
