@@ -168,7 +168,8 @@ def describe(
     """Everything that decides what a projector becomes, as JSON types."""
     images = None
     if synthetic is not None:  # that the fidelity is measured on, and perhaps adapted to
-        pixels = synthetic.source if isinstance(synthetic.source, Tensor) else synthetic.source.uint8(slice(None))
+        source = synthetic.source
+        pixels = source if isinstance(source, Tensor) else source.uint8(range(len(source)))
         images = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
     is_compiled = compiled(_answer, accelerator) is not _answer
     described = {
