@@ -151,13 +151,13 @@ def train_students(
 
 
 def students_at_once(pool: Pool, rows: Tensor, protocol: EvalProtocol) -> int:
-    """How many students on as many images as `rows` (E, N) has for each are worth training side by side."""
+    """The number of students worth training side by side, on as many images as `rows` (E, N) has for each."""
     pixels = min(rows.shape[1], protocol.batch_size) * math.prod(pool.shape[1:])
     return max(1, TOGETHER_PIXELS // pixels)
 
 
 def _stateless(spec: StudentSpec) -> bool:
-    """Whether training needs nothing but parameters: no running statistics, no dropout."""
+    """True where training needs nothing but parameters: no running statistics, no dropout."""
     return spec.name in CONVNETS and spec.kwargs.get("norm") != "batch"
 
 
