@@ -310,7 +310,6 @@ def test_from_hub_takes_a_name_and_the_same_keywords(here):
         (pictures, {"resolution": 0}, "--resolution is [0]; expected one or two positive numbers"),
         (pictures, {"mean": [0.5]}, "--mean and --std go together"),
     ],
-    ids=str,
 )
 def test_a_dataset_that_cannot_be_used_is_refused_in_one_line(data, keywords, says):
     with pytest.raises(ValueError, match=f"^{re.escape(says)}") as error:
