@@ -31,7 +31,8 @@ from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.runs.start import disable_progress_bars, prepare_push, source_arguments
+from hf_distill.runs.publishing import prepare_push
+from hf_distill.runs.start import disable_progress_bars, source_arguments
 
 
 @dataclass

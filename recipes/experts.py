@@ -17,7 +17,8 @@ from hf_distill.data.images import RealImages
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.runs.start import disable_progress_bars, prepare_push, push
+from hf_distill.runs.publishing import prepare_push, push
+from hf_distill.runs.start import disable_progress_bars
 from hf_distill.training.experts import ExpertConfig, train_experts
 
 

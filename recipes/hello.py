@@ -17,7 +17,8 @@ from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.methods.hello import PROJECTOR, HeLlO, HeLlOConfig
 from hf_distill.runs.finish import finish, run_recipe
-from hf_distill.runs.start import push_with_projector, start_run
+from hf_distill.runs.publishing import push_with_projector
+from hf_distill.runs.start import start_run
 from hf_distill.training.small_clip import PriorArguments
 from hf_distill.training.teachers import TeacherConfig
 

@@ -14,7 +14,7 @@ from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.shards import join_shards
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.runs.start import prepare_push, push
+from hf_distill.runs.publishing import prepare_push, push
 
 
 @dataclass

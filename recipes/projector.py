@@ -21,12 +21,8 @@ from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, check_data, distilled_pool
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.runs.start import (
-    disable_progress_bars,
-    prepare_push,
-    push_with_projector,
-    source_arguments,
-)
+from hf_distill.runs.publishing import prepare_push, push_with_projector
+from hf_distill.runs.start import disable_progress_bars, source_arguments
 from hf_distill.training.projectors import ProjectorConfig, train_projector
 from hf_distill.training.small_clip import PriorArguments, find_prior
 from hf_distill.training.teachers import TeacherConfig, find_teachers

@@ -17,7 +17,8 @@ from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, distilled_pool
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.runs.start import disable_progress_bars, prepare_push, push
+from hf_distill.runs.publishing import prepare_push, push
+from hf_distill.runs.start import disable_progress_bars
 
 
 @dataclass

@@ -22,7 +22,7 @@ from hf_distill.methods import METHODS
 from hf_distill.networks.teachers import Teacher
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.runs.start import prepare_push, push
+from hf_distill.runs.publishing import prepare_push, push
 from hf_distill.training.teachers import TeacherConfig, train_teacher
 
 DEMO = Path(__file__).parent / "configs" / "teacher" / "digits.yaml"

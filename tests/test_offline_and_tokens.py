@@ -203,7 +203,7 @@ def test_no_text_about_a_repository_or_its_errors_shows_the_token(hub, tmp_path)
     arguments = HubArguments(push_to_hub=True, hub_model_id="org/name", hub_token=hub.token)
     repository = Repository("org/name", "dataset", token=hub.token)
     texts = [repr(arguments), str(arguments), f"{arguments}", repr(repository), str(repository)]
-    texts += [repr(repository.at("main")), str(vars(make().push_to_hub("org/name", token=hub.token)))]
+    texts += [repr(repository.pinned(Path("main"))), str(vars(make().push_to_hub("org/name", token=hub.token)))]
     texts += [str(vars(make()).get("origin")), repr(DistilledSet.from_pretrained("org/name", token=hub.token).origin)]
     wrong = "hf_" + "wrong" * 7
     failures = [

@@ -20,7 +20,7 @@ from hf_distill.hub.folder import Home, HubFolder
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.processes import make_accelerator
-from hf_distill.runs.start import prepare_push
+from hf_distill.runs.publishing import prepare_push
 from tests.helpers.digits import DISTIL, TINY
 from tests.helpers.goldens import check_golden
 from tests.helpers.sets import CONFIG, NAMES, REPORT, make

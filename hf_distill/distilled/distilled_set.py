@@ -321,7 +321,7 @@ class DistilledSet(nn.Module, HubFolder):
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
         # The config tells which of two folders holds the images: a set of floats is large, and so are its pictures.
         folder = repository.snapshot([cls.config_name])
-        origin = repository.at(folder.name)
+        origin = repository.pinned(folder)
         try:
             bulk = "tensor" if load_json(folder / cls.config_name).get("pixels") == "uint8" else "data"
         except ValueError:  # which reading will find again, and say

@@ -247,7 +247,7 @@ class EpochLabels(HubFolder, LabelSource):
     @classmethod
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
         folder = repository.fetch(INDEX).parent
-        return folder, repository.at(folder.name)
+        return folder, repository.pinned(folder)
 
     @classmethod
     def _read(cls, folder: Path) -> Self:

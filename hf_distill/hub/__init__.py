@@ -1,1 +1,4 @@
-"""Folders that are repositories: files, publishing, cards, results and plots. Nothing here imports torch."""
+"""Folders that are repositories: files, publishing, cards, results and plots. Nothing here imports torch.
+
+`folder`: artifacts saved, pushed and loaded. `repository`: the network; downloads, commits, tags.
+"""

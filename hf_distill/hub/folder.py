@@ -226,7 +226,7 @@ class HubFolder(ABC):
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
         """The cached folder of what loading needs, and the repository at the commit that it is of."""
         folder = repository.snapshot([cls.config_name])  # first: without it nothing else is of use
-        origin = repository.at(folder.name)
+        origin = repository.pinned(folder)
         return origin.snapshot(cls.fetched) if (folder / cls.config_name).is_file() else folder, origin
 
     def push_to_hub(

@@ -1,5 +1,8 @@
 """`Repository`: what is done over the network. Files of one commit come down; whole versions go up, one commit each.
 
+On the way down the client resolves a branch or a tag to a commit, and names the cached folder by it; all that follows
+is read from that commit (`Repository.pinned`).
+
 A version is published in three steps. Large files are uploaded a bounded number of bytes at a time, which no reader
 sees and which need not be uploaded again after an interruption. One commit, on the version that was looked at,
 replaces all that the artifact owns. A tag names that commit and is never moved. So a reader finds the old version or
@@ -123,9 +126,13 @@ class Repository:
 
         return self._downloaded(download, name)
 
-    def at(self, revision: str | None) -> "Repository":
-        """The same repository at another revision."""
-        return replace(self, revision=revision)
+    def pinned(self, folder: Path) -> "Repository":
+        """The same repository at the commit that its revision, a branch or a tag, was resolved to by a download.
+
+        Args:
+            folder: As `snapshot` gave it, or that of a file of `fetch`: the client names it by the commit.
+        """
+        return replace(self, revision=folder.name)
 
     def sizes(self) -> dict[str, int]:
         """The bytes of each file at this revision."""

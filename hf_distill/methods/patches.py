@@ -1,6 +1,7 @@
 """What methods share that tile crops of real images: crops are drawn, scored by a teacher, and put together.
 
-RDED (`rded`) defines them, and HeLlO (`hello`) begins with them; their symbols are in `rded`.
+RDED (`rded`) defines them, and HeLlO (`hello`) begins with them; their symbols are in `rded`. A change here
+changes both.
 """
 
 from collections.abc import Callable, Sequence
@@ -197,8 +198,10 @@ class PatchMethod(BlockDistiller):
         return torch.stack([crops.boxes for crops in drawn], dim=1)
 
     @torch.no_grad()
-    def losses(self, rows: Tensor, boxes: Tensor, label: int) -> Tensor:
-        """The teacher's cross-entropy of each crop for the class `label`, (M, m) float32 on the CPU.
+    def crop_losses(self, rows: Tensor, boxes: Tensor, label: int) -> Tensor:
+        """The teacher's cross-entropy of each crop for the class `label`, (M, m) float32 on the CPU: −s_ij of `rded`.
+
+        RDED and HeLlO score alike; a method that scores otherwise overrides this.
 
         Args:
             rows: (M,) of the images.
@@ -251,7 +254,7 @@ class PatchMethod(BlockDistiller):
         label = int(block.labels[0])
         rows = self.candidates(label)
         boxes = self.boxes(rows)
-        losses = self.losses(rows, boxes, label)
+        losses = self.crop_losses(rows, boxes, label)
         images, numbers = choose(losses, self.config.per_class)
         values = {"ce": losses[images, numbers].mean().item(), "ce_all": losses.mean().item()}
         self.check_finite(values, block, 0, "use another teacher, or no --mixed_precision")

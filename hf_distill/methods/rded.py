@@ -7,7 +7,10 @@ Sun, Shi, Yu and Lin, CVPR 2024, arXiv:2312.03526. For each class y:
     ξ_i*  = ξ_ij with j = argmax_j s_ij                                                 one crop of each image
     x̃     = tile(the n f² crops ξ_i* with the highest s_i*)                               f x f of them an image
 
+`patches` has the code, which HeLlO shares: `boxes`, `crop_losses`, `choose`, `tiled`, in this order.
+
     symbol   name             meaning
+    ξ, s, x̃  -                a crop, its score, a distilled image
     φ        teacher          trained network, frozen; it also labels the views that students see
     M        num_candidates   images of a class that are looked at, at random; all of them where it has fewer
     m        num_crops        crops of each

@@ -166,7 +166,7 @@ class Prior:
         place, origin = locate(repo_id_or_path, "model", **where), None
         if isinstance(place, Repository):
             folder = place.snapshot([CONFIG, OPEN_CLIP_CONFIG])
-            origin = place.at(folder.name)
+            origin = place.pinned(folder)
         else:
             folder = place
         library = _library(folder, repo_id_or_path, library)

@@ -210,7 +210,7 @@ class ExpertTrajectories(HubFolder):
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
         # Of a repository only the index comes now; each expert's file when it is first used, from the same commit.
         folder = repository.fetch(INDEX).parent
-        return folder, repository.at(folder.name)
+        return folder, repository.pinned(folder)
 
     @classmethod
     def _read(cls, folder: Path) -> Self:

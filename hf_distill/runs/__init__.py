@@ -1,1 +1,1 @@
-"""What a run is: its folder and checkpoints, its processes, how a recipe starts and ends."""
+"""What a run is: its folder and checkpoints, its processes, how a recipe starts, publishes and ends."""

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from ..config import HubArguments
 from ..distilled.distilled_set import DistilledSet
 from ..hub.results import EvalReport
-from .start import push
+from .publishing import push
 
 __all__ = ["DistillationDiverged", "finish", "run_recipe"]
 

@@ -1,7 +1,6 @@
 """How every recipe begins: processes that know each other, a folder to write to, mistakes found before long work."""
 
 import dataclasses
-from pathlib import Path
 
 import datasets
 import huggingface_hub.utils
@@ -9,13 +8,10 @@ from accelerate import Accelerator
 
 from ..config import DataArguments, DistillConfig, HubArguments, check_choice
 from ..distilled.distilled_set import DistilledSet
-from ..distilled.labels import ProjectorLabels
 from ..evaluation.evaluate import PROTOCOLS
-from ..hub.folder import Home, HubFolder
-from ..hub.repository import Repository
-from ..networks.projector import LabelProjector
 from .folder import prepare_output_dir
 from .processes import make_accelerator, on_main
+from .publishing import prepare_push
 
 
 def start_run(
@@ -89,82 +85,3 @@ def disable_progress_bars() -> None:
     """Silence the bars of `datasets` and of the Hub client."""
     datasets.disable_progress_bars()
     huggingface_hub.utils.disable_progress_bars()
-
-
-def prepare_push(
-    hub: HubArguments, artifact: type[HubFolder], accelerator: Accelerator, *, projector: bool = False
-) -> None:
-    """Find out before the work whether its result can be published. All processes call it.
-
-    Args:
-        hub: Where.
-        artifact: What.
-        accelerator: The processes.
-        projector: A label projector is to be published beside it.
-
-    Raises:
-        ValueError: No repository is given, the token may not write there, or the tag exists already.
-    """
-
-    def prepare() -> None:
-        if hub.hub_model_id is None:
-            raise ValueError("--push_to_hub needs the name of a repository; give --hub_model_id owner/name")
-        places = {hub.hub_model_id: artifact.repo_type}
-        if projector:
-            places[_of_projector(hub.hub_model_id)] = LabelProjector.repo_type
-        for repo_id, repo_type in places.items():
-            repository = Repository(repo_id, repo_type, token=hub.hub_token)
-            repository.prepare(tag=hub.hub_tag, private=hub.hub_private_repo or None)
-
-    if hub.push_to_hub:
-        on_main(accelerator, prepare)
-
-
-def _of_projector(repo_id: str | None) -> str:
-    return f"{repo_id}-projector"
-
-
-def push_with_projector(
-    distilled: DistilledSet, projector: LabelProjector, hub: HubArguments, folder: str | Path, own: str | Path
-) -> str:
-    """Publish a projector as `<repository>-projector`, and the set, which then names it; one process calls it.
-
-    Args:
-        distilled: The set, which is saved again in `folder`.
-        projector: The projector, which is saved in `own`.
-        hub: Where the set is to be published.
-        folder, own: For them, and for messages.
-
-    Returns:
-        A line for each, as `push`.
-
-    Raises:
-        ValueError, OSError: As `push`.
-    """
-    repo_id = _of_projector(hub.hub_model_id)
-    first = push(projector, dataclasses.replace(hub, hub_model_id=repo_id), own)
-    shared = LabelProjector.from_pretrained(repo_id, revision=hub.hub_tag, token=hub.hub_token, prior=projector.prior)
-    distilled.label_with(ProjectorLabels(shared))
-    distilled.save_pretrained(folder)
-    return f"{first}\n{push(distilled, hub, folder)}"
-
-
-def push(artifact: HubFolder, hub: HubArguments, folder: str | Path) -> str:
-    """Publish an artifact that is saved in `folder`; one process calls it.
-
-    Returns:
-        A line that says where it is and which call loads it.
-
-    Raises:
-        ValueError, OSError: As `HubFolder.push_to_hub`; the message says how to publish it later.
-    """
-    repo_id, tag, private = hub.hub_model_id or "", hub.hub_tag, hub.hub_private_repo or None
-    try:
-        commit = artifact.push_to_hub(repo_id, tag=tag, private=private, token=hub.hub_token)
-    except (ValueError, OSError) as error:
-        name = type(artifact).__name__
-        raise ValueError(
-            f"{error}. The result is whole in {folder}: publish it later with "
-            f'{name}.from_pretrained("{folder}").push_to_hub("{repo_id}"{f", tag={tag!r}" if tag else ""})'
-        ) from error
-    return f"published: {commit.commit_url}   load: {artifact.loader}({Home(repo_id, tag).arguments()})"

@@ -143,7 +143,7 @@ def test_scores_are_those_of_a_plain_loop_over_crops(tmp_path, shape, factor):
     method = rded(tmp_path, train, factor=factor, batch_score=3, num_crops=4)
     rows = method.candidates(1)
     boxes = method.boxes(rows)
-    found = method.losses(rows, boxes, 1)
+    found = method.crop_losses(rows, boxes, 1)
     wanted = plain_losses(method, rows, boxes, 1)
     assert (found - wanted).abs().max() < 0.05 * wanted.std()  # a byte may be rounded the other way
 
@@ -154,7 +154,7 @@ def test_the_teacher_sees_the_mean_colour_around_a_crop(tmp_path):
     teacher = liking(train, lambda x: seen.append(x) or x.mean((1, 2, 3)))
     method = rded(tmp_path, train, teacher, factor=2, num_crops=4)
     rows = method.candidates(0)
-    method.losses(rows, method.boxes(rows), 0)
+    method.crop_losses(rows, method.boxes(rows), 0)
     wanted = torch.zeros(11, 8)
     wanted[3:8, 2:6] = (1 - 0.4) / 0.3
     torch.testing.assert_close(seen[0][0, 0], wanted)
