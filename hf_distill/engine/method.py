@@ -272,7 +272,9 @@ class Method(ABC):
             callbacks=callbacks,
         )
         distilled = method.run()
-        distilled.config["validation_fraction"] = data.validation_fraction
+        source = distilled.config["source"]
+        how = {**source.get("arguments", {}), "validation_fraction": data.validation_fraction}
+        distilled.config["source"] = {**source, "arguments": how}  # as a recipe records it: evaluations split alike
         if accelerator.is_main_process:
             distilled.save_pretrained(method.output_dir)
         accelerator.wait_for_everyone()

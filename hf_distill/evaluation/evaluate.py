@@ -144,7 +144,7 @@ def evaluate(
             images, or a student does not fit.
     """
     made_with = distilled.config.get("hyperparameters") or {}
-    fraction = distilled.config.get("validation_fraction")
+    fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
     if held_out is None and is_number(fraction) and 0 < fraction < 1:
         train, held_out = train.split(fraction, seed=0)
     if full_data is None:
