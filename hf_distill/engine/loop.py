@@ -284,6 +284,13 @@ class Distiller(Method):
         logger.info("going on from %s", folder)
         return about["step"]
 
+    @staticmethod
+    def _needs(name: str) -> str:
+        """The settings that decide about a learned tensor, for messages."""
+        if name.startswith("module."):
+            return f"the settings that {name.split('.')[1]!r} is learned with"
+        return "the same dataset, resolution and --ipc"
+
     def _check_continues(self, folder: Any, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Raise unless the checkpoint is of this kind of run; say which settings differ, for they may on purpose."""
         for name, tensor in self._state().items():
@@ -291,10 +298,18 @@ class Distiller(Method):
             if saved is None or saved.shape != tensor.shape:
                 there = "nothing" if saved is None else tuple(saved.shape)
                 raise ValueError(
-                    f"{folder} holds {there} for {name} and this run has {tuple(tensor.shape)}; expected a "
-                    "checkpoint of the same dataset, resolution and --ipc: use another --output_dir for another run"
+                    f"{folder} holds {there} for {name} and this run has {tuple(tensor.shape)}; expected a checkpoint "
+                    f"of {self._needs(name)}: use another --output_dir for another run"
                 )
-        check_same_run(folder, about["identity"], self._identity(), may_say_more=True)
+        known = {f"set.{name}" for name in self._state()}
+        for key in tensors:
+            if key.startswith("set.") and key not in known:
+                name = key.removeprefix("set.")
+                raise ValueError(
+                    f"{folder} holds {name}, which this run does not learn; expected {self._needs(name)}: use another "
+                    "--output_dir for another run"
+                )
+        check_same_run(folder, about["identity"], self._identity())
         before, now = about["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
         changed = [
             f"{name} {before.get(name)} -> {value}"

@@ -95,6 +95,21 @@ def test_the_best_step_brings_back_the_state_that_it_had(small, tmp_path, monkey
         assert torch.equal(tensor, kept[f"set.module.head.{name}"]), name
 
 
+def test_a_checkpoint_without_the_state_or_with_more_of_it_is_not_gone_on_with(small, tmp_path, monkeypatch):
+    made(small, tmp_path, max_steps=3, select="last").run()
+    monkeypatch.setattr(Mirror, "modules", lambda self: {})
+    with pytest.raises(
+        ValueError, match=r"holds module\.head\.\d\.\w+, which this run does not learn; .*'head'"
+    ) as error:
+        made(small, tmp_path, resume_from_checkpoint="latest").run()
+    assert len(str(error.value).splitlines()) == 1
+    monkeypatch.setattr(Mirror, "modules", lambda self: {"head": self.head, "other": self.head[1]})
+    with pytest.raises(
+        ValueError, match=r"holds nothing for module\.other\.weight .* settings that 'other' is learned"
+    ):
+        made(small, tmp_path, resume_from_checkpoint="latest").run()
+
+
 class Notes(hd.Callback):
     """Writes down every event."""
 
