@@ -196,8 +196,8 @@ class EpochLabels(HubFolder, LabelSource):
         >>> teacher = hd.Teacher(spec.build(0), spec, train.class_names, train.preprocessing)
         >>> pool = Pool(train, train.labels, preprocessing=train.preprocessing)
         >>> labels = relabel(NetworkLabels(teacher), pool, Views(), 2, "labels", disable_tqdm=True)
-        >>> labels.epochs
-        2
+        >>> labels.num_images, labels.num_epochs
+        (100, 2)
 
     Attributes:
         folder: Where the files are, or come to be.

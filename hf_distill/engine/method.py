@@ -115,6 +115,7 @@ class Method(ABC):
         callbacks: What looks on, beside the progress bar and the trackers.
 
     Attributes:
+        takes_images: As many different images of a class are needed as are made; baselines always need them.
         further_callbacks: Those that were given.
         distilled: The set: from `Distiller.setup` on, or once all blocks are there.
         protocol: How students are trained on the set.
@@ -126,6 +127,7 @@ class Method(ABC):
     paper: ClassVar[Paper]
     config_class: ClassVar[type[DistillConfig]]
     learns_from: ClassVar[tuple[type, ...]] = ()
+    takes_images: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -170,7 +172,8 @@ class Method(ABC):
             ValueError: A class has fewer images than `ipc`, or the protocol is none.
         """
         check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
-        train.require_per_class(config.ipc)
+        if cls.takes_images or config.eval_baselines:
+            train.require_per_class(config.ipc)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:

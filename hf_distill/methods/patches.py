@@ -141,6 +141,7 @@ class PatchMethod(BlockDistiller):
     """
 
     learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
+    takes_images = False  # an image gives several crops
     config: PatchConfig
 
     def __init__(self, config: PatchConfig, train: RealImages, *, teachers: Sequence[Teacher], **kwargs: Any) -> None:
@@ -158,8 +159,8 @@ class PatchMethod(BlockDistiller):
     @classmethod
     def check(cls, config: PatchConfig, train: RealImages, accelerator: Accelerator) -> None:
         """As `Method.check`; and every class has enough crops, and an image room for its tiles."""
-        super().check(config, train, accelerator)
         config.check_fits(train)
+        super().check(config, train, accelerator)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from ..config import HubArguments
 from ..distilled.distilled_set import DistilledSet
 from ..hub.results import EvalReport
+from ..shipped import shipped
 from .publishing import push
 
 __all__ = ["DistillationDiverged", "finish", "run_recipe"]
@@ -69,6 +70,9 @@ def run_recipe(main: Callable[[], None], interrupted: str = "") -> None:
         main: Parses the command line and does the work.
         interrupted: What to do after Ctrl-C, such as "the same command with --resume_from_checkpoint latest goes on".
     """
+    # Python puts a script's folder first on the path, and recipes/evaluate.py is not the package evaluate.
+    recipes = shipped("recipes")
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != recipes]
     try:
         main()
     except (ValueError, OSError, DistillationDiverged) as error:

@@ -267,7 +267,7 @@ def test_none_of_the_labels_are_compared_where_none_are_asked_for():
 
 
 def test_teachers_that_do_not_fit_are_one_line_before_anything_is_made(tmp_path, train, prior):
-    with pytest.raises(ValueError, match=r"^HeLlO without teachers has nothing to imitate; give one or more$"):
+    with pytest.raises(ValueError, match=r"^HeLlO without a teacher has nothing to score crops with; give one$"):
         HeLlO(HeLlOConfig(output_dir=str(tmp_path), **TINY), train, teachers=[], prior=prior)
     own, spec = random_teacher(train), random_teacher(train).spec
     renamed = Teacher(own.model, spec, NAMES[::-1], train.preprocessing)

@@ -86,7 +86,7 @@ class Watched(SRe2L):
 def make(train, accelerator, tmp_path):
     def build(*teachers: Teacher, kind: type[SRe2L] = Watched, data: RealImages = train, **flags: Any) -> SRe2L:
         config = kind.config_class(**{**TINY, "output_dir": str(tmp_path / "run"), **flags})
-        return kind(config, data, teachers or [make_teacher(data)], accelerator=accelerator)
+        return kind(config, data, teachers=teachers or [make_teacher(data)], accelerator=accelerator)
 
     return build
 
@@ -491,7 +491,7 @@ def test_recovered_digits_are_digits_to_their_teacher_and_teach_students(digits,
     flags = {"ipc": 5, "max_steps": 150, "lr_img": 0.1, "r_bn": 0.1, "random_flip": 0, "symmetric_jitter": True}
     judged = {"eval_seeds": 2, "eval_full_data": False, "eval_baselines": []}
     config = kind.config_class(**{**TINY, **flags, **judged, "output_dir": str(tmp_path / "run")})
-    method = kind(config, data, [teacher], accelerator=accelerator)
+    method = kind(config, data, teachers=[teacher], accelerator=accelerator)
     block = method.blocks()[0]
     start, end = method.initial(block), method.preprocessing(method.make(block, silent))
     before, after = (method.losses(x, block.labels, 0)["ce"].item() for x in (start, end))

@@ -103,7 +103,7 @@ def test_recovered_images_are_the_same_and_each_size_of_block_is_compiled_once(
         config = SRe2LConfig(output_dir=str(tmp_path / folder), eval_protocol="crops-quick", **flags, **priors)
         # Networks of one architecture share a graph.
         teachers = [make_teacher(train, 0), make_teacher(train, 1)]
-        method = Watched(config, train, teachers, accelerator=accelerator)
+        method = Watched(config, train, teachers=teachers, accelerator=accelerator)
         method.run()
         return method.iterates
 
