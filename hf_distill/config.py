@@ -342,8 +342,13 @@ def configure(*config_classes: type, values: dict[str, Any], source: str) -> tup
     Raises:
         ValueError: One of them is of no dataclass, of another type than its field, or out of its range.
     """
-    words = _as_arguments(values, source, _fields(config_classes), set())
-    return _parser(config_classes).parse_args_into_dataclasses(args=words)
+    empty = {name: value for name, value in values.items() if isinstance(value, list | tuple) and not value}
+    words = _as_arguments({k: v for k, v in values.items() if k not in empty}, source, _fields(config_classes), set())
+    parsed = _parser(config_classes).parse_args_into_dataclasses(args=words)
+    # A command line cannot give a list of nothing.
+    return tuple(
+        dataclasses.replace(each, **{name: [] for name in empty if name in _fields([type(each)])}) for each in parsed
+    )
 
 
 def parse_args(

@@ -110,7 +110,9 @@ def test_every_method_has_the_same_calls(method):
 def test_a_loop_over_the_methods_finds_what_is_wrong_before_anything_is_trained(here):
     train = hd.RealImages.from_dataset(pictures(6))
     for method in hd.METHODS:
-        with pytest.raises(ValueError, match=r"^class 'kind 0' has 3 training images and --ipc is 5; "):
+        with pytest.raises(
+            ValueError, match=r"^class 'kind 0' (has 3 training images|gives 5 crops of each of 3 images)"
+        ):
             method.prepare(train, config=method.config_class(ipc=5, output_dir="x"))
     assert not (here / "x").exists()
 
@@ -171,6 +173,12 @@ def test_a_preset_is_taken_by_name_and_settings_win_over_it(caplog):
         ({"ipc": "ten"}, "argument --ipc: invalid int value: 'ten'"),
         ({"ipc": 0}, "--ipc is 0; expected at least 1"),
         ({"ipc": None}, "settings: ipc is empty; expected a value like 1"),
+        ({"eval_baselines": ["nearest"]}, "--eval_baselines is 'nearest'; expected one of random, herding, k-center"),
+        (
+            {"ipc": 500, "output_dir": "taken", "overwrite_output_dir": True},
+            "class 'kind 0' has 18 training images and",
+        ),
+        ({"max_start_epoch": 9, "expert_train_epochs": 3}, "--expert_train_epochs is 3, and --max_start_epoch 9 with"),
         ({"resolution": 32}, "resolution is a setting of the images; give it to RealImages.from_dataset or from_hub"),
         ({"preset": "cifar10-ipc11"}, "tesla has no preset 'cifar10-ipc11'; did you mean cifar10-ipc1"),
         ({"preset": "nowhere.yaml"}, "--config nowhere.yaml cannot be read"),
@@ -263,7 +271,9 @@ def test_what_was_downloaded_is_known_by_repository_and_commit_until_it_is_chang
     table = datasets.load_dataset(repo, split="train")
     source = hd.RealImages.from_dataset(table, max_samples=20).provenance
     assert (source["name"], source["revision"], source["license"]) == (repo, commit, "cc-by-4.0")
+    inverted = [Picture.fromarray(255 - np.asarray(image)) for image in table["image"]]
     for changed in (
+        table.remove_columns("image").add_column("image", inverted, feature=Image()),
         table.select(range(100)),
         table.shuffle(seed=0),
         table.map(lambda row: row, load_from_cache_file=False),
@@ -307,6 +317,11 @@ def test_from_hub_takes_a_name_and_the_same_keywords(here):
         (pictures, {"split": "train"}, "split='train' is for a DatasetDict, and this is one dataset; leave it out"),
         (pictures, {"label_column": "knid"}, "--label_column_name knid: dataset has no such column (nearest: 'kind')"),
         (pictures, {"normalization": "zac"}, "--normalization is 'zac'; expected one of mean_std, zca, none"),
+        (
+            lambda: pictures().with_transform(dict),
+            {},
+            "the dataset has a transform, which changes what is looked at and",
+        ),
         (pictures, {"resolution": 0}, "--resolution is [0]; expected one or two positive numbers"),
         (pictures, {"mean": [0.5]}, "--mean and --std go together"),
     ],
@@ -315,6 +330,52 @@ def test_a_dataset_that_cannot_be_used_is_refused_in_one_line(data, keywords, sa
     with pytest.raises(ValueError, match=f"^{re.escape(says)}") as error:
         hd.RealImages.from_dataset(data(), **keywords)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("given", [{"resolution": 4}, {"color": "gray"}, {"normalization": "zca"}, {"mean": [0.5] * 3}])
+def test_what_like_brings_is_not_given_again(given):
+    train = hd.RealImages.from_dataset(pictures())
+    (name,) = given
+    for read in (hd.RealImages.from_dataset, hd.RealImages.from_hub):
+        with pytest.raises(ValueError, match=rf"^{name}=.* and like= say the same in two ways; leave {name} out$"):
+            read(pictures() if read == hd.RealImages.from_dataset else "digits", like=train, **given)
+
+
+def test_a_list_of_nothing_is_one(caplog):
+    train = hd.RealImages.from_dataset(pictures())
+    distilled = hd.RDED.distill(train, ipc=1, **{**RDED, "eval_baselines": []})
+    assert distilled.config["hyperparameters"]["eval_baselines"] == []
+
+
+def test_a_run_that_is_asked_for_again_keeps_the_results_of_its_set(here, monkeypatch):
+    train = hd.RealImages.from_dataset(pictures())
+    distilled = hd.RDED.distill(train, ipc=1, output_dir="run", **RDED)
+    few = {"num_seeds": 1, "full_data": False, "baselines": ["random"]}
+    report = hd.evaluate(distilled, train, train, protocol="short", **few)
+    distilled.save_pretrained("run")
+    again = hd.RDED.distill(train, ipc=1, output_dir="run", resume_from_checkpoint="latest", **RDED)
+    assert again.report.rows == hd.DistilledSet.from_pretrained("run").report.rows == report.rows
+
+
+def test_an_accelerator_that_is_given_has_its_trackers_and_threads_already():
+    from accelerate import Accelerator
+
+    train = hd.RealImages.from_dataset(pictures())
+    for setting in ({"report_to": "tensorboard"}, {"cpu_threads": 1}):
+        with pytest.raises(ValueError, match=r"^report_to and cpu_threads are for a run that makes its accelerator"):
+            hd.RDED.distill(train, ipc=1, accelerator=Accelerator(cpu=True), **setting, **RDED)
+
+
+def test_the_held_out_share_of_a_distillation_is_that_of_its_evaluation(monkeypatch):
+    train = hd.RealImages.from_dataset(pictures(80))
+    distilled = hd.RDED.distill(train, ipc=1, validation_fraction=0.25, **RDED)
+    seen = []
+    monkeypatch.setattr(
+        hd.RealImages, "split", lambda self, fraction, seed: seen.append((fraction, seed)) or (self, None)
+    )
+    few = {"num_seeds": 1, "full_data": False, "baselines": []}
+    hd.evaluate(distilled, train, train, protocol="short", **few)
+    assert seen == [(0.25, 0)]
 
 
 def test_values_that_are_no_images_are_refused_in_one_line():

@@ -44,6 +44,9 @@ def test_the_method_of_the_page_moves_images_to_where_random_networks_see_the_re
             means = [page["DM"].features(network, x).mean(0) for x in (real, images)]
         return (means[0] - means[1]).square().sum().item()
 
+    again = page["ScaledDM"].distill(train, ipc=1, max_steps=2, eval_steps=2, eval_protocol="quick", select="last")
+    once_more = page["ScaledDM"].distill(train, ipc=1, max_steps=2, eval_steps=2, eval_protocol="quick", select="last")
+    assert torch.equal(again.pixel_values, once_more.pixel_values)
     step = distilled.config["selected_step"]
     assert step in (0, 10, 20)
     if step:

@@ -88,7 +88,8 @@ class RealImages(torch.utils.data.Dataset):
             train = RealImages.from_dataset(load_dataset("uoft-cs/cifar10", split="train"), resolution=32)
             test = RealImages.from_dataset(load_dataset("uoft-cs/cifar10", split="test"), like=train)
 
-        What was downloaded from the Hub is known by its repository and commit, and anything else by its pixels.
+        It is known by its pixels, which are read once for that; what was downloaded from the Hub and not changed since
+        also names its repository and commit.
 
         Args:
             dataset: With a column of images and one of labels.
@@ -109,6 +110,7 @@ class RealImages(torch.utils.data.Dataset):
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
         part = _split_of(dataset, split)
+        _check_alike(like, resolution=resolution, color=color, normalization=normalization, mean=mean, std=std)
         args = _arguments(
             image_column_name=image_column,
             label_column_name=label_column,
@@ -125,8 +127,10 @@ class RealImages(torch.utils.data.Dataset):
         )
         source = Source.in_hand(args, part, _target(args, like), None if like is None else like.class_names)
         images = cls._read(source, source.args, like, seed)
+        digest = images._digest()
+        images.provenance["pixels"] = digest
         if images.revision is None:
-            images.provenance["revision"] = f"pixels:{images._digest()}"
+            images.provenance["revision"] = f"pixels:{digest}"
         return images
 
     @classmethod
@@ -167,6 +171,7 @@ class RealImages(torch.utils.data.Dataset):
         Raises:
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
+        _check_alike(like, resolution=resolution, color=color, normalization=normalization, mean=mean, std=std)
         if not isinstance(name, str | Path):
             raise ValueError(
                 f"from_hub was given a {type(name).__name__}; expected owner/name or a folder (from_arguments takes "
@@ -398,6 +403,14 @@ def _arguments(**given: Any) -> DataArguments:
     return DataArguments(**given)
 
 
+def _check_alike(like: RealImages | None, **given: Any) -> None:
+    """Raise a `ValueError` for keywords whose values `like` brings."""
+    without = {"resolution": None, "color": "auto", "normalization": "mean_std", "mean": None, "std": None}
+    for name, value in given.items():
+        if like is not None and value != without[name]:
+            raise ValueError(f"{name}={value!r} and like= say the same in two ways; leave {name} out")
+
+
 def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
     """One split of what the user has in hand; a `ValueError` of one line where it is something else."""
     if isinstance(dataset, DatasetDict):
@@ -411,6 +424,11 @@ def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
         raise ValueError(
             f"from_dataset was given {what}; expected a datasets.Dataset, such as load_dataset(..., split='train') or "
             "Dataset.from_dict({'image': [...], 'label': [...]}) (from_hub(name, streaming=True) reads streams)"
+        )
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "the dataset has a transform, which changes what is looked at and not what is stored; apply it with map(), "
+            "or remove it with reset_format()"
         )
     if split is not None:
         raise ValueError(f"split={split!r} is for a DatasetDict, and this is one dataset; leave it out")

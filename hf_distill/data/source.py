@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.table import ConcatenationTable, MemoryMappedTable
 from huggingface_hub import HfApi, metadata_load
 
 # The HTTP library that the Hub client uses has changed its name; its error is always found here.
@@ -493,7 +494,7 @@ def _order_classes(
         name = names[codes[row]]
         raise ValueError(
             f"row {row} of {where} has class {name!r}, which train lacks{_did_you_mean(name, order)}; expected the "
-            f"classes of train {_some(order)}"
+            f"classes of train {_some(order)}: name these with --classes to leave the others out"
         )
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
@@ -530,7 +531,12 @@ def _downloaded_from(data: Dataset | IterableDataset) -> tuple[str | None, str |
         return None, None
     ((owner, name, commit),) = places
     whole = (data.info.splits or {}).get(str(data.split))
+    blocks = (
+        [part for row in data.data.blocks for part in row] if isinstance(data.data, ConcatenationTable) else [data.data]
+    )
+    mapped = all(isinstance(block, MemoryMappedTable) for block in blocks)  # what was added lies in memory
     changed = whole is None or whole.num_examples != len(data) or any(f.name.startswith("cache-") for f in files)
+    changed = changed or not mapped or sum(map(_holds_images, data.features.values())) != 1
     return f"{owner}/{name}", None if changed else commit
 
 

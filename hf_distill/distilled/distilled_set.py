@@ -20,7 +20,7 @@ from typing_extensions import Self
 from ..data.preprocessing import Preprocessing
 from ..hub.files import load_json, save_json
 from ..hub.folder import Home, HubFolder
-from ..hub.plots import labels_plot
+from ..hub.plots import can_plot, labels_plot
 from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
 from ..networks.projector import LabelProjector
@@ -267,6 +267,11 @@ class DistilledSet(nn.Module, HubFolder):
         self.grid().save(folder / GRID, optimize=True)
         self._write_about(folder, home, data_id, sum(path.stat().st_size for path in (folder / "data").iterdir()))
 
+    def _replaced(self) -> tuple[str, ...]:
+        # Where nothing can draw it again, the picture of labels that are still compared stays as it is.
+        kept = self.report is not None and self.report.labels and not can_plot()
+        return tuple(pattern for pattern in self.owned if not (kept and pattern == PLOT))
+
     def _write_about(self, folder: Path, home: Home, data_id: str, png_bytes: int) -> None:
         """Write everything but the bulk files, which `data_id` names."""
         if self.report is not None:
@@ -400,7 +405,8 @@ class DistilledSet(nn.Module, HubFolder):
                 files = {name: Path(aside, name) for name in about if Path(aside, name).exists()}
                 message, parent = "Add the results of an evaluation", repository.revision
                 try:
-                    return repository.publish(files, about, tag=tag, parent=parent, message=message)
+                    replaced = [name for name in about if name in latest._replaced()]
+                    return repository.publish(files, replaced, tag=tag, parent=parent, message=message)
                 except PushConflict:
                     if attempt == PUSHES:
                         raise
@@ -418,6 +424,13 @@ class DistilledSet(nn.Module, HubFolder):
                 f"{repo_id} now holds other images than those that are evaluated; evaluate its newest version"
             )
         return latest
+
+    def keep_results(self, folder: str | Path) -> None:
+        """Take over the results that `folder` holds, where it holds this very set; so saving there loses none."""
+        if (Path(folder) / self.config_name).is_file():
+            there = type(self).from_pretrained(folder)
+            if there.report is not None and self._is(there):
+                self.report = there.report.merge(self.report or EvalReport())
 
     def reloaded(self, folder: str | Path) -> "DistilledSet":
         """The set that a folder holds now: these very images, and whatever results others have added.

@@ -121,12 +121,12 @@ class BlockDistiller(Method):
         todo = [block for block in blocks if block.number in lacking]
         mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         state = self._beginning(len(mine))
-        self.callbacks.on_begin(state)
+        self.callbacks.on_begin(dataclasses.replace(state))
         try:
             for index, block in enumerate(mine):
                 self._make(block, images, index * self.iterations, state)
         finally:
-            self.callbacks.on_end(state)
+            self.callbacks.on_end(dataclasses.replace(state))
         self.accelerator.wait_for_everyone()
         unfinished = [block.number for block in todo if not self._marker(block).exists()]
         if unfinished:
@@ -154,14 +154,14 @@ class BlockDistiller(Method):
         def log(iteration: int, values: dict[str, float]) -> None:
             state.step, state.done = block.number * self.iterations + iteration, before + iteration
             state.values = values
-            self.callbacks.on_step(state)
+            self.callbacks.on_step(dataclasses.replace(state))
 
         rows = block.rows.numpy()
         images[rows] = self.make(block, log).cpu().numpy()
         images.flush()
         save_json(self._marker(block), {"sha256": _checksum(images, rows)})
         state.folder = self.folder
-        self.callbacks.on_save(state)
+        self.callbacks.on_save(dataclasses.replace(state))
 
     @property
     def _images(self) -> Path:

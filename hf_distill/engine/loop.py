@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..config import LoopConfig
@@ -105,6 +106,7 @@ class Distiller(Method):
         """
         config = self.config
         self.distilled = self.setup()
+        self._share_state()
         self.distilled.config |= self._provenance()
         start = self._resume()
         state = RunState(
@@ -115,12 +117,12 @@ class Distiller(Method):
             is_main_process=self.accelerator.is_main_process,
             artifact=self.distilled,
         )
-        self.callbacks.on_begin(state)
+        self.callbacks.on_begin(dataclasses.replace(state))
         try:
             for step in range(start, config.max_steps):
                 self._advance(step, state)
         finally:
-            self.callbacks.on_end(state)
+            self.callbacks.on_end(dataclasses.replace(state))
         keep_best = config.select == "best" and bool(self.best.tensors)
         if keep_best:
             self._restore(self.best.tensors)
@@ -147,7 +149,7 @@ class Distiller(Method):
             optimizer.step()
         state.step = state.done = step + 1
         state.values = logs | (self.observed() if self._due(config.logging_steps, state) else {})
-        self.callbacks.on_step(state)
+        self.callbacks.on_step(dataclasses.replace(state))
         if self._due(config.eval_steps, state):
             self._select(state)
         if self._due(config.save_steps, state):
@@ -162,10 +164,28 @@ class Distiller(Method):
         return Trackers(self.accelerator, self.config, self.config.logging_steps)
 
     def _learned(self) -> Iterator[nn.Parameter]:
-        """All that gradients are for."""
-        yield from self.distilled.parameters()
+        """All that gradients are for, each once."""
+        learned = {id(parameter): parameter for parameter in self.distilled.parameters()}
         for module in self.modules().values():
-            yield from (parameter for parameter in module.parameters() if parameter.requires_grad)
+            learned |= {id(parameter): parameter for parameter in module.parameters() if parameter.requires_grad}
+        yield from learned.values()
+
+    @torch.no_grad()
+    def _share_state(self) -> None:
+        """Give all processes the `modules` of the main one: they may have been initialised without a seed."""
+        if self.accelerator.num_processes > 1:
+            for module in self.modules().values():
+                for tensor in module.state_dict().values():
+                    tensor.copy_(broadcast(tensor.clone()))
+
+    @torch.no_grad()
+    def _average_buffers(self) -> None:
+        """Make buffers of `modules`, such as running statistics, the mean over processes, which saw different data."""
+        if self.accelerator.num_processes > 1:
+            for module in self.modules().values():
+                for buffer in module.buffers():
+                    if buffer.is_floating_point():
+                        buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
 
     def _gradients(self, step: int) -> dict[str, float]:
         """Fill `.grad` with the mean over accumulation steps and processes, and return the mean logs."""
@@ -210,6 +230,7 @@ class Distiller(Method):
         """Train students on the set as it is now, test them on held-out images, remember the set if it is the best."""
         if self.held_out is None or self.config.select == "last":
             return
+        self._average_buffers()
         self.relabel()
         if self._held_out_pool is None:
             self._held_out_pool = real_pool(self.distilled, self.held_out, self.accelerator)
@@ -243,6 +264,7 @@ class Distiller(Method):
 
     def _save(self, state: RunState) -> None:
         """Write `checkpoint-<step>`; all processes come here, the main one writes."""
+        self._average_buffers()
         state.folder = self.output_dir / f"checkpoint-{state.step}"
         if self.accelerator.is_main_process:
             tensors = {f"set.{name}": tensor.detach() for name, tensor in self._state().items()}
@@ -258,7 +280,7 @@ class Distiller(Method):
             }
             save_checkpoint(self.output_dir, tensors, about, self.config.save_total_limit)
         self.accelerator.wait_for_everyone()
-        self.callbacks.on_save(state)
+        self.callbacks.on_save(dataclasses.replace(state))
 
     @property
     def _draws_per_step(self) -> int:

@@ -257,14 +257,15 @@ class Method(ABC):
         (data, *networks, config), origin = settings_of(
             name, (DataArguments, *cls.learns_from, cls.config_class), preset, settings
         )
-        check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
+        processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
+        rest, held_out = train.split(data.validation_fraction, seed=0)
+        cls.check(config, rest, processes)  # before a folder is made, or one is emptied
         if config.output_dir is None:
-            folder = on_main(accelerator or make_accelerator(), lambda: tempfile.mkdtemp(prefix=f"hf_distill-{name}-"))
+            folder = on_main(processes, lambda: tempfile.mkdtemp(prefix=f"hf_distill-{name}-"))
             config = dataclasses.replace(config, output_dir=folder)
         config, accelerator = start_run(config, accelerator=accelerator)
         logger.info("%s %s; its folder is %s", cls.__name__, origin, config.output_dir)
         cls._say_what_is_silent(config, preset, train, other_images(data, train))
-        rest, held_out = train.split(data.validation_fraction, seed=0)
         method = cls.prepare(
             rest,
             test,
@@ -279,6 +280,7 @@ class Method(ABC):
         how = {**source.get("arguments", {}), "validation_fraction": data.validation_fraction}
         distilled.config["source"] = {**source, "arguments": how}  # as a recipe records it: evaluations split alike
         if accelerator.is_main_process:
+            distilled.keep_results(method.output_dir)
             distilled.save_pretrained(method.output_dir)
         accelerator.wait_for_everyone()
         return distilled
@@ -339,7 +341,8 @@ class Method(ABC):
 
     def identity(self) -> dict[str, Any]:
         """All that must stay the same in a continued run, beside the config; subclasses add what they learn from."""
-        return describe_images(self.train)
+        source = self.train.provenance
+        return {**describe_images(self.train), "config": source.get("config"), "split": source.get("split")}
 
     def _identity(self) -> dict[str, Any]:
         """The identity as a file keeps it."""

@@ -170,6 +170,10 @@ class HubFolder(ABC):
             raise OSError(error.errno, f"{directory} was not saved ({reason}); what it held before is whole") from error
         return directory
 
+    def _replaced(self) -> tuple[str, ...]:
+        """The patterns of `owned` whose matches go where a save or a push does not write them anew."""
+        return self.owned
+
     def _move(self, staged: Path, directory: Path) -> None:
         names = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
         for name in names:
@@ -177,7 +181,7 @@ class HubFolder(ABC):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
         for name in sorted(names, key=lambda name: ((directory / name).exists(), str(name) == self.config_name, name)):
             os.replace(staged / name, directory / name)
-        for pattern in self.owned:
+        for pattern in self._replaced():
             for path in list(directory.glob(pattern)):
                 if path.relative_to(directory) not in names:
                     path.unlink()
@@ -276,4 +280,6 @@ class HubFolder(ABC):
             staged = Path(aside)
             self._write(staged, Home(repo_id, tag, on_hub=True))
             files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
-            return repository.publish(files, self.owned, tag=tag, create_pr=create_pr, parent=parent, message=message)
+            return repository.publish(
+                files, self._replaced(), tag=tag, create_pr=create_pr, parent=parent, message=message
+            )

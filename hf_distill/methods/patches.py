@@ -151,16 +151,16 @@ class PatchMethod(BlockDistiller):
         self.teacher = teachers[-1].to(self.device)
         self.preprocessing = self.teacher.preprocessing
         self.teacher.check_matches(train)
-        if config.factor > 1 and self.preprocessing.zca is not None:
-            raise ValueError(
-                "crops are smaller than what --normalization zca whitens; use --normalization mean_std, or --factor 1"
-            )
 
     @classmethod
     def check(cls, config: PatchConfig, train: RealImages, accelerator: Accelerator) -> None:
         """As `Method.check`; and every class has enough crops, and an image room for its tiles."""
         config.check_fits(train)
         super().check(config, train, accelerator)
+        if config.factor > 1 and train.preprocessing.zca is not None:
+            raise ValueError(
+                "crops are smaller than what --normalization zca whitens; use --normalization mean_std, or --factor 1"
+            )
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -208,6 +209,12 @@ class SRe2L(BlockDistiller):
         self.preprocessing = self.teachers[0].preprocessing
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
         self._terms = compiled(terms, self.accelerator)
+
+    @classmethod
+    def check(cls, config: SRe2LConfig, train: RealImages, accelerator: Accelerator) -> None:
+        """As `Method.check`; and images have a black and a white, which whitened ones do not."""
+        super().check(config, train, accelerator)
+        bounds(train.preprocessing)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:

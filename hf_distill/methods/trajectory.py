@@ -124,6 +124,12 @@ class TrajectoryMatching(Distiller):
     def learn(cls, having: Preparation) -> dict[str, Any]:
         """The experts that are named, or else those of these settings, of which the lacking ones are trained."""
         (settings,), config = having.networks, having.config
+        epochs = settings.expert_train_epochs
+        if epochs is not None and epochs < config.expert_epochs_needed:
+            raise ValueError(
+                f"--expert_train_epochs is {epochs}, and --max_start_epoch {config.max_start_epoch} with "
+                f"--expert_epochs {config.expert_epochs} reads {config.expert_epochs_needed}; leave it out, or raise it"
+            )
         experts = train_experts(
             having.train,
             settings,
@@ -216,10 +222,11 @@ class TrajectoryMatching(Distiller):
 
     def objection(self, logs: dict[str, float]) -> str | None:
         """As `Distiller.objection`, and a β that the step would take too far from where it began."""
+        problem = super().objection(logs)
         after = self._next_lr()
-        if super().objection(logs) is None and not 1 / LR_LIMIT < after / self.config.lr_init < LR_LIMIT:
+        if problem is None and not 1 / LR_LIMIT < after / self.config.lr_init < LR_LIMIT:
             return f"the learned learning rate went from {self.config.lr_init:.4g} to {after:.4g}"
-        return super().objection(logs)
+        return problem
 
     def _next_lr(self) -> float:
         """β after the step of its optimizer, SGD with momentum, which is still to be taken."""
@@ -260,12 +267,12 @@ class TrajectoryMatching(Distiller):
         image_size = self.train.shape[1:]
         steps = [
             StudentStep(
-                rows.to(self.device),
+                upload(rows, self.device),
                 self.dsa.sample(len(rows), generator(config.seed, "dsa", draw, i), image_size).to(self.device),
             )
             for i, rows in enumerate(where.split([len(block) for block in blocks]))
         ]
-        return used.to(self.device), steps
+        return upload(used, self.device), steps
 
     def step(self, draw: int) -> dict[str, float]:
         """Add ∂L/∂X and ∂L/∂log β of one draw to the gradients."""

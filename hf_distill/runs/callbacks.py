@@ -54,7 +54,9 @@ class RunState:
 class Callback:
     """Looks on while something is distilled or trained. Each method does nothing unless it is overridden.
 
-    All processes call all callbacks, at the same steps; `state.is_main_process` tells where to print or to write.
+    Every process calls its own, so `state.is_main_process` tells where to print or to write. Processes that share one
+    loop call them at the same steps; those that share out blocks or experts each tell of their own, and a small CLIP is
+    trained by one: a callback must not wait for other processes.
 
     Example:
         >>> class Losses(hd.Callback):

@@ -47,7 +47,7 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, aside / TENSORS_FILE)
+        save_file(_apart(tensors), aside / TENSORS_FILE)
         save_json(aside / STATE_FILE, state)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -69,6 +69,18 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
         for old in own[:-limit]:
             remove(old)
     return final
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU of which no two share memory, as those of tied layers do, which a file of tensors refuses."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return apart
 
 
 def remove(checkpoint: Path) -> None:

@@ -51,6 +51,7 @@ def finish(
         ValueError, OSError: As `push`, or the folder cannot be written to.
     """
     if accelerator.is_main_process:
+        distilled.keep_results(folder)
         distilled.save_pretrained(folder)  # before the table, which can take longer than the distillation
     report = evaluate()
     if not accelerator.is_main_process:

@@ -30,6 +30,8 @@ def describe_images(real: RealImages) -> dict[str, Any]:
         "num_images": len(real),
         "labels_sha256": hashlib.sha256(real.labels.numpy().tobytes()).hexdigest()[:16],
         "revision": real.revision,
+        # Of a dataset in hand, which somebody may have changed: its pixels.
+        **({"pixels": real.provenance["pixels"]} if "pixels" in real.provenance else {}),
     }
 
 

@@ -47,6 +47,17 @@ def other_images(data: DataArguments, train: RealImages) -> list[str]:
     height, width = train.shape[1:]
     normalization = "zca" if train.preprocessing.zca is not None else "mean_std"
     differences = []
+    name, given = Path(str(train.provenance["name"])).name, data.short_name
+    if given != name:
+        differences.append(f"dataset {given} (these: {name})")
+    if data.color != "auto" and (data.color == "gray") != (train.shape[0] == 1):
+        differences.append(f"color {data.color} (these: {'gray' if train.shape[0] == 1 else 'rgb'})")
+    for field in ("mean", "std"):
+        asked, has = getattr(data, field), getattr(train.preprocessing, field)
+        if asked is not None and tuple(asked) != tuple(has):
+            differences.append(f"{field} {asked} (these: {list(has)})")
+    if data.classes is not None and list(data.classes) != list(train.class_names):
+        differences.append(f"{len(data.classes)} classes of its own (these: {train.num_classes})")
     if data.resolution is not None and (data.resolution[0], data.resolution[-1]) != (height, width):
         differences.append(f"resolution {data.resolution} (these: {height}x{width})")
     if data.normalization != "none" and data.normalization != normalization:

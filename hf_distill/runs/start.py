@@ -1,6 +1,7 @@
 """How every recipe begins: processes that know each other, a folder to write to, mistakes found before long work."""
 
 import dataclasses
+import logging
 
 import datasets
 import huggingface_hub.utils
@@ -10,8 +11,10 @@ from ..config import DataArguments, DistillConfig, HubArguments, check_choice
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import PROTOCOLS
 from .folder import prepare_output_dir
-from .processes import make_accelerator, on_main
+from .processes import make_accelerator, on_main, set_up
 from .publishing import prepare_push
+
+logger = logging.getLogger(__name__)
 
 
 def start_run(
@@ -29,7 +32,7 @@ def start_run(
         hub: Where the result is to be published; whether it can be is found out now.
         name: Of the folder under `outputs/` where `--output_dir` is not given.
         projector: A label projector is to be published too.
-        accelerator: One that is there already; it must have the trackers that the config names.
+        accelerator: One that is there already; trackers and threads are what it was made with.
 
     Raises:
         ValueError: The folder is taken, the protocol is unknown, a tracker is not installed, or nothing can be
@@ -39,7 +42,14 @@ def start_run(
     if config.disable_tqdm:
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
+    if accelerator is not None and (config.report_to != "none" or config.cpu_threads is not None):
+        raise ValueError(
+            "report_to and cpu_threads are for a run that makes its accelerator; leave accelerator= out, or give "
+            "Accelerator(log_with=...) and callbacks=[Trackers(...)]"
+        )
     processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
+    if accelerator is not None:
+        set_up(accelerator)
     if hub is not None:
         prepare_push(hub, DistilledSet, processes, projector=projector)
     folder = on_main(processes, lambda: str(prepare_output_dir(config, name)))
@@ -64,6 +74,10 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
     recorded["dataset_revision"] = None  # of one repository, and means nothing anywhere else
     if "/" in (name or "") and given.dataset_name in (None, name):
         revision = source.get("revision")
+        if str(revision).startswith("pixels:"):
+            logger.warning(
+                "the set was made of images of %s that were changed once they were loaded; these are not", name
+            )
         # Images that were changed once they were loaded are known by their pixels, and the repository has the others.
         recorded |= {
             "dataset_name": name,

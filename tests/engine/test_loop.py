@@ -110,6 +110,19 @@ def test_a_checkpoint_without_the_state_or_with_more_of_it_is_not_gone_on_with(s
         made(small, tmp_path, resume_from_checkpoint="latest").run()
 
 
+def test_tied_layers_are_kept_and_learn_once(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Mirror, "modules", lambda self: {"head": self.head, "last": self.head[1]})
+    tied = made(small, tmp_path / "tied", max_steps=2, save_steps=1, select="last", gradient_accumulation_steps=2)
+    tied.run()
+    monkeypatch.undo()
+    monkeypatch.setitem(PROTOCOLS, "tiny", hd.EvalProtocol("tiny", epochs=2, full_data_epochs=1, lrs=(0.05,)))
+    plain = made(small, tmp_path / "plain", max_steps=2, select="last", gradient_accumulation_steps=2)
+    plain.run()
+    for name, tensor in plain.head.state_dict().items():
+        assert torch.equal(tied.head.state_dict()[name], tensor), name
+    assert torch.equal(state(tmp_path / "tied", 2)["set.module.last.weight"], plain.head[1].weight)
+
+
 class Notes(hd.Callback):
     """Writes down every event."""
 
