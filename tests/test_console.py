@@ -32,6 +32,7 @@ TINY = {
     "eval_baselines": "random",
     "eval_full_data": False,
     "disable_tqdm": True,
+    "cpu_threads": 1,
 }
 WORDS = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
 
