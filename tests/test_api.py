@@ -358,13 +358,15 @@ def test_a_run_that_is_asked_for_again_keeps_the_results_of_its_set(here, monkey
     assert again.report.rows == hd.DistilledSet.from_pretrained("run").report.rows == report.rows
 
 
-def test_an_accelerator_that_is_given_has_its_trackers_and_threads_already():
+def test_an_accelerator_that_is_given_gets_no_tracker_in_silence_and_the_threads_that_are_asked_for():
     from accelerate import Accelerator
 
     train = hd.RealImages.from_dataset(pictures())
-    for setting in ({"report_to": "tensorboard"}, {"cpu_threads": 1}):
-        with pytest.raises(ValueError, match=r"^report_to and cpu_threads are for a run that makes its accelerator"):
-            hd.RDED.distill(train, ipc=1, accelerator=Accelerator(cpu=True), **setting, **RDED)
+    with pytest.raises(ValueError, match=r"^report_to='tensorboard' is for a run that makes its accelerator; leave"):
+        hd.RDED.distill(train, ipc=1, accelerator=Accelerator(cpu=True), report_to="tensorboard", **RDED)
+    hd.RDED.distill(train, ipc=1, accelerator=Accelerator(cpu=True), cpu_threads=2, **RDED)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
 def test_the_held_out_share_of_a_distillation_is_that_of_its_evaluation(monkeypatch):

@@ -54,20 +54,25 @@ def make_accelerator(
         project_dir=project_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    set_up(accelerator)
+    set_up(accelerator, cpu_threads)
+    return accelerator
+
+
+def set_up(accelerator: Accelerator, cpu_threads: int | None = None) -> None:
+    """Log on the main process, and take the same kernels in every run and the CPU threads due. All processes call it.
+
+    Args:
+        accelerator: Of this process, whoever made it.
+        cpu_threads: As in `make_accelerator`.
+    """
+    torch.backends.cudnn.deterministic = True  # the same seed, the same bits: experts are shared by their settings
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("hf_distill").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     number = threads(cpu_threads, os.environ, physical_cores(), here)
     if number is not None and number != torch.get_num_threads():
         torch.set_num_threads(number)
         logger.info("CPU threads of each process: %d", number)
-    return accelerator
-
-
-def set_up(accelerator: Accelerator) -> None:
-    """Log on the main process, and take the same kernels in every run. All processes call it."""
-    torch.backends.cudnn.deterministic = True  # the same seed, the same bits: experts are shared by their settings
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("hf_distill").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
 
 
 def threads(asked: int | None, environment: Mapping[str, str], cores: int, processes: int) -> int | None:

@@ -32,7 +32,7 @@ def start_run(
         hub: Where the result is to be published; whether it can be is found out now.
         name: Of the folder under `outputs/` where `--output_dir` is not given.
         projector: A label projector is to be published too.
-        accelerator: One that is there already; trackers and threads are what it was made with.
+        accelerator: One that is there already; it has no trackers of this library.
 
     Raises:
         ValueError: The folder is taken, the protocol is unknown, a tracker is not installed, or nothing can be
@@ -42,14 +42,14 @@ def start_run(
     if config.disable_tqdm:
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.
-    if accelerator is not None and (config.report_to != "none" or config.cpu_threads is not None):
+    if accelerator is not None and config.report_to != "none":
         raise ValueError(
-            "report_to and cpu_threads are for a run that makes its accelerator; leave accelerator= out, or give "
-            "Accelerator(log_with=...) and callbacks=[Trackers(...)]"
+            f"report_to={config.report_to!r} is for a run that makes its accelerator; leave accelerator= out, or give "
+            "callbacks that report"
         )
     processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
     if accelerator is not None:
-        set_up(accelerator)
+        set_up(accelerator, config.cpu_threads)
     if hub is not None:
         prepare_push(hub, DistilledSet, processes, projector=projector)
     folder = on_main(processes, lambda: str(prepare_output_dir(config, name)))
