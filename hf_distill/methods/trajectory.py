@@ -125,7 +125,7 @@ class TrajectoryMatching(Distiller):
         """The experts that are named, or else those of these settings, of which the lacking ones are trained."""
         (settings,), config = having.networks, having.config
         epochs = settings.expert_train_epochs
-        if epochs is not None and epochs < config.expert_epochs_needed:
+        if settings.experts is None and epochs is not None and epochs < config.expert_epochs_needed:
             raise ValueError(
                 f"--expert_train_epochs is {epochs}, and --max_start_epoch {config.max_start_epoch} with "
                 f"--expert_epochs {config.expert_epochs} reads {config.expert_epochs_needed}; leave it out, or raise it"
