@@ -57,6 +57,9 @@ def main() -> None:
         sys.stderr.write(f"error: {name!r} is no recipe; {hint}\n")
         sys.exit(2)
     sys.argv[1:] = flags
+    # `python -m` puts the working folder first on the path, and a datasets.py that lies there is not the package.
+    package = Path(__file__).resolve().parent.parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() not in {Path.cwd()} - {package}]
     runpy.run_path(str(known[name]), run_name="__main__")
 
 

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin
 
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
@@ -98,7 +98,7 @@ class DataArguments:
             raise ValueError(f"--resolution is {self.resolution}; expected one or two positive numbers (height width)")
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std go together: give both, or neither to have them computed from train")
-        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
             raise ValueError(f"--mean is {self.mean}; expected numbers in [0, 1], one for each channel")
         if self.std is not None and (
             len(self.std) != len(self.mean or []) or not all(0 < value < math.inf for value in self.std)
@@ -264,8 +264,10 @@ def _as_arguments(
             hint = f"; did you mean {nearest[0]!r}?" if nearest else "; see --help for the flags there are"
             raise ValueError(f"{source}: unknown key {key!r}{hint}")
         if value is None:
-            if known[key].default is not None:
-                raise ValueError(f"{source}: {key} is empty; expected a value like {known[key].default!r}")
+            field = known[key]
+            if field.default is not None:
+                usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+                raise ValueError(f"{source}: {key} is empty; expected a value like {usual!r}")
             continue
         items = value if isinstance(value, list | tuple) else [value]
         # YAML reads `1e5` as a string and `1.0e+5` as a number; both become the word the parser converts.
@@ -342,13 +344,27 @@ def configure(*config_classes: type, values: dict[str, Any], source: str) -> tup
     Raises:
         ValueError: One of them is of no dataclass, of another type than its field, or out of its range.
     """
-    empty = {name: value for name, value in values.items() if isinstance(value, list | tuple) and not value}
+    known = _fields(config_classes)
+    empty: dict[str, Any] = {
+        name: None if value is None else []
+        for name, value in values.items()
+        if name in known and _is_empty(value, known[name])
+    }
     words = _as_arguments({k: v for k, v in values.items() if k not in empty}, source, _fields(config_classes), set())
     parsed = _parser(config_classes).parse_args_into_dataclasses(args=words)
-    # A command line cannot give a list of nothing.
+    # A command line cannot give a list of nothing, or take a default back.
     return tuple(
-        dataclasses.replace(each, **{name: [] for name in empty if name in _fields([type(each)])}) for each in parsed
+        dataclasses.replace(each, **{name: empty[name] for name in empty if name in _fields([type(each)])})
+        for each in parsed
     )
+
+
+def _is_empty(value: Any, field: dataclasses.Field[Any]) -> bool:
+    """True for None where the field may be None, and for a list of nothing where it holds a list."""
+    kinds = (field.type, *get_args(field.type))
+    if value is None:
+        return type(None) in kinds
+    return isinstance(value, list | tuple) and not value and any(get_origin(kind) is list for kind in kinds)
 
 
 def parse_args(

@@ -399,3 +399,97 @@ def test_every_method_has_presets_and_every_exported_name_is_there():
         assert presets(method.__name__.lower())
     for name in hd.__all__:
         assert getattr(hd, name) is not None
+
+
+# What is somebody's stays
+
+
+def test_a_set_of_another_method_is_not_gone_on_with(here):
+    train, _ = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=100, max_test_samples=20))
+    hd.TESLA.distill(train, ipc=1, output_dir="run", **TINY)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    for method, settings in ((hd.MTT, TINY), (hd.RDED, {**RDED, "num_crops": 2})):
+        with pytest.raises(
+            ValueError, match=r"^--output_dir run is of another run: its method is tesla and here it is"
+        ):
+            method.distill(train, ipc=1, output_dir="run", resume_from_checkpoint="latest", **settings)
+    with pytest.raises(ValueError, match=r"^--output_dir other already holds a run"):
+        hd.TESLA.distill(train, ipc=1, output_dir="other", **TINY)
+        hd.TESLA.distill(train, ipc=1, output_dir="other", resume_from_checkpoint="run/checkpoint-2", **TINY)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of step 2 and --max_steps is 1; expected no fewer$"):
+        hd.TESLA.distill(train, ipc=1, output_dir="run", resume_from_checkpoint="latest", **{**TINY, "max_steps": 1})
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_what_no_run_wrote_is_not_removed(here):
+    train = hd.RealImages.from_dataset(pictures())
+    for name, index in (("checkpoint-7", "trainer_state.json"), ("blocks", "run.json")):
+        thesis = here / "mine" / name / "thesis.txt"
+        thesis.parent.mkdir(parents=True)
+        thesis.write_text("mine")
+        with pytest.raises(
+            ValueError, match=rf"^mine/{name} is of something else, for it has no {index}; move it away"
+        ):
+            hd.RDED.distill(train, ipc=1, output_dir="mine", overwrite_output_dir=True, **RDED)
+        assert thesis.read_text() == "mine"
+        thesis.unlink()
+        thesis.parent.rmdir()
+    thesis = here / "experts" / "unfinished" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("mine")
+    tiny = hd.ExpertConfig(student="convnet_d1", student_width=4, num_experts=1, dsa_strategy="none")
+    hd.train_experts(train, tiny, "experts", epochs=1, disable_tqdm=True)
+    assert thesis.read_text() == "mine"
+    assert [path.name for path in thesis.parent.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda train: hd.RDED.distill("train"), "train is a str; expected such as RealImages.from_dataset(...)"),
+        (lambda train: hd.RDED.distill(train, [1]), "test is a list; expected RealImages, read with like=train"),
+        (lambda train: hd.RDED.distill(train, callbacks=[hd.Callback]), "callbacks is no list of callbacks"),
+        (lambda train: hd.RDED.distill(train, callbacks=hd.Callback()), "callbacks is no list of callbacks"),
+        (
+            lambda train: hd.RDED.distill(train, accelerator="cpu"),
+            "accelerator is a str; expected accelerate.Accelerator()",
+        ),
+        (lambda train: hd.RDED.distill(train, output_dir=""), "--output_dir is empty; expected a folder"),
+        (
+            lambda train: hd.RDED.distill(train, resume_from_checkpoint="latest"),
+            "resume_from_checkpoint needs the folder",
+        ),
+        (lambda train: hd.RDED.distill(train, train.subset([])), "test has no images; leave it out, or give some"),
+        (
+            lambda train: hd.RDED.prepare(train, config=hd.CDAConfig(output_dir="x")),
+            "config is a CDAConfig; RDED takes",
+        ),
+        (
+            lambda train: hd.TESLA.prepare(train, config=hd.TESLAConfig(output_dir="x"), networks=[hd.TeacherConfig()]),
+            "networks has a TeacherConfig; TESLA learns from ExpertConfig",
+        ),
+        (lambda train: hd.RealImages.from_dataset(pictures(), resolution="32"), "resolution is '32'; expected a list"),
+        (lambda train: hd.RealImages.from_dataset(pictures(), resolution=[8.0]), "resolution is 8.0; expected a whole"),
+        (lambda train: hd.RealImages.from_dataset(pictures(), max_samples=2.5), "max_samples is 2.5; expected a whole"),
+        (lambda train: hd.RealImages.from_dataset(pictures(), mean=[128] * 3, std=[1] * 3), "--mean is [128.0, 128.0"),
+        (lambda train: hd.RealImages.from_dataset(pictures(), like="x"), "like is a str; expected RealImages"),
+    ],
+    ids=range(15),
+)
+def test_what_is_of_another_kind_is_one_line(here, call, says):
+    train = hd.RealImages.from_dataset(pictures())
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}") as error:
+        call(train)
+    assert len(str(error.value).splitlines()) == 1
+    assert not list(here.iterdir())
+
+
+def test_numbers_of_numpy_and_none_are_taken_as_pythons_own():
+    kinds = {"resolution": (np.int64(8), 8), "max_samples": np.int64(20), "mean": np.full(3, 0.5, np.float32)}
+    real = hd.RealImages.from_dataset(pictures(), std=[0.5] * 3, **kinds)
+    same = hd.RealImages.from_dataset(pictures(), std=[0.5] * 3, resolution=(8, 8), max_samples=20, mean=[0.5] * 3)
+    assert real.provenance == same.provenance
+    both = DatasetDict({"train": pictures(), "test": pictures(seed=1)})
+    assert hd.RealImages.from_dataset(both, split="test", like=real).provenance["split"] == "test"
+    distilled = hd.TESLA.distill(same, ipc=1, save_total_limit=None, **TINY)
+    assert distilled.config["hyperparameters"]["max_steps"] == 2

@@ -8,8 +8,9 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class RealImages(torch.utils.data.Dataset):
         Raises:
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
-        part = _split_of(dataset, split)
+        part, name = _split_of(dataset, split)
         _check_alike(like, resolution=resolution, color=color, normalization=normalization, mean=mean, std=std)
         args = _arguments(
             image_column_name=image_column,
@@ -125,7 +126,9 @@ class RealImages(torch.utils.data.Dataset):
             max_test_samples=max_samples,
             num_proc=num_proc,
         )
-        source = Source.in_hand(args, part, _target(args, like), None if like is None else like.class_names)
+        if like is not None and not isinstance(like, RealImages):
+            raise ValueError(f"like is a {type(like).__name__}; expected RealImages")
+        source = Source.in_hand(args, part, name, _target(args, like), None if like is None else like.class_names)
         images = cls._read(source, source.args, like, seed)
         digest = images._digest()
         images.provenance["pixels"] = digest
@@ -355,6 +358,19 @@ class RealImages(torch.utils.data.Dataset):
                 f"{count}; expected at least that many in every class: lower --ipc, or choose --classes"
             )
 
+    def check_alike(self, other: "RealImages", name: str) -> None:
+        """Raise a one-line `ValueError` unless `other`, called `name`, are images of this size and these classes."""
+        if not isinstance(other, RealImages):
+            raise ValueError(f"{name} is a {type(other).__name__}; expected RealImages, read with like=train")
+        if other.shape != self.shape or other.class_names != self.class_names:
+            raise ValueError(
+                f"{name} has {other.num_classes} classes of {'x'.join(map(str, other.shape))} images and train "
+                f"{self.num_classes} of {'x'.join(map(str, self.shape))}, or others in another order; read it with "
+                "like=train"
+            )
+        if not len(other) and name != "held_out":
+            raise ValueError(f"{name} has no images; leave it out, or give some")
+
     def subset(self, rows: Tensor | Sequence[int]) -> "RealImages":
         """A view of `rows`, in that order; no pixel is copied."""
         rows = torch.as_tensor(rows, dtype=torch.long)
@@ -395,29 +411,49 @@ def _already_a_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _arguments(**given: Any) -> DataArguments:
-    """Keywords as a command line has them: sequences as lists, one number as a square."""
-    size = given["resolution"]
-    given["resolution"] = [size] if isinstance(size, int) else size
-    for name in ("resolution", "classes", "mean", "std"):
-        given[name] = None if given[name] is None else list(given[name])
+    """Keywords as a command line has them: plain numbers and texts, sequences as lists, one size as a square.
+
+    Raises:
+        ValueError: A value is of another type, or out of its range.
+    """
+    if isinstance(given["resolution"], Integral):
+        given["resolution"] = [given["resolution"]]
+    kinds = {"resolution": int, "classes": str, "mean": float, "std": float}
+    for name, kind in kinds.items():
+        if given[name] is not None:
+            if isinstance(given[name], str) or not isinstance(given[name], Iterable):
+                raise ValueError(f"{name} is {given[name]!r}; expected a list, or none")
+            given[name] = [_as(kind, name, value) for value in given[name]]
+    for name, kind in {"zca_eps": float, "max_train_samples": int, "max_test_samples": int, "num_proc": int}.items():
+        if given.get(name) is not None:
+            given[name] = _as(kind, name.replace("_train", "").replace("_test", ""), given[name])
     return DataArguments(**given)
+
+
+def _as(kind: type, name: str, value: Any) -> Any:
+    """A value, NumPy's too, as Python's own; a `ValueError` of one line where it is none of that kind."""
+    takes = {int: Integral, float: Real, str: str | Integral}[kind]
+    if isinstance(value, bool) or not isinstance(value, takes):
+        expected = {int: "a whole number", float: "a number", str: "a name"}[kind]
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+    return kind(value)
 
 
 def _check_alike(like: RealImages | None, **given: Any) -> None:
     """Raise a `ValueError` for keywords whose values `like` brings."""
     without = {"resolution": None, "color": "auto", "normalization": "mean_std", "mean": None, "std": None}
     for name, value in given.items():
-        if like is not None and value != without[name]:
+        if like is not None and not (value is None or value is without[name] or value == without[name]):
             raise ValueError(f"{name}={value!r} and like= say the same in two ways; leave {name} out")
 
 
-def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
-    """One split of what the user has in hand; a `ValueError` of one line where it is something else."""
+def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> tuple[Dataset, str]:
+    """One split of what the user has in hand, and its name; a `ValueError` of one line where it is something else."""
     if isinstance(dataset, DatasetDict):
         name = split or "train"
         if name not in dataset:
             raise ValueError(f"split {name!r} is not among those of the dataset: {', '.join(dataset)}; choose one")
-        return dataset[name]
+        return dataset[name], name
     if not isinstance(dataset, Dataset):
         streamed = isinstance(dataset, IterableDataset | IterableDatasetDict)
         what = "a streamed dataset, which can be read once only" if streamed else f"a {type(dataset).__name__}"
@@ -432,7 +468,7 @@ def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> Dataset:
         )
     if split is not None:
         raise ValueError(f"split={split!r} is for a DatasetDict, and this is one dataset; leave it out")
-    return dataset
+    return dataset, str(dataset.split or "train")
 
 
 def _target(args: DataArguments, like: RealImages | None) -> Target:

@@ -112,7 +112,7 @@ class Source:
 
     @classmethod
     def in_hand(
-        cls, args: DataArguments, data: Dataset, target: Target, class_names: list[str] | None = None
+        cls, args: DataArguments, data: Dataset, split: str, target: Target, class_names: list[str] | None = None
     ) -> "Source":
         """The same for a dataset that is loaded already, or was never saved; of `args` only what to make of it counts.
 
@@ -121,7 +121,6 @@ class Source:
         Raises:
             ValueError: As `open`.
         """
-        split = str(data.split or "train")
         repository, commit = _downloaded_from(data)
         named = replace(args, dataset_name=repository or data.info.dataset_name or "dataset", dataset_revision=commit)
         if not len(data):

@@ -169,6 +169,15 @@ class BlockDistiller(Method):
 
     def _start(self, shape: tuple[int, ...]) -> None:
         """Make the folder, or check that what it holds is of this run."""
+        resume = self.config.resume_from_checkpoint
+        if resume not in (None, "latest") and Path(resume).resolve() not in (
+            self.folder.resolve(),
+            self.output_dir.resolve(),
+        ):
+            raise ValueError(
+                f"--resume_from_checkpoint {resume}: blocks are kept in the folder of their run; give that as "
+                "--output_dir, and latest here"
+            )
         config = json.loads(json.dumps(dataclasses.asdict(self.config)))
         free = FREE_TO_CHANGE - {"max_steps"} | {key for key in config if key.startswith("eval_")} | self.free
         run = {"shape": list(shape), **{key: value for key, value in config.items() if key not in free}}

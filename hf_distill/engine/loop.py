@@ -332,6 +332,10 @@ class Distiller(Method):
                     "--output_dir for another run"
                 )
         check_same_run(folder, about["identity"], self._identity())
+        if about["step"] > self.config.max_steps:
+            raise ValueError(
+                f"{folder} is of step {about['step']} and --max_steps is {self.config.max_steps}; expected no fewer"
+            )
         before, now = about["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
         changed = [
             f"{name} {before.get(name)} -> {value}"

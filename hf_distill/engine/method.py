@@ -25,9 +25,10 @@ from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import evaluate
 from ..evaluation.protocols import PROTOCOLS
 from ..hub.cards import Paper
-from ..hub.files import package_versions
+from ..hub.files import load_json, package_versions
 from ..hub.results import EvalReport
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
+from ..runs.checkpoints import ARTIFACT_FILE
 from ..runs.finish import DistillationDiverged
 from ..runs.folder import describe_images
 from ..runs.processes import make_accelerator, on_main
@@ -51,6 +52,15 @@ FREE_TO_CHANGE = {
     "cpu_threads",
     "max_steps",
 }
+
+
+def _check_images(train: RealImages, test: RealImages | None, held_out: RealImages | None) -> None:
+    """Raise a one-line `ValueError` unless these are images, of the same size and classes."""
+    if not isinstance(train, RealImages):
+        raise ValueError(f"train is a {type(train).__name__}; expected such as RealImages.from_dataset(...)")
+    for name, images in (("test", test), ("held_out", held_out)):
+        if images is not None:
+            train.check_alike(images, name)
 
 
 @dataclass(frozen=True)
@@ -172,8 +182,21 @@ class Method(ABC):
             ValueError: A class has fewer images than `ipc`, or the protocol is none.
         """
         check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
+        cls._check_method(config)
         if cls.takes_images or config.eval_baselines:
             train.require_per_class(config.ipc)
+
+    @classmethod
+    def _check_method(cls, config: DistillConfig) -> None:
+        """Raise a `ValueError` where the folder of a run that is to go on holds the set of another method."""
+        if config.resume_from_checkpoint and config.output_dir is not None:
+            index = Path(config.output_dir) / ARTIFACT_FILE
+            was, name = load_json(index).get("method") if index.is_file() else None, cls.__name__.lower()
+            if was not in (None, name):
+                raise ValueError(
+                    f"--output_dir {config.output_dir} is of another run: its method is {was} and here it is {name}; "
+                    "use another folder"
+                )
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:
@@ -211,6 +234,13 @@ class Method(ABC):
             OSError: It cannot be fetched or written.
         """
         accelerator = accelerator or make_accelerator()
+        _check_images(train, test, held_out)
+        if not isinstance(config, cls.config_class):
+            raise ValueError(f"config is a {type(config).__name__}; {cls.__name__} takes a {cls.config_class.__name__}")
+        for settings in networks:
+            if not isinstance(settings, cls.learns_from):
+                kinds = ", ".join(kind.__name__ for kind in cls.learns_from) or "none"
+                raise ValueError(f"networks has a {type(settings).__name__}; {cls.__name__} learns from {kinds}")
         cls.check(config, train, accelerator)
         given = {type(settings): settings for settings in networks}
         complete = [given[kind] if kind in given else kind() for kind in cls.learns_from]
@@ -254,12 +284,21 @@ class Method(ABC):
             DistillationDiverged: As `run`.
         """
         name = cls.__name__.lower()
+        _check_images(train, test, None)
+        if isinstance(callbacks, Callback) or not all(isinstance(each, Callback) for each in callbacks):
+            raise ValueError("callbacks is no list of callbacks; expected such as [MyCallback()], of hd.Callback")
+        if not isinstance(accelerator, Accelerator | None):
+            raise ValueError(
+                f"accelerator is a {type(accelerator).__name__}; expected accelerate.Accelerator() or none"
+            )
         (data, *networks, config), origin = settings_of(
             name, (DataArguments, *cls.learns_from, cls.config_class), preset, settings
         )
         processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
         rest, held_out = train.split(data.validation_fraction, seed=0)
         cls.check(config, rest, processes)  # before a folder is made, or one is emptied
+        if config.output_dir is None and config.resume_from_checkpoint is not None:
+            raise ValueError("resume_from_checkpoint needs the folder of the run that is to go on; give output_dir")
         if config.output_dir is None:
             folder = on_main(processes, lambda: tempfile.mkdtemp(prefix=f"hf_distill-{name}-"))
             config = dataclasses.replace(config, output_dir=folder)
@@ -342,7 +381,8 @@ class Method(ABC):
     def identity(self) -> dict[str, Any]:
         """All that must stay the same in a continued run, beside the config; subclasses add what they learn from."""
         source = self.train.provenance
-        return {**describe_images(self.train), "config": source.get("config"), "split": source.get("split")}
+        about = {"method": self.name, "config": source.get("config"), "split": source.get("split")}
+        return {**about, **describe_images(self.train)}
 
     def _identity(self) -> dict[str, Any]:
         """The identity as a file keeps it."""

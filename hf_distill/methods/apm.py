@@ -307,6 +307,8 @@ class APM(BlockDistiller):
         **kwargs: Any,
     ) -> None:
         super().__init__(config, train, **kwargs)
+        if not teachers:
+            raise ValueError("APM without a teacher has nothing to disagree with; give one")
         self._all = groups(train.num_classes, config.ipc, config.batch_syn, config.seed)
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         self.preprocessing = self.teachers[0].preprocessing

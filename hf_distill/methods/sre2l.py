@@ -202,6 +202,8 @@ class SRe2L(BlockDistiller):
 
     def __init__(self, config: SRe2LConfig, train: RealImages, *, teachers: Sequence[Teacher], **kwargs: Any) -> None:
         super().__init__(config, train, **kwargs)
+        if not teachers:
+            raise ValueError(f"{type(self).__name__} without a teacher has nothing to read images out of; give one")
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         for teacher in self.teachers:
             teacher.check_matches(train)

@@ -130,6 +130,8 @@ def where_to_start(
     Raises:
         ValueError: The folder holds another run or something else, or cannot be written to.
     """
+    if str(folder) in ("", "."):
+        raise ValueError("--output_dir is empty, or this very folder; expected one of its own")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
     finished = (folder / index).exists()
@@ -163,6 +165,12 @@ def where_to_start(
     return str(checkpoint)
 
 
+def _check_own(path: Path, index: str) -> None:
+    """Raise a `ValueError` for a folder that no run of this library wrote."""
+    if path.exists() and not (path / index).is_file():
+        raise ValueError(f"{path} is of something else, for it has no {index}; move it away, or use another folder")
+
+
 def prepare_output_dir(config: DistillConfig, name: str) -> Path:
     """The folder of this run, made or emptied as the flags say. One process calls it, before the long work.
 
@@ -181,11 +189,15 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
         if config.resume_from_checkpoint and number > 1:
             folder = last
     else:
-        folder = Path(config.output_dir)
+        if not config.output_dir:
+            raise ValueError("--output_dir is empty; expected a folder, or leave it out")
+        folder = Path(config.output_dir).expanduser()
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
         taken = (folder / ARTIFACT_FILE).exists() or list_checkpoints(folder) or (folder / BLOCKS).exists()
-        if taken and not (config.resume_from_checkpoint or config.overwrite_output_dir):
+        resume = config.resume_from_checkpoint
+        own = resume == "latest" or (resume is not None and Path(resume).resolve().parent == folder.resolve())
+        if taken and not (own or config.overwrite_output_dir):
             raise ValueError(
                 f"--output_dir {folder} already holds a run; use --resume_from_checkpoint latest to go on with it, "
                 "--overwrite_output_dir to replace it, or another folder"
@@ -196,6 +208,9 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
     if config.resume_from_checkpoint:
         find_checkpoint(folder, config.resume_from_checkpoint)
     elif config.overwrite_output_dir:
+        for path in list_checkpoints(folder):
+            _check_own(path, STATE_FILE)
+        _check_own(folder / BLOCKS, "run.json")
         for path in list_checkpoints(folder):
             remove(path)
         shutil.rmtree(folder / BLOCKS, ignore_errors=True)

@@ -30,7 +30,7 @@ def settings_of(
         if name in of_data:
             raise ValueError(f"{name} is a setting of the images; give it to RealImages.from_dataset or from_hub")
     given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    file = None if preset is None else _file(method, preset)
+    file = None if preset is None else _file(method, str(preset))
     values = ({} if file is None else load_yaml(file)) | given
     chosen = configure(*classes, values=values, source="settings" if file is None else str(file))
     listed = ", ".join(f"{name}={value!r}" for name, value in given.items())

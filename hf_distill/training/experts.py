@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -285,6 +284,13 @@ class _Folder:
 
     def row(self, expert: int, epoch: int) -> Path:
         return self.aside / f"expert-{expert:05d}-epoch-{epoch:05d}.safetensors"
+
+    def clear(self) -> None:
+        """Remove the rows and what is known of their run, and nothing else that somebody keeps in `unfinished/`."""
+        for path in (*self.aside.glob("expert-*-epoch-*.safetensors"), self.run):
+            path.unlink(missing_ok=True)
+        if self.aside.is_dir() and not any(self.aside.iterdir()):
+            self.aside.rmdir()
 
     def finished(self) -> list[Path]:
         return sorted(self.root.glob("expert-[0-9]*.safetensors"))
@@ -585,7 +591,7 @@ def _train_lacking(
     if accelerator.is_main_process and (lacking or folder.run.exists() or not folder.index.exists()):
         with folder.writing(folder.index):
             _write_index(folder, real, accelerator.device, None if test is None else str(test.provenance["split"]))
-        shutil.rmtree(folder.aside, ignore_errors=True)
+        folder.clear()
 
 
 def _begin(trainer: ExpertTrainer, folder: _Folder, lacking: dict[int, int], begun: int | None) -> int:
@@ -600,7 +606,7 @@ def _begin(trainer: ExpertTrainer, folder: _Folder, lacking: dict[int, int], beg
     config, accelerator, at_once = trainer.config, trainer.accelerator, begun
     if accelerator.is_main_process:
         if begun is None:  # rows that do not say how they were trained are not continued
-            shutil.rmtree(folder.aside, ignore_errors=True)
+            folder.clear()
         if config.experts_at_once != "auto":
             at_once = int(config.experts_at_once)
         elif begun is None and min(lacking.values()) >= 0:  # only continued: as they were trained
