@@ -13,7 +13,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loa
 .PHONY: quickstart test test-fast hub lint clean
 
 quickstart: $(BIN)/.installed
-	$(BIN)/accelerate launch --quiet recipes/tesla.py
+	$(BIN)/hf-distill tesla
 
 test: $(BIN)/.installed
 	$(PYTEST)

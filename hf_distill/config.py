@@ -318,7 +318,10 @@ class _Parser(HfArgumentParser):
         if not self._presets:
             return super().format_help()
         lines = textwrap.wrap(" ".join(self._presets), 100, break_on_hyphens=False)
-        return "\n  ".join([f"{super().format_help()}\npresets for --config:", *lines]) + "\n"
+        head = (
+            f"{super().format_help()}\npresets for --config; without it and without --dataset_name, that of the digits:"
+        )
+        return "\n  ".join([head, *lines]) + "\n"
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

@@ -312,8 +312,8 @@ def test_from_hub_takes_a_name_and_the_same_keywords(here):
         (lambda: pictures().to_iterable_dataset(), {}, "from_dataset was given a streamed dataset, which can be read"),
         (lambda: pictures().remove_columns("picture"), {}, "dataset has no image column among kind; expected one: "),
         (lambda: pictures().remove_columns("kind"), {}, "dataset has no label column among picture; expected one"),
-        (lambda: pictures().select([]), {}, "split 'train' of dataset is empty; expected images"),
-        (lambda: pictures(1), {}, "class 'kind 1' has no images in split 'train' of dataset"),
+        (lambda: pictures().select([]), {}, "split 'in hand' of dataset is empty; expected images"),
+        (lambda: pictures(1), {}, "class 'kind 1' has no images in split 'in hand' of dataset"),
         (lambda: DatasetDict({"a": pictures()}), {}, "split 'train' is not among those of the dataset: a; choose one"),
         (pictures, {"split": "train"}, "split='train' is for a DatasetDict, and this is one dataset; leave it out"),
         (pictures, {"label_column": "knid"}, "--label_column_name knid: dataset has no such column (nearest: 'kind')"),
@@ -386,7 +386,7 @@ def test_values_that_are_no_images_are_refused_in_one_line():
         {"image": [b"no picture"] * 4, "label": [0, 1, 0, 1]},
         features=Features({"image": Value("binary"), "label": ClassLabel(names=["a", "b"])}),
     )
-    with pytest.raises(ValueError, match=r"^row 0 of split 'train' of dataset: ") as error:
+    with pytest.raises(ValueError, match=r"^row 0 of split 'in hand' of dataset: ") as error:
         hd.RealImages.from_dataset(table, image_column="image")
     assert len(str(error.value).splitlines()) == 1
 

@@ -282,6 +282,11 @@ class RealImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._positions)
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        name, split = self.provenance.get("name"), self.provenance.get("split")
+        return f"RealImages({len(self):,} images of {self.num_classes:,} classes, {size}, {split} of {name})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
@@ -468,7 +473,7 @@ def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> tuple[Datase
         )
     if split is not None:
         raise ValueError(f"split={split!r} is for a DatasetDict, and this is one dataset; leave it out")
-    return dataset, str(dataset.split or "train")
+    return dataset, str(dataset.split or "in hand")
 
 
 def _target(args: DataArguments, like: RealImages | None) -> Target:

@@ -299,6 +299,9 @@ class ExpertTrajectories(HubFolder):
         """
         return self._rows(expert, [epoch])[0]
 
+    def __repr__(self) -> str:
+        return f"ExpertTrajectories({self.num_experts} experts of {self.num_epochs} epochs, {self.spec.name})"
+
     def segment(self, expert: int, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Parameters (P,) of `expert` after `start` and after `start + length` epochs: two rows are read.
 

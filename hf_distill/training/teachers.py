@@ -332,7 +332,8 @@ def find_teachers(
     """
     if names is None:
         epochs, folder = _along(config, along), _folder_along(train, config, seed, accelerator, along)
-        latest = {"along": along, "resume_from_checkpoint": "latest", "disable_tqdm": disable_tqdm}
+        begun = "latest" if folder.exists() else None
+        latest: dict[str, Any] = {"along": along, "resume_from_checkpoint": begun, "disable_tqdm": disable_tqdm}
         latest["callbacks"] = callbacks
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
