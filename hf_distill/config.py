@@ -318,10 +318,8 @@ class _Parser(HfArgumentParser):
         if not self._presets:
             return super().format_help()
         lines = textwrap.wrap(" ".join(self._presets), 100, break_on_hyphens=False)
-        head = (
-            f"{super().format_help()}\npresets for --config; without it and without --dataset_name, that of the digits:"
-        )
-        return "\n  ".join([head, *lines]) + "\n"
+        demo = "Without --config and --dataset_name the recipe takes the preset of the digits, not the defaults above."
+        return "\n  ".join([f"{super().format_help()}\n{demo}\n\npresets for --config:", *lines]) + "\n"
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
