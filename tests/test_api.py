@@ -413,8 +413,8 @@ def test_a_set_of_another_method_is_not_gone_on_with(here):
             ValueError, match=r"^--output_dir run is of another run: its method is tesla and here it is"
         ):
             method.distill(train, ipc=1, output_dir="run", resume_from_checkpoint="latest", **settings)
+    hd.TESLA.distill(train, ipc=1, output_dir="other", **TINY)
     with pytest.raises(ValueError, match=r"^--output_dir other already holds a run"):
-        hd.TESLA.distill(train, ipc=1, output_dir="other", **TINY)
         hd.TESLA.distill(train, ipc=1, output_dir="other", resume_from_checkpoint="run/checkpoint-2", **TINY)
     with pytest.raises(ValueError, match=r"checkpoint-2 is of step 2 and --max_steps is 1; expected no fewer$"):
         hd.TESLA.distill(train, ipc=1, output_dir="run", resume_from_checkpoint="latest", **{**TINY, "max_steps": 1})
