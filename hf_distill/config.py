@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
@@ -346,10 +346,12 @@ def configure(*config_classes: type, values: dict[str, Any], source: str) -> tup
         ValueError: One of them is of no dataclass, of another type than its field, or out of its range.
     """
     known = _fields(config_classes)
+    # Not the types of the fields, which a parser narrows as it reads them.
+    hints = {name: hint for config_class in config_classes for name, hint in get_type_hints(config_class).items()}
     empty: dict[str, Any] = {
         name: None if value is None else []
         for name, value in values.items()
-        if name in known and _is_empty(value, known[name])
+        if name in known and _is_empty(value, hints[name])
     }
     words = _as_arguments({k: v for k, v in values.items() if k not in empty}, source, _fields(config_classes), set())
     parsed = _parser(config_classes).parse_args_into_dataclasses(args=words)
@@ -360,9 +362,9 @@ def configure(*config_classes: type, values: dict[str, Any], source: str) -> tup
     )
 
 
-def _is_empty(value: Any, field: dataclasses.Field[Any]) -> bool:
-    """True for None where the field may be None, and for a list of nothing where it holds a list."""
-    kinds = (field.type, *get_args(field.type))
+def _is_empty(value: Any, hint: Any) -> bool:
+    """True for None where a field may be None, and for a list of nothing where it holds a list."""
+    kinds = (hint, *get_args(hint))
     if value is None:
         return type(None) in kinds
     return isinstance(value, list | tuple) and not value and any(get_origin(kind) is list for kind in kinds)

@@ -196,7 +196,8 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
             raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
         taken = (folder / ARTIFACT_FILE).exists() or list_checkpoints(folder) or (folder / BLOCKS).exists()
         resume = config.resume_from_checkpoint
-        own = resume == "latest" or (resume is not None and Path(resume).resolve().parent == folder.resolve())
+        within = set() if resume is None else {Path(resume).resolve(), Path(resume).resolve().parent}
+        own = resume == "latest" or folder.resolve() in within
         if taken and not (own or config.overwrite_output_dir):
             raise ValueError(
                 f"--output_dir {folder} already holds a run; use --resume_from_checkpoint latest to go on with it, "

@@ -400,9 +400,13 @@ def test_without_matplotlib_a_card_has_the_table_and_no_picture(distilled, tmp_p
     monkeypatch.setattr(
         plots.importlib.util, "find_spec", lambda name, *args: None if name == "matplotlib" else find_spec(name, *args)
     )
+    drawn = (tmp_path / "set" / "assets" / "labels.png").read_bytes()
     distilled.save_pretrained(tmp_path / "set")
-    assert not (tmp_path / "set" / "assets" / "labels.png").exists()
-    card = (tmp_path / "set" / "README.md").read_text()
+    assert (tmp_path / "set" / "assets" / "labels.png").read_bytes() == drawn  # what cannot be drawn again is kept
+    caplog.clear()
+    distilled.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new" / "assets" / "labels.png").exists()
+    card = (tmp_path / "new" / "README.md").read_text()
     assert "labels.png" not in card
     assert "| stored | 30.0 GB | 56.0 (1) |" in card
     assert [message for message in caplog.messages if "pip install" in message] == [
