@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 

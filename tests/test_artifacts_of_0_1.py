@@ -253,6 +253,7 @@ def test_a_set_is_evaluated_and_keeps_what_was_known_of_it(recipes, name, flags,
 # Published again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_an_artifact_is_saved_again_with_its_tables_and_tensors(name, tmp_path):
     saved = KINDS[name].from_pretrained(WRITTEN / name).save_pretrained(tmp_path / "again")
@@ -262,6 +263,7 @@ def test_an_artifact_is_saved_again_with_its_tables_and_tensors(name, tmp_path):
     check_same_bulk(files(WRITTEN / name), files(third))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_an_artifact_is_published_from_its_folder_and_comes_back(hub, name, tmp_path):
     copy = shutil.copytree(WRITTEN / name, tmp_path / "copy")

@@ -29,6 +29,8 @@ from hf_distill.networks.trajectories import ExpertTrajectories
 from tests.helpers.experts import FLAT, make_experts
 from tests.helpers.sets import CONFIG, REPORT, change_config, files, make, network, pictures, same
 
+pytestmark = pytest.mark.slow
+
 HUGE = 10**12
 NETWORK = {"name": "convnet_d1", "num_classes": 4, "in_chans": 3, "img_size": [6, 8], "kwargs": {"width": 4}}
 

@@ -26,6 +26,8 @@ from hf_distill.networks.trajectories import EXPERT_FILE, INDEX, METADATA, Exper
 from tests.helpers.loopback import LoopbackHub
 from tests.helpers.sets import make, same
 
+pytestmark = pytest.mark.slow
+
 COMMIT, TAG, PUT = "POST .*/commit/main", "POST .*/tag/", "PUT /storage"
 SECRET = "hf_" + "0" * 34
 

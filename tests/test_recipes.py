@@ -46,6 +46,7 @@ TINY = {
 # The first word
 
 
+@pytest.mark.slow
 def test_a_misspelt_flag_is_answered_before_anything_slow_is_imported():
     """By every recipe in turn, in one process: what one of them imports is found for those after it too."""
     slow = ["timm", "torchvision", "open_clip", "peft", "evaluate", "sklearn", "matplotlib", "torch._dynamo"]

@@ -141,6 +141,7 @@ def test_the_package_raises_for_users_and_catches_by_name(path):
             assert caught not in ("everything", "Exception", "BaseException"), f"line {node.lineno}"
 
 
+@pytest.mark.slow
 def test_no_test_module_is_imported_by_another_file():
     tests = ROOT / "tests"
     modules = {path.stem for path in tests.rglob("*.py") if path.name.startswith(("test_", "conftest"))}

@@ -232,6 +232,7 @@ def test_parts_that_do_not_fit_together_are_refused(changes, says):
 # Accidents
 
 
+@pytest.mark.slow
 def test_a_save_that_stops_between_any_two_moves_leaves_the_old_or_the_new_set(tmp_path, monkeypatch):
     old = make(seed=1, zca=True, teacher=True, config=CONFIG)
     new = make(seed=2, ipc=2, zca=True, teacher=True, config={**CONFIG, "seed": 8}, lr=0.5)
@@ -694,6 +695,7 @@ def test_a_projector_travels_with_the_images_and_labels_them_alike_in_another_pr
     np.testing.assert_array_equal(np.asarray(plain[5]["image"]), made.pixel_values[5].permute(1, 2, 0).numpy())
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_saved_again_holds_one_projector_and_no_empty_folder(tmp_path, prior):
     folder = tmp_path / "set"
     for seed, strength in ((0, 0.05), (1, 0.05), (1, 0.1)):
@@ -758,6 +760,7 @@ def test_another_projector_in_the_folder_of_a_set_is_refused(labelled, tmp_path,
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_set_takes_another_labeller_of_its_classes_and_drops_the_results_of_the_old_one(prior):
     made = pictures(teacher=NetworkLabels(network()), report=EvalReport(REPORT.rows, {}, LABELS))
     labels = ProjectorLabels(projector(prior))

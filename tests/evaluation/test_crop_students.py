@@ -382,6 +382,7 @@ def test_students_train_in_bfloat16_where_the_launcher_asks_for_it(pool, teacher
     torch.testing.assert_close(model(x), plain(x), atol=0.3, rtol=0)
 
 
+@pytest.mark.slow
 def test_students_learn_what_they_are_told():
     images = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
     labels = torch.arange(40) % 4

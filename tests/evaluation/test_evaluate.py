@@ -328,6 +328,7 @@ def test_metrics_of_evaluate_count_hits_over_all_batches_and_need_neither_networ
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_reads_flags_and_trains_does_not_import_the_package_of_metrics():
     code = "import sys, hf_distill.evaluation.evaluate; print('evaluate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -416,6 +417,7 @@ def rates(report: EvalReport) -> dict[str, float]:
     return context["learning_rates"]
 
 
+@pytest.mark.slow
 def test_a_teacher_labels_every_set_and_every_set_is_there_with_hard_labels_too(data, teacher, accelerator):
     deeper = replace(SPEC, name="convnet_d2", kwargs={"width": 4})
     report = evaluated(data, teacher, students=["convnet_d1", deeper], accelerator=accelerator)
@@ -440,6 +442,7 @@ def test_full_data_and_baselines_can_be_left_out(data, accelerator):
     assert {row.set for row in report.rows} == {"herding", "distilled"}
 
 
+@pytest.mark.slow
 def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with(data, teacher, accelerator):
     train, held_out, test = data
     protocol = replace(TINY, epochs=40)
@@ -475,6 +478,7 @@ def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with
     assert found["8", "distilled, hard labels"] in protocol.lrs
 
 
+@pytest.mark.slow
 def test_the_rate_with_the_best_held_out_accuracy_is_chosen(data, accelerator):
     train, held_out, test = data
     swapped = held_out.subset(torch.arange(len(held_out)))
@@ -492,6 +496,7 @@ def test_the_rate_with_the_best_held_out_accuracy_is_chosen(data, accelerator):
     assert chosen(None, nothing, much) == nothing
 
 
+@pytest.mark.slow
 def test_no_learning_rate_depends_on_the_test_images(data, teacher, accelerator):
     train, held_out, test = data
     honest = evaluated(data, teacher, accelerator=accelerator)
@@ -516,6 +521,7 @@ def test_rows_do_not_depend_on_the_other_rows(data, accelerator):
     assert alone.rows[0] in beside.rows
 
 
+@pytest.mark.slow
 def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_tested(data, accelerator, monkeypatch):
     guides = []
 
@@ -563,6 +569,7 @@ def _evaluate_on_each(data, teacher, folder: str) -> None:
     Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_reports(data, teacher, accelerator, tmp_path):
     debug_launcher(_evaluate_on_each, (data, teacher, str(tmp_path)), num_processes=2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
@@ -574,6 +581,7 @@ def test_two_processes_report_what_one_reports(data, teacher, accelerator, tmp_p
         assert content["validation"] == measured
 
 
+@pytest.mark.slow
 def test_a_set_evaluates_identically_after_it_was_saved_and_loaded(data, teacher, accelerator, tmp_path):
     train, held_out, test = data
     distilled = distilled_set(train, teacher)
@@ -681,6 +689,7 @@ def run_recipe(monkeypatch, *flags: str) -> None:
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_recipe_adds_its_results_to_the_folder_and_its_card(data, teacher, tmp_path, monkeypatch, capsys):
     made_with = {"hyperparameters": {"eval_protocol": "tiny"}}
     folder = distilled_set(data[0], teacher, **made_with).save_pretrained(tmp_path / "set")

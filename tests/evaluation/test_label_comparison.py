@@ -41,7 +41,7 @@ PROTOCOL = CropProtocol(
 SEEDS = 2
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -462,6 +462,7 @@ def test_bytes_with_another_digest_than_announced_are_not_kept(hub, api, repo):
 # Faults
 
 
+@pytest.mark.slow
 def test_a_status_is_answered_so_many_times_and_clients_try_again(hub, api, repo):
     api.create_repo(repo)
     hub.fail("PUT /storage", status=503, times=2, headers={"Retry-After": "0"}, body=b"busy")
@@ -479,6 +480,7 @@ def test_an_error_on_the_commit_leaves_the_old_version(hub, api, repo):
     assert hub.head("model", repo) == head
 
 
+@pytest.mark.slow
 def test_an_upload_cut_after_some_bytes_keeps_nothing_and_succeeds_the_second_time(hub, api, repo):
     api.create_repo(repo)
     fault = hub.fail("PUT /storage", after_bytes=100_000)
@@ -488,6 +490,7 @@ def test_an_upload_cut_after_some_bytes_keeps_nothing_and_succeeds_the_second_ti
     assert hub.files("model", repo)["a.bin"] == BYTES
 
 
+@pytest.mark.slow
 def test_a_download_cut_half_way_goes_on_where_it_was(hub, repo):
     data = hashlib.shake_128(b"y").digest(12_000_000)  # the client writes, and so resumes by, 10 MiB
     hub.put("model", repo, {"a.bin": data})

@@ -104,6 +104,7 @@ def test_the_update_is_adam_on_the_distance_of_embeddings_by_hand_in_double_prec
     torch.testing.assert_close(after.double(), distance(x).detach(), rtol=0.02, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "conv"])
 def test_more_steps_bring_the_embeddings_closer_and_keep_pixels_in_range(priors, kind):
     tiles, originals = pairs()
@@ -141,6 +142,7 @@ def test_where_nothing_is_to_be_mended_the_images_are_those_of_rded_bit_for_bit(
         assert torch.equal(made(method, label), made(plain, label))
 
 
+@pytest.mark.slow
 def test_mended_tiles_are_of_the_same_crops_and_closer_to_them_for_clip(tmp_path, train, prior):
     flags = {"ipc": 2, "factor": 2}
     plain = made(rded(tmp_path, train, **flags), 1)
@@ -166,6 +168,7 @@ def test_mended_tiles_are_of_the_same_crops_and_closer_to_them_for_clip(tmp_path
     assert near.mean() < 0.5 * far.mean()
 
 
+@pytest.mark.slow
 def test_how_many_crops_are_mended_at_once_and_the_order_of_blocks_change_no_tile(tmp_path, train, prior):
     flags = {"ipc": 3, "factor": 2, "update_steps": 4}
     method = hello(tmp_path, train, prior, **flags)
@@ -177,6 +180,7 @@ def test_how_many_crops_are_mended_at_once_and_the_order_of_blocks_change_no_til
     assert not torch.equal(made(hello(tmp_path, train, prior, seed=1, **flags), 0), wanted[0])
 
 
+@pytest.mark.slow
 def test_another_prior_does_not_continue_a_run_and_the_same_one_does(tmp_path, train, priors):
     flags = {"ipc": 1, "factor": 2, "update_steps": 1}
     found = hello(tmp_path, train, priors["vit"], **flags).run()

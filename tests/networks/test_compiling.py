@@ -116,6 +116,7 @@ def test_recovered_images_are_the_same_and_each_size_of_block_is_compiled_once(
         torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_gradients_of_images_are_the_same_in_double_precision(train, plain, launched, tmp_path):
     def gradient(accelerator: Accelerator) -> Tensor:
         config = SRe2LConfig(output_dir=str(tmp_path), eval_protocol="crops-quick", disable_tqdm=True)
@@ -132,6 +133,7 @@ def test_gradients_of_images_are_the_same_in_double_precision(train, plain, laun
     torch.testing.assert_close(found, expected, atol=0, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_students_and_their_teacher_are_compiled_once_for_all_seeds(train, plain, launched, device):
     pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing, device=device)
     rows, x = torch.arange(20), pool.images(torch.arange(20))
@@ -225,6 +227,7 @@ def test_a_projector_learns_the_same_in_one_graph_and_its_teachers_share_another
         learnt(accelerator, "plain", resume_from_checkpoint="latest")
 
 
+@pytest.mark.slow
 def test_more_than_eight_shapes_are_all_compiled(launched, device):
     look = compiled(forward, launched())
     for width in range(1, 12):

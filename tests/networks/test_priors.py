@@ -23,6 +23,8 @@ from hf_distill.networks.priors import Prior, prompt_templates
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.small_clip import PriorArguments, small_clip_folder, train_small_clip
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["tabby cat", "car", "ice-cream", "7"]
 OWN = ["a sketch of {}.", "{} at night"]
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]

@@ -260,6 +260,7 @@ def transformers_tower() -> tuple[nn.Module, int, int, str]:
     return Embeddings(), 512, 783_360, "transformers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", [timm_tower, transformers_tower])
 def test_the_parameters_are_as_many_as_the_papers_arithmetic_says(tower, tmp_path):
     visual, dim, count, library = tower()
@@ -370,6 +371,7 @@ def test_a_saved_projector_says_the_same_in_another_process_that_is_offline_and_
             assert torch.equal(load_file(f"{folder}.logits")["logits"], projector(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_saved_projector_says_the_same_again_and_in_plain_peft(priors, kind, tmp_path):
     gray = Preprocessing(1, (8, 8), (0.3,), (0.2,))

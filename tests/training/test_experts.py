@@ -51,7 +51,7 @@ def config(**changes) -> ExpertConfig:
 
 
 # Sums over a batch depend on how many threads share it; subprocesses below have one too.
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,6 @@ def test_the_stored_accuracies_are_those_of_the_last_rows(trained, data):
             assert trained.config["results"][f"{name}_accuracy"][expert] == pytest.approx(right / len(images))
 
 
-@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bytes(runs, trained, data, accelerator):
     folder, (train, test) = runs / "killed", data
     assert not (folder / "expert_config.json").exists()
@@ -225,7 +224,6 @@ def test_a_killed_run_continues_to_the_same_bytes(runs, trained, data, accelerat
     assert not (folder / "unfinished").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 5, 15, 17, 19, 30])
 def test_a_run_that_stops_at_any_file_continues_to_the_same_bytes(
     trained, data, accelerator, tmp_path, monkeypatch, moment
@@ -251,7 +249,6 @@ def test_a_run_that_stops_at_any_file_continues_to_the_same_bytes(
     assert again.config["results"] == trained.config["results"]
 
 
-@pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(runs, trained):
     two = ExpertTrajectories.from_pretrained(runs / "two")
     assert expert_bytes(two.folder) == expert_bytes(trained.folder)
@@ -294,7 +291,6 @@ def test_complete_experts_are_reused_and_only_the_lacking_are_trained(trained, c
     torch.testing.assert_close(everything.row(1, EPOCHS), trained.row(1, EPOCHS), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("momentum", "first"), [(0.0, 3), (0.5, 1)])
 def test_experts_trained_for_longer_later_are_those_trained_for_longer_at_once(
     data, accelerator, tmp_path, momentum, first
@@ -317,7 +313,6 @@ def test_experts_trained_for_longer_later_are_those_trained_for_longer_at_once(
     assert (before.num_experts, before.num_epochs) == (3, first)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", [2, 7, 13, 17, 21])
 def test_longer_training_that_stops_at_any_file_continues_to_the_same_bytes(
     trained, data, accelerator, tmp_path, monkeypatch, moment

@@ -37,7 +37,7 @@ LORA = Lora(r=2, alpha=4, head_r=3)
 SMALL = {"prompts": "simple", "lora_r": 2, "lora_head_r": 3, "projector_epochs": 2, "batch_projector": 30}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
