@@ -84,7 +84,7 @@ def expert_bytes(folder: Path) -> dict[str, bytes]:
 
 # Two runs in one process that imports once: two ranks that finish, then one that is killed in its second group.
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, signal, sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
@@ -104,13 +104,25 @@ def work(rank, folder, ranks):
     train_experts(train, ExpertConfig(**flags), folder, epochs=epochs, seed=0, accelerator=accelerator, test=test)
     assert accelerator.num_processes == ranks
 
-def start(folder, ranks):
+def die_after(name):
+    # From now on this process is killed as soon as it has written a file of this name.
+    replace = os.replace
+
+    def replace_and_die(source, target):
+        replace(source, target)
+        if Path(target).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_die
+
+def start(folder, ranks, last=None):
     children = []
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
             status = 1
             try:
+                die_after(last)
                 work(rank, folder, ranks)
                 status = 0
             finally:
@@ -121,11 +133,7 @@ def start(folder, ranks):
 if __name__ == "__main__":
     for child in start(root + "/two", 2):
         assert os.waitpid(child, 0)[1] == 0
-    (child,) = start(root + "/killed", 1)
-    while not Path(root, "killed", "unfinished", "expert-00002-epoch-00002.safetensors").exists():
-        assert os.waitpid(child, os.WNOHANG) == (0, 0)
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
+    (child,) = start(root + "/killed", 1, last="expert-00002-epoch-00002.safetensors")
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
