@@ -245,11 +245,6 @@ class EpochLabels(HubFolder, LabelSource):
         return super()._find(repo_id_or_path, where)
 
     @classmethod
-    def _download(cls, repository: Repository) -> tuple[Path, Repository]:
-        folder = repository.fetch(INDEX).parent
-        return folder, repository.pinned(folder)
-
-    @classmethod
     def _read(cls, folder: Path) -> Self:
         path = folder / INDEX
         config = load_json(path)

@@ -229,6 +229,9 @@ class HubFolder(ABC):
     @classmethod
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
         """The cached folder of what loading needs, and the repository at the commit that it is of."""
+        if cls.fetched == (cls.config_name,):  # the rest comes when it is first used, from the same commit
+            folder = repository.fetch(cls.config_name).parent
+            return folder, repository.pinned(folder)
         folder = repository.snapshot([cls.config_name])  # first: without it nothing else is of use
         origin = repository.pinned(folder)
         return origin.snapshot(cls.fetched) if (folder / cls.config_name).is_file() else folder, origin

@@ -178,6 +178,16 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+def differing_tensor(
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> tuple[str, tuple[int, ...] | str, tuple[int, ...] | str] | None:
+    """The first name whose shapes differ, with its shape in each ("nothing" where it is absent), or None."""
+    for name in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(name) != expected.get(name):
+            return name, shapes.get(name, "nothing"), expected.get(name, "nothing")
+    return None
+
+
 def fill(
     build: Callable[[], nn.Module],
     shapes: Mapping[str, tuple[int, ...]],
@@ -199,13 +209,12 @@ def fill(
     """
     with torch.device("meta"):  # a description can ask for a network of any size
         expected = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if shapes.get(name) != expected.get(name):
-            have, want = shapes.get(name, "nothing"), expected.get(name, "nothing")
-            raise ValueError(
-                f"{path} has {have} for {name}, and {what} {want}; expected the weights of that network: fetch the "
-                "repository again"
-            )
+    if difference := differing_tensor(shapes, expected):
+        name, have, want = difference
+        raise ValueError(
+            f"{path} has {have} for {name}, and {what} {want}; expected the weights of that network: fetch the "
+            "repository again"
+        )
     values = tensors()
     broken = next((name for name, tensor in values.items() if not tensor.isfinite().all()), None)
     if broken is not None:

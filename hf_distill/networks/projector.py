@@ -44,7 +44,7 @@ from ..hub.checks import (
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
 from ..rng import generator
-from .architectures import read_shapes, sha256_of
+from .architectures import differing_tensor, read_shapes, sha256_of
 from .network_folder import (
     EVAL_RESULTS,
     RULES,
@@ -587,13 +587,12 @@ class LabelProjector(nn.Module, HubFolder):
         try:
             shapes = read_shapes(path)
             expected = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
-            for name in sorted(expected.keys() | shapes.keys()):
-                if shapes.get(name) != expected.get(name):
-                    have, want = shapes.get(name, "nothing"), expected.get(name, "nothing")
-                    raise ValueError(
-                        f"{path} has {have} for {name}, and the adapter that {INDEX} speaks of {want}; fetch the "
-                        "repository again"
-                    )
+            if difference := differing_tensor(shapes, expected):
+                name, have, want = difference
+                raise ValueError(
+                    f"{path} has {have} for {name}, and the adapter that {INDEX} speaks of {want}; fetch the "
+                    "repository again"
+                )
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())

@@ -25,7 +25,6 @@ from ..hub.cards import render_card, source_context
 from ..hub.checks import OBJECT, TEXT_OR_NULL, Rules, check_values, is_share, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, save_json
 from ..hub.folder import Home, HubFolder
-from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec
 from .network_folder import (
     EVAL_RESULTS,
@@ -205,12 +204,6 @@ class ExpertTrajectories(HubFolder):
             self.num_params: int = config["num_params"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / INDEX} lacks {error}; it was not written by train_experts") from error
-
-    @classmethod
-    def _download(cls, repository: Repository) -> tuple[Path, Repository]:
-        # Of a repository only the index comes now; each expert's file when it is first used, from the same commit.
-        folder = repository.fetch(INDEX).parent
-        return folder, repository.pinned(folder)
 
     @classmethod
     def _read(cls, folder: Path) -> Self:

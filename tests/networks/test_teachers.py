@@ -26,12 +26,13 @@ from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.timm_models import timm
 from hf_distill.rng import generator
-from hf_distill.runs.callbacks import Callback, RunState
+from hf_distill.runs.callbacks import RunState
 from hf_distill.runs.checkpoints import load_checkpoint
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training import teachers as teachers_module
 from hf_distill.training.batchnorm import share_statistics
 from hf_distill.training.teachers import TeacherConfig, crop_flip, find_teachers, teacher_folder, train_teacher
+from tests.helpers.events import Notes
 from tests.helpers.goldens import check_golden
 from tests.helpers.recipes import DIES_AT_THIRD_STATE
 
@@ -581,34 +582,19 @@ def test_teachers_along_a_training_are_the_network_after_these_epochs(digits, tm
         find_teachers(None, digits[0], None, config, along=6, **options)
 
 
-class Notes(Callback):
-    """Every event, with the number of steps behind it."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, RunState]] = []
-
-    def on_begin(self, state: RunState) -> None:
-        self.events.append(("begin", state))
-
-    def on_step(self, state: RunState) -> None:
-        self.events.append(("step", state))
-
-    def on_evaluate(self, state: RunState) -> None:
-        self.events.append(("evaluate", state))
+class Checkpoints(Notes):
+    """Every event; a checkpoint is there when it is told of."""
 
     def on_save(self, state: RunState) -> None:
         assert state.folder.is_dir()
-        self.events.append(("save", state))
-
-    def on_end(self, state: RunState) -> None:
-        self.events.append(("end", state))
+        super().on_save(state)
 
 
 def test_callbacks_see_each_step_each_checkpoint_and_the_accuracy_also_of_a_run_that_goes_on(
     digits, tmp_path, monkeypatch
 ):
     config = TeacherConfig(**{**SMALL, "teacher_epochs": 3})
-    whole, real_lr = Notes(), TeacherConfig.lr
+    whole, real_lr = Checkpoints(), TeacherConfig.lr
     teacher = train_teacher(*digits, config, tmp_path / "whole", disable_tqdm=True, callbacks=[whole])
     epoch = ["step", "step", "step", "save"]
     assert [name for name, _ in whole.events] == ["begin", *3 * epoch, "evaluate", "end"]
@@ -629,7 +615,7 @@ def test_callbacks_see_each_step_each_checkpoint_and_the_accuracy_also_of_a_run_
     with pytest.raises(RuntimeError, match="stopped"):
         train_teacher(*digits, config, tmp_path / "parts", disable_tqdm=True)
     monkeypatch.undo()
-    rest, options = Notes(), {"resume_from_checkpoint": "latest", "disable_tqdm": True}
+    rest, options = Checkpoints(), {"resume_from_checkpoint": "latest", "disable_tqdm": True}
     train_teacher(*digits, config, tmp_path / "parts", callbacks=[rest], **options)
     assert [name for name, _ in rest.events] == ["begin", *epoch, "evaluate", "end"]
     assert (rest.events[0][1].done, rest.events[0][1].values) == (6, saved[1].values)

@@ -9,7 +9,9 @@ import shutil
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,10 +28,10 @@ from hf_distill.data.images import RealImages
 from hf_distill.networks import trajectories
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
-from hf_distill.runs.callbacks import Callback, RunState
 from hf_distill.training import experts as experts_module
 from hf_distill.training.experts import ExpertConfig, ExpertTrainer, train_experts
 from tests.helpers import ROOT
+from tests.helpers.events import Notes
 
 EPOCHS = 6
 FLAGS = {
@@ -232,10 +234,10 @@ def test_a_killed_run_continues_to_the_same_bytes(runs, trained, data, accelerat
     assert not (folder / "unfinished").exists()
 
 
-@pytest.mark.parametrize("moment", [1, 5, 15, 17, 19, 30])
-def test_a_run_that_stops_at_any_file_continues_to_the_same_bytes(
-    trained, data, accelerator, tmp_path, monkeypatch, moment
-):
+@contextmanager
+def stopped_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs within stops as it is about to put the file of this number in its place."""
+
     class Stop(BaseException):
         pass
 
@@ -247,11 +249,19 @@ def test_a_run_that_stops_at_any_file_continues_to_the_same_bytes(
             raise Stop
         replace(source, target)
 
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", stop)
+        with pytest.raises(Stop):
+            yield
+
+
+@pytest.mark.parametrize("moment", [1, 5, 15, 17, 19, 30])
+def test_a_run_that_stops_at_any_file_continues_to_the_same_bytes(
+    trained, data, accelerator, tmp_path, monkeypatch, moment
+):
     folder, (train, test) = tmp_path / "experts", data
-    monkeypatch.setattr(os, "replace", stop)
-    with pytest.raises(Stop):
+    with stopped_at(moment, monkeypatch):
         train_experts(train, config(), folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=test)
-    monkeypatch.setattr(os, "replace", replace)
     again = train_experts(train, config(), folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=test)
     assert expert_bytes(folder) == expert_bytes(trained.folder)
     assert again.config["results"] == trained.config["results"]
@@ -325,27 +335,14 @@ def test_experts_trained_for_longer_later_are_those_trained_for_longer_at_once(
 def test_longer_training_that_stops_at_any_file_continues_to_the_same_bytes(
     trained, data, accelerator, tmp_path, monkeypatch, moment
 ):
-    class Stop(BaseException):
-        pass
-
-    replace, calls = os.replace, []
-
-    def stop(source, target):
-        calls.append(target)
-        if len(calls) == moment:
-            raise Stop
-        replace(source, target)
-
     folder = tmp_path / "experts"
 
     def train(epochs):
         train_experts(data[0], config(), folder, epochs=epochs, seed=0, accelerator=accelerator, test=data[1])
 
     train(3)
-    monkeypatch.setattr(os, "replace", stop)
-    with pytest.raises(Stop):
+    with stopped_at(moment, monkeypatch):
         train(EPOCHS)
-    monkeypatch.setattr(os, "replace", replace)
     train(EPOCHS)
     assert expert_bytes(folder) == expert_bytes(trained.folder)
     assert ExpertTrajectories.from_pretrained(folder).config == trained.config
@@ -474,28 +471,6 @@ def test_the_fastest_number_of_experts_is_measured_until_it_gets_worse(data, acc
     rates({1: None})
     with pytest.raises(ValueError, match="--batch_train"):
         trainer.fastest_group(20)
-
-
-class Notes(Callback):
-    """Every event of a run."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, RunState]] = []
-
-    def on_begin(self, state: RunState) -> None:
-        self.events.append(("begin", state))
-
-    def on_step(self, state: RunState) -> None:
-        self.events.append(("step", state))
-
-    def on_evaluate(self, state: RunState) -> None:
-        self.events.append(("evaluate", state))
-
-    def on_save(self, state: RunState) -> None:
-        self.events.append(("save", state))
-
-    def on_end(self, state: RunState) -> None:
-        self.events.append(("end", state))
 
 
 def test_callbacks_see_each_epoch_and_each_expert(data, accelerator, tmp_path):

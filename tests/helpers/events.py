@@ -1,0 +1,25 @@
+"""A callback that writes down all that a run tells it."""
+
+from hf_distill.runs.callbacks import Callback, RunState
+
+
+class Notes(Callback):
+    """Every event of a run, by name, with the state that it came with."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, RunState]] = []
+
+    def on_begin(self, state: RunState) -> None:
+        self.events.append(("begin", state))
+
+    def on_step(self, state: RunState) -> None:
+        self.events.append(("step", state))
+
+    def on_evaluate(self, state: RunState) -> None:
+        self.events.append(("evaluate", state))
+
+    def on_save(self, state: RunState) -> None:
+        self.events.append(("save", state))
+
+    def on_end(self, state: RunState) -> None:
+        self.events.append(("end", state))
