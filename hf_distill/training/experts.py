@@ -139,8 +139,7 @@ class ExpertTrainer:
         self.images = _pool(real, accelerator.device)
         normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.flat.module.modules())
         self._only_alone = normalised and accelerator.mixed_precision != "no"
-        self._one = grad_and_value(self._loss, has_aux=True)
-        self._many = vmap(self._one)
+        self._many = vmap(grad_and_value(self._loss, has_aux=True))
 
     def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.flat(theta, x)  # (B, K)
@@ -164,9 +163,11 @@ class ExpertTrainer:
             Loss and number of right answers of each expert, both (E,).
         """
         with self.accelerator.autocast():
-            if len(thetas) == 1:
-                grads, (loss, right) = self._one(thetas[0], x[0], y[0])
-                grads, loss, right = grads[None], loss[None], right[None]
+            if len(thetas) == 1:  # autograd's own graph takes less time and half the memory of a functional transform
+                theta = thetas[0].detach().requires_grad_()
+                loss, right = self._loss(theta, x[0], y[0])
+                grads = torch.autograd.grad(loss, theta)[0][None]
+                loss, right = loss[None], right[None]
             elif self._only_alone:
                 raise ValueError(
                     "torch cannot train several networks with BatchNorm at once in mixed precision; "
