@@ -69,7 +69,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         network=_network(distilled),
         projector=fidelity(distilled),
         label_loss=config.get("label_loss"),
-        learned_lr=None if distilled.log_lr is None else math.exp(distilled.log_lr.item()),
+        learned_lr=None if distilled.lr is None else distilled.lr.item(),
         results=None if distilled.report is None else distilled.report.markdown(),
         labels_plot=PLOT if can_plot() else None,
         labels_results=None if distilled.report is None else distilled.report.labels_markdown(),

@@ -62,7 +62,7 @@ class DistilledSet(nn.Module, HubFolder):
         labels: (N,) long, indices into `class_names`.
         class_names: K names.
         preprocessing: What brings real images into the same space, and these back to pixels.
-        lr: Learning rate that is learned with the images; its logarithm is a parameter.
+        lr: Learning rate that is learned with the images, a scalar parameter.
         soft_labels: (N, K) logits, kept as float16.
         teacher: The network(s) that label any image as they did these. They travel with the images, but for one that
             came from a repository, which the set then names.
@@ -120,8 +120,9 @@ class DistilledSet(nn.Module, HubFolder):
             raise ValueError(
                 f"soft_labels have shape {tuple(soft_labels.shape)}; expected {(len(labels), len(class_names))}"
             )
-        if lr is not None and not lr > 0:
-            raise ValueError(f"lr is {lr}; expected a number above 0")
+        rate = None if lr is None else torch.tensor(lr, dtype=torch.float32)
+        if rate is not None and not 0 < rate.item() < math.inf:
+            raise ValueError(f"lr is {lr}; expected a number above 0 that float32 can hold")
         if isinstance(teacher, NetworkLabels):
             teacher.check_fits(class_names, preprocessing)
         if pixel_values.dtype == torch.uint8:
@@ -133,7 +134,7 @@ class DistilledSet(nn.Module, HubFolder):
             self.pixel_values: Tensor = pixel_values.detach()
         else:
             self.pixel_values = nn.Parameter(pixel_values.detach().float().clone())
-        self.log_lr = None if lr is None else nn.Parameter(torch.tensor(math.log(lr), dtype=torch.float32))
+        self.lr = None if rate is None else nn.Parameter(rate)
         self.register_buffer("labels", labels.detach().long().clone())
         self.register_buffer("soft_labels", None if soft_labels is None else soft_labels.detach().half().clone())
         self.labels: Tensor
@@ -144,11 +145,6 @@ class DistilledSet(nn.Module, HubFolder):
         self.config = {key: value for key, value in (config or {}).items() if key not in (*DERIVED, "release")}
         self.release = (config or {}).get("release")
         self.report = report
-
-    @property
-    def lr(self) -> Tensor | None:
-        """The learned learning rate, a scalar that carries gradients; None where there is none."""
-        return None if self.log_lr is None else self.log_lr.exp()
 
     @property
     def is_bytes(self) -> bool:
@@ -301,8 +297,8 @@ class DistilledSet(nn.Module, HubFolder):
             "ipc": self.ipc,
             "class_names": self.class_names,
             "preprocessing": self.preprocessing.to_config(),
-            "learned_lr": None if self.log_lr is None else math.exp(self.log_lr.item()),
-            "log_lr": None if self.log_lr is None else self.log_lr.item(),
+            "learned_lr": None if self.lr is None else self.lr.item(),
+            "log_lr": None if self.lr is None else math.log(self.lr.item()),  # which readers of 0.1 take it from
             "label_source": label_source,
         }
 
@@ -341,8 +337,6 @@ class DistilledSet(nn.Module, HubFolder):
         except ValueError as error:
             raise ValueError(f"{folder} does not hold a distilled set: {error}; save the artifact again") from error
         distilled.stored_id = stored.data_id
-        if distilled.log_lr is not None:
-            distilled.log_lr.data.fill_(stored.log_lr)
         return distilled
 
     # For people
@@ -445,7 +439,7 @@ class DistilledSet(nn.Module, HubFolder):
 
     def _is(self, other: "DistilledSet") -> bool:
         """True where both train students alike: the same images, labels and learning rate."""
-        rates = [None if each.log_lr is None else each.log_lr.item() for each in (self, other)]
+        rates = [None if each.lr is None else each.lr.item() for each in (self, other)]
         return rates[0] == rates[1] and self._content_id() == other._content_id()
 
     def export_image_folder(self, directory: str | Path) -> Path:

@@ -81,7 +81,6 @@ RULES: Rules = {
     "class_names": (NAMES, are_names),
     "preprocessing": OBJECT,
     "learned_lr": ("a number above 0, or null", lambda lr: lr is None or (is_number(lr) and lr > 0)),
-    "log_lr": ("a finite number, or null", lambda value: value is None or (is_number(value) and abs(value) < 700)),
     "label_source": OBJECT,
     "label_source.kind": ("hard, soft, teacher or projector", lambda kind: kind in KINDS),
     **dict.fromkeys(("label_source.teacher", "student", "projector", "hyperparameters", "versions"), OBJECT_OR_NULL),
@@ -112,12 +111,10 @@ class Stored(NamedTuple):
     Attributes:
         arguments: Of `DistilledSet`.
         data_id: By which the files are named.
-        log_lr: The logarithm of the learned learning rate, to its last bit.
     """
 
     arguments: dict[str, Any]
     data_id: str
-    log_lr: float | None
 
 
 def read_folder(folder: Path) -> Stored:
@@ -159,7 +156,7 @@ def read_folder(folder: Path) -> Stored:
         "config": config,
         "report": _read_report(folder / RESULTS, data_id),
     }
-    return Stored(arguments, data_id, config["log_lr"])
+    return Stored(arguments, data_id)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -88,6 +88,13 @@ class Distiller(Method):
             return None
         return f"the loss is {logs['loss']:.4g}, and its gradient would move a value by {reach:.4g}"
 
+    def constrain(self) -> None:
+        """Bring what a step has just moved back to where it may be; all processes call it."""
+
+    def upgraded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, as this version names and measures them where an older one wrote it."""
+        return tensors
+
     def advice(self) -> str:
         """Advice for a run whose numbers diverged."""
         rates = ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
@@ -147,6 +154,7 @@ class Distiller(Method):
             )
         for optimizer in self.optimizers:
             optimizer.step()
+        self.constrain()
         state.step = state.done = step + 1
         state.values = logs | (self.observed() if self._due(config.logging_steps, state) else {})
         self.callbacks.on_step(dataclasses.replace(state))
@@ -295,6 +303,7 @@ class Distiller(Method):
             logger.warning("%s holds no checkpoint yet; starting from the beginning", self.output_dir)
             return 0
         tensors, about = load_checkpoint(folder)
+        tensors = self.upgraded(tensors)
         self._check_continues(folder, tensors, about)
         parts: dict[str, dict[str, Tensor]] = {"set": {}, "best": {}, "optimizer": {}}
         for key, value in tensors.items():

@@ -7,17 +7,18 @@ parameters after s epochs, and should arrive where the expert was M epochs later
 
     symbol      name                          symbol   name
     X           distilled.pixel_values        T        syn_steps (steps of the student)
-    β           distilled.lr = exp(log_lr)    M        expert_epochs (epochs of the expert)
+    β           distilled.lr                  M        expert_epochs (epochs of the expert)
     |I_i|       batch_syn                     s        below max_start_epoch
 
 How ∂L/∂X and ∂L/∂β come about is the method's business: `TrajectoryMatching.matching_gradient`.
 
 Differs from the authors' code of both papers:
-- β is exp(log_lr) and cannot become negative; `lr_lr` keeps the unit of the papers (see `setup`).
+- β is kept at or above a hundredth of where it began, and cannot become negative.
 - Everything random is a function of (seed, draw), where they re-seed from the wall clock; so runs resume exactly.
 - The best step is selected on held-out training images, where they select on test.
 """
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -42,7 +43,10 @@ from ..rng import generator
 from ..training.experts import ExpertConfig, experts_folder, train_experts
 from .unroll import MatchingGradient, Student, StudentStep
 
-LR_LIMIT = 100.0  # a learned learning rate that moved by this factor is diverging, not learning
+LR_LIMIT = 100.0  # a learned learning rate stays above its first value / this, and has diverged beyond this times it
+FLOOR_STEPS = 20  # at that lower end, one after another, are worth a word
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -109,6 +113,7 @@ class TrajectoryMatching(Distiller):
         # What is trained on the set sees the augmentation that the set was made under.
         self.protocol = replace(self.protocol, dsa_strategy=strategy)
         self.student = self._student()
+        self._at_floor = 0
 
     @classmethod
     def check(cls, config: TrajectoryConfig, train: RealImages, accelerator: Accelerator) -> None:
@@ -175,7 +180,7 @@ class TrajectoryMatching(Distiller):
         return None
 
     def setup(self) -> DistilledSet:
-        """Images from train or noise, class by class, and SGD with momentum on the pixels and on log β."""
+        """Images from train or noise, class by class, and SGD with momentum on the pixels and on β."""
         config, train = self.config, self.train
         labels = torch.arange(train.num_classes).repeat_interleave(config.ipc)
         teacher = self.teacher()
@@ -203,10 +208,9 @@ class TrajectoryMatching(Distiller):
                 },
             },
         ).to(self.device)
-        # d log β = dβ / β: at the initial β, a step on log β then moves β by what `lr_lr` says of a step on β.
         self.optimizers = [
             torch.optim.SGD([distilled.pixel_values], lr=config.lr_img, momentum=config.mom_img),
-            torch.optim.SGD([distilled.log_lr], lr=config.lr_lr / config.lr_init**2, momentum=config.mom_img),
+            torch.optim.SGD([distilled.lr], lr=config.lr_lr, momentum=config.mom_img),
         ]
         return distilled
 
@@ -224,16 +228,42 @@ class TrajectoryMatching(Distiller):
         """As `Distiller.objection`, and a β that the step would take too far from where it began."""
         problem = super().objection(logs)
         after = self._next_lr()
-        if problem is None and not 1 / LR_LIMIT < after / self.config.lr_init < LR_LIMIT:
+        if problem is None and not after <= LR_LIMIT * self.config.lr_init:
             return f"the learned learning rate went from {self.config.lr_init:.4g} to {after:.4g}"
         return problem
 
     def _next_lr(self) -> float:
         """β after the step of its optimizer, SGD with momentum, which is still to be taken."""
-        log_lr, optimizer = self.distilled.log_lr, self.optimizers[1]
-        velocity = optimizer.state.get(log_lr, {}).get("momentum_buffer")
-        step = log_lr.grad if velocity is None else self.config.mom_img * velocity + log_lr.grad
-        return (log_lr.detach() - optimizer.param_groups[0]["lr"] * step).exp().item()
+        lr, optimizer = self.distilled.lr, self.optimizers[1]
+        velocity = optimizer.state.get(lr, {}).get("momentum_buffer")
+        step = lr.grad if velocity is None else self.config.mom_img * velocity + lr.grad
+        return (lr.detach() - optimizer.param_groups[0]["lr"] * step).item()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep β at or above its first value / `LR_LIMIT`: with less, a student stands still and teaches nothing."""
+        lr, floor = self.distilled.lr, self.config.lr_init / LR_LIMIT
+        lr.clamp_(min=floor)
+        self._at_floor = self._at_floor + 1 if lr.item() <= lr.new_tensor(floor).item() else 0
+        if self._at_floor == FLOOR_STEPS:
+            logger.warning(
+                "the learned learning rate has been at its lower end, %.4g, for %d steps and learns nothing there; "
+                "lower --lr_lr (%g), or begin at another --lr_init (%g)",
+                floor,
+                FLOOR_STEPS,
+                self.config.lr_lr,
+                self.config.lr_init,
+            )
+
+    def upgraded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `Distiller.upgraded`: log β was learned once, with its velocity in the unit of ∂L/∂log β = β ∂L/∂β."""
+        if "set.log_lr" not in tensors:
+            return tensors
+        logger.warning("the checkpoint is of a run that learned the logarithm of the learning rate; this one learns it")
+        old = {f"{part}.log_lr" for part in ("set", "best")} & tensors.keys()
+        rates = {key.replace("log_lr", "lr"): tensors[key].exp() for key in old}
+        velocity = {key: tensors[key] / rates["set.lr"] for key in {"optimizer.1.momentum_buffer"} & tensors.keys()}
+        return {key: value for key, value in tensors.items() if key not in old} | rates | velocity
 
     def advice(self) -> str:
         """Lower rates, or other experts."""
@@ -275,16 +305,16 @@ class TrajectoryMatching(Distiller):
         return upload(used, self.device), steps
 
     def step(self, draw: int) -> dict[str, float]:
-        """Add ∂L/∂X and ∂L/∂log β of one draw to the gradients."""
+        """Add ∂L/∂X and ∂L/∂β of one draw to the gradients."""
         expert, epoch = self.segment(draw)
         segment = self.experts.segment(expert, epoch, self.config.expert_epochs)
         start, target = (upload(row, self.device) for row in segment)
         rows, steps = self.schedule(draw)
-        pixels, log_lr = self.distilled.pixel_values, self.distilled.log_lr
-        lr = log_lr.detach().exp()
-        gradients = self.matching_gradient(start, target, pixels.detach()[rows], self.distilled.labels[rows], steps, lr)
+        pixels, lr = self.distilled.pixel_values, self.distilled.lr
+        images, labels = pixels.detach()[rows], self.distilled.labels[rows]
+        gradients = self.matching_gradient(start, target, images, labels, steps, lr.detach())
         pixels.grad.index_add_(0, rows, gradients.pixels)
-        log_lr.grad += lr * gradients.lr  # ∂L/∂log β = β ∂L/∂β
+        lr.grad += gradients.lr
         return {"loss": gradients.loss.item(), "start_epoch": float(epoch)}
 
     def final_states(self, count: int) -> Tensor:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from ..config import HubArguments
@@ -80,3 +81,6 @@ def run_recipe(main: Callable[[], None], interrupted: str = "") -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {interrupted}" if interrupted else "interrupted")
+    # Threads of a process group that outlive the interpreter can abort the process, and with it all the others.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -169,13 +169,18 @@ def test_a_set_without_soft_labels_has_no_such_column():
 # The object
 
 
-def test_the_learning_rate_is_learned_by_its_logarithm():
+def test_the_learning_rate_is_a_parameter():
     made = make(lr=0.02)
     assert made.lr.item() == pytest.approx(0.02)
-    made.lr.backward()
-    assert made.log_lr.grad.item() == pytest.approx(0.02)
-    assert {name for name, _ in made.named_parameters()} == {"pixel_values", "log_lr"}
+    assert made.lr.is_leaf
+    assert {name for name, _ in made.named_parameters()} == {"pixel_values", "lr"}
     assert make().lr is None
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, 1e-60, float("inf"), float("nan")])
+def test_a_learning_rate_that_trains_nothing_is_refused(lr):
+    with pytest.raises(ValueError, match="expected a number above 0"):
+        make(lr=lr)
 
 
 def test_a_set_does_not_share_memory_with_what_it_was_made_from():
@@ -460,8 +465,8 @@ def test_pictures_are_never_trained_copied_or_in_the_state(tmp_path):
     assert made.pixel_values.data_ptr() == pixels.data_ptr()
     assert made.images_uint8().data_ptr() == pixels.data_ptr()
     assert made.images_uint8(slice(2, 3)).data_ptr() == pixels[2].data_ptr()
-    assert {name for name, _ in made.named_parameters()} == {"log_lr"}
-    assert set(made.state_dict()) == {"log_lr", "labels"}
+    assert {name for name, _ in made.named_parameters()} == {"lr"}
+    assert set(made.state_dict()) == {"lr", "labels"}
     moved = made.to("cpu", torch.float64)
     assert moved.pixel_values.data_ptr() == pixels.data_ptr()
     made.save_pretrained(tmp_path / "set")

@@ -468,7 +468,7 @@ def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with
     # A rate that trains nothing: used where it was learned, and beaten where it is one candidate of many.
     hard, soft = distilled_set(train), distilled_set(train, teacher)
     for distilled in (hard, soft):
-        distilled.log_lr.data.fill_(-30.0)
+        distilled.lr.data.fill_(1e-13)
     useless = hard.lr.item()
     found = chosen(hard)
     assert found["8", "distilled, hard labels"] == useless

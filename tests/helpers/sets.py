@@ -86,7 +86,6 @@ def same(a: DistilledSet, b: DistilledSet) -> bool:
     optional = [
         (a.soft_labels, b.soft_labels),
         (a.lr, b.lr),
-        (a.log_lr, b.log_lr),
         (a.teacher and a.teacher(x, *labels), b.teacher and b.teacher(x, *labels)),
     ]
     return (

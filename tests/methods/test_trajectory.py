@@ -8,13 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
+from hf_distill import DistillationDiverged
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.methods import MTT, TESLA, MTTConfig, TESLAConfig
+from hf_distill.methods.unroll import MatchingGradient
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.training.experts import ExpertConfig, train_experts
+from tests.helpers.events import Notes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,12 +76,12 @@ def test_in_bfloat16_the_gradient_points_where_that_in_single_precision_does(tra
 
 
 def gradients(method, draw: int) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
-    """What one draw logs, ∂L/∂X and ∂L/∂log β."""
+    """What one draw logs, ∂L/∂X and ∂L/∂β."""
     method.distilled = method.setup()
     for parameter in method.distilled.parameters():
         parameter.grad = torch.zeros_like(parameter)
     logs = method.step(draw)
-    return logs, method.distilled.pixel_values.grad, method.distilled.log_lr.grad
+    return logs, method.distilled.pixel_values.grad, method.distilled.lr.grad
 
 
 # Draws
@@ -136,7 +140,7 @@ def unrolled(method, draw: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     expert, epoch = method.segment(draw)
     rows = [method.experts.row(expert, epoch + ahead) for ahead in (0, config.expert_epochs)]
     pixels = method.distilled.pixel_values.detach().clone().requires_grad_()
-    log_lr = method.distilled.log_lr.detach().clone().requires_grad_()
+    lr = method.distilled.lr.detach().clone().requires_grad_()
     model = method.experts.flat_model()
     theta = rows[0].clone().requires_grad_()
     used, steps = method.schedule(draw)
@@ -144,21 +148,21 @@ def unrolled(method, draw: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         images = DSA.apply(pixels[used[step.rows]], step.augment)
         loss = F.cross_entropy(model(theta, images), method.distilled.labels[used[step.rows]])
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-        theta = theta - log_lr.exp() * gradient
+        theta = theta - lr * gradient
     loss = ((theta - rows[1]) ** 2).sum() / ((rows[0] - rows[1]) ** 2).sum()
-    return loss.detach(), *torch.autograd.grad(loss, (pixels, log_lr))
+    return loss.detach(), *torch.autograd.grad(loss, (pixels, lr))
 
 
 @pytest.mark.parametrize("make", [mtt, tesla])
 def test_a_step_leaves_the_gradient_of_the_matching_loss(train, experts, tmp_path, make):
     method = make(train, experts, tmp_path)
     for draw in range(3):
-        logs, pixels, log_lr = gradients(method, draw)
+        logs, pixels, lr = gradients(method, draw)
         loss, wanted, wanted_lr = unrolled(method, draw)
         assert logs["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert logs["start_epoch"] == method.segment(draw)[1]
         torch.testing.assert_close(pixels, wanted, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(log_lr, wanted_lr, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(lr, wanted_lr, rtol=1e-4, atol=1e-6)
 
 
 def test_images_that_a_draw_does_not_take_have_no_gradient_and_draws_add_up(train, experts, tmp_path):
@@ -171,16 +175,86 @@ def test_images_that_a_draw_does_not_take_have_no_gradient_and_draws_add_up(trai
     gradients(method, 0)
     method.step(1)
     torch.testing.assert_close(method.distilled.pixel_values.grad, one + two)
-    torch.testing.assert_close(method.distilled.log_lr.grad, one_lr + two_lr)
+    torch.testing.assert_close(method.distilled.lr.grad, one_lr + two_lr)
 
 
-def test_at_the_first_step_lr_lr_is_in_the_unit_of_the_papers(train, experts, tmp_path):
-    method = tesla(train, experts, tmp_path, lr_lr=1e-6)
-    _, _, log_lr = gradients(method, 0)
-    by_lr = log_lr / 0.1  # ∂L/∂β
-    for optimizer in method.optimizers:
-        optimizer.step()
-    assert method.distilled.lr.item() - 0.1 == pytest.approx(-1e-6 * by_lr.item(), rel=0.05)
+class Quadratic(TESLA):
+    """The images do not matter, and L = c (β − β*)² / 2."""
+
+    curvature, optimum = 1.0, 0.03
+
+    def matching_gradient(self, start, target, pixels, labels, steps, lr) -> MatchingGradient:
+        apart = lr - self.optimum
+        return MatchingGradient(
+            self.curvature * apart.square() / 2, torch.zeros_like(pixels), self.curvature * apart, lr.new_zeros(())
+        )
+
+
+def quadratic(train, experts, folder: Path, curvature: float, *, callbacks: Any = (), **flags: Any) -> Quadratic:
+    config = TESLAConfig(**{**FLAGS, "label": "hard", "output_dir": str(folder), "select": "last", **flags})
+    method = Quadratic(config, train, experts=experts, callbacks=callbacks)
+    method.curvature = curvature
+    return method
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 1.0, 10.0])  # lr_lr / lr_init²; that of CIFAR-10 at IPC 10 and 50 is 10
+def test_the_learning_rate_goes_the_way_of_sgd_with_momentum_to_a_known_optimum(train, experts, tmp_path, ratio):
+    first = 0.005
+    lr_lr, curvature = ratio * first**2, 0.2 / (ratio * first**2)  # so that a step goes a fifth of the way
+    flags = {"lr_init": first, "lr_lr": lr_lr, "max_steps": 40}
+    notes = Notes()
+    method = quadratic(train, experts, tmp_path, curvature, callbacks=[notes], logging_steps=1, **flags)
+    distilled = method.run()
+    states = [state.values["student_lr"] for event, state in notes.events if event == "step"]
+    lr, velocity, expected = first, 0.0, []
+    for _ in range(40):
+        velocity = 0.5 * velocity + curvature * (lr - 0.03)
+        lr -= lr_lr * velocity
+        expected.append(lr)
+    assert states == pytest.approx(expected, rel=1e-4)
+    assert distilled.lr.item() == pytest.approx(0.03, rel=1e-3)
+
+
+def test_a_learning_rate_that_is_to_fall_below_zero_stays_at_a_hundredth_and_it_is_said_once(
+    train, experts, tmp_path, caplog
+):
+    method = quadratic(train, experts, tmp_path, 1e6, lr_init=0.5, lr_lr=1e-6, max_steps=45)
+    method.optimum = -1.0
+    assert method.run().lr.item() == pytest.approx(0.005)
+    (said,) = [record.getMessage() for record in caplog.records if "lower end" in record.getMessage()]
+    assert "0.005, for 20 steps" in said
+    assert "--lr_lr (1e-06)" in said
+    caplog.clear()
+    method = quadratic(train, experts, tmp_path / "short", 1e6, lr_init=0.5, lr_lr=1e-6, max_steps=19)
+    method.optimum = -1.0
+    method.run()
+    assert "lower end" not in caplog.text
+
+
+@pytest.mark.parametrize(("curvature", "optimum"), [(1.0, 1e9), (float("nan"), 0.0)])
+def test_a_learning_rate_that_leaves_all_bounds_ends_the_run_before_the_step(
+    train, experts, tmp_path, curvature, optimum
+):
+    method = quadratic(train, experts, tmp_path, curvature, lr_init=0.5, lr_lr=1e-6)
+    method.optimum = optimum
+    with pytest.raises(DistillationDiverged, match=r"step 1 of quadratic: the (loss|learned learning rate went)"):
+        method.run()
+    assert method.distilled.lr.item() == 0.5
+
+
+def test_a_checkpoint_in_which_the_logarithm_was_learned_goes_on(train, experts, tmp_path, caplog):
+    flags = {"lr_init": 0.02, "lr_lr": 1e-4, "max_steps": 3}
+    quadratic(train, experts, tmp_path, 50.0, **flags).run()
+    folder = tmp_path / "checkpoint-3"
+    state = load_file(folder / "state.safetensors")
+    rate, velocity = state["set.lr"], state["optimizer.1.momentum_buffer"]
+    older = {key: value for key, value in state.items() if key != "set.lr"}
+    older |= {"set.log_lr": rate.log(), "optimizer.1.momentum_buffer": velocity * rate}
+    save_file(older, folder / "state.safetensors")
+    again = quadratic(train, experts, tmp_path, 50.0, **{**flags, "max_steps": 5}, resume_from_checkpoint="latest")
+    plain = quadratic(train, experts, tmp_path / "plain", 50.0, **{**flags, "max_steps": 5})
+    assert again.run().lr.item() == pytest.approx(plain.run().lr.item(), rel=1e-5)
+    assert "learned the logarithm" in caplog.text
 
 
 def test_without_rates_nothing_moves_and_the_first_images_are_real_ones_of_their_class(train, experts, tmp_path):
