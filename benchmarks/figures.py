@@ -1,0 +1,164 @@
+"""Accuracies on real images: each part is a few calls of the public API, and leaves one JSON file.
+
+    python benchmarks/figures.py split --dataset CIFAR10 --output outputs/cifar10
+    python benchmarks/figures.py trajectory --dataset outputs/cifar10 --method TESLA --preset cifar10-ipc1 \\
+        --set max_start_epoch=3 --set num_experts=3 --steps 50 100 200 400 --output outputs/figures/tesla-ipc1
+    python benchmarks/figures.py distil --dataset DATA --method RDED --preset imagenette-ipc10 --output outputs/rded
+
+`split` puts the last 5,000 of CIFAR-10's training images among those to test on. `trajectory` goes on from one number
+of iterations to the next in one folder, with students on each of the sets; `distil` does one run. What is given by
+`--set name=value` (as in a preset's file) is recorded. `PART.json` in the output folder holds the command, the commit,
+the rows with the accuracy of every student, the differences to each baseline, student by student with a 95 % interval,
+and the wall time.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import concatenate_datasets, load_dataset
+from machine import describe
+
+import hf_distill as hd
+from hf_distill.hub.files import load_json, save_json
+from hf_distill.hub.results import EvalReport
+from hf_distill.runs.processes import make_accelerator
+
+# Two-sided 95 % of Student's distribution, by degrees of freedom.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass
+class Arguments:
+    """The command line of a part."""
+
+    part: str
+    dataset: str
+    output: Path
+    method: str = "TESLA"
+    preset: str | None = None
+    steps: list[int] = field(default_factory=list)
+    students: list[str] = field(default_factory=list)
+    seeds: int = 5
+    threads: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def paired(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """The mean difference of students with equal seeds, in points, and half of its 95 % interval."""
+    apart = [100 * (one - other) for one, other in zip(ours, theirs, strict=True)]
+    half = T95[len(apart) - 1] * statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
+    return {"points": statistics.mean(apart), "half_of_95_percent": half}
+
+
+def differences(report: EvalReport) -> list[dict[str, Any]]:
+    """Of each distilled row to the baselines with the same labels and student."""
+    own = [row for row in report.rows if row.set == "distilled"]
+    return [
+        {"student": row.student, "labels": row.labels, "to": other.set, **paired(row.accuracies, other.accuracies)}
+        for row in own
+        for other in report.rows
+        if other.set not in ("distilled", "full data") and (other.labels, other.student) == (row.labels, row.student)
+    ]
+
+
+def split(args: Arguments) -> None:
+    """Write CIFAR-10 with its last 5,000 training images among those to test on, as a folder for `load_dataset`."""
+    data = load_dataset(args.dataset)
+    train = data["train"]
+    (args.output / "data").mkdir(parents=True, exist_ok=True)
+    last = train.select(range(45_000, 50_000))
+    test = concatenate_datasets([data["test"].cast(train.features), last])
+    train.select(range(45_000)).to_parquet(args.output / "data" / "train-00000-of-00001.parquet")
+    test.to_parquet(args.output / "data" / "test-00000-of-00001.parquet")
+
+
+def images(args: Arguments) -> tuple[hd.RealImages, hd.RealImages]:
+    """The images to distil, and those to test on."""
+    train, test = hd.RealImages.train_and_test(hd.DataArguments(dataset_name=args.dataset, **args.data))
+    if test is None:
+        raise SystemExit(f"error: {args.dataset} has no images to test on")
+    return train, test
+
+
+def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: int | None, **options: Any) -> Any:
+    """Distil, or go on to `steps` iterations, train students on the result, and write down what they reach."""
+    accelerator = make_accelerator(cpu_threads=args.threads)
+    folder = args.output / "run"
+    settings = {**args.settings, "output_dir": str(folder), **({} if steps is None else {"max_steps": steps})}
+    if folder.is_dir():
+        settings["resume_from_checkpoint"] = "latest"
+    method = getattr(hd, args.method)
+    began = time.monotonic()
+    distilled = method.distill(train, test, preset=args.preset, accelerator=accelerator, **settings)
+    distilling = time.monotonic() - began
+    report = hd.evaluate(
+        distilled,
+        train,
+        test,
+        num_seeds=args.seeds,
+        students=args.students or None,
+        accelerator=accelerator,
+        **options,
+    )
+    distilled.save_pretrained(args.output / f"set-{steps or 'final'}")
+    print(report.table(), flush=True)
+    return {
+        "steps": steps,
+        "learned_lr": None if distilled.lr is None else distilled.lr.item(),
+        "seconds_distilling": distilling,
+        "seconds_evaluating": time.monotonic() - began - distilling,
+        **report.to_json(),
+        "differences": differences(report),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["split", "trajectory", "distil"])
+    parser.add_argument("--dataset", required=True, help="name or folder, for load_dataset")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--method", default="TESLA", choices=[method.__name__ for method in hd.METHODS])
+    parser.add_argument("--preset")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="numbers of iterations to look at")
+    parser.add_argument("--students", nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=VALUE", help="a setting of the data")
+    given = vars(parser.parse_args())
+    given["settings"], given["data"] = (
+        {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in given.pop(key))}
+        for key in ("set", "data")
+    )
+    args = Arguments(**given)
+    if args.part == "split":
+        split(args)
+        return
+    path = args.output / f"{args.part}.json"
+    result = load_json(path) if path.is_file() else {"results": []}
+    train, test = images(args)
+    done = {each["steps"] for each in result["results"]}
+    baselines: dict[str, Any] = {}
+    for number in args.steps or [None]:
+        if number in done:
+            continue
+        # The baselines are the same beside each of the sets: one time is enough.
+        once = [row for each in result["results"] for row in each["rows"] if row["set"] != "distilled"]
+        baselines = {"baselines": [], "full_data": False} if once else {}
+        each = measure(args, train, test, number, **baselines)
+        result |= describe(args, make_accelerator(cpu_threads=args.threads).device)
+        result["arguments"]["output"] = args.output.name
+        result["results"].append(each)
+        save_json(path, json.loads(json.dumps(result, default=str)))
+
+
+if __name__ == "__main__":
+    main()
