@@ -1,15 +1,16 @@
-"""Crops, flips, rolls and mixes of images that stay on the device, drawn from counters instead of generators.
+"""Crops, flips, rolls, shuffles and mixes of images that stay on the device, drawn from counters instead of generators.
 
 What is drawn for an image is a pure function of (seed, path, id), with the epoch as the usual path and the row as the
 id. So an image gets the same crop whichever batch, order, worker or process it is met in, and whoever labels it in
 epoch 7 sees what the student sees in epoch 7, without a crop ever being stored.
 
 `uniform` makes the numbers, in integers, equal to the last bit on every device. `draw_*` turns them into whole pixels,
-`crop_resize`, `roll` and `apply_mix` apply these. Nothing loops over images, and nothing waits for the device, but for
-what is shared by a whole batch: its few numbers are read by the host, so they are best drawn there.
+`crop_resize`, `roll`, `shuffle_tiles` and `apply_mix` apply these. Nothing loops over images, and nothing waits for the
+device, but for what is shared by a whole batch: its few numbers are read by the host, so they are best drawn there.
 
 Columns of `uniform` that each draw takes: `draw_crops` the first `CROP_DRAWS`, `draw_cutmix` three, `draw_mixup` one,
-`draw_roll` two. Two draws from the same columns are not independent of each other: give each a path of its own.
+`draw_roll` two, `draw_shuffle` two for each tile along a side. Two draws from the same columns are not independent of
+each other: give each a path of its own.
 """
 
 import math
@@ -262,6 +263,60 @@ def roll(images: Tensor, offsets: Tensor) -> Tensor:
     """
     down, right = offsets.flatten().tolist()
     return torch.roll(images, (down, right), dims=(2, 3))
+
+
+# Tiles
+
+
+def edges(side: int, factor: int) -> list[int]:
+    """The ends of tiles along a side: `factor` + 1 pixels, and the first tiles are the longer ones."""
+    short, rest = divmod(side, factor)
+    return [short * tile + min(tile, rest) for tile in range(factor + 1)]
+
+
+def draw_shuffle(u: Tensor, factor: int) -> Tensor:
+    """Orders of `factor` tiles along each side, (n, 2, factor) int64: down, then across; each order is as likely.
+
+    Args:
+        u: Numbers in [0, 1), (n, at least 2 `factor`).
+        factor: Tiles along a side.
+    """
+    _check_columns(u, 2 * factor, f"a shuffle of {factor}x{factor} tiles")
+    return u[:, : 2 * factor].unflatten(1, (2, factor)).argsort(dim=2, stable=True)
+
+
+def shuffle_tiles(images: Tensor, orders: Tensor) -> Tensor:
+    """`images` (n, C, H, W) with their rows of tiles, and their columns of tiles, in other orders; differentiable.
+
+    Tiles lie as `edges` says, whole rows and whole columns of them move, and no pixel is changed. For two tiles along
+    an even side, the other order is a roll by half of it.
+
+    Args:
+        images: Of any type.
+        orders: (n, 2, f) int64, as `draw_shuffle` gives them: which row of tiles comes first, second, ...; and which
+            column.
+
+    Raises:
+        ValueError: There are more tiles than pixels along a side.
+    """
+    down, across = (
+        upload(_shuffled(order, side), images.device)
+        for order, side in zip(orders.unbind(1), images.shape[2:], strict=True)
+    )
+    shuffled = images.gather(2, down[:, None, :, None].expand_as(images))
+    return shuffled.gather(3, across[:, None, None, :].expand_as(images))
+
+
+def _shuffled(order: Tensor, side: int) -> Tensor:
+    """The pixel that comes to each place along a side, (n, side) int64, for orders (n, f) of its tiles."""
+    factor = order.shape[1]
+    if factor > side:
+        raise ValueError(f"{factor} tiles along a side of {side} pixels; expected at most {side}")
+    starts = upload(torch.tensor(edges(side, factor)), order.device)
+    first, length = starts[order], starts.diff()[order]  # (n, f), of the tiles as they come
+    ends = length.cumsum(1)
+    places = torch.arange(side, device=order.device).repeat(len(order), 1)
+    return places + (first + length - ends).gather(1, torch.searchsorted(ends, places, right=True))
 
 
 # Mixes

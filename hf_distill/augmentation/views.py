@@ -22,13 +22,15 @@ from .crops import (
     draw_crops,
     draw_cutmix,
     draw_mixup,
+    draw_shuffle,
     partners,
+    shuffle_tiles,
     uniform,
 )
 
 __all__ = ["ViewSource", "Views"]
 
-CROP, MIX = 1, 2  # paths of the draws, after the epoch
+CROP, MIX, SHUFFLE = 1, 2, 3  # paths of the draws, after the epoch
 
 
 class ViewSource(Protocol):
@@ -69,6 +71,9 @@ class Views:
         flip: Probability of mirroring.
         mix: "cutmix", "mixup" or "none".
         alpha: Of the Beta distribution that mixes; 1 is uniform.
+        shuffle: f, before the crop: the f rows of tiles and the f columns of tiles of an image come in any order, each
+            image's own; 1 leaves it as it is. This is RDED's (arXiv:2312.03526) for images of f x f tiles; for f = 2
+            and even sides it is a roll by half of each side, each with probability ½.
     """
 
     seed: int = 0
@@ -78,8 +83,11 @@ class Views:
     flip: float = 0.5
     mix: str = "cutmix"
     alpha: float = 1.0
+    shuffle: int = 1
 
     def __post_init__(self) -> None:
+        if type(self.shuffle) is not int or self.shuffle < 1:
+            raise ValueError(f"views with shuffle={self.shuffle!r}; expected the tiles along a side, from 1")
         for name, value, known in (
             ("crop", self.crop, ("resized", "padded", "none")),
             ("mix", self.mix, ("cutmix", "mixup", "none")),
@@ -132,6 +140,9 @@ class Views:
         self, images: Callable[[Tensor], Tensor], rows: Tensor, epoch: int, background: Tensor | float
     ) -> Tensor:
         x = images(rows)
+        if self.shuffle > 1:
+            orders = draw_shuffle(uniform(self.seed, (epoch, SHUFFLE), rows, 2 * self.shuffle), self.shuffle)
+            x = shuffle_tiles(x, orders)
         u = uniform(self.seed, (epoch, CROP), rows, CROP_DRAWS)
         height, width = x.shape[2:]
         if self.crop == "resized":
@@ -145,8 +156,9 @@ class Views:
         return crop_resize(x, params.to(x.device), (height, width))
 
     def to_config(self) -> dict[str, Any]:
-        """The attributes as JSON types."""
-        return {**asdict(self), "scale": list(self.scale)}
+        """The attributes as JSON types; `shuffle` where there is one, so that earlier descriptions are the same."""
+        config = {**asdict(self), "scale": list(self.scale)}
+        return config if self.shuffle > 1 else {key: value for key, value in config.items() if key != "shuffle"}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Views":

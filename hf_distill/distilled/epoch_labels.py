@@ -156,6 +156,7 @@ def _is_view_config(value: Any) -> bool:
     return (
         type(views.seed) is int
         and is_whole(views.pad, least=0)
+        and is_whole(views.shuffle, most=2**10)
         and all(map(is_number, (views.flip, views.alpha, *scale)))
         and len(scale) == 2
         and 0 < scale[0] <= scale[1]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..augmentation.crops import CROP_DRAWS, MIN_SCALE, draw_crops, uniform
+from ..augmentation.crops import CROP_DRAWS, MIN_SCALE, draw_crops, edges, uniform
 from ..config import DistillConfig, HfArg, check_at_least
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
@@ -81,12 +81,6 @@ def choose(losses: Tensor, count: int) -> tuple[Tensor, Tensor]:
     place = place[:count]
     images, ranks = place % len(losses), place // len(losses)
     return images, numbers[images, ranks]
-
-
-def edges(side: int, factor: int) -> list[int]:
-    """The ends of tiles along a side: `factor` + 1 pixels, and the first tiles are the longer ones."""
-    short, rest = divmod(side, factor)
-    return [short * tile + min(tile, rest) for tile in range(factor + 1)]
 
 
 @dataclass

@@ -21,9 +21,12 @@ from hf_distill.augmentation.crops import (
     draw_cutmix,
     draw_mixup,
     draw_roll,
+    draw_shuffle,
+    edges,
     min_scale,
     partners,
     roll,
+    shuffle_tiles,
     uniform,
 )
 from hf_distill.rng import generator
@@ -427,6 +430,53 @@ def test_a_roll_moves_all_images_down_and_right():
         for j in range(9):
             assert torch.equal(found[:, :, (i + 2) % 7, (j - 1) % 9], images[:, :, i, j])
     assert torch.equal(roll(images, draw_roll(torch.zeros(1, 2), 0)), images)
+
+
+# Tiles
+
+
+@pytest.mark.parametrize(("side", "factor"), [(224, 2), (9, 2), (11, 3), (10, 4), (5, 1), (3, 3)])
+def test_tiles_share_a_side_as_evenly_as_pixels_allow(side, factor):
+    parts = torch.arange(side).tensor_split(factor)
+    assert edges(side, factor) == [*(int(part[0]) for part in parts), side]
+
+
+@pytest.mark.parametrize(("size", "factor"), [((8, 8), 2), ((6, 9), 3), ((7, 11), 3), ((5, 5), 5), ((9, 4), 2)])
+def test_a_shuffle_puts_whole_rows_and_columns_of_tiles_into_other_orders(size, factor, device):
+    images = noise(30, *size)
+    orders = draw_shuffle(numbers(30, 2 * factor), factor)
+    shuffled = shuffle_tiles(images.to(device), orders.to(device)).cpu()
+    for image, (down, across), after in zip(images, orders.tolist(), shuffled, strict=True):
+        rows = torch.cat([image.tensor_split(factor, dim=1)[tile] for tile in down], dim=1)
+        expected = torch.cat([rows.tensor_split(factor, dim=2)[tile] for tile in across], dim=2)
+        assert torch.equal(after, expected)
+
+
+def test_two_tiles_along_an_even_side_are_rolled_by_half_of_it_or_not_each_as_often():
+    images, orders = noise(4000, 4, 6), draw_shuffle(numbers(4000, 4), 2)
+    shuffled = shuffle_tiles(images, orders)
+    counts = []
+    for down in (0, 2):
+        for right in (0, 3):
+            rolled = torch.roll(images, (down, right), dims=(2, 3))
+            counts.append((shuffled == rolled).flatten(1).all(1).sum().item())
+    assert sum(counts) == 4000
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_three_tiles_come_in_each_of_six_orders_each_as_often():
+    orders = draw_shuffle(numbers(6000, 6), 3)
+    pairs = (orders[:, 0] @ torch.tensor([9, 3, 1])) * 27 + orders[:, 1] @ torch.tensor([9, 3, 1])
+    _, counts = pairs.unique(return_counts=True)
+    assert len(counts) == 36  # rows and columns apart
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_more_tiles_than_pixels_are_refused_in_one_line():
+    with pytest.raises(ValueError, match="5 tiles along a side of 4 pixels; expected at most 4"):
+        shuffle_tiles(noise(1, 8, 4), draw_shuffle(numbers(1, 10), 5))
+    with pytest.raises(ValueError, match=r"a shuffle of 3x3 tiles takes \(n, 6\) or more columns"):
+        draw_shuffle(numbers(1, 5), 3)
 
 
 # Mixes

@@ -13,16 +13,18 @@ from hf_distill.augmentation.crops import (
     draw_crops,
     draw_cutmix,
     draw_mixup,
+    draw_shuffle,
+    shuffle_tiles,
     uniform,
 )
 from hf_distill.augmentation.crops import partners as draw_partners
-from hf_distill.augmentation.views import CROP, MIX, Views
+from hf_distill.augmentation.views import CROP, MIX, SHUFFLE, Views
 from hf_distill.rng import generator
 
 COUNT = 23
 ALL = torch.arange(COUNT)
-KINDS = [Views(seed=3, crop=crop, mix=mix, alpha=0.8) for crop in ("resized", "padded", "none") for mix in
-         ("cutmix", "mixup", "none")]  # fmt: skip
+KINDS = [Views(seed=3, crop=crop, mix=mix, alpha=0.8, shuffle=1 + (crop == "resized")) for crop in
+         ("resized", "padded", "none") for mix in ("cutmix", "mixup", "none")]  # fmt: skip
 IDS = [f"{views.crop}-{views.mix}" for views in KINDS]
 IMAGES = torch.rand(COUNT, 3, 12, 10, generator=generator(0, "images"))
 
@@ -69,6 +71,15 @@ def test_resized_crops_are_those_of_the_draws_with_flips(device):
     shares = params.boxes[:, 2] * params.boxes[:, 3] / 120
     assert 0.25 < shares.min() < shares.max() < 0.75
     assert 0 < params.flip.sum() < COUNT
+
+
+def test_tiles_are_shuffled_before_the_crop_and_the_crop_is_that_without():
+    views = Views(seed=9, scale=(0.3, 0.7), mix="none", shuffle=3)
+    orders = draw_shuffle(uniform(9, (4, SHUFFLE), ALL, 6), 3)
+    shuffled = shuffle_tiles(IMAGES, orders)
+    expected = replace(views, shuffle=1)(lambda rows: shuffled[rows], ALL, 4, COUNT)
+    assert torch.equal(views(take, ALL, 4, COUNT), expected)
+    assert not torch.equal(views(take, ALL, 4, COUNT), replace(views, shuffle=1)(take, ALL, 4, COUNT))
 
 
 @pytest.mark.parametrize("background", [0.0, torch.tensor([-1.5, -2.0, -2.5]).view(3, 1, 1)], ids=["zero", "black"])
@@ -156,11 +167,20 @@ def test_views_survive_their_description():
         assert torch.equal(again(take, ALL, 1, COUNT), views(take, ALL, 1, COUNT))
 
 
+def test_a_description_without_a_shuffle_is_that_of_before_and_one_with_it_says_so():
+    before = {"seed": 3, "crop": "none", "scale": [0.08, 1.0], "pad": 4, "flip": 0.5, "mix": "cutmix", "alpha": 1.0}
+    assert Views(seed=3, crop="none").to_config() == before
+    assert Views(seed=3, crop="none", shuffle=2).to_config() == {**before, "shuffle": 2}
+    assert Views.from_config(before).shuffle == 1
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"crop": "center"}, "views with crop='center'; expected one of resized, padded, none"),
         ({"mix": "cutout"}, "views with mix='cutout'; expected one of cutmix, mixup, none"),
+        ({"shuffle": 0}, "views with shuffle=0; expected the tiles along a side, from 1"),
+        ({"shuffle": 1.5}, "views with shuffle=1.5; expected the tiles along a side, from 1"),
     ],
 )
 def test_a_name_that_is_none_is_refused_in_one_line(values, message):

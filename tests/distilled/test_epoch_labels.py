@@ -32,7 +32,7 @@ from hf_distill.rng import generator
 SIZE, CLASSES, COUNT, EPOCHS = (12, 14), 6, 150, 5
 NAMES = [f"class {number}" for number in range(CLASSES)]
 SPEC = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 8, "norm": "batch"})
-VIEWS = Views(seed=11)
+VIEWS = Views(seed=11, shuffle=2)  # one field more than the first descriptions have
 
 
 def make_teacher(scale: float = 3.0) -> NetworkLabels:
@@ -423,6 +423,8 @@ def test_a_damaged_file_is_named_in_one_line(labels, tmp_path, damage):
         ("kept", 7),
         ("views", {"seed": 1}),
         ("views", {**VIEWS.to_config(), "mix": "blend"}),
+        ("views", {**VIEWS.to_config(), "shuffle": 0}),
+        ("views", {**VIEWS.to_config(), "shuffle": 10**9}),
         ("views", {**VIEWS.to_config(), "scale": [0, math.nan]}),
         ("bytes", None),
         ("views", {"kind": "recorded", "mix": "blend", "size": [12, 14]}),

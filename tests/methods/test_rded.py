@@ -13,7 +13,7 @@ from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.method import DistillationDiverged
 from hf_distill.methods import RDED, RDEDConfig
-from hf_distill.methods.patches import choose, edges, shrinking, take_crops
+from hf_distill.methods.patches import choose, shrinking, take_crops
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from tests.helpers.pets import NAMES, made, random_teacher, real
@@ -198,12 +198,6 @@ def test_a_teacher_that_likes_white_corners_gets_crops_with_a_white_corner(tmp_p
 
 
 # Tiles
-
-
-@pytest.mark.parametrize(("side", "factor"), [(224, 2), (9, 2), (11, 3), (10, 4), (5, 1), (3, 3)])
-def test_tiles_share_a_side_as_evenly_as_pixels_allow(side, factor):
-    parts = torch.arange(side).tensor_split(factor)
-    assert edges(side, factor) == [*(int(part[0]) for part in parts), side]
 
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["gray", "colour"])
