@@ -25,7 +25,7 @@ from hf_distill.config import (
 )
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate
+from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
@@ -47,6 +47,9 @@ class EvaluateArguments(ProcessArguments):
     protocol: str | None = HfArg(
         default=None,
         help="How students are trained, such as mtt, quick or apm. Without it: as at the distillation, else mtt.",
+    )
+    factor: int | None = HfArg(
+        default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
     )
     num_seeds: int = HfArg(default=5, help="Students per set and kind of labels.")
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
@@ -100,7 +103,7 @@ def main() -> None:
 
     options = {
         "held_out": held_out,
-        "protocol": args.protocol,
+        "protocol": protocol_for(distilled, args.protocol, args.factor),
         "num_seeds": args.num_seeds,
         "seed": args.seed,
         "accelerator": accelerator,

@@ -18,7 +18,8 @@ from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArgumen
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.label_costs import label_costs
 from hf_distill.distilled.labels import ProjectorLabels
-from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, check_data, distilled_pool
+from hf_distill.evaluation.evaluate import check_data, crop_protocol_for, distilled_pool
+from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push_with_projector
@@ -35,6 +36,9 @@ class ProjectArguments(ProcessArguments):
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
     protocol: str | None = HfArg(default=None, help="Whose views it will be asked about. Without it: that of the set.")
+    factor: int | None = HfArg(
+        default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
+    )
     teachers: list[str] | None = HfArg(
         default=None,
         help="Networks to imitate, the best one last: folders, repositories, or timm:<name>. Without it: "
@@ -73,10 +77,7 @@ def main() -> None:
 
     where = {"revision": args.distilled_revision, "token": hub.hub_token}
     distilled = DistilledSet.from_pretrained(args.distilled_dataset, **where)
-    name = args.protocol or (distilled.config.get("hyperparameters") or {}).get("eval_protocol")
-    protocol = PROTOCOLS.get(name)
-    if not isinstance(protocol, CropProtocol):
-        raise ValueError(f"the set's protocol is {name}, which looks at no views; choose one with --protocol")
+    protocol = crop_protocol_for(distilled, args.protocol, args.factor)
     data_args = source_arguments(distilled, data_args)
     train, test = RealImages.train_and_test(data_args)
     check_data(distilled, train)

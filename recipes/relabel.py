@@ -14,7 +14,8 @@ from pathlib import Path
 from hf_distill.config import HfArg, HubArguments, ProcessArguments, check_at_least, check_choice, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
-from hf_distill.evaluation.evaluate import PROTOCOLS, CropProtocol, distilled_pool
+from hf_distill.evaluation.evaluate import crop_protocol_for, distilled_pool
+from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
@@ -28,6 +29,9 @@ class RelabelArguments(ProcessArguments):
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of a set with a teacher.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
     protocol: str | None = HfArg(default=None, help="Whose views to label. Without it: that of the set.")
+    factor: int | None = HfArg(
+        default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
+    )
     label_epochs: int | None = HfArg(default=None, help="Epochs to store. Without it: those of the protocol.")
     kept: int | None = HfArg(default=None, help="Largest logits to keep of each label, with the mass of the rest.")
     seed: int = HfArg(default=0, help="Of the views.")
@@ -55,10 +59,7 @@ def main() -> None:
     )
     if distilled.teacher is None:
         raise ValueError(f"{args.distilled_dataset} has no teacher, so nobody can label its views; give another set")
-    name = args.protocol or (distilled.config.get("hyperparameters") or {}).get("eval_protocol")
-    protocol = PROTOCOLS.get(name)
-    if not isinstance(protocol, CropProtocol):
-        raise ValueError(f"the set's protocol is {name}, which looks at no views; choose one with --protocol")
+    protocol = crop_protocol_for(distilled, args.protocol, args.factor)
     labels = relabel(
         distilled.teacher.to(accelerator.device),
         distilled_pool(distilled, accelerator.device),

@@ -65,7 +65,7 @@ RECOVERED = {
         f"sre2l/imagenet1k-ipc{ipc}.yaml": (0.25, 0.01, 4000, 32, False, (True, 0.5), "none", "sre2l")
         for ipc in (10, 50)
     },
-    "sre2l/tiny-imagenet-ipc50.yaml": (0.1, 1.0, 4000, 4, True, (True, 0.5), "none", "cda-tiny"),
+    "sre2l/tiny-imagenet-ipc50.yaml": (0.1, 1.0, 4000, 4, True, (True, 0.5), "none", "sre2l-tiny"),
     "sre2l/cifar100-ipc50.yaml": (0.25, 0.01, 1000, 4, False, (False, 0), "none", "cda-cifar"),
     **{
         f"cda/imagenet1k-ipc{ipc}.yaml": (0.25, 0.01, 4000, 32, False, (True, 0.5), "cosine", "cda") for ipc in (10, 50)
@@ -82,6 +82,7 @@ RECOVERED = {
 TRAINED = {
     "sre2l": ("adamw", 0.001, 0.01, 1024, 300, 20, False, "cutmix", 0, 0),
     "cda": ("adamw", 0.001, 0.01, 128, 300, 20, False, "cutmix", 0, 0),
+    "sre2l-tiny": ("sgd", 0.2, 1e-4, 256, 100, 20, True, "none", 5, 0),
     "cda-tiny": ("sgd", 0.2, 1e-4, 64, 100, 20, True, "none", 5, 0),
     "cda-cifar": ("adamw", 0.001, 0.01, 128, 400, 30, False, "mixup", 0, 0),
     "cda-21k": ("adamw", 0.002, 0.01, 32, 300, 20, False, "none", 0, 0.2),
@@ -332,8 +333,10 @@ def test_students_are_trained_as_the_source_trains_them(name):
     optimizer, lr, decay, batch, epochs, temperature, squared, mix, warmup, smoothing = TRAINED[name]
     assert (protocol.optimizer, protocol.lrs, protocol.weight_decay) == (optimizer, (lr,), decay)
     assert (protocol.batch_size, protocol.epochs, protocol.warmup_epochs) == (batch, epochs, warmup)
+    assert protocol.momentum == (0.9 if optimizer == "sgd" else None)
+    assert protocol.decay_all == (name in ("sre2l-tiny", "cda-tiny", "cda-cifar"))
     assert (protocol.temperature, protocol.squared, protocol.label_smoothing) == (temperature, squared, smoothing)
-    assert (protocol.views.mix, protocol.views.flip) == (mix, 0.5)
+    assert (protocol.views.mix, protocol.views.flip) == (mix, 0.0 if name == "cda-21k" else 0.5)
     if name == "cda-cifar":
         assert (protocol.views.crop, protocol.views.pad, protocol.views.alpha) == ("padded", 4, 0.8)
     else:

@@ -23,7 +23,7 @@ from ..config import DataArguments, DistillConfig, check_choice
 from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import evaluate
-from ..evaluation.protocols import PROTOCOLS
+from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..hub.cards import Paper
 from ..hub.files import load_json, package_versions
 from ..hub.results import EvalReport
@@ -156,11 +156,19 @@ class Method(ABC):
         self.config = config
         self.train, self.test = train, test
         self.held_out = held_out if held_out is not None and len(held_out) else None
-        self.protocol = PROTOCOLS[config.eval_protocol]
+        self.protocol = self.protocol_of(config, train)
         self.output_dir = Path(config.output_dir)
         self.further_callbacks = list(callbacks)
         self.callbacks = Callbacks([ProgressBar(config.disable_tqdm), self._trackers(), *callbacks])
         self.distilled: DistilledSet
+
+    @classmethod
+    def protocol_of(cls, config: DistillConfig, train: RealImages) -> TrainingProtocol:
+        """How students are trained on the set that is made of `train` with such hyper-parameters.
+
+        A method whose images are of several tiles says so here to the protocols that follow the set.
+        """
+        return PROTOCOLS[config.eval_protocol].for_set(config.ipc, train.num_classes)
 
     @property
     def device(self) -> torch.device:
@@ -329,8 +337,8 @@ class Method(ABC):
         cls, config: DistillConfig, preset: str | None, train: RealImages, differing: Sequence[str]
     ) -> None:
         """Log what a call does not say: how long students train, and which preset there is, or is for other images."""
-        protocol = PROTOCOLS[config.eval_protocol]
-        logger.info("students train for %s epochs (protocol %s)", f"{protocol.epochs:,}", protocol.name)
+        protocol = cls.protocol_of(config, train)
+        logger.info("students train for %s epochs (protocol %s)", f"{protocol.epochs:,}", protocol.title)
         if preset is None:
             nearest = nearest_preset(cls.__name__.lower(), train, config.ipc)
             if nearest is not None:

@@ -18,7 +18,14 @@ from ..networks.compiling import compiled, forward, uncached_autocast
 from ..rng import derive_seed, generator
 from .protocols import CropProtocol
 
-__all__ = ["classes_loss", "distillation_loss", "matching_loss", "parameter_groups", "train_on_crops"]
+__all__ = [
+    "classes_loss",
+    "distillation_loss",
+    "matching_loss",
+    "parameter_groups",
+    "repeat_updates",
+    "train_on_crops",
+]
 
 
 def distillation_loss(
@@ -81,11 +88,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _optimizer(model: nn.Module, protocol: CropProtocol, lr: float) -> torch.optim.Optimizer:
-    if protocol.optimizer == "adamw":
-        return torch.optim.AdamW(parameter_groups(model, protocol.weight_decay), lr=lr, foreach=True)
-    return torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, foreach=True
-    )
+    decay = protocol.weight_decay
+    groups = parameter_groups(model, decay)
+    if protocol.decay_all:
+        groups = [{"params": list(model.parameters()), "weight_decay": decay}]
+    if protocol.momentum is None:
+        return torch.optim.AdamW(groups, lr=lr, foreach=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, foreach=True)
+
+
+def repeat_updates(model: nn.Module, times: int) -> None:
+    """Let each batch enter the running statistics of `model` so many times, at the cost of once.
+
+    A statistic r becomes r + m (s − r) of a batch with s. Another look at the same batch with the same weights sees the
+    same s, so that k looks leave r + (1 − (1 − m)ᵏ) (s − r): one look with a larger momentum.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and layer.momentum is not None:
+            layer.momentum = 1 - (1 - layer.momentum) ** times
 
 
 def train_on_crops(
@@ -116,6 +136,7 @@ def train_on_crops(
     """
     device, count = pool.device, len(rows)
     model = spec.build(derive_seed(seed, "init")).train()
+    repeat_updates(model, protocol.batchnorm_updates)
     layout = layout_for(model, device)
     model.to(device, memory_format=layout)
     optimizer = _optimizer(model, protocol, lr)

@@ -9,9 +9,9 @@ compare images by comes from a network trained on all of them, and where full da
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,13 +24,13 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels
 from ..hub.cards import human_bytes
-from ..hub.checks import is_number
+from ..hub.checks import is_number, is_whole
 from ..hub.results import EvalReport, EvalRow
 from ..networks.architectures import StudentSpec
 from ..rng import derive_seed
 from .accuracy import accuracy
 from .coresets import coresets, random_rows
-from .protocols import PROTOCOLS, CropProtocol, EvalProtocol
+from .protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol
 from .students import check_student, student_name
 from .trainer import Case, Result, Trainer
 
@@ -40,6 +40,7 @@ __all__ = [
     "Pool",
     "check_data",
     "check_labels",
+    "crop_protocol_for",
     "device_name",
     "distilled_pool",
     "evaluate",
@@ -52,20 +53,25 @@ __all__ = [
 ]
 
 
-def protocol_for(distilled: DistilledSet, protocol: str | EvalProtocol | None = None) -> EvalProtocol:
-    """The way to train students of a set: one of `PROTOCOLS`, with the augmentation that the set was made with.
+def protocol_for(
+    distilled: DistilledSet, protocol: str | TrainingProtocol | None = None, factor: int | None = None
+) -> TrainingProtocol:
+    """The way to train students of a set: one of `PROTOCOLS`, for a set like this and with the augmentation it had.
 
     Args:
-        distilled: The set.
+        distilled: The set: its images per class, its classes and its tiles say what protocols that follow the set are.
         protocol: A name, or a protocol that is taken as it is. If not given it is that of the distillation, else mtt;
             and where it is that, learning rates are chosen among those of the distillation.
+        factor: Tiles along a side of each image, for a protocol that follows them. If not given as at the distillation,
+            else 1: images of a set that does not say are whole ones.
 
     Raises:
-        ValueError: There is no protocol of this name.
+        ValueError: There is no protocol of this name, or the tiles are less than one or more than pixels.
     """
-    if isinstance(protocol, EvalProtocol):
+    if isinstance(protocol, TrainingProtocol):
         return protocol
-    own = (distilled.config.get("hyperparameters") or {}).get("eval_protocol", "mtt")
+    made_with = distilled.config.get("hyperparameters") or {}
+    own = made_with.get("eval_protocol", "mtt")
     name = own if protocol is None else protocol
     if not isinstance(name, str) or name not in PROTOCOLS:
         nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
@@ -74,9 +80,25 @@ def protocol_for(distilled: DistilledSet, protocol: str | EvalProtocol | None = 
         if protocol is None:
             raise ValueError(f"the set was made for a protocol that is unknown here, {name!r}; {expected}")
         raise ValueError(f"there is no protocol {name!r}; {expected}")
-    known = PROTOCOLS[name]
-    known = replace(known, dsa_strategy=distilled.config.get("dsa_strategy", known.dsa_strategy))
+    most = min(distilled.pixel_values.shape[2:])
+    if factor is None:
+        recorded = made_with.get("factor")
+        factor = recorded if is_whole(recorded, most=most) else 1
+    elif not is_whole(factor, most=most):
+        raise ValueError(f"--factor is {factor}; expected the tiles along a side of each image, from 1 to {most}")
+    ipc = math.ceil(len(distilled) / distilled.num_classes)
+    known = PROTOCOLS[name].for_set(ipc, distilled.num_classes, factor)
+    strategy = distilled.config.get("dsa_strategy")
+    known = known if strategy is None else known.with_augmentation(strategy)
     return replace(known, lrs=tuple(distilled.config.get("eval_lrs") or known.lrs)) if name == own else known
+
+
+def crop_protocol_for(distilled: DistilledSet, protocol: str | None = None, factor: int | None = None) -> CropProtocol:
+    """As `protocol_for`, for labels of views; a `ValueError` where the protocol looks at none."""
+    known = protocol_for(distilled, protocol, factor)
+    if not isinstance(known, CropProtocol):
+        raise ValueError(f"the set's protocol is {known.name}, which looks at no views; choose one with --protocol")
+    return known
 
 
 def made_for(distilled: DistilledSet) -> StudentSpec | None:
@@ -90,7 +112,7 @@ def evaluate(
     test: RealImages,
     *,
     held_out: RealImages | None = None,
-    protocol: str | EvalProtocol | None = None,
+    protocol: str | TrainingProtocol | None = None,
     students: Sequence[str | StudentSpec] | None = None,
     num_seeds: int = 5,
     seed: int = 0,
@@ -219,7 +241,8 @@ class _RealSets:
     def full_data(self, guide: StudentSpec) -> tuple[list[Result], dict[str, Tensor]]:
         """The results of all real images, and the `coresets` by the first network `guide` that learned them."""
         everything = torch.arange(len(self.train))
-        epochs = self.trainer.protocol.full_data_epochs
+        trainer = replace(self.trainer, protocol=self.trainer.protocol.for_full_data())
+        epochs = trainer.protocol.full_data_epochs
         cases = self._cases("full data", everything.expand(self.num_seeds, -1), everything, epochs)
         reported = len(cases)
         if self.greedy and guide not in self.specs:  # a network for the features alone
@@ -231,8 +254,8 @@ class _RealSets:
             rows = self.coresets(model) if (index, number) == (guiding, 0) else {}
             return (accuracy(model, self.trainer.test) if index < reported else None), rows
 
-        lrs = self.trainer.choose(cases)
-        judged = self.trainer.train(cases, lrs, judge)
+        lrs = trainer.choose(cases)
+        judged = trainer.train(cases, lrs, judge)
         results = [
             Result(case, lr, [measured for measured, _ in students])
             for case, lr, students in zip(cases, lrs, judged, strict=True)
@@ -266,7 +289,7 @@ class _RealSets:
 def validation_accuracy(
     distilled: DistilledSet,
     held_out: RealImages | Pool,
-    protocol: EvalProtocol,
+    protocol: TrainingProtocol,
     num_nets: int,
     seed: int,
     accelerator: Accelerator,
@@ -324,7 +347,7 @@ def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:
 
 def trainer_for(
     distilled: DistilledSet,
-    protocol: EvalProtocol,
+    protocol: TrainingProtocol,
     test: RealImages,
     held_out: RealImages | None,
     seed: int,
@@ -375,7 +398,7 @@ def _check_enough(real: RealImages, counts: Sequence[int]) -> None:
 def _distilled_cases(
     distilled: DistilledSet,
     specs: Sequence[StudentSpec],
-    protocol: EvalProtocol,
+    protocol: TrainingProtocol,
     num_seeds: int,
     device: torch.device,
     labels: EpochLabels | ProjectorLabels | None = None,
@@ -402,7 +425,7 @@ def _distilled_cases(
     return cases
 
 
-def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, protocol: EvalProtocol) -> None:
+def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, protocol: TrainingProtocol) -> None:
     """Raise a one-line `ValueError` unless these label the images of a set; those of views, for a protocol of views."""
     for source in labels.sources if isinstance(labels, MeanLabels) else [labels]:
         if isinstance(source, NetworkLabels):
@@ -431,23 +454,14 @@ def _report(
     protocol, device = trainer.protocol, device_name(trainer.accelerator.device)
     report = EvalReport()
     for case, lr, accuracies in results:
-        student, trained = student_name(case.spec), protocol.name
+        student, trained = student_name(case.spec), protocol.title
         if labels is not None and (case.set, case.labels) == ("distilled", "soft"):
             kind = "stored labels" if isinstance(labels, EpochLabels) else f"label projector {labels.digest}"
-            trained = f"{protocol.name}, {kind} ({human_bytes(labels.num_bytes)})"
+            trained = f"{protocol.title}, {kind} ({human_bytes(labels.num_bytes)})"
         images = case.rows.shape[1]
         report.rows.append(EvalRow(case.set, case.labels, student, trained, images, accuracies, device, split))
-        about = {"seed": trainer.seed, **_training(protocol), "learning_rates": {}, "epochs": {}, **context}
-        about = report.meta.setdefault(f"{protocol.name}, {student}", about)
+        about = {"seed": trainer.seed, **protocol.to_config(), "learning_rates": {}, "epochs": {}, **context}
+        about = report.meta.setdefault(f"{protocol.title}, {student}", about)
         row = f"{case.set}, {case.labels} labels"
         about["learning_rates"][row], about["epochs"][row] = lr, case.epochs
     return report
-
-
-def _training(protocol: EvalProtocol) -> dict[str, Any]:
-    """A report's words for what students see and learn, as JSON types."""
-    if not isinstance(protocol, CropProtocol):
-        return {"dsa_strategy": protocol.dsa_strategy}
-    about = {"views": protocol.views.to_config(), "loss": protocol.loss}
-    about |= {"ce_weight": protocol.ce_weight, "cosine": protocol.cosine}
-    return {**about, "temperature": protocol.temperature} if protocol.loss == "kl" else about

@@ -23,7 +23,7 @@ from ..hub.results import LabelRow
 from ..networks.architectures import StudentSpec
 from ..networks.projector import INDEX, LabelProjector
 from .evaluate import check_labels, device_name, distilled_pool, protocol_for, student_specs, trainer_for
-from .protocols import EvalProtocol
+from .protocols import TrainingProtocol
 from .students import check_student, student_name
 from .trainer import Case
 
@@ -36,7 +36,7 @@ def compare_labels(
     test: RealImages,
     *,
     held_out: RealImages | None = None,
-    protocol: str | EvalProtocol | None = None,
+    protocol: str | TrainingProtocol | None = None,
     student: str | StudentSpec | None = None,
     num_seeds: int = 5,
     seed: int = 0,
@@ -97,7 +97,7 @@ def compare_labels(
             labels=name,
             num_bytes=source.num_bytes,
             student=student_name(spec),
-            protocol=protocol.name,
+            protocol=protocol.title,
             images=len(distilled),
             accuracies=result.accuracies,
             device=device_name(accelerator.device),
@@ -112,7 +112,7 @@ def _cases(
     distilled: DistilledSet,
     sources: Mapping[str, LabelSource],
     spec: StudentSpec,
-    protocol: EvalProtocol,
+    protocol: TrainingProtocol,
     num_seeds: int,
     device: torch.device,
 ) -> list[Case]:
@@ -136,7 +136,9 @@ def _cases(
     ]
 
 
-def _targets(source: LabelSource, distilled: DistilledSet, pool: Pool, protocol: EvalProtocol) -> Tensor | LabelSource:
+def _targets(
+    source: LabelSource, distilled: DistilledSet, pool: Pool, protocol: TrainingProtocol
+) -> Tensor | LabelSource:
     """The labels of a source as training takes them; a `ValueError` for all that is wrong with them."""
     if isinstance(source, HardLabels):
         return pool.labels

@@ -1,9 +1,13 @@
-"""`EvalProtocol`: how students are trained, under the names that reports give."""
+"""How students are trained, under the names that reports give: `PROTOCOLS`, which `docs/protocols.md` compares with the
+papers value by value."""
 
 import math
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Self
 
 from ..augmentation.dsa import DEFAULT_STRATEGY
 from ..augmentation.views import Views, ViewSource
@@ -11,32 +15,21 @@ from ..config import check_at_least
 from ..distilled.labels import LabelSource, StoredLabels
 from ..rng import derive_seed
 
-__all__ = ["PROTOCOLS", "CropProtocol", "EvalProtocol"]
+__all__ = ["PROTOCOLS", "CropProtocol", "EvalProtocol", "TrainingProtocol", "rded_batch"]
 
 
 @dataclass(frozen=True)
-class EvalProtocol:
-    """The way to train a student: SGD with momentum and DSA, and a learning rate that drops.
-
-    Example:
-        >>> short = hd.EvalProtocol("short", epochs=4, full_data_epochs=1)
-        >>> [factor for factor, _ in short.schedule(4)]
-        [1.0, 1.0, 1.0, 0.1]
+class TrainingProtocol(ABC):
+    """What every way to train a student has: `EvalProtocol` and `CropProtocol` add the rest.
 
     Attributes:
         name: What reports call it.
         epochs: Passes over a small set.
         full_data_epochs: Passes over all real images.
         batch_size: Images per step; a smaller set is one batch.
-        momentum: Of SGD.
-        weight_decay: L2, of SGD.
-        dsa_strategy: Augmentation of every batch.
-        decay_epochs: Fractions f of training at which the rate drops: after epoch ⌊f·E⌋ + 1, where epochs are 0 to E.
-        decay: Factor of each drop.
-        reset_momentum: A drop also empties the momentum.
-        loss: With soft labels "ce", the cross-entropy with their softmax, or "l1", the mean distance from the logits
-            themselves. With hard labels it is the cross-entropy.
+        weight_decay: Of weights, by the optimizer.
         lrs: Learning rates to choose from on held-out images; the first is used where there are none.
+        full_data_batch_size: Images per step on all real images; `batch_size` if not given.
         source: Where the numbers come from.
     """
 
@@ -44,37 +37,106 @@ class EvalProtocol:
     epochs: int
     full_data_epochs: int
     batch_size: int = 256
-    momentum: float = 0.9
     weight_decay: float = 5e-4
+    lrs: tuple[float, ...] = (0.01,)
+    full_data_batch_size: int | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for flag in ("epochs", "full_data_epochs"):
+            check_at_least(flag, getattr(self, flag), 1)
+        for flag in ("batch_size", "full_data_batch_size"):
+            check_at_least(flag, getattr(self, flag), 2)
+        if not self.lrs or min(self.lrs) <= 0:
+            raise ValueError(f"protocol {self.name!r} has the learning rates {self.lrs}; expected some above 0")
+
+    def _check_known(self, field: str, known: tuple[str, ...]) -> None:
+        if getattr(self, field) not in known:
+            value = getattr(self, field)
+            raise ValueError(f"protocol {self.name!r} has {field}={value!r}; expected one of {', '.join(known)}")
+
+    @property
+    @abstractmethod
+    def per_view(self) -> bool:
+        """True where labels are those of each view of an image, and not one for each image."""
+
+    @property
+    def title(self) -> str:
+        """The name in the rows of reports, with whatever follows the set."""
+        return self.name
+
+    def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
+        """The protocol for a set of `ipc` images of each class, each of `factor` x `factor` tiles: most follow nothing.
+
+        Whoever looks a protocol up by its name asks for this, and the sets that are compared with a set get its own.
+        """
+        return self
+
+    def for_full_data(self) -> Self:
+        """The protocol with the batches of all real images."""
+        return self if self.full_data_batch_size is None else replace(self, batch_size=self.full_data_batch_size)
+
+    def with_augmentation(self, dsa_strategy: str) -> Self:
+        """The protocol with the DSA that a set was made with, where students see DSA at all."""
+        return self
+
+    def to_config(self) -> dict[str, Any]:
+        """The values in use, as JSON types, without the name, the source, and what each row of a report says."""
+        apart = ("name", "source", "epochs", "full_data_epochs", "lrs")
+        values = {key: value for key, value in asdict(self).items() if key not in apart and value is not None}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class EvalProtocol(TrainingProtocol):
+    """The way to train a student on whole images: SGD with momentum and DSA, and a learning rate that drops.
+
+    Example:
+        >>> short = hd.EvalProtocol("short", epochs=4, full_data_epochs=1)
+        >>> [factor for factor, _ in short.schedule(4)]
+        [1.0, 1.0, 1.0, 0.1]
+
+    Attributes:
+        momentum: Of SGD.
+        dsa_strategy: Augmentation of every batch.
+        decay_epochs: Fractions f of training at which the rate drops. Of epochs 0 to E, the last at the full rate is
+            number ⌊f·E⌋ + 1 where the momentum is emptied, as in code that makes a new optimizer after it; it is number
+            ⌊f·E⌋ where the momentum is kept, as torch's `MultiStepLR([⌊f·E⌋ + 1])` has it.
+        decay: Factor of each drop.
+        reset_momentum: A drop also empties the momentum.
+        loss: With soft labels "ce", the cross-entropy with their softmax, or "l1", the mean distance from the logits
+            themselves. With hard labels it is the cross-entropy.
+    """
+
+    momentum: float = 0.9
     dsa_strategy: str = DEFAULT_STRATEGY
     decay_epochs: tuple[float, ...] = (0.5,)
     decay: float = 0.1
     reset_momentum: bool = True
     loss: str = "ce"
-    lrs: tuple[float, ...] = (0.01,)
-    source: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_known("loss", ("ce", "l1"))
 
     @property
     def per_view(self) -> bool:
-        """True where labels are those of each view of an image, and not one for each image."""
+        """Each image has one label."""
         return False
 
-    def __post_init__(self) -> None:
-        for flag, value in (("epochs", self.epochs), ("full_data_epochs", self.full_data_epochs)):
-            check_at_least(flag, value, 1)
-        check_at_least("batch_size", self.batch_size, 2)
-        if not self.lrs or min(self.lrs) <= 0:
-            raise ValueError(f"protocol {self.name!r} has the learning rates {self.lrs}; expected some above 0")
+    def with_augmentation(self, dsa_strategy: str) -> Self:
+        """The protocol with another `dsa_strategy`."""
+        return replace(self, dsa_strategy=dsa_strategy)
 
     def schedule(self, epochs: int) -> list[tuple[float, bool]]:
         """For each of `epochs` the factor of the learning rate, and whether the momentum is emptied before it."""
-        first_after = {math.floor(fraction * (epochs - 1)) + 2 for fraction in self.decay_epochs}
-        factors = [self.decay ** sum(epoch >= drop for drop in first_after) for epoch in range(epochs)]
-        return [(factor, self.reset_momentum and epoch in first_after) for epoch, factor in enumerate(factors)]
+        last_full = {math.floor(fraction * (epochs - 1)) + self.reset_momentum for fraction in self.decay_epochs}
+        factors = [self.decay ** sum(epoch > last for last in last_full) for epoch in range(epochs)]
+        return [(factor, self.reset_momentum and epoch - 1 in last_full) for epoch, factor in enumerate(factors)]
 
 
 @dataclass(frozen=True)
-class CropProtocol(EvalProtocol):
+class CropProtocol(TrainingProtocol):
     """The way of SRe2L, CDA and RDED to train a student: on crops of mixed images, with the labels of these very views.
 
     Soft labels are logits: the loss is KL(softmax(z_T / τ) ‖ softmax(z_S / τ)), the mean over a batch. With hard labels
@@ -82,7 +144,9 @@ class CropProtocol(EvalProtocol):
 
     Attributes:
         views: What is seen of each image in each epoch.
-        optimizer: "adamw", which decays only weights of two dimensions or more, or "sgd" with `momentum`.
+        optimizer: "adamw" or "sgd".
+        momentum: Of SGD; AdamW has none.
+        decay_all: Weight decay acts on biases and normalisation too, and not on weights of two dimensions or more only.
         temperature: τ.
         squared: Multiply the loss by τ², so that gradients keep their size.
         loss: "kl", or "mse": both logits are reduced by their mean over the classes, which a softmax does not see, and
@@ -91,10 +155,15 @@ class CropProtocol(EvalProtocol):
         warmup_epochs: Of a rate that rises linearly from a hundredth; it then falls along a cosine.
         cosine: Length of half the cosine, in trainings: 1 ends at 0, and 2 at half the rate.
         label_smoothing: Share of every target, hard or soft, that is spread over all classes.
+        batchnorm_updates: How often each batch enters the running statistics. Code that looks at a batch once more, in
+            training mode, before its step has 2.
+        follows_set: Batches, crops and shuffles are functions of the set, as RDED's are: see `for_set`.
     """
 
     views: Views = Views()
     optimizer: str = "adamw"
+    momentum: float | None = None
+    decay_all: bool = False
     temperature: float = 20.0
     squared: bool = False
     loss: str = "kl"
@@ -102,11 +171,48 @@ class CropProtocol(EvalProtocol):
     warmup_epochs: int = 0
     cosine: float = 1.0
     label_smoothing: float = 0.0
+    batchnorm_updates: int = 1
+    follows_set: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_known("optimizer", ("adamw", "sgd"))
+        self._check_known("loss", ("kl", "mse"))
+        check_at_least("batchnorm_updates", self.batchnorm_updates, 1)
+        if (self.momentum is None) != (self.optimizer == "adamw"):
+            has = "takes no momentum" if self.optimizer == "adamw" else "needs a momentum, such as 0.9"
+            raise ValueError(f"protocol {self.name!r} has momentum={self.momentum}; {self.optimizer} {has}")
 
     @property
     def per_view(self) -> bool:
         """Labels are those of each view."""
         return True
+
+    @property
+    def title(self) -> str:
+        """As of any, and the batches and tiles of one that follows the set."""
+        if not self.follows_set:
+            return self.name
+        tiles = f", {self.views.shuffle}x{self.views.shuffle} tiles" if self.views.shuffle > 1 else ""
+        return f"{self.name}, batches of {self.batch_size}{tiles}"
+
+    def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
+        """RDED's, for a set of `ipc` images of each class, each of `factor` x `factor` tiles; others follow nothing.
+
+        Batches are those of `rded_batch`. Crops have 1 / factor of the area at least, and tiles are shuffled; an image
+        of one tile is neither cropped nor shuffled.
+        """
+        if not self.follows_set:
+            return self
+        crop = "resized" if factor > 1 else "none"
+        views = replace(self.views, crop=crop, scale=(1 / factor, 1.0), shuffle=factor)
+        return replace(self, batch_size=rded_batch(ipc, classes), views=views)
+
+    def to_config(self) -> dict[str, Any]:
+        """As of any; the loss "mse" has no use for a temperature."""
+        unused = ("temperature", "squared") if self.loss == "mse" else ()
+        config = {key: value for key, value in super().to_config().items() if key not in unused}
+        return {**config, "views": self.views.to_config()}
 
     def rate(self, epoch: int, epochs: int) -> float:
         """The factor of the learning rate in `epoch`, from 0."""
@@ -126,7 +232,22 @@ class CropProtocol(EvalProtocol):
         return targets.views or replace(self.views, seed=derive_seed(seed, "views"))
 
 
-PROTOCOLS = {
+def rded_batch(ipc: int, classes: int) -> int:
+    """Images per step in the code of RDED (arXiv:2312.03526), for `ipc` images of each of `classes`.
+
+    It is 10, 50 and 100 for 1, 10 and 50 images per class, twice that from 100 classes on, and 100 for Tiny-ImageNet,
+    which is taken here to be any set of 200 classes; never more than there are images. Its code has no other numbers of
+    images per class: here each takes the batch of the next smaller one.
+    """
+    batch = next(size for least, size in ((50, 100), (10, 50), (0, 10)) if ipc >= least)
+    if classes == 200:
+        batch = 100
+    elif classes >= 100:
+        batch *= 2
+    return max(2, min(batch, ipc * classes))
+
+
+PROTOCOLS: dict[str, TrainingProtocol] = {
     protocol.name: protocol
     for protocol in (
         EvalProtocol(
@@ -151,18 +272,21 @@ PROTOCOLS = {
             "apm",
             epochs=1001,
             full_data_epochs=101,
-            loss="l1",
             lrs=(0.02, 0.01, 0.04, 0.1),
+            reset_momentum=False,
+            loss="l1",
             source="The code of APM (github.com/mchen725/DD_APM): students learn the logits of one teacher with the L1 "
-            "loss, epochs 0 to 1000, after 501 a tenth of the learning rate. Its rate is that of the students while "
-            "distilling; what the other sets choose from, and the epochs on all real images, are this library's.",
+            "loss, epochs 0 to 1000, from 501 on at a tenth of the learning rate, with the momentum that they have. "
+            "Its rate is that of the students while distilling; what the other sets choose from, and the epochs on all "
+            "real images, are this library's.",
         ),
         EvalProtocol(
             "apm-600",
             epochs=601,
             full_data_epochs=101,
-            loss="l1",
             lrs=(0.02, 0.01, 0.04, 0.1),
+            reset_momentum=False,
+            loss="l1",
             source="As apm, with the 600 epochs that its authors give large sets.",
         ),
         EvalProtocol(
@@ -170,9 +294,10 @@ PROTOCOLS = {
             epochs=200,
             full_data_epochs=30,
             batch_size=128,
-            loss="l1",
             lrs=(0.03, 0.01, 0.1),
-            source="This library's, for small images on a CPU: as quick, with the loss of apm.",
+            reset_momentum=False,
+            loss="l1",
+            source="This library's, for small images on a CPU: as quick, with the loss and the drop of apm.",
         ),
         CropProtocol(
             "sre2l",
@@ -182,6 +307,22 @@ PROTOCOLS = {
             weight_decay=0.01,
             lrs=(0.001,),
             source="The code of SRe2L (arXiv:2306.13092) for ImageNet-1K: AdamW, cosine, CutMix, temperature 20.",
+        ),
+        CropProtocol(
+            "sre2l-tiny",
+            epochs=100,
+            full_data_epochs=100,
+            batch_size=256,
+            weight_decay=1e-4,
+            lrs=(0.2,),
+            views=Views(mix="none"),
+            optimizer="sgd",
+            momentum=0.9,
+            decay_all=True,
+            squared=True,
+            warmup_epochs=5,
+            source="The code of SRe2L for Tiny-ImageNet (github.com/zeyuanyin/tiny-imagenet), and its logs: SGD, five "
+            "epochs of warm-up, no mixing.",
         ),
         CropProtocol(
             "cda",
@@ -199,12 +340,13 @@ PROTOCOLS = {
             batch_size=64,
             weight_decay=1e-4,
             lrs=(0.2,),
-            optimizer="sgd",
             views=Views(mix="none"),
+            optimizer="sgd",
+            momentum=0.9,
+            decay_all=True,
             squared=True,
             warmup_epochs=5,
-            source="The code of SRe2L and CDA for Tiny-ImageNet: SGD, five epochs of warm-up, no mixing; batches of 64 "
-            "are those of LPLD's reproduction, where the code has 256.",
+            source="As sre2l-tiny, in the batches of 64 that LPLD's reproduction of CDA has.",
         ),
         CropProtocol(
             "cda-cifar",
@@ -214,6 +356,7 @@ PROTOCOLS = {
             weight_decay=0.01,
             lrs=(0.001,),
             views=Views(crop="padded", mix="mixup", alpha=0.8),
+            decay_all=True,
             temperature=30.0,
             source="The code of SRe2L for CIFAR-100: AdamW, shifts of up to four pixels, Mixup, temperature 30.",
         ),
@@ -224,7 +367,7 @@ PROTOCOLS = {
             batch_size=32,
             weight_decay=0.01,
             lrs=(0.002,),
-            views=Views(mix="none"),
+            views=Views(mix="none", flip=0.0),
             label_smoothing=0.2,
             source="LPLD's reproduction of CDA on ImageNet-21K, without its CutOut.",
         ),
@@ -233,25 +376,31 @@ PROTOCOLS = {
             epochs=300,
             full_data_epochs=100,
             batch_size=100,
+            full_data_batch_size=100,
             weight_decay=0.01,
             lrs=(0.001,),
-            views=Views(scale=(0.5, 1.0)),
-            source="RDED (arXiv:2312.03526) for ImageNet-1K: boxes of at least half the area, CutMix, temperature 20; "
-            "its shuffle of the patches is left out.",
+            views=Views(scale=(0.5, 1.0), shuffle=2),
+            cosine=2.0,
+            batchnorm_updates=2,
+            follows_set=True,
+            source="The code of RDED (arXiv:2312.03526): batches, crops and the shuffle of the tiles follow the set; "
+            "CutMix, temperature 20, a cosine that ends at half the rate.",
         ),
         CropProtocol(
             "hello",
             epochs=300,
             full_data_epochs=100,
             batch_size=100,
+            full_data_batch_size=100,
             weight_decay=0.01,
             lrs=(0.001,),
-            views=Views(scale=(0.5, 1.0)),
+            views=Views(scale=(0.5, 1.0), shuffle=2),
             loss="mse",
             ce_weight=0.025,
             cosine=2.0,
-            source="The loss is that of HeLlO (arXiv:2408.08201), the schedule that of RDED (arXiv:2312.03526), ending "
-            "at half the rate, and the weight of the classes that of EDC (arXiv:2404.13733).",
+            follows_set=True,
+            source="The loss is that of HeLlO (arXiv:2408.08201), the schedule, batches and views are those of RDED "
+            "(arXiv:2312.03526), and the weight of the classes that of EDC (arXiv:2404.13733).",
         ),
         CropProtocol(
             "hello-quick",

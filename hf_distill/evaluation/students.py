@@ -23,7 +23,7 @@ from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_fo
 from ..networks.compiling import compiled, forward, uncached_autocast
 from ..rng import derive_seed, generator
 from .crop_students import train_on_crops
-from .protocols import CropProtocol, EvalProtocol
+from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
 
 PREPARED_VALUES = 2**20  # pixel values augmented at a time: many steps of a small set, one step of a large one
 TOGETHER_PIXELS = 2**17  # students train side by side up to so many pixels in a step; beyond, one fills the device
@@ -55,7 +55,7 @@ def train_student(
     images: Tensor,
     targets: Tensor,
     spec: StudentSpec,
-    protocol: EvalProtocol,
+    protocol: TrainingProtocol,
     *,
     lr: float,
     seed: int,
@@ -114,7 +114,7 @@ def train_students(
     targets: Tensor | LabelSource,
     rows: Tensor,
     spec: StudentSpec,
-    protocol: EvalProtocol,
+    protocol: TrainingProtocol,
     epochs: int,
     lrs: Sequence[float],
     seeds: Sequence[int],
@@ -140,6 +140,8 @@ def train_students(
         return [
             train_on_crops(pool, targets, own, spec, protocol, epochs, lr, seed, accelerator) for own, lr, seed in each
         ]
+    if not isinstance(protocol, EvalProtocol):
+        raise ValueError(f"protocol {protocol.name!r} is a {type(protocol).__name__}; expected an EvalProtocol")
     if not isinstance(targets, Tensor):
         targets = RowTargets(pool, targets, rows)
     if len(rows) > 1 and _stateless(spec):
@@ -150,7 +152,7 @@ def train_students(
     ]
 
 
-def students_at_once(pool: Pool, rows: Tensor, protocol: EvalProtocol) -> int:
+def students_at_once(pool: Pool, rows: Tensor, protocol: TrainingProtocol) -> int:
     """The number of students worth training side by side, on as many images as `rows` (E, N) has for each."""
     pixels = min(rows.shape[1], protocol.batch_size) * math.prod(pool.shape[1:])
     return max(1, TOGETHER_PIXELS // pixels)

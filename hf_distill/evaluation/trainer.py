@@ -15,7 +15,7 @@ from ..distilled.labels import LabelSource
 from ..networks.architectures import StudentSpec
 from ..rng import derive_seed
 from .accuracy import accuracy
-from .protocols import EvalProtocol
+from .protocols import TrainingProtocol
 from .students import student_name, students_at_once, train_students
 
 __all__ = ["Case", "Result", "Trainer"]
@@ -84,7 +84,7 @@ class Trainer:
     """
 
     accelerator: Accelerator
-    protocol: EvalProtocol
+    protocol: TrainingProtocol
     seed: int
     test: Pool
     held_out: Pool | None

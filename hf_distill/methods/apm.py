@@ -324,7 +324,7 @@ class APM(BlockDistiller):
         self.strategy = DSA(dsa_strategy).strategy
         if not self.protocol.per_view:  # what is trained on the set sees the augmentation and rate that it was made for
             rates = dict.fromkeys((config.lr_net, *self.protocol.lrs))
-            self.protocol = replace(self.protocol, dsa_strategy=self.strategy, lrs=tuple(rates))
+            self.protocol = replace(self.protocol.with_augmentation(self.strategy), lrs=tuple(rates))
         self.training = EvalProtocol(
             "apm-student",
             epochs=config.student_epochs,

@@ -171,6 +171,7 @@ class HeLlO(PatchMethod):
     learns_from = (TeacherConfig, PriorArguments)
     config_class = HeLlOConfig
     config: HeLlOConfig
+    protocol: CropProtocol
     free = frozenset({"compare_labels", "pruned_share", *(field.name for field in fields(ProjectorConfig))})
     paper = Paper(
         title="Heavy Labels Out! Dataset Distillation with Label Space Lightening",

@@ -21,6 +21,7 @@ from ..data.preprocessing import Preprocessing
 from ..data.upload import upload
 from ..engine.blocks import Block, BlockDistiller
 from ..engine.method import Preparation
+from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
 from ..training.teachers import TeacherConfig, find_teachers
@@ -145,6 +146,11 @@ class PatchMethod(BlockDistiller):
         self.teacher = teachers[-1].to(self.device)
         self.preprocessing = self.teacher.preprocessing
         self.teacher.check_matches(train)
+
+    @classmethod
+    def protocol_of(cls, config: PatchConfig, train: RealImages) -> TrainingProtocol:
+        """As `Method.protocol_of`, for images of `factor` x `factor` tiles."""
+        return PROTOCOLS[config.eval_protocol].for_set(config.ipc, train.num_classes, config.factor)
 
     @classmethod
     def check(cls, config: PatchConfig, train: RealImages, accelerator: Accelerator) -> None:

@@ -32,7 +32,7 @@ Differs from the authors' code:
 - Every draw is a function of (seed, class) or of (seed, image): neither other classes nor processes change it.
 
 The defaults are those of their scripts, M = 300, m = 5 and f = 2; for images of 64 pixels and fewer they have f = 1.
-Students see the tiled images as any other: their shuffle of the patches is not part of the protocol here.
+The protocol of their students (`rded`) takes its batches from n, and its crops and its shuffle of the tiles from f.
 """
 
 from dataclasses import dataclass

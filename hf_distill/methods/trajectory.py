@@ -22,7 +22,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ class TrajectoryMatching(Distiller):
         strategy = experts.config["training"]["dsa_strategy"] if config.dsa else ""
         self.dsa = DSA(strategy)
         # What is trained on the set sees the augmentation that the set was made under.
-        self.protocol = replace(self.protocol, dsa_strategy=strategy)
+        self.protocol = self.protocol.with_augmentation(strategy)
         self.student = self._student()
         self._at_floor = 0
 

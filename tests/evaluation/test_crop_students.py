@@ -20,9 +20,10 @@ from hf_distill.evaluation.crop_students import (
     distillation_loss,
     matching_loss,
     parameter_groups,
+    repeat_updates,
     train_on_crops,
 )
-from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
+from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol, EvalProtocol, rded_batch
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
@@ -171,6 +172,94 @@ def test_a_cosine_of_twice_the_training_ends_at_half_the_rate():
     assert warm.rate(99, 100) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("name", ["rded", "hello"])
+def test_the_rate_of_rded_ends_at_half(name):
+    rates = [PROTOCOLS[name].rate(epoch, 300) for epoch in (0, 100, 200, 299)]
+    assert rates == pytest.approx([1, 0.933, 0.75, 0.503], abs=5e-4)  # ½ (1 + cos(π t / 600)), by hand
+
+
+@pytest.mark.parametrize(
+    ("ipc", "classes", "batch"),
+    [
+        *[(1, 1000, 20), (10, 1000, 100), (50, 1000, 200)],  # ImageNet-1K
+        *[(1, 100, 20), (10, 100, 100), (50, 100, 200)],  # ImageNet-100, CIFAR-100
+        *[(1, 10, 10), (10, 10, 50), (50, 10, 100)],  # CIFAR-10, Imagenette, Imagewoof
+        *[(1, 200, 100), (10, 200, 100), (50, 200, 100)],  # Tiny-ImageNet
+        *[(5, 10, 10), (20, 10, 50), (200, 1000, 200), (1, 3, 3), (1, 1, 2)],  # others take those of the next smaller
+    ],
+)
+@pytest.mark.parametrize("name", ["rded", "hello"])
+def test_the_batches_of_rded_follow_the_images_and_the_classes(name, ipc, classes, batch):
+    assert rded_batch(ipc, classes) == batch
+    assert PROTOCOLS[name].for_set(ipc, classes).batch_size == batch
+
+
+@pytest.mark.parametrize("name", ["rded", "hello"])
+def test_the_views_of_rded_follow_the_tiles(name):
+    images = torch.rand(40, 1, 8, 12, generator=generator(0, "images"))
+    whole = PROTOCOLS[name].for_set(10, 10, 1)
+    seen = replace(whole.views, mix="none", flip=0.0)(lambda rows: images[rows], torch.arange(40), 0, 40)
+    torch.testing.assert_close(seen, images, atol=1e-6, rtol=0)  # neither cropped nor shuffled
+    for factor in (2, 3):
+        views = PROTOCOLS[name].for_set(10, 10, factor).views
+        assert (views.crop, views.scale, views.shuffle) == ("resized", (1 / factor, 1.0), factor)
+    assert PROTOCOLS[name].for_set(10, 1000, 2) == PROTOCOLS[name] == whole.for_set(10, 1000, 2)
+
+
+def test_protocols_that_follow_no_set_are_the_same_for_each():
+    for name in sorted(set(PROTOCOLS) - {"rded", "hello"}):
+        assert PROTOCOLS[name].for_set(1, 10, 3) is PROTOCOLS[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        (CropProtocol, {"optimizer": "sgd"}, "has momentum=None; sgd needs a momentum, such as 0.9"),
+        (CropProtocol, {"momentum": 0.9}, "has momentum=0.9; adamw takes no momentum"),
+        (CropProtocol, {"optimizer": "adam"}, "has optimizer='adam'; expected one of adamw, sgd"),
+        (CropProtocol, {"loss": "ce"}, "has loss='ce'; expected one of kl, mse"),
+        (CropProtocol, {"batchnorm_updates": 0}, "batchnorm_updates is 0; expected at least 1"),
+        (EvalProtocol, {"loss": "kl"}, "has loss='kl'; expected one of ce, l1"),
+        (EvalProtocol, {"full_data_batch_size": 1}, "full_data_batch_size is 1; expected at least 2"),
+        (EvalProtocol, {"lrs": ()}, "expected some above 0"),
+    ],
+)
+def test_a_protocol_of_values_that_do_not_fit_is_refused_in_one_line(kind, values, words):
+    with pytest.raises(ValueError, match=words) as error:
+        kind("mine", epochs=1, full_data_epochs=1, **values)
+    assert "\n" not in str(error.value)
+
+
+def test_each_kind_of_protocol_has_no_field_that_it_ignores():
+    assert not {"dsa_strategy", "decay", "decay_epochs", "reset_momentum"} & set(CropProtocol.__dataclass_fields__)
+    assert not {"views", "optimizer", "temperature", "cosine"} & set(EvalProtocol.__dataclass_fields__)
+
+
+# What batches leave behind
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(RESNET, kwargs={})], ids=lambda spec: spec.name)
+def test_a_batch_that_counts_twice_is_one_that_is_looked_at_once_more_in_training_mode(spec):
+    once, twice = (spec.build(3).train() for _ in range(2))
+    repeat_updates(once, 2)
+    for seed in (0, 1, 2):
+        x = torch.randn(6, 1, 8, 8, generator=generator(seed, "batch"))
+        once(x)
+        for _ in range(2):
+            twice(x)
+    statistics = {name: tensor for name, tensor in twice.state_dict().items() if "running" in name}
+    assert statistics
+    for name, tensor in statistics.items():
+        torch.testing.assert_close(once.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_a_second_look_changes_running_statistics_alone(pool, teacher):
+    plain, twice = (train(pool, teacher, replace(PROTOCOL, batchnorm_updates=times)) for times in (1, 2))
+    before, after = plain.state_dict(), twice.state_dict()
+    differing = {name for name in before if not torch.equal(before[name], after[name])}
+    assert differing == {name for name in before if "running" in name}
+
+
 @pytest.mark.parametrize("name", ["hello", "hello-quick"])
 def test_students_of_hello_match_logits_and_a_little_of_the_classes_on_views_of_at_least_half_the_image(name):
     protocol = PROTOCOLS[name]
@@ -182,7 +271,8 @@ def test_students_of_hello_match_logits_and_a_little_of_the_classes_on_views_of_
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
 def test_training_by_matching_is_a_plain_loop_too(pool, teacher, mix, device):
-    protocol = replace(PROTOCOL, loss="mse", ce_weight=0.3, cosine=2.0, optimizer="sgd", views=Views(mix=mix))
+    sgd = {"optimizer": "sgd", "momentum": 0.9, "decay_all": True}
+    protocol = replace(PROTOCOL, loss="mse", ce_weight=0.3, cosine=2.0, views=Views(mix=mix), **sgd)
     rows = torch.tensor([16, 3, 8, 0, 11, 12, 5])
     found = train(make_pool(device), make_teacher().to(device), protocol, rows).cpu()
 
@@ -212,19 +302,22 @@ def test_training_by_matching_is_a_plain_loop_too(pool, teacher, mix, device):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
-def test_training_is_a_plain_loop_over_the_views(pool, teacher, optimizer, hard):
-    protocol = replace(PROTOCOL, optimizer=optimizer, warmup_epochs=1, label_smoothing=0.1, squared=not hard)
+@pytest.mark.parametrize("decay_all", [False, True], ids=["matrices", "all"])
+def test_training_is_a_plain_loop_over_the_views(pool, teacher, optimizer, hard, decay_all):
+    options = {"momentum": 0.9 if optimizer == "sgd" else None, "decay_all": decay_all, "weight_decay": 0.3}
+    options |= {"warmup_epochs": 1, "label_smoothing": 0.1, "squared": not hard}
+    protocol = replace(PROTOCOL, optimizer=optimizer, **options)
     rows = torch.tensor([16, 3, 8, 0, 11, 12, 5])
     targets = pool.labels if hard else teacher
     found = train(pool, targets, protocol, rows)
 
     model = SPEC.build(derive_seed(1, "init")).train()
     names = dict(model.named_parameters())
+    groups = [{"params": [p], "weight_decay": 0.3 if decay_all or p.ndim > 1 else 0.0} for p in names.values()]
     if optimizer == "adamw":
-        groups = [{"params": [p], "weight_decay": 0.01 if p.ndim > 1 else 0.0} for p in names.values()]
         stepper = torch.optim.AdamW(groups, lr=0.01, foreach=False)
     else:
-        stepper = torch.optim.SGD(names.values(), lr=0.01, momentum=0.9, weight_decay=0.01, foreach=False)
+        stepper = torch.optim.SGD(groups, lr=0.01, momentum=0.9, foreach=False)
     views = replace(protocol.views, seed=derive_seed(1, "views"), mix="none" if hard else "cutmix")
     draw = generator(1, "order")
     for epoch, factor in enumerate((0.01, 1.0, 0.5)):

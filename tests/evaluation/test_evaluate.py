@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from hf_distill.augmentation.dsa import DSA
+from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
@@ -102,6 +103,28 @@ def test_mtt_trains_epochs_0_to_1000_and_drops_to_a_tenth_after_501_with_empty_m
     assert [epoch for epoch, (_, reset) in enumerate(schedule) if reset] == [502]
 
 
+@pytest.mark.parametrize(("name", "full"), [("apm", 501), ("apm-600", 301)])
+def test_apm_drops_in_the_middle_as_torchs_multi_step_rate_and_keeps_the_momentum(name, full):
+    apm = PROTOCOLS[name]
+    last = apm.epochs - 1  # epochs are 0 to E, in the authors' code as here
+    schedule = apm.schedule(apm.epochs)
+    assert not any(reset for _, reset in schedule)
+    assert [factor for factor, _ in schedule] == pytest.approx(multi_step([last // 2 + 1], 0.1, apm.epochs))
+    assert sum(factor == 1 for factor, _ in schedule) == full
+
+
+def multi_step(milestones: list[int], gamma: float, epochs: int) -> list[float]:
+    """The rate of each epoch, of 1 before any drop, by torch's scheduler, which steps after each epoch."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
+    rates = []
+    for _ in range(epochs):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 @pytest.mark.parametrize("last", [1, 2, 9, 10, 300, 999])
 def test_of_epochs_0_to_e_the_one_after_half_of_e_and_one_is_the_first_slow_one(last):
     factors = [factor for factor, _ in TINY.schedule(last + 1)]
@@ -112,7 +135,7 @@ def test_of_epochs_0_to_e_the_one_after_half_of_e_and_one_is_the_first_slow_one(
 def test_two_drops_multiply_and_keep_the_momentum_when_told():
     protocol = replace(TINY, decay_epochs=(0.3, 0.6), decay=0.5, reset_momentum=False)
     schedule = protocol.schedule(11)
-    assert [factor for factor, _ in schedule] == [1.0] * 5 + [0.5] * 3 + [0.25] * 3
+    assert [factor for factor, _ in schedule] == multi_step([4, 7], 0.5, 11) == [1.0] * 4 + [0.5] * 3 + [0.25] * 4
     assert not any(reset for _, reset in schedule)
 
 
@@ -133,7 +156,7 @@ def test_a_student_is_trained_as_a_plain_loop_over_torch_sgd_trains_it(norm, res
     settings = {"momentum": 0.9, "weight_decay": 5e-4}
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, **settings)
     for epoch in range(7):
-        if epoch == 5:  # after epoch ⌊6/2⌋ + 1 = 4
+        if epoch == 4 + reset:  # after epoch ⌊6/2⌋ + 1 = 4 with a new optimizer, from it on without
             optimizer.param_groups[0]["lr"] = 0.05 * 0.1
             if reset:
                 optimizer = torch.optim.SGD(expected.parameters(), lr=0.05 * 0.1, **settings)
@@ -551,6 +574,25 @@ def test_without_full_data_the_report_says_that_coresets_compare_pixels(data, ac
     assert context["coresets_compare"] == "pixels"
 
 
+@pytest.mark.slow
+def test_the_rows_and_the_meta_say_what_a_protocol_that_follows_the_set_came_to(data, teacher, accelerator):
+    rded = replace(PROTOCOLS["rded"], epochs=1, full_data_epochs=1, full_data_batch_size=64).for_set(2, 10, 2)
+    report = evaluated(data, teacher, protocol=rded, accelerator=accelerator, num_seeds=1, baselines=["random"])
+    assert {row.protocol for row in report.rows} == {"rded, batches of 10, 2x2 tiles"}
+    (context,) = report.meta.values()
+    assert (context["batch_size"], context["full_data_batch_size"]) == (10, 64)
+    assert (context["cosine"], context["batchnorm_updates"], context["optimizer"]) == (2.0, 2, "adamw")
+    assert context["views"] == Views(scale=(0.5, 1.0), shuffle=2).to_config()
+    assert "momentum" not in context
+
+
+def test_the_report_says_what_students_were_trained_with(data, accelerator):
+    options = {"accelerator": accelerator, "full_data": False, "baselines": []}
+    (context,) = evaluated(data, **options).meta.values()
+    assert (context["batch_size"], context["momentum"], context["weight_decay"]) == (256, 0.9, 5e-4)
+    assert (context["decay_epochs"], context["reset_momentum"], context["loss"]) == ([0.5], True, "ce")
+
+
 def test_the_report_says_how_long_each_row_trained(data, accelerator):
     (context,) = evaluated(data, accelerator=accelerator, baselines=["random"]).meta.values()
     assert context["epochs"] == {
@@ -640,6 +682,32 @@ def test_without_a_word_the_protocol_is_that_of_the_distillation_with_its_augmen
     assert (other.name, other.dsa_strategy, other.lrs) == ("quick", "flip", PROTOCOLS["quick"].lrs)
     assert protocol_for(distilled_set(data[0], **apm), TINY) is TINY
     assert protocol_for(distilled_set(data[0])) == PROTOCOLS["mtt"]
+
+
+@pytest.mark.parametrize(
+    ("made_with", "factor", "tiles"),
+    [({}, None, 1), ({"factor": 2}, None, 2), ({"factor": 2}, 1, 1), ({}, 4, 4), ({"factor": "2"}, None, 1)],
+)
+def test_a_protocol_that_follows_the_set_is_given_its_images_classes_and_tiles(made_with, factor, tiles, data):
+    distilled = distilled_set(data[0], hyperparameters=made_with)  # two images of each of ten classes
+    protocol = protocol_for(distilled, "rded", factor)
+    assert protocol == PROTOCOLS["rded"].for_set(2, 10, tiles)
+    assert (protocol.batch_size, protocol.views.shuffle, protocol.views.scale) == (10, tiles, (1 / tiles, 1.0))
+    assert (protocol.views.crop == "none") == (tiles == 1)
+    own = {"hyperparameters": {**made_with, "eval_protocol": "rded"}}
+    assert protocol_for(distilled_set(data[0], **own), factor=factor) == protocol
+
+
+@pytest.mark.parametrize("factor", [0, 9, 1.5])
+def test_tiles_that_an_image_cannot_have_are_one_line(factor, data):
+    with pytest.raises(ValueError, match=rf"^--factor is {factor}; expected the tiles along a side .*from 1 to 8$"):
+        protocol_for(distilled_set(data[0]), "rded", factor)
+
+
+def test_the_augmentation_of_a_set_means_nothing_to_a_protocol_of_crops(data):
+    distilled = distilled_set(data[0], dsa_strategy="flip")
+    assert protocol_for(distilled, "cda") == PROTOCOLS["cda"]
+    assert not hasattr(PROTOCOLS["cda"], "dsa_strategy")
 
 
 @pytest.mark.parametrize(
