@@ -36,7 +36,7 @@ from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
 from hf_distill.evaluation.protocols import EvalProtocol
 from hf_distill.evaluation.students import train_along
 from hf_distill.hub.files import save_json
-from hf_distill.methods.apm import group_gradient, kept_epochs
+from hf_distill.methods.apm import group_gradient
 from hf_distill.methods.unroll import Student, StudentStep, adjoint_unroll
 from hf_distill.networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
 from hf_distill.networks.compiling import uncached_autocast
@@ -56,7 +56,7 @@ class BenchmarkArguments:
     width: int = HfArg(default=128, help="Channels of each of its convolutions.")
     batch_syn: int = HfArg(default=500, help="APM: images of a group.")
     num_students: int = HfArg(default=5, help="APM: K.")
-    student_epochs: int = HfArg(default=250, help="APM: epochs of a student.")
+    student_epochs: int = HfArg(default=250, help="APM: last epoch of a student, from 0.")
     refresh_every: int = HfArg(default=3, help="APM: iterations between the beginnings of two students.")
     batch_net: int = HfArg(default=256, help="APM: images per step of a student.")
     epochs: int = HfArg(default=1, help="APM: epochs of a student that are timed.")
@@ -94,10 +94,11 @@ class Benchmark:
         )
         self.training = EvalProtocol(
             "apm-student",
-            epochs=args.student_epochs,
+            epochs=args.student_epochs + 1,
             full_data_epochs=1,
             batch_size=args.batch_net,
             dsa_strategy=DEFAULT_STRATEGY,
+            reset_momentum=False,
             loss="l1",
         )
 
@@ -135,7 +136,7 @@ class Benchmark:
         wanted = targets()
 
         def student() -> list[nn.Module]:
-            kept = kept_epochs(args.epochs, min(args.epochs, args.num_students))
+            kept = list(range(max(0, args.epochs - args.num_students) + 1, args.epochs + 1))
             with self.precision():
                 return train_along(x, wanted, self.spec, self.training, kept, lr=0.01, seed=0)
 
@@ -226,7 +227,7 @@ def summary(args: BenchmarkArguments, found: dict[str, dict], held: dict[str, in
     def peak(part: str, name: str) -> int:
         return found[part]["allocated_bytes"] if on_cuda else held[name] + found[part]["graph_bytes"]
 
-    training = found["student"]["seconds"] * args.student_epochs / args.epochs
+    training = found["student"]["seconds"] * (args.student_epochs + 1) / args.epochs
     student = (found["targets"]["seconds"] + training) / args.refresh_every
     tesla = {"method": "TESLA", "peak_bytes": peak("TESLA", "TESLA"), "seconds": found["TESLA"]["seconds"]}
     rows = [tesla]

@@ -4,7 +4,7 @@ Mingyang Chen and others, "Dataset Distillation via Adversarial Prediction Match
 students take turns: students learn from the images what the teacher says of them, and the images move to where these
 students and the teacher still disagree, while the teacher finds them likely for their class. For a group X of images:
 
-    θ_1..θ_K = K states along one training on (A(X), f_T(X)) with the loss |f − f_T|         every `refresh_every` steps
+    θ_1..θ_K = K states along one training on (A(X), f_T(X)) with the loss |f − f_T|    every `refresh_every` iterations
     L(X)     = −Σ_i d_i + α CE(f_T(X), y),      d_i = mean |f_T(X) − f_i(X)|
     v <- μ v + ∂L/∂X,   X <- X − η v
 
@@ -13,7 +13,8 @@ students and the teacher still disagree, while the teacher finds them likely for
     |J|      batch_syn        images of a group at most
     f_T      teacher          trained network, frozen
     f_i      students         the student's network with its parameters θ_i, frozen, in evaluation mode
-    K        num_students     states of the student, after student_epochs · i / K epochs
+    K        num_students     states of the student, after epochs number E · i / K
+    E        student_epochs   the last epoch of a student, of 0 to E; from number ⌊E/2⌋ + 1 on at a tenth of the rate
     d        -                the mean of absolute differences of logits, over images and classes
     α        alpha            weight of the teacher's cross-entropy
     y        labels           classes of the images
@@ -30,7 +31,9 @@ Differs from the authors' code:
   attacks them with students that were trained on others. With |J| = N (their "full") there is no difference. T counts
   what one group sees: for as many updates of an image as their T iterations give, it is T · |J| / N in the presets.
 - `refresh_every` is the period, which in theirs is one more than its `mid_gap`.
-- Students are trained for E epochs and not E + 1.
+- Where T is no multiple of the period, the students before it serve in the last iterations too. Theirs trains new ones
+  for these few.
+- T iterations are T, where theirs are T + 1.
 - All students and the cross-entropy share one pass through the teacher and back; theirs goes through it K + 1 times.
 - Everything random is a function of (seed, group, iteration). Labels are those of the first teacher; where there are
   several, a refresh draws one of them. Theirs takes the state with the best accuracy on test as its teacher.
@@ -83,9 +86,17 @@ def learning_rate(t: int, steps: int, lr: float) -> float:
     return lr if 2 * t < steps else DECAY * lr
 
 
-def kept_epochs(epochs: int, count: int) -> list[int]:
-    """After which of E `epochs` the student is kept: `count` of them, evenly spaced, the last one included."""
-    return [round(epochs * number / count) for number in range(1, count + 1)]
+def kept_epochs(last: int, count: int) -> list[int]:
+    """How many epochs a student has had when it is kept: `count` times, at even distances up to that of the `last`.
+
+    Its epochs are 0 to E, the last, as in the authors' code, and it is kept after numbers E · i / K.
+    """
+    return [round(last * number / count) + 1 for number in range(1, count + 1)]
+
+
+def refreshes(t: int, steps: int, period: int) -> bool:
+    """True where new students are trained before iteration `t` of `steps`: once in each whole `period`, or at first."""
+    return t % period == 0 and (t == 0 or t + period <= steps)
 
 
 def groups(classes: int, ipc: int, size: int | None, seed: int) -> list[Tensor]:
@@ -186,7 +197,7 @@ class APMConfig(OptimizedConfig):
     alpha: float = HfArg(default=0.1, help="Weight of the teacher's cross-entropy.")
     num_students: int = HfArg(default=5, help="States of the student that the images are to disagree with.")
     reduce_k: str = HfArg(default="sum", help="sum (the authors') or mean of their disagreements.")
-    student_epochs: int = HfArg(default=250, help="Epochs of the student on the images of its group.")
+    student_epochs: int = HfArg(default=250, help="Last epoch, from 0, of the student on the images of its group.")
     lr_net: float = HfArg(default=0.02, help="Its learning rate, also when students are evaluated.")
     student_net: str | None = HfArg(
         default=None, help="timm name of its network, such as convnet_d3; that of the teacher if not given."
@@ -327,12 +338,13 @@ class APM(BlockDistiller):
             self.protocol = replace(self.protocol.with_augmentation(self.strategy), lrs=tuple(rates))
         self.training = EvalProtocol(
             "apm-student",
-            epochs=config.student_epochs,
+            epochs=config.student_epochs + 1,
             full_data_epochs=1,
             batch_size=config.batch_net,
-            dsa_strategy=self.strategy,
-            loss="l1",
             lrs=(config.lr_net,),
+            dsa_strategy=self.strategy,
+            reset_momentum=False,
+            loss="l1",
         )
         self.segment_size = config.segment_size
         number, count = config.part
@@ -492,15 +504,16 @@ class APM(BlockDistiller):
         aside = self.folder / f"unfinished-{block.number:06d}"
         x, velocity, start = self._kept(block, aside)
         labels, saved = block.labels.to(self.device), start
+        students: list[Network] = []
         for t in range(start, config.max_steps):
-            if t % period == 0:
+            if not students or refreshes(t, config.max_steps, period):
                 if t - saved >= config.save_steps:  # a student that begins anew need not be kept
                     save_checkpoint(aside, {"x": x, "velocity": velocity}, {"step": t}, limit=1)
                     saved = t
                 seed = derive_seed(config.seed, "student", block.number, t)
                 drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
                 teacher = self._logits(self.teachers[drawn].model)
-                students: list[Network] = []  # those before it need not stay in memory while it is trained
+                students = []  # those before it need not stay in memory while it is trained
                 students = self.students(x, teacher, seed)
             gradient, apart, ce = group_gradient(
                 teacher, students, x, labels, config.alpha, segment_size=self.segment_size, reduce=config.reduce_k

@@ -21,7 +21,14 @@ from hf_distill.engine.shards import join_shards
 from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.students import train_student
 from hf_distill.methods import APM, APMConfig
-from hf_distill.methods.apm import group_gradient, groups, kept_epochs, learning_rate, segment_gradient
+from hf_distill.methods.apm import (
+    group_gradient,
+    groups,
+    kept_epochs,
+    learning_rate,
+    refreshes,
+    segment_gradient,
+)
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher, expert_teachers
 from hf_distill.runs.checkpoints import save_checkpoint
@@ -162,9 +169,36 @@ def test_one_student_at_a_time_is_in_memory():
 
 
 def test_students_are_kept_at_evenly_spaced_epochs_and_at_the_last():
-    assert kept_epochs(250, 5) == [50, 100, 150, 200, 250]
-    assert kept_epochs(7, 3) == [2, 5, 7]
-    assert kept_epochs(4, 4) == [1, 2, 3, 4]
+    assert kept_epochs(250, 5) == [51, 101, 151, 201, 251]  # after the epochs 50, 100, ... of 0 to 250
+    assert kept_epochs(7, 3) == [3, 6, 8]
+    assert kept_epochs(4, 4) == [2, 3, 4, 5]
+
+
+def test_the_rate_of_a_student_drops_as_torchs_multi_step_rate_and_keeps_its_momentum(data, teacher, tmp_path):
+    training = make(data, teacher, tmp_path, student_epochs=250, num_students=5).training
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [250 // 2 + 1], gamma=0.1)
+    schedule = training.schedule(training.epochs)
+    assert len(schedule) == kept_epochs(250, 5)[-1] == 251
+    for factor, reset in schedule:
+        assert (factor, reset) == (pytest.approx(scheduler.get_last_lr()[0]), False)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("steps", "period", "expected"),
+    [
+        (2500, 3, list(range(0, 2497, 3))),  # 833 students: those of 2,496 serve in 2,499 too
+        (13, 3, [0, 3, 6, 9]),  # 4 and not 5 trainings: ImageNet-1K at 100 images per class
+        (12, 3, [0, 3, 6, 9]),
+        (7, 5, [0]),
+        (2, 3, [0]),
+        (1, 1, [0]),
+    ],
+)
+def test_students_are_trained_for_whole_periods_only(steps, period, expected):
+    assert [t for t in range(steps) if refreshes(t, steps, period)] == expected
 
 
 @pytest.mark.parametrize(
@@ -172,7 +206,8 @@ def test_students_are_kept_at_evenly_spaced_epochs_and_at_the_last():
     [
         ({}, [0, 3, 6]),
         ({"refresh_every": 1}, list(range(9))),
-        ({"refresh_every": 2}, [0, 2, 4, 6, 8]),
+        ({"refresh_every": 2}, [0, 2, 4, 6]),  # those of 6 serve in the ninth iteration too
+        ({"refresh_every": 10}, [0]),
     ],
 )
 def test_students_begin_anew_after_so_many_iterations(data, teacher, tmp_path, flags, wanted):
@@ -596,7 +631,7 @@ def test_recipes_make_shards_join_and_evaluate_them_and_say_in_one_line_what_the
 
 
 def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(data, teacher, tmp_path):
-    flags = {"max_steps": 14, "save_steps": 4, "refresh_every": 3}
+    flags = {"max_steps": 15, "save_steps": 4, "refresh_every": 3}
     whole = make(data, teacher, tmp_path / "whole", **flags).run()
     stopped = make(data, teacher, tmp_path / "stopped", **flags)
 
@@ -625,6 +660,16 @@ def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(
     assert torch.equal(goes_on.run().pixel_values, whole.pixel_values)
     assert len(begun) == 1
     assert not kept.exists()
+
+
+def test_a_group_that_was_kept_where_no_student_begins_any_more_goes_on_with_new_ones(data, teacher, tmp_path):
+    apm = make(data, teacher, tmp_path, max_steps=5, refresh_every=3)
+    (block,) = apm.blocks()
+    x = apm.initial(block)
+    save_checkpoint(apm.folder / "unfinished-000000", {"x": x, "velocity": torch.zeros_like(x)}, {"step": 3}, limit=1)
+    steps: list[int] = []
+    assert not torch.equal(apm.make(block, lambda iteration, values: steps.append(iteration)), x)
+    assert steps[-1] == 5
 
 
 @pytest.mark.parametrize("damage", ["a step", "tensors", "their shape"])
