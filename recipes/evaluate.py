@@ -90,6 +90,7 @@ def main() -> None:
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
     )
+    protocol = protocol_for(distilled, args.protocol, args.factor)
     if hub.push_to_hub and hub.hub_model_id is None and distilled.origin is not None:
         hub = replace(hub, hub_model_id=distilled.origin.repo_id)
     if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
@@ -103,7 +104,7 @@ def main() -> None:
 
     options = {
         "held_out": held_out,
-        "protocol": protocol_for(distilled, args.protocol, args.factor),
+        "protocol": protocol,
         "num_seeds": args.num_seeds,
         "seed": args.seed,
         "accelerator": accelerator,

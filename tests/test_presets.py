@@ -96,6 +96,13 @@ TILED = {
     "rded/imagenette-ipc10.yaml": (2, 300, 5),
     **{f"rded/imagenet1k-ipc{ipc}.yaml": (2, 300, 5) for ipc in (1, 10, 50)},
 }
+# Of the students of RDED: classes, and images per step
+BATCHES = {
+    "rded/cifar10-ipc10.yaml": (10, 50),
+    "rded/tiny-imagenet-ipc50.yaml": (200, 100),
+    "rded/imagenette-ipc10.yaml": (10, 50),
+    **{f"rded/imagenet1k-ipc{ipc}.yaml": (1000, batch) for ipc, batch in ((1, 20), (10, 100), (50, 200))},
+}
 # Of HeLlO: the CLIP model
 PROJECTED = {
     **{f"hello/imagenet1k-rn50-ipc{ipc}.yaml": "timm/resnet50_clip.openai" for ipc in (10, 50)},
@@ -277,6 +284,10 @@ def test_a_preset_tiles_as_the_scripts_of_rdeds_authors_do(name):
     data, _, config, _ = parsed(name)
     assert (config.factor, config.num_candidates, config.num_crops) == TILED[name]
     assert (config.min_scale, config.eval_protocol) == (0.08, "rded")
+    classes, batch = BATCHES[name]
+    protocol = PROTOCOLS["rded"].for_set(config.ipc, classes, config.factor)
+    assert protocol.batch_size == batch
+    assert (protocol.views.crop, protocol.views.scale[0]) == (("none", 1) if config.factor == 1 else ("resized", 0.5))
     assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 

@@ -12,6 +12,8 @@ from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.method import DistillationDiverged
+from hf_distill.evaluation.evaluate import protocol_for
+from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import RDED, RDEDConfig
 from hf_distill.methods.patches import choose, shrinking, take_crops
 from hf_distill.networks.teachers import Teacher
@@ -344,6 +346,23 @@ def test_settings_that_mean_nothing_are_refused_in_one_line(tmp_path, flags, pro
     train = real(noise(30, 1, 8, 8), [0, 1, 2] * 10)
     with pytest.raises(ValueError, match=f"^{problem}.*$"):  # "." is no line break
         rded(tmp_path, train, **flags)
+
+
+# The protocol of its students
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_students_are_trained_for_the_images_classes_and_tiles_of_the_set_then_and_whenever_it_is_loaded(
+    tmp_path, factor
+):
+    train = real(noise(30, 1, 8, 8), [0, 1, 2] * 10)
+    method = rded(tmp_path, train, ipc=2, factor=factor)
+    assert method.protocol == PROTOCOLS["rded"].for_set(2, 3, factor)
+    assert (method.protocol.batch_size, method.protocol.views.shuffle) == (6, factor)
+    method.run()
+    again = DistilledSet.from_pretrained(tmp_path)
+    assert protocol_for(again) == method.protocol
+    assert protocol_for(again, "hello") == PROTOCOLS["hello"].for_set(2, 3, factor)
 
 
 # Recipe
