@@ -359,8 +359,7 @@ def test_students_are_trained_for_the_images_classes_and_tiles_of_the_set_then_a
     method = rded(tmp_path, train, ipc=2, factor=factor)
     assert method.protocol == PROTOCOLS["rded"].for_set(2, 3, factor)
     assert (method.protocol.batch_size, method.protocol.views.shuffle) == (6, factor)
-    method.run()
-    again = DistilledSet.from_pretrained(tmp_path)
+    again = DistilledSet.from_pretrained(method.run().save_pretrained(tmp_path / "set"))
     assert protocol_for(again) == method.protocol
     assert protocol_for(again, "hello") == PROTOCOLS["hello"].for_set(2, 3, factor)
 
