@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -181,7 +180,7 @@ def test_experts_in_a_local_folder_never_touch_the_network(hub, experts, tmp_pat
     assert not hub.requests
 
 
-def test_the_card_of_experts_has_their_accuracy_in_both_formats_of_the_hub(hub, recipes, digits_repo, tmp_path):
+def test_the_card_of_experts_has_their_accuracy_as_the_hub_reads_it(hub, recipes, digits_repo, tmp_path):
     repo = f"{hub.namespace}/experts"
     flags = {**TINY, "num_experts": 2, "dataset_name": digits_repo, "output_dir": tmp_path / "experts"}
     push = {"push_to_hub": True, "hub_model_id": repo, "hub_tag": "v1", "hub_token": hub.token}
@@ -196,18 +195,7 @@ def test_the_card_of_experts_has_their_accuracy_in_both_formats_of_the_hub(hub, 
     assert (name, test.dataset_type, test.metric_type) == ("experts", digits_repo, "accuracy")
     assert test.metric_value == pytest.approx(np.mean(accuracies), abs=1e-6)
     assert test.dataset_revision == hub.head("dataset", digits_repo)
-    entry = yaml.safe_load(files[".eval_results/hf_distill.yaml"])
-    assert entry == [
-        {
-            "dataset": {
-                "id": digits_repo,
-                "task_id": "image-classification",
-                "revision": hub.head("dataset", digits_repo),
-            },
-            "value": test.metric_value,
-            "notes": "mean of 2 experts after 2 epochs",
-        }
-    ]
+    assert not [path for path in files if path.startswith(".eval_results")]  # for registered benchmarks alone
     check = ModelCard.load(tmp_path / "card.md")
     assert check.data.to_dict()["datasets"] == [digits_repo]
 

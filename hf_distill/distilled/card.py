@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import DatasetCardData
 from PIL import Image
 
-from ..hub.cards import image_grid, render_card, source_context
+from ..hub.cards import image_grid, render_card, source_context, source_datasets
 from ..hub.checks import is_number
 from ..hub.folder import Home
 from ..hub.plots import can_plot
@@ -87,6 +87,7 @@ def _metadata(distilled: "DistilledSet", about_source: dict[str, Any], data_id: 
         task_categories=["image-classification"],
         tags=["dataset-distillation", *filter(None, [method]), f"ipc-{distilled.ipc}", "hf_distill"],
         size_categories=[_size_category(len(distilled))],
+        source_datasets=source_datasets(distilled.config.get("source") or {}),
         configs=[config_entry(name, f"{FOLDER[name]}/train-*-{data_id}.parquet") for name in distilled.configs],
     )
 

@@ -44,13 +44,14 @@ from ..augmentation.recorded_views import (
 from ..augmentation.views import Views
 from ..config import check_at_least
 from ..data.feed import Pool, upload
-from ..hub.cards import render_card, source_context
+from ..hub.cards import render_card, source_context, source_datasets
 from ..hub.checks import MOST_CLASSES, OBJECT, OBJECT_OR_NULL, Rules, check_values, is_hex, is_number, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
 from .label_costs import label_bytes
 from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
+from .tables import parquet_writer
 
 __all__ = ["FORMAT_VERSION", "Codec", "EpochLabels", "images_sha256", "relabel", "store"]
 
@@ -390,6 +391,7 @@ class EpochLabels(HubFolder, LabelSource):
             extra_gated_prompt=source["gated_note"],
             task_categories=["image-classification"],
             tags=["dataset-distillation", "soft-labels", "hf_distill"],
+            source_datasets=source_datasets(self.config.get("source") or {}),
             configs=[
                 {
                     "config_name": "default",
@@ -630,14 +632,8 @@ def _write_file(path: Path, epochs: range, columns: dict[str, np.ndarray], schem
             arrays.append(pa.array(values.astype(kind.to_pandas_dtype(), copy=False)))
             encodings[field.name] = "BYTE_STREAM_SPLIT" if pa.types.is_floating(kind) else "DELTA_BINARY_PACKED"
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        pa.Table.from_arrays(arrays, schema=schema),
-        sink,
-        row_group_size=max(1, GROUP_BYTES // row_bytes),
-        # Split into streams, the exponents of float16 shrink by half; what is left of a logit is noise.
-        column_encoding=encodings,
-        use_dictionary=False,
-        compression="zstd",
-        write_statistics=False,
-    )
+    # Split into streams, the exponents of float16 shrink by half; what is left of a logit is noise.
+    options = {"column_encoding": encodings, "use_dictionary": False, "compression": "zstd"}
+    with parquet_writer(sink, schema, **options) as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema), max(1, GROUP_BYTES // row_bytes))
     atomic_write(path, memoryview(sink.getvalue()))

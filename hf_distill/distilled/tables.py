@@ -1,5 +1,6 @@
 """The Parquet shards of a distilled set: PNG images or floats, with classes and soft labels, a row group at a time."""
 
+import json
 import math
 import os
 import reprlib
@@ -10,6 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,8 @@ from torch import Tensor
 
 SHARD_BYTES = 500_000_000
 GROUP_BYTES = 16_000_000  # of pixels in a row group: what writing and reading hold in memory at a time
+# Bytes of a page, and how evenly: what `datasets` writes with, so that pages that did not change are sent once.
+CHUNKS = {"min_chunk_size": 2**18, "max_chunk_size": 2**20, "norm_level": 0}
 COLUMN = {"default": "image", "tensor": "pixel_values"}
 FOLDER = {"default": "data", "tensor": "tensor"}
 PNG_MODES = {1: ("L", 0), 3: ("RGB", 2)}  # by channels: Pillow's name and the colour type of a PNG file
@@ -93,9 +97,25 @@ class Rows:
         for shard in range(shards):
             path = folder / f"train-{shard:05d}-of-{shards:05d}-{data_id}.parquet"
             # Neither PNG files nor optimised floats repeat themselves or get smaller.
-            with pq.ParquetWriter(path, schema, use_dictionary=["label"], compression="none") as writer:
+            with parquet_writer(path, schema, use_dictionary=["label"], compression="none") as writer:
                 for table in self.tables(edges[shard], edges[shard + 1]):
                     writer.write_table(table)
+
+
+def parquet_writer(sink: Path | pa.NativeFile, schema: pa.Schema, **options: Any) -> pq.ParquetWriter:
+    """A writer whose pages end where the content says and are listed in an index, as `datasets` writes its files.
+
+    A storage that keeps equal pieces once then keeps those of a later version once, and a reader of few rows fetches
+    the pages that hold them.
+
+    Args:
+        sink: Where to.
+        schema: Of the tables.
+        options: What else `pyarrow.parquet.ParquetWriter` takes.
+    """
+    writer = pq.ParquetWriter(sink, schema, use_content_defined_chunking=CHUNKS, write_page_index=True, **options)
+    writer.add_key_value_metadata({"content_defined_chunking": json.dumps(CHUNKS)})
+    return writer
 
 
 def rows_at_once(name: str, shape: tuple[int, int, int]) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from huggingface_hub import EvalResult
 from PIL import Image, ImageDraw, ImageFont
 
@@ -94,8 +93,17 @@ def on_hub(source: dict[str, Any]) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", str(source.get("name"))) is not None
 
 
+def source_datasets(source: dict[str, Any]) -> list[str] | None:
+    """The datasets that a dataset was made from, for the metadata of its card: repositories on the Hub, by name."""
+    return [str(source["name"])] if on_hub(source) else None
+
+
 def eval_results(source: dict[str, Any], accuracies: dict[str, float]) -> list[EvalResult]:
-    """Accuracies in [0, 1] by split of `source`, for the `model-index` of a model card."""
+    """Accuracies in [0, 1] by split of `source`, for the `model-index` of a model card.
+
+    They stand nowhere else: the Hub takes `.eval_results/` of tasks alone that a dataset's own `eval.yaml` names, and
+    that it has registered as benchmarks (https://huggingface.co/docs/hub/eval-results).
+    """
     name = str(source.get("name") or "unknown dataset")
     return [
         EvalResult(
@@ -110,18 +118,6 @@ def eval_results(source: dict[str, Any], accuracies: dict[str, float]) -> list[E
         )
         for split, accuracy in accuracies.items()
     ]
-
-
-def eval_results_file(source: dict[str, Any], accuracy: float, notes: str) -> str:
-    """The same for `.eval_results/`, which knows datasets on the Hub alone.
-
-    The format is that of https://huggingface.co/docs/hub/eval-results.
-    """
-    dataset = {"id": source["name"], "task_id": "image-classification"}
-    if source.get("revision"):
-        dataset["revision"] = source["revision"]
-    entry = {"dataset": dataset, "value": round(accuracy, 6), "notes": notes}
-    return yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
 
 
 def source_context(source: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save
 
 from ..data.preprocessing import Preprocessing
-from ..hub.cards import eval_results, eval_results_file, on_hub, source_context
+from ..hub.cards import eval_results, source_context, source_datasets
 from ..hub.checks import NAMES, OBJECT, OBJECT_OR_NULL, TEXT_OR_NULL, Rules, are_names, is_whole
 from ..hub.files import atomic_write
 from ..hub.folder import Home
 
-EVAL_RESULTS = ".eval_results/hf_distill.yaml"
+EVAL_RESULTS = ".eval_results/hf_distill.yaml"  # which version 0.1 wrote; a save removes it
 ZCA_FILE = "preprocessing.safetensors"
 
 
@@ -54,14 +54,6 @@ def write_whitening(folder: Path, preprocessing: Preprocessing) -> None:
         atomic_write(folder / ZCA_FILE, save(preprocessing.tensors()))
 
 
-def write_eval_results(folder: Path, source: dict[str, Any], accuracy: float | None, notes: str) -> None:
-    """Write the test accuracy in [0, 1] where the Hub looks for it, if it is known and the dataset is there."""
-    if accuracy is not None and on_hub(source):
-        path = folder / EVAL_RESULTS
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, eval_results_file(source, accuracy, notes))
-
-
 def known_accuracies(results: dict[str, Any]) -> dict[str, Any]:
     """The accuracies in `results` by "train" and "test", as far as they are known: a number, or one for each expert."""
     by_split = {split: results.get(f"{split}_accuracy") for split in ("train", "test")}
@@ -86,7 +78,7 @@ def card_metadata(
         license=about_source["license"],
         extra_gated_prompt=about_source["gated_note"],
         library_name=library,
-        datasets=[source["name"]] if on_hub(source) else None,
+        datasets=source_datasets(source),
         tags=["dataset-distillation", *tags, "hf_distill"],
         model_name=Path(home.name).name if scores else None,
         eval_results=eval_results(source, scores) or None,

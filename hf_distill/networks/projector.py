@@ -51,7 +51,6 @@ from .network_folder import (
     ZCA_FILE,
     card_metadata,
     read_preprocessing,
-    write_eval_results,
     write_whitening,
 )
 from .priors import LIBRARIES, Prior
@@ -633,8 +632,6 @@ class LabelProjector(nn.Module, HubFolder):
         write_whitening(folder, self.preprocessing)
         if self.prior.origin is None:
             self.prior.save_files(folder / BASE)
-        accuracy = self.results.get("test_accuracy")
-        write_eval_results(folder, self.config["source"], accuracy, f"label projector {self.name}")
         about = {
             "format_version": FORMAT_VERSION,
             "base": self._base_config(),

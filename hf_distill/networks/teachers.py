@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
-from ..hub.cards import render_card, source_context
+from ..hub.cards import on_hub, render_card, source_context
 from ..hub.checks import (
     OBJECT,
     OBJECT_OR_NULL,
@@ -40,7 +40,6 @@ from .network_folder import (
     card_metadata,
     known_accuracies,
     read_preprocessing,
-    write_eval_results,
     write_whitening,
 )
 from .timm_files import TIMM_CONFIG, WEIGHTS, load_weights, read_timm
@@ -363,8 +362,6 @@ class Teacher(HubFolder):
     def _write(self, folder: Path, home: Home) -> None:
         atomic_write(folder / WEIGHTS, save(self._tensors(), {"format": "pt"}))
         write_whitening(folder, self.preprocessing)
-        accuracy = self.results.get("test_accuracy")
-        write_eval_results(folder, self.config["source"], accuracy, f"{self.spec.name}, last epoch")
         atomic_write(folder / "README.md", self._card(home))
         save_json(folder / TIMM_CONFIG, self._timm_config())
         about = {
@@ -386,6 +383,7 @@ class Teacher(HubFolder):
             library="timm",
             tags=("image-classification", "teacher", "timm"),
             pipeline_tag="image-classification",
+            **self._base_model(),
         )
         at = f"@{home.tag}" if home.tag else ""
         build = timm_with_ours().model_entrypoint(self.spec.name)
@@ -404,6 +402,19 @@ class Teacher(HubFolder):
             scores=scores,
             **source_context(self.config["source"]),
         )
+
+    def _base_model(self) -> dict[str, str]:
+        """The repository whose weights these were or are, for the metadata of a card; nothing where there is none."""
+        training, weights = self.config.get("training") or {}, self.config.get("weights") or {}
+        name, relation = weights.get("repo_id"), {}
+        if is_hex(40)(training.get("pretrained_revision")):  # a commit: of what came from a folder it is a digest
+            name, relation = str(training.get("pretrained_weights")), {"base_model_relation": "finetune"}
+            if name.startswith("timm:"):
+                try:
+                    name, _ = _timm_repository(name.removeprefix("timm:"))
+                except ValueError:  # a name of another version of timm
+                    return {}
+        return {"base_model": name, **relation} if on_hub({"name": name}) else {}
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """As `HubFolder.save_pretrained`; a model of somebody else in `directory` is not replaced.

@@ -33,7 +33,6 @@ from .network_folder import (
     card_metadata,
     known_accuracies,
     read_preprocessing,
-    write_eval_results,
     write_whitening,
 )
 
@@ -456,10 +455,6 @@ class ExpertTrajectories(HubFolder):
     def _write_about(self, folder: Path, preprocessing: Preprocessing, home: Home) -> None:
         write_whitening(folder, preprocessing)
         atomic_write(folder / "README.md", self._card(home))
-        accuracies = self.config["results"]["test_accuracy"] or []
-        mean = statistics.fmean(accuracies) if accuracies else None
-        notes = f"mean of {len(accuracies)} experts after {self.num_epochs} epochs"
-        write_eval_results(folder, self.config["source"], mean, notes)
         save_json(folder / INDEX, {**self.config, **home.to_config()})
 
 

@@ -957,6 +957,27 @@ def test_the_card_is_valid_metadata_and_speaks_of_images_first(tmp_path):
     assert [config["config_name"] for config in data["configs"]] == ["default", "tensor"]
 
 
+@pytest.mark.parametrize(
+    ("name", "sources"), [("org/pets", ["org/pets"]), *((name, None) for name in ("pets", "/home/x/faces", None))]
+)
+def test_the_metadata_names_a_source_that_is_on_the_hub(name, sources, tmp_path):
+    folder = make(config={"source": {"name": name}}).save_pretrained(tmp_path / "set")
+    assert DatasetCard.load(folder / "README.md").data.source_datasets == sources
+
+
+def test_tables_are_cut_into_pages_and_indexed_as_datasets_writes_them(tmp_path):
+    ours = make().save_pretrained(tmp_path / "set")
+    for name, (path,) in {name: ours.glob(f"{name}/*.parquet") for name in ("data", "tensor")}.items():
+        dataset = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / name))
+        dataset.to_parquet(str(tmp_path / "theirs.parquet"))
+        written, expected = (pq.ParquetFile(file).metadata for file in (path, tmp_path / "theirs.parquet"))
+        assert b"content_defined_chunking" in expected.metadata
+        assert written.metadata[b"content_defined_chunking"] == expected.metadata[b"content_defined_chunking"]
+        for file in (written, expected):
+            columns = [file.row_group(0).column(place) for place in range(file.num_columns)]
+            assert all(column.has_offset_index and column.has_column_index for column in columns), path
+
+
 def test_the_snippets_of_the_card_load_the_set(tmp_path, monkeypatch):
     made = make(config=CONFIG)
     folder = made.save_pretrained(tmp_path / "pets-3")

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import config as datasets_config
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -329,6 +331,23 @@ def test_what_decides_the_labels_names_them_and_replaces_others_when_it_is_compl
     pool.source[3, 0, 0, 0] += 1
     names.add(label(folder, pool=pool).config["id"])
     assert len(names) == 6
+
+
+def test_files_are_cut_into_pages_and_indexed_as_datasets_writes_them(labels):
+    options = json.dumps(datasets_config.DEFAULT_CDC_OPTIONS).encode()
+    for path in labels.folder.glob("soft_labels/*.parquet"):
+        about = pq.ParquetFile(path).metadata
+        assert about.metadata[b"content_defined_chunking"] == options
+        columns = [about.row_group(0).column(place) for place in range(about.num_columns)]
+        assert all(column.has_offset_index and column.has_column_index for column in columns)
+
+
+def test_the_card_names_the_dataset_of_the_images(tmp_path):
+    for name, expected in (("org/pets", ["org/pets"]), ("here/../pets", None)):
+        made = label(tmp_path / "labels")
+        made.config["source"] = {"name": name}
+        card = DatasetCard.load(made.save_pretrained(tmp_path / "copy") / "README.md")
+        assert card.data.source_datasets == expected
 
 
 def test_plain_load_dataset_reads_the_same_numbers(labels, tmp_path):
