@@ -23,7 +23,7 @@ Keep = Literal["floats", "pixels", "nothing"]
 HOST_BYTES = 2**33
 FLOATS_PART, PIXELS_PART = 4, 2  # of the free memory, floats may take one in four parts and pixels one in two
 FILLED_AT_ONCE = 4096
-TEST_BATCH = 1024
+TEST_BATCH = 1024  # the most images that are looked at together where nothing is learned
 
 
 def free_memory(device: torch.device) -> int:
@@ -169,7 +169,7 @@ class Pool:
             return 0.0
         return self.preprocessing(torch.zeros(1, *self.shape, device=self.device))[0, :, :1, :1]
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Everything in order: rows (n,) on the CPU, and images (n, C, H, W)."""
-        for rows in torch.arange(len(self)).split(TEST_BATCH):
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Everything in order, at most `size` at a time: rows (n,) on the CPU, and images (n, C, H, W)."""
+        for rows in torch.arange(len(self)).split(size):
             yield rows, self.images(rows)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ..data.feed import Pool
+from ..networks.batches import images_at_once
 
 __all__ = ["accuracy"]
 
@@ -12,6 +13,7 @@ __all__ = ["accuracy"]
 def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
     """Top-k accuracy in [0, 1] of `model`, which is put into evaluation mode, on all images of `pool`.
 
+    As many go through it at a time as its activations leave room for.
     The guesses of all batches stay on the device, and reach the host in one transfer.
 
     Args:
@@ -23,7 +25,7 @@ def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
 
     model.eval()
     guesses = []
-    for _, images in pool.batches():
+    for _, images in pool.batches(images_at_once(model, pool)):
         logits = model(images)
         guesses.append(logits.topk(min(k, logits.shape[1]), dim=1).indices)
     *columns, references = torch.cat([torch.cat(guesses), pool.labels[:, None]], dim=1).cpu().T.numpy()

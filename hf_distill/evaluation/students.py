@@ -20,13 +20,13 @@ from ..data.feed import Pool, upload
 from ..distilled.labels import LabelSource
 from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
+from ..networks.batches import networks_at_once
 from ..networks.compiling import compiled, forward, uncached_autocast
 from ..rng import derive_seed, generator
 from .crop_students import train_on_crops
 from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
 
 PREPARED_VALUES = 2**20  # pixel values augmented at a time: many steps of a small set, one step of a large one
-TOGETHER_PIXELS = 2**17  # students train side by side up to so many pixels in a step; beyond, one fills the device
 
 
 def student_name(spec: StudentSpec) -> str:
@@ -152,10 +152,11 @@ def train_students(
     ]
 
 
-def students_at_once(pool: Pool, rows: Tensor, protocol: TrainingProtocol) -> int:
-    """The number of students worth training side by side, on as many images as `rows` (E, N) has for each."""
-    pixels = min(rows.shape[1], protocol.batch_size) * math.prod(pool.shape[1:])
-    return max(1, TOGETHER_PIXELS // pixels)
+def students_at_once(spec: StudentSpec, count: int, protocol: TrainingProtocol, device: torch.device) -> int:
+    """The number of students worth training side by side, on `count` images each; 1 for those that cannot."""
+    if isinstance(protocol, CropProtocol) or not _stateless(spec):
+        return 1
+    return networks_at_once(spec, min(count, protocol.batch_size), device)
 
 
 def _stateless(spec: StudentSpec) -> bool:

@@ -127,7 +127,7 @@ class Trainer:
         parts: list[tuple[int, slice]] = []
         for index, (case, rows, _, seeds) in enumerate(jobs):
             # Who trains side by side depends on the case alone, so that the number of processes changes no result.
-            size = students_at_once(case.pool, rows, self.protocol)
+            size = students_at_once(case.spec, rows.shape[1], self.protocol, case.pool.device)
             parts += [(index, slice(start, start + size)) for start in range(0, len(seeds), size)]
         mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
         judged = []

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..data.images import RealImages
 from ..hub.files import atomic_write, package_versions
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec
+from ..networks.batches import images_at_once
 from ..networks.trajectories import EXPERT_FILE, FORMAT_VERSION, METADATA, ExpertTrajectories
 from .files import known_classes, known_preprocessing, load_pt, origin_of, require_empty
 
@@ -84,8 +86,8 @@ def _trajectory(path: Path, expert: int, snapshots: Any, flat: FlatModel) -> Ten
 @torch.no_grad()
 def _accuracy(flat: FlatModel, theta: Tensor, images: Pool) -> float:
     """Accuracy in [0, 1] of `theta` (P,), without augmentation."""
-    right = 0
-    for rows in torch.arange(len(images)).split(TEST_BATCH):
+    right, size = 0, TEST_BATCH if flat.sees_batches else images_at_once(partial(flat, theta), images)
+    for rows in torch.arange(len(images)).split(size):
         x, y = images.take(rows)
         right += int((flat(theta, x).argmax(1).to(y.device) == y).sum())
     return right / len(images)

@@ -29,6 +29,7 @@ __all__ = [
     "ConvNet",
     "FlatModel",
     "StudentSpec",
+    "before_logits",
     "fill",
     "layout_for",
     "read_shapes",
@@ -53,6 +54,11 @@ def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
     """
     grouped = any(isinstance(layer, nn.GroupNorm) for layer in model.modules())
     return torch.channels_last if device.type == "cuda" and not grouped else torch.contiguous_format
+
+
+def before_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The features (n, D) that a timm model has of `images` (n, C, H, W) before its logits."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 @dataclass(frozen=True)
@@ -260,6 +266,11 @@ class FlatModel:
         return model
 
     spec: StudentSpec | None = None
+
+    @property
+    def sees_batches(self) -> bool:
+        """True where BatchNorm makes what it says of an image depend on the others of the batch."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.module.modules())
 
     def to(self, device: torch.device | str) -> "FlatModel":
         """Move the buffers of the architecture, where it has any; `theta` brings its own device."""

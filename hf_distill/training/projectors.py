@@ -39,6 +39,7 @@ from ..data.images import RealImages
 from ..evaluation.accuracy import accuracy
 from ..evaluation.crop_students import classes_loss, matching_loss
 from ..hub.checks import WORDS, are_words
+from ..networks.batches import images_at_once
 from ..networks.compiling import compiled, refuse_fp16
 from ..networks.priors import Prior
 from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
@@ -542,6 +543,6 @@ class _ProjectorTraining(EpochTraining):
     def _zero_shot(self, pool: Pool) -> float:
         right = [
             (self.projector.zero_shot(images).argmax(1) == pool.labels[rows.to(pool.labels.device)]).sum()
-            for rows, images in pool.batches()
+            for rows, images in pool.batches(images_at_once(self.projector, pool))
         ]
         return torch.stack(right).sum().item() / len(pool)

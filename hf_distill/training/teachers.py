@@ -25,10 +25,11 @@ from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..augmentation.randaugment import DRAWS as RANDAUGMENT_DRAWS
 from ..augmentation.randaugment import cutout_randaugment
 from ..config import HfArg, check_at_least, check_choice
-from ..data.feed import TEST_BATCH, Pool, upload
+from ..data.feed import Pool, upload
 from ..data.images import RealImages
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
+from ..networks.batches import images_at_once
 from ..networks.compiling import refuse_fp16
 from ..networks.teachers import INDEX, Teacher, classifiers
 from ..rng import derive_seed, generator
@@ -452,9 +453,9 @@ def _warn_of_chance(teacher: Teacher, real: RealImages) -> None:
 @torch.no_grad()
 def _accuracy(teacher: Teacher, pool: Pool, accelerator: Accelerator) -> float:
     """Top-1 accuracy in [0, 1] on images as they are; the processes share the work."""
-    rows = torch.arange(len(pool))
+    rows, size = torch.arange(len(pool)), images_at_once(teacher.model, pool)
     right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    for part in rows.tensor_split(accelerator.num_processes)[accelerator.process_index].split(TEST_BATCH):
+    for part in rows.tensor_split(accelerator.num_processes)[accelerator.process_index].split(size):
         images, labels = pool.take(part)
         right += (teacher.logits(images).argmax(1) == labels).sum()
     return accelerator.reduce(right).item() / len(rows)

@@ -133,10 +133,9 @@ def test_a_host_keeps_what_it_keeps_whatever_else_runs_on_it():
 
 
 @pytest.mark.parametrize("kept", KEPT)
-def test_batches_are_everything_in_order(kept, pixels, preprocessing, monkeypatch):
-    monkeypatch.setattr("hf_distill.data.feed.TEST_BATCH", 16)
+def test_batches_are_everything_in_order(kept, pixels, preprocessing):
     images = pool(real_images(pixels, preprocessing), preprocessing, keep="floats", free=memory_for(kept, pixels))
-    rows, batches = zip(*images.batches(), strict=True)
+    rows, batches = zip(*images.batches(16), strict=True)
     assert [len(batch) for batch in batches] == [16, 16, 8]
     assert torch.equal(torch.cat(rows), torch.arange(COUNT))
     np.testing.assert_allclose(torch.cat(batches).numpy(), seen(pixels, preprocessing), atol=1e-5, rtol=1e-5)
