@@ -55,7 +55,8 @@ class EvaluateArguments(ProcessArguments):
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
     full_data: bool | None = HfArg(
         default=None,
-        help="Also train on all images; else coresets compare pixels. Without it: as at the distillation, else true.",
+        help="Also train on all images, and choose coresets by what that learned; else by the set's teacher, if any. "
+        "Without it: as at the distillation, else true.",
     )
     baselines: list[str] | None = HfArg(
         default=None, help="Among random, herding and k-center. Without it: as at the distillation, else all."

@@ -27,6 +27,7 @@ from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..hub.cards import Paper
 from ..hub.files import load_json, package_versions
 from ..hub.results import EvalReport
+from ..networks.teachers import Teacher
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
 from ..runs.checkpoints import ARTIFACT_FILE
 from ..runs.finish import DistillationDiverged
@@ -363,6 +364,10 @@ class Method(ABC):
         """
         return {}
 
+    def guide(self) -> Teacher | None:
+        """The network whose features herding and k-center compare without full data; None for what labels the set."""
+        return None
+
     def evaluate(self, test: RealImages) -> EvalReport:
         """The accuracies on `test` of students of the set and of the baselines. All processes call it."""
         report = evaluate(
@@ -374,6 +379,7 @@ class Method(ABC):
             num_seeds=self.config.eval_seeds,
             baselines=self.config.eval_baselines,
             full_data=self.config.eval_full_data,
+            guide=self.guide(),
             seed=self.config.seed,
             accelerator=self.accelerator,
             disable_tqdm=self.config.disable_tqdm,

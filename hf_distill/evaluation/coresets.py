@@ -1,13 +1,14 @@
 """Subsets of real images to compare a distilled set with: random, herding and k-center."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.feed import TEST_BATCH, Pool
 from ..data.images import RealImages
+from ..networks.batches import images_at_once
 from ..rng import generator
 
 
@@ -45,7 +46,11 @@ def random_rows(real: RealImages, counts: Sequence[int], seed: int, *path: int |
 
 @torch.no_grad()
 def coresets(
-    real: RealImages, pool: Pool, counts: Sequence[int], names: Sequence[str], model: nn.Module | None
+    real: RealImages,
+    pool: Pool,
+    counts: Sequence[int],
+    names: Sequence[str],
+    features_of: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, Tensor]:
     """Rows of `real` that herding and k-center take, class by class.
 
@@ -54,17 +59,16 @@ def coresets(
         pool: The same images, on the device.
         counts: How many of each class.
         names: Out of "herding" and "k-center".
-        model: A trained timm model, whose features before the logits are compared; None compares pixels.
+        features_of: Gives what is compared, (n, D), of images (n, C, H, W) as networks see them; None compares pixels.
     """
     if not names:
         return {}
+    size = TEST_BATCH if features_of is None else images_at_once(features_of, pool)
     chosen: dict[str, list[Tensor]] = {name: [] for name in names}
     for label, n in enumerate(counts):
         rows = real.class_rows(label)
-        images = [pool.images(part) for part in rows.split(TEST_BATCH)]
-        if model is not None:
-            images = [model.forward_head(model.forward_features(part), pre_logits=True) for part in images]
-        features = torch.cat([part.flatten(1) for part in images])
+        parts = (pool.images(part) for part in rows.split(size))
+        features = torch.cat([(part if features_of is None else features_of(part)).flatten(1) for part in parts])
         for name in names:
             if name == "herding":
                 picked = herding(features, n)

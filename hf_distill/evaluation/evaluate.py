@@ -5,13 +5,16 @@ learning rate of each is chosen on a held-out part of train: what chooses is nev
 
 A number is a function of (seed, set, labels, student, number of the network): neither the processes that share the
 work nor the other rows of the report change it, with one exception that the report names: what herding and k-center
-compare images by comes from a network trained on all of them, and where full data is left out from their pixels.
+compare images by comes from a network trained on all of them; where full data is left out from the network that the
+set was distilled with, or else from their pixels.
 """
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,11 +25,13 @@ from ..data.feed import Keep, Pool
 from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
-from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels
+from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
 from ..hub.cards import human_bytes
 from ..hub.checks import is_number, is_whole
 from ..hub.results import EvalReport, EvalRow
-from ..networks.architectures import StudentSpec
+from ..networks.architectures import StudentSpec, before_logits
+from ..networks.projector import LabelProjector
+from ..networks.teachers import Teacher
 from ..rng import derive_seed
 from .accuracy import accuracy
 from .coresets import coresets, random_rows
@@ -120,6 +125,7 @@ def evaluate(
     baselines: Sequence[str] | None = None,
     full_data: bool | None = None,
     labels: EpochLabels | ProjectorLabels | None = None,
+    guide: Teacher | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
     """Train students on a distilled set and on the sets to compare it with, and test them. All processes call it.
@@ -153,8 +159,11 @@ def evaluate(
         baselines: Which of `BASELINES`; if not given as at the distillation, else all.
         full_data: Also train on all of `train`; if not given as at the distillation, else true. Herding and k-center
             then compare images by what such a network has before its logits: the student that the set was made for,
-            whatever the `students` (the first of them where the set names none). Without it they compare pixels.
+            whatever the `students` (the first of them where the set names none).
         labels: In place of the set's own soft ones: stored labels of its views, for protocols of views, or a projector.
+        guide: A network for the classes of the set, by whose features herding and k-center compare images where there
+            is no full data. If not given it is what labels the set, of several networks the first; where none does,
+            they compare pixels.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -195,10 +204,16 @@ def evaluate(
     pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
     real = _RealSets(train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, trainer)
 
-    guide = (made_for(distilled) or specs[0]) if full_data else None
-    results, coreset_rows = real.full_data(guide) if guide is not None else ([], real.coresets(None))
+    if full_data:
+        learner = made_for(distilled) or specs[0]
+        results, coreset_rows = real.full_data(learner)
+        compared = f"features of {student_name(learner)}, trained on full data"
+    else:
+        network = _guide(distilled, guide, accelerator.device) if real.greedy else None
+        results, coreset_rows = [], real.coresets(None if network is None else network.features)
+        kind = "label projector" if isinstance(network, LabelProjector) else "teacher"
+        compared = "pixels" if network is None else f"features of the {kind} {network.name} ({network.digest})"
     results += trainer.measure([*own, *real.baselines(coreset_rows)])
-    compared = "pixels" if guide is None else f"features of {student_name(guide)}, trained on full data"
     context = {"coresets_compare": compared} if real.greedy else {}
     report = _report(results, trainer, str(test.provenance["split"]), labels, context)
     distilled.report = (distilled.report or EvalReport()).merge(report)
@@ -234,9 +249,9 @@ class _RealSets:
         """The names of the subsets that compare images."""
         return [name for name in self.names if name != "random"]
 
-    def coresets(self, model: nn.Module | None) -> dict[str, Tensor]:
-        """The rows (N,) of the subsets that compare images, by the features of `model`, else by pixels."""
-        return coresets(self.train, self.pool, self.counts, self.greedy, model)
+    def coresets(self, features_of: Callable[[Tensor], Tensor] | None) -> dict[str, Tensor]:
+        """The rows (N,) of the subsets that compare images, by what `features_of` gives of them, else by pixels."""
+        return coresets(self.train, self.pool, self.counts, self.greedy, features_of)
 
     def full_data(self, guide: StudentSpec) -> tuple[list[Result], dict[str, Tensor]]:
         """The results of all real images, and the `coresets` by the first network `guide` that learned them."""
@@ -251,7 +266,7 @@ class _RealSets:
         guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
 
         def judge(index: int, number: int, model: nn.Module) -> tuple[float | None, dict[str, Tensor]]:
-            rows = self.coresets(model) if (index, number) == (guiding, 0) else {}
+            rows = self.coresets(partial(before_logits, model)) if (index, number) == (guiding, 0) else {}
             return (accuracy(model, self.trainer.test) if index < reported else None), rows
 
         lrs = trainer.choose(cases)
@@ -284,6 +299,25 @@ class _RealSets:
             for spec in self.specs
             for labels, target in targets.items()
         ]
+
+
+def _guide(distilled: DistilledSet, guide: Teacher | None, device: torch.device) -> Teacher | LabelProjector | None:
+    """The network whose features stand for images, on `device`: `guide`, else what labels the set; None without any.
+
+    Raises:
+        ValueError: `guide` is for other classes or another preprocessing than the set.
+    """
+    source = distilled.teacher
+    if guide is not None:
+        source = NetworkLabels(guide)
+        source.check_fits(distilled.class_names, distilled.preprocessing)
+    if isinstance(source, NetworkLabels):
+        source.ready(device)
+        return source.teacher
+    if not isinstance(source, TeacherLabels) or source.model.sees_batches:
+        return None
+    network = source.model.load(source.thetas[0])
+    return Teacher(network, source.spec, distilled.class_names, distilled.preprocessing).to(device)
 
 
 def validation_accuracy(

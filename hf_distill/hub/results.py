@@ -9,6 +9,7 @@ from typing import Any
 from .cards import human_bytes, markdown_table, text_table
 
 SETS = ("random", "herding", "k-center", "distilled", "full data")
+GREEDY = ("herding", "k-center")
 CONTEXT = ("student", "protocol", "split", "device")
 
 
@@ -193,7 +194,14 @@ class EvalReport:
             images = next(iter(cells.values())).images
             measured = [cells[kind].percent() if kind in cells else "" for kind in kinds]
             table.append([place[-1], f"{images:,}", *place[:-1], *measured])
-        return table, caption
+        return table, f"{caption}{self._compared()}"
+
+    def _compared(self) -> str:
+        """The end of a caption: what herding and k-center, where they are, compared images by."""
+        greedy = [name for name in SETS if name in GREEDY and any(row.set == name for row in self.rows)]
+        known = [about.get("coresets_compare") for about in self.meta.values() if isinstance(about, dict)]
+        words = " or ".join(dict.fromkeys(word for word in known if isinstance(word, str)))
+        return f" · {' and '.join(greedy)} by {words}" if greedy and words else ""
 
     def table(self) -> str:
         """The results as aligned plain text for a terminal."""

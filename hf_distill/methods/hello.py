@@ -315,6 +315,10 @@ class HeLlO(PatchMethod):
         chosen = [makers[name] for name in SOURCES if name in self.config.compare_labels]
         return {name: make() for name, make in chosen}
 
+    def guide(self) -> Teacher:
+        """The teacher that scored the crops."""
+        return self.teacher
+
     def evaluate(self, test: RealImages) -> EvalReport:
         """As `Method.evaluate`, with a comparison of label sources on these images."""
         report = super().evaluate(test)

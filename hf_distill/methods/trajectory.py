@@ -38,6 +38,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import TeacherLabels
 from ..engine.loop import Distiller
 from ..engine.method import Preparation
+from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
 from ..rng import generator
 from ..training.experts import ExpertConfig, experts_folder, train_experts
@@ -178,6 +179,10 @@ class TrajectoryMatching(Distiller):
     def teacher(self) -> TeacherLabels | None:
         """The networks that label the published images; None for hard labels."""
         return None
+
+    def guide(self) -> Teacher | None:
+        """The first expert after its last epoch; None with BatchNorm, whose running statistics are not stored."""
+        return None if self.experts.flat_model().sees_batches else Teacher.from_expert(self.experts, 0)
 
     def setup(self) -> DistilledSet:
         """Images from train or noise, class by class, and SGD with momentum on the pixels and on β."""

@@ -335,6 +335,10 @@ class LabelProjector(nn.Module, HubFolder):
         """The same, by the name that it has in `Teacher`."""
         return self(images)
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the adapted image tower has of preprocessed `images` (N, C, H, W), (N, d), by its name in `Teacher`."""
+        return self.model.get_base_model().visual(self._seen(images))
+
     @torch.no_grad()
     def zero_shot(self, pixel_values: Tensor) -> Tensor:
         """The prior's own logits (N, K) of preprocessed images: what the projector said before it was trained."""

@@ -32,7 +32,7 @@ from ..hub.checks import (
 )
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
-from .architectures import FlatModel, StudentSpec, layout_for, sha256_of, timm_with_ours
+from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
 from .network_folder import (
     EVAL_RESULTS,
     RULES,
@@ -127,6 +127,10 @@ class Teacher(HubFolder):
         """Logits (N, K) of preprocessed `images` (N, C, H, W), in whatever autocast the caller is in; differentiable
         with respect to the images."""
         return self.model(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the network has of preprocessed `images` (N, C, H, W) before its logits, (N, D)."""
+        return before_logits(self.model, images)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network to `device`; on CUDA its weights get the layout that it is fastest in."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from hf_distill.config import DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.distilled.labels import TeacherLabels
+from hf_distill.distilled.labels import NetworkLabels, TeacherLabels
 from hf_distill.distilled.targets import loss_targets
 from hf_distill.evaluation import evaluate as evaluation_module
 from hf_distill.evaluation import students as students_module
@@ -41,7 +42,8 @@ from hf_distill.evaluation.evaluate import (
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport
-from hf_distill.networks.architectures import FlatModel, StudentSpec
+from hf_distill.networks.architectures import FlatModel, StudentSpec, before_logits
+from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
 from tests.helpers import ROOT
 
@@ -360,26 +362,34 @@ def test_what_reads_flags_and_trains_does_not_import_the_package_of_metrics():
 # Subsets
 
 
-def test_herding_takes_the_image_that_brings_the_mean_nearest():
-    features = np.random.default_rng(0).normal(size=(20, 5))
+def herding_by_hand(features: np.ndarray, count: int) -> list[int]:
     taken: list[int] = []
-    for _ in range(8):
+    for _ in range(count):
         gaps = {
             i: np.linalg.norm(features[[*taken, i]].mean(axis=0) - features.mean(axis=0))
-            for i in range(20)
+            for i in range(len(features))
             if i not in taken
         }
         taken.append(min(gaps, key=gaps.get))
-    assert herding(torch.from_numpy(features), 8).tolist() == taken
+    return taken
+
+
+def k_center_by_hand(features: np.ndarray, count: int, first: int) -> list[int]:
+    taken = [first]
+    while len(taken) < count:
+        rest = [i for i in range(len(features)) if i not in taken]
+        taken.append(max(rest, key=lambda i: min(np.linalg.norm(features[i] - features[j]) for j in taken)))
+    return taken
+
+
+def test_herding_takes_the_image_that_brings_the_mean_nearest():
+    features = np.random.default_rng(0).normal(size=(20, 5))
+    assert herding(torch.from_numpy(features), 8).tolist() == herding_by_hand(features, 8)
 
 
 def test_k_center_takes_the_image_that_is_farthest_from_all_taken():
     features = np.random.default_rng(1).normal(size=(20, 5))
-    taken = [3]
-    while len(taken) < 8:
-        rest = [i for i in range(20) if i not in taken]
-        taken.append(max(rest, key=lambda i: min(np.linalg.norm(features[i] - features[j]) for j in taken)))
-    assert k_center(torch.from_numpy(features), 8, 3).tolist() == taken
+    assert k_center(torch.from_numpy(features), 8, 3).tolist() == k_center_by_hand(features, 8, 3)
 
 
 def test_equal_images_are_taken_once_each():
@@ -392,7 +402,7 @@ def test_coresets_take_as_many_of_each_class_as_asked_and_compare_features_withi
     counts = [3, 0, 1] + [2] * 7
     pool = Pool(train, train.labels, preprocessing=train.preprocessing)
     student = SPEC.build(0).eval()
-    chosen = coresets(train, pool, counts, ["herding", "k-center"], student)
+    chosen = coresets(train, pool, counts, ["herding", "k-center"], partial(before_logits, student))
     for rows in chosen.values():
         assert train.labels[rows].bincount(minlength=10).tolist() == counts
     own = train.class_rows(0)
@@ -564,14 +574,98 @@ def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_teste
             assert context["coresets_compare"] == "features of convnet_d1 width=8, trained on full data"
     assert len(guides) == 4
     shapes = [p.shape for p in SPEC.build(0).parameters()]
-    assert all([p.shape for p in guide.parameters()] == shapes for guide in guides)
+    assert all([p.shape for p in guide.args[0].parameters()] == shapes for guide in guides)
     for subset in chosen[1:]:
         assert all(torch.equal(subset[name], chosen[0][name]) for name in ("herding", "k-center"))
 
 
-def test_without_full_data_the_report_says_that_coresets_compare_pixels(data, accelerator):
-    (context,) = evaluated(data, accelerator=accelerator, full_data=False).meta.values()
+def test_without_full_data_or_a_teacher_the_report_says_that_coresets_compare_pixels(data, accelerator, untrained):
+    report = evaluated(data, accelerator=accelerator, full_data=False)
+    (context,) = report.meta.values()
     assert context["coresets_compare"] == "pixels"
+    assert " · herding and k-center by pixels" in " ".join(report.table().split())
+    check_rows(untrained, data[0], data[0].images(range(len(data[0]))).flatten(1))
+
+
+@pytest.fixture
+def untrained(monkeypatch) -> list[trainer_module.Case]:
+    """The cases that evaluations ask for, which nobody trains."""
+    cases: list[trainer_module.Case] = []
+
+    def measure(self, asked) -> list[trainer_module.Result]:
+        cases.extend(asked)
+        return [trainer_module.Result(case, case.lrs[0], [0.5]) for case in asked]
+
+    monkeypatch.setattr(trainer_module.Trainer, "measure", measure)
+    return cases
+
+
+def check_rows(cases: list[trainer_module.Case], train: RealImages, features: torch.Tensor) -> None:
+    """Two images of each class, as NumPy chooses them by `features` (R, D) of all images."""
+    chosen = {case.set: case.rows[0].tolist() for case in cases}
+    herded: list[int] = []
+    spread: list[int] = []
+    for label in range(train.num_classes):
+        own = train.class_rows(label)
+        within = features[own].double().numpy()
+        first = np.linalg.norm(within - within.mean(axis=0), axis=1).argmin()
+        herded += own[herding_by_hand(within, 2)].tolist()
+        spread += own[k_center_by_hand(within, 2, first)].tolist()
+    assert (chosen["herding"], chosen["k-center"]) == (herded, spread)
+
+
+@pytest.mark.parametrize("kind", ["parameters", "network", "given", "given beside another", "loaded"])
+def test_without_full_data_the_features_of_a_network_at_hand_choose_the_coresets(
+    kind, data, accelerator, untrained, tmp_path
+):
+    train, held_out, test = data
+    guide, other = (Teacher(SPEC.build(seed), SPEC, train.class_names, train.preprocessing) for seed in (5, 6))
+    theta = FlatModel.from_spec(SPEC).flatten(guide.model)
+    labels = {
+        "parameters": TeacherLabels(SPEC, torch.stack([theta, theta + 1])),
+        "given": None,
+        "given beside another": NetworkLabels(other),
+    }.get(kind, NetworkLabels(guide))
+    distilled = distilled_set(train, labels)
+    if kind == "loaded":
+        distilled = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "set"))
+    report = evaluate(
+        distilled,
+        train,
+        test,
+        held_out=held_out,
+        protocol=TINY,
+        full_data=False,
+        guide=guide if "given" in kind else None,
+        accelerator=accelerator,
+    )
+    layers = dict(guide.model.named_parameters())
+    x = train.images(range(len(train)))
+    x = F.conv2d(x, layers["features.0.weight"], layers["features.0.bias"], padding=1)
+    x = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+    x = x * layers["features.1.weight"].view(-1, 1, 1) + layers["features.1.bias"].view(-1, 1, 1)
+    x = x.clamp(min=0).unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    check_rows(untrained, train, x.flatten(1))
+    words = f"features of the teacher convnet_d1 ({guide.digest})"
+    assert {context["coresets_compare"] for context in report.meta.values()} == {words}
+    assert f" · herding and k-center by {words}" in " ".join(report.table().split())
+
+
+def test_networks_that_do_not_know_an_image_alone_and_those_of_other_classes_choose_nothing(
+    data, accelerator, untrained
+):
+    train, _, _ = data
+    batchwise = replace(SPEC, kwargs={"width": 8, "norm": "batch"})
+    labels = TeacherLabels(batchwise, FlatModel.from_spec(batchwise).init(0))
+    (context,) = evaluated(data, labels, accelerator=accelerator, full_data=False).meta.values()
+    assert context["coresets_compare"] == "pixels"
+    other = Teacher(SPEC.build(0), SPEC, [f"other {k}" for k in range(10)], train.preprocessing)
+    with pytest.raises(ValueError, match="use a teacher of these classes") as refused:
+        evaluated(data, accelerator=accelerator, full_data=False, guide=other)
+    assert "\n" not in str(refused.value)
+    assert "coresets_compare" not in str(
+        evaluated(data, accelerator=accelerator, full_data=False, baselines=["random"], guide=other).meta
+    )
 
 
 @pytest.mark.slow

@@ -174,6 +174,17 @@ def test_the_terminal_table_has_one_aligned_line_for_each_set():
     assert "student convnet_d3 · protocol quick" in report.table()
 
 
+def test_the_table_says_what_greedy_baselines_compare_and_only_where_they_are():
+    meta = {"quick, convnet_d3": {"coresets_compare": "pixels"}, "seed": 1, "mtt, convnet_d3": {"seed": 2}}
+    report = EvalReport([row(set="k-center"), row(set="random")], meta)
+    assert report.table().endswith("device cpu · k-center by pixels")
+    other = {"mtt, convnet_d3": {"coresets_compare": "features of it"}}
+    both = report.merge(EvalReport([row(set="herding")], other))
+    assert " ".join(both.table().split()).endswith("· herding and k-center by pixels or features of it")
+    assert both.markdown().endswith("· herding and k-center by pixels or features of it")
+    assert "pixels" not in EvalReport([row(set="random")], meta).table()
+
+
 def test_what_differs_between_results_becomes_a_column():
     report = EvalReport([row(set=name, student=student) for student in ("convnet_d3", "resnet18") for name in SETS])
     table = report.table().splitlines()

@@ -201,6 +201,7 @@ def test_the_set_is_labelled_by_the_projector_which_imitates_all_teachers(tmp_pa
     distilled = method.run()
     assert method.projector.config["training"]["teachers"] == [teacher.digest for teacher in teachers]
     assert method.projector.results["asked_about"] == "distilled images"
+    assert method.guide().digest == teachers[-1].digest
     assert [each["digest"] for each in distilled.config["teachers"]] == [teacher.digest for teacher in teachers]
     again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "saved"))
     assert isinstance(again.teacher, ProjectorLabels)

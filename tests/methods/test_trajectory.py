@@ -14,6 +14,7 @@ from hf_distill import DistillationDiverged
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
+from hf_distill.evaluation.trainer import Result, Trainer
 from hf_distill.methods import MTT, TESLA, MTTConfig, TESLAConfig
 from hf_distill.methods.unroll import MatchingGradient
 from hf_distill.networks.trajectories import ExpertTrajectories
@@ -294,6 +295,21 @@ def test_a_wrong_hyper_parameter_is_named(flags, says):
 
 
 # Labels
+
+
+@pytest.mark.parametrize("make", [mtt, tesla])
+def test_without_full_data_the_last_state_of_the_first_expert_chooses_the_coresets(
+    make, train, experts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Trainer, "measure", lambda self, cases: [Result(case, 0.1, [0.5]) for case in cases])
+    flags = {"max_steps": 0, "select": "last", "eval_full_data": False, "eval_seeds": 1}
+    method = make(train, experts, tmp_path / "run", **flags)
+    method.run()
+    report = method.evaluate(train)
+    guide, (context,) = method.guide(), report.meta.values()
+    assert context["coresets_compare"] == f"features of the teacher convnet_d1 ({guide.digest})"
+    x = train.images(range(5))
+    torch.testing.assert_close(guide.logits(x), experts.flat_model()(experts.row(0, experts.num_epochs), x))
 
 
 def test_published_labels_are_those_of_experts_and_none_with_hard_labels(train, experts, tmp_path):

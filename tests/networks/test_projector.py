@@ -77,6 +77,9 @@ def test_merging_changes_the_answers_by_rounding_and_unmerging_gives_the_base_bi
     base = {name: tensor.clone() for name, tensor in projector.model.state_dict().items()}
     apart, zero = projector(x), projector.zero_shot(x)
     assert (apart - zero).abs().max() > 0.1
+    features = projector.features(x)
+    said = projector.model.get_base_model().classifier(projector.logit_scale * F.normalize(features, dim=-1))
+    assert torch.equal(said, apart)
     merged = projector.merge()(x)
     torch.testing.assert_close(merged, apart, rtol=1e-5, atol=1e-5)
     assert not torch.equal(projector.model.base_model.model.classifier.base_layer.weight, projector.text_head)
