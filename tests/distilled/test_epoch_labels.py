@@ -508,7 +508,7 @@ def test_rounding_recovers_every_pixel_of_a_fraction_and_cutting_off_does_not(si
     assert (wrong > 0) == (side not in (64, 256))
 
 
-def foreign(folder: Path, order: torch.Tensor, mix: str, batch: int = 8) -> dict:
+def foreign(folder: Path, order: torch.Tensor, mix: str, batch: int = 8, known_by: float = 3) -> dict:
     """The authors' layout for images of SIZE, with the types that their scripts pickle; what they mean, by epoch."""
     height, width = SIZE
     draw, known = np.random.default_rng(0), {}
@@ -521,8 +521,9 @@ def foreign(folder: Path, order: torch.Tensor, mix: str, batch: int = 8) -> dict
             coords = torch.FloatTensor(np.stack([top / height, left / width, tall / height, wide / width], 1))
             flip, partners = torch.from_numpy(draw.random(n) < 0.5), torch.from_numpy(draw.permutation(n))
             logits = torch.from_numpy(draw.normal(size=(n, CLASSES))).half()
-            logits[torch.arange(n), own % CLASSES] += 3  # a teacher that knows most of them
             weight, box = draw.beta(0.8, 0.8), None
+            seen = own[partners] if mix == "mixup" and weight < 0.5 else own  # the larger part of each view
+            logits[torch.arange(n), seen % CLASSES] += known_by  # a teacher that knows most of them
             if mix == "cutmix":
                 box = [np.clip(number, 0, height), 2, np.clip(number + 5, 0, height), np.int64(9)]
             state = [coords, flip, partners, weight, box, logits]
@@ -612,6 +613,19 @@ def test_labels_of_images_in_another_order_are_found_out(tmp_path):
     foreign(tmp_path / "later", other, "none")
     with one_line("epoch_1 labels .* no more than chance"):
         imported(tmp_path / "later", tmp_path / "second", pool)
+
+
+def test_weak_labels_are_believed_by_all_their_epochs_and_warned_of_where_these_are_few(tmp_path, caplog):
+    pool = make_pool(30)
+    foreign(tmp_path / "theirs", sampler_order(30, 12), "mixup", known_by=0.8)
+    assert imported(tmp_path / "theirs", tmp_path / "ours", pool).num_epochs == 12
+    assert "too few or too weak" not in caplog.text
+    foreign(tmp_path / "few", sampler_order(30, 1), "mixup", known_by=0.3)
+    assert imported(tmp_path / "few", tmp_path / "doubtful", pool).num_epochs == 1
+    assert "too few or too weak to show that a sampler with the seed 42 dealt these images" in caplog.text
+    foreign(tmp_path / "wrong", sampler_order(30, 12, seed=7), "mixup", known_by=0.8)
+    with one_line("no more than chance"):
+        imported(tmp_path / "wrong", tmp_path / "refused", pool)
 
 
 def test_the_order_is_that_of_a_loader_with_such_a_sampler():
