@@ -35,18 +35,29 @@ from hf_distill.runs.publishing import prepare_push, push
 from hf_distill.runs.start import disable_progress_bars
 from hf_distill.training.experts import ExpertConfig
 
+OPTIONS = ("labels", "space", "experiment", "factor", "images_key", "labels_key", "lr")  # of --images
+
 
 @dataclass
 class ImportArguments(ProcessArguments):
     """The files to read, what is known of them, and where the result goes."""
 
-    images: str | None = HfArg(default=None, help="File of images (.pt), or the folder of a run that holds one.")
+    images: str | None = HfArg(default=None, help="File of images (.pt, .npz), or the folder of a run that holds one.")
     image_folder: str | None = HfArg(default=None, help="Folder with a folder of JPEG or PNG files for each class.")
     epoch_labels: str | None = HfArg(default=None, help="Folder of epoch_<e>/batch_<b>.tar: labels of crops.")
     distilled_dataset: str | None = HfArg(default=None, help="Set that --epoch_labels are of: a folder or repository.")
     order_seed: int = HfArg(default=42, help="Of the sampler that dealt its images to the batches of --epoch_labels.")
     trajectories: list[str] | None = HfArg(default=None, help="Files replay_buffer_<n>.pt, or folders of them.")
-    labels: str | None = HfArg(default=None, help="File of labels (.pt). Without it: that beside --images.")
+    labels: str | None = HfArg(
+        default=None, help="File of labels. Without it: in --images, or labels_<n>.pt beside it."
+    )
+    images_key: str | None = HfArg(
+        default=None, help="Name of the images in --images, as data.0, where it holds several."
+    )
+    labels_key: str | None = HfArg(
+        default=None, help="Name of the labels in --images, or in --labels; none if it has none."
+    )
+    factor: int | None = HfArg(default=None, help="Parts a side of --images, enlarged to images (IDC's factor).")
     space: str = HfArg(default="auto", help="Values of --images: network (as a student sees them), pixels, or auto.")
     experiment: int = HfArg(default=0, help="Which experiment, where --images holds several.")
     lr: float | None = HfArg(default=None, help="Learned learning rate. Without it: what the files say, if they do.")
@@ -99,7 +110,7 @@ def main() -> None:
         if hub.push_to_hub:
             print(push(labels, hub, labels.folder))
         return
-    alone = args.class_names or (args.images and describes_itself(args.images))
+    alone = args.class_names or (args.images and describes_itself(args.images, args.images_key))
     train, test = (None, None) if alone and not data_args.dataset_name else RealImages.train_and_test(data_args)
     known = {"real": train, "class_names": args.class_names, "method": args.method}
     if train is None:
@@ -120,7 +131,7 @@ def main() -> None:
         size = {"resolution": data_args.resolution, "original_classes": original}
         distilled = import_image_folder(args.image_folder, **known, **size)
     else:
-        options = {name: getattr(args, name) for name in ("labels", "space", "experiment", "lr")}
+        options = {name: getattr(args, name) for name in OPTIONS}
         distilled = import_images(args.images, **known, **options)
     distilled.save_pretrained(args.output_dir)
     print(f"{len(distilled)} images of {distilled.num_classes} classes, {distilled.label_source.kind} labels")

@@ -169,8 +169,8 @@ def _warn_unless_certain(folder: Path, evidence: LabelEvidence, order_seed: int)
     if not evidence.certain:
         logger.warning(
             "the labels in %s are too few or too weak to show that a sampler with the seed %d dealt these images in "
-            "this order: they give the own class %.1f %% on average, and chance %.1f %% (%.1f deviations; %.0f are proof); "
-            "look at a student that is trained on them before you trust them",
+            "this order: they give the own class %.1f %% on average, and chance %.1f %% (%.1f deviations; %.0f are "
+            "proof); look at a student that is trained on them before you trust them",
             folder,
             order_seed,
             100 * now.mean,

@@ -5,13 +5,16 @@ import pickle
 import re
 import struct
 import textwrap
+import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
@@ -21,6 +24,7 @@ from ..hub.files import package_versions
 UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    zlib.error,
     struct.error,
     OSError,
     EOFError,
@@ -31,24 +35,117 @@ UNREADABLE = (
     AttributeError,
     AssertionError,
     OverflowError,
+    MemoryError,
 )
+PLAIN = "?bhilqBHILQefd"  # types of arrays that become tensors
 
 
-def _numpy_scalars() -> list[Any]:
-    """The parts that a pickled numpy number is made with, under the names of numpy 1 and 2."""
-    scalar = np.float64(0).__reduce__()[0]
-    numbers = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [np.dtype, *numbers]
+class _Kind:
+    """Stands in for numpy's dtype while a file is read: a type of numbers, and nothing that refers to objects."""
+
+    def __init__(self, code: str, align: object = False, copy: object = True) -> None:
+        self.dtype = _plain(np.dtype(code) if re.fullmatch(r"[biuf]\d", str(code)) else None, str(code))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for numpy's ndarray while a file is read: its numbers are copied, and nothing else is done."""
+
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, by_columns, content = state
+        if not isinstance(kind, _Kind):
+            raise TypeError("an array of no numbers")
+        flat = np.frombuffer(content, kind.dtype)
+        self.tensor = as_tensor(flat.reshape(shape, order="F" if by_columns else "C"))
+
+
+def _array(*_: Any) -> _Array:
+    """An array whose content follows."""
+    return _Array()
+
+
+def _nothing() -> bytes:
+    """The content of an empty array."""
+    return b""
+
+
+def _scalar(kind: _Kind, content: bytes) -> Any:
+    """The number of a pickled scalar of numpy."""
+    return np.frombuffer(content, kind.dtype, count=1)[0].item()
+
+
+# Arrays and numbers of numpy, under the names of numpy 1 and 2, are made by the functions above in place of its own: a
+# type that a file makes up cannot get that far.
+NUMPY: list[Any] = [(_Kind, "numpy.dtype"), (_Array, "numpy.ndarray"), (_nothing, "builtins.bytes")]
+for _core in ("core", "_core"):
+    NUMPY += [(_array, f"numpy.{_core}.multiarray._reconstruct"), (_scalar, f"numpy.{_core}.multiarray.scalar")]
+
+
+def _plain(dtype: np.dtype | None, what: str) -> np.dtype:
+    """`dtype`, which is one of numbers that torch has too."""
+    if dtype is None or dtype.char not in PLAIN:
+        raise TypeError(f"an array of {what}, not of numbers")
+    return dtype
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A copy of an array of numbers, of any byte order."""
+    return torch.from_numpy(np.array(array, _plain(array.dtype, str(array.dtype)).newbyteorder("="), order="C"))
+
+
+def _with_tensors(content: Any) -> Any:
+    """`content` with tensors in place of arrays."""
+    if isinstance(content, _Array):
+        if content.tensor is None:
+            raise TypeError("an array without content")
+        return content.tensor
+    if isinstance(content, dict):
+        return {key: _with_tensors(value) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(_with_tensors(value) for value in content)
+    return content
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """True for a zip file whose parts lie in it as they are; torch checks neither that nor the sums of the parts.
+
+    Raises:
+        BadZipFile: A part is not what its sum says. A sum of 0 is one that torch was told not to compute.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        for part in parts:
+            if part.CRC:
+                with archive.open(part) as content:
+                    while content.read(2**20):  # the sum is compared at the end
+                        pass
+    return all(part.compress_type == zipfile.ZIP_STORED for part in parts)
 
 
 def load_pt(path: Path) -> Any:
-    """The content of a `.pt` file on the CPU, mapped where its format allows it; nothing in it is run."""
+    """The content of a `.pt` file on the CPU, mapped where its format allows it; nothing in it is run.
+
+    Arrays of numpy become tensors, and its numbers those of Python.
+
+    Raises:
+        ValueError: It is none, is damaged, or needs code to be read.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a .pt file that torch.save wrote")
     path.open("rb").close()  # who may not read it is told so
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        with torch.serialization.safe_globals(NUMPY), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            mapped = _can_be_mapped(path)
+            return _with_tensors(torch.load(path, map_location="cpu", mmap=mapped, weights_only=True))
     except UNREADABLE as error:
         needs = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needs:
@@ -57,9 +154,42 @@ def load_pt(path: Path) -> Any:
                 "authors for a file of tensors"
             ) from error
         reason = textwrap.shorten(" ".join(str(error).split()), 100) or type(error).__name__
+        if "Unsupported operand 149" in str(error):  # what protocols from 4 on begin with
+            raise ValueError(
+                f"{path} was saved with a pickle protocol above 3, which is not read; save it again with torch.save, "
+                "without pickle_protocol"
+            ) from error
         raise ValueError(
             f"{path} cannot be read ({reason}): damaged, or no file of plain tensors by torch.save; fetch it again"
         ) from error
+
+
+def load_arrays(path: Path) -> Any:
+    """The content of a `.npy` file, a tensor, or of a `.npz` file, tensors by name; words stay lists of words.
+
+    Raises:
+        ValueError: It is none, is damaged, or holds objects, which are pickled.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; expected a .npy or .npz file that numpy wrote")
+
+    def plain(array: np.ndarray) -> Any:
+        return array.tolist() if array.dtype.kind == "U" else as_tensor(array)
+
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return plain(content)
+        with content:
+            return {name: plain(content[name]) for name in content.files}
+    except UNREADABLE as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path} is refused: reading it would run code (a pickle), and only arrays of numbers are read; ask "
+                "its authors for a file of these"
+            ) from error
+        reason = textwrap.shorten(" ".join(str(error).split()), 100) or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}): damaged, or no file of arrays; fetch it again") from error
 
 
 def _sha256(path: Path) -> str:

@@ -1,9 +1,10 @@
-"""Images from `.pt` files, in the layouts of `hf_distill.importing`."""
+"""Distilled sets from files of images, in the layouts of `hf_distill.importing`."""
 
+import json
 import logging
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,126 +16,32 @@ from ..config import check_choice
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
 from ..distilled.distilled_set import DistilledSet
-from .files import config_of, known_classes, known_preprocessing, load_pt, origin_of
+from .files import config_of, known_classes, known_preprocessing, origin_of
+from .layouts import NONE, StoredImages, read_images
 
 logger = logging.getLogger(__name__)
 
 SPACES = ("auto", "network", "pixels")
+BEYOND = 0.5  # how far optimised pixels may lie beyond [0, 1] and still be taken for pixels
 BYTES_FROM = 16.0  # floats from 0 to beyond this are bytes that somebody converted
 NORMALISED = 1e-3  # how far a row of probabilities may be from 1: they were float16 once, perhaps
 
 
-def _find_images(path: Path) -> Path:
-    """The file of images in a folder of `.pt` files; an error that lists them unless one stands out."""
-    files = [file for file in sorted(path.glob("*.pt")) if not file.stem.startswith(("labels", "lr"))]
-    plain = [file for file in files if not file.stem.startswith("images_zca")]
-    others = [file for file in plain if not file.stem.startswith("images")]
-    expected = "images_best" if plain else "images_zca_best"
-    chosen = [] if others else [file for file in files if file.stem == expected]
-    chosen = chosen or plain or files
-    if len(chosen) != 1:
-        those = ", ".join(file.name for file in chosen) or "none"
-        raise ValueError(f"{path} holds several .pt files of images, or none ({those}); name the one to import")
-    return chosen[0]
-
-
-@dataclass
-class _Images:
-    """The content of a `.pt` file and of the files beside it."""
-
-    images: Tensor  # (N, C, H, W)
-    labels: Tensor | None  # (N,) or (N, K)
-    layout: str
-    files: list[Path]
-    space: str | None = None  # where the layout tells it
-    soft_labels: Tensor | None = None  # (N, K) logits
-    lr: Any = None
-    class_names: list[str] | None = None
-    mean: Tensor | None = None
-    std: Tensor | None = None
-    whitening: dict[str, Any] = field(default_factory=dict)
-
-
-def _read_images(path: Path, labels: Path | None, experiment: int) -> _Images:
-    if path.is_dir():
-        path = _find_images(path)
-    content = load_pt(path)
-    if isinstance(content, Tensor):
-        read = _read_tensor(path, content)
-    elif isinstance(content, dict) and isinstance(content.get("data"), list):
-        read = _read_experiments(path, content["data"], experiment)
-    elif isinstance(content, dict) and isinstance(content.get("images"), Tensor):
-        read = _read_dict(path, content)
-    else:
-        kind = f"keys {', '.join(map(str, content))[:100]}" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
-            f"{path} holds {kind}; expected a tensor of images, {{'data': [[images, labels], ...]}} or "
-            "{'images': ..., 'labels': ...}"
-        )
-    if labels is not None:
-        read.labels, read.soft_labels = load_pt(labels), None
-        read.files = [*read.files[:1], labels]
-    if read.labels is not None and not isinstance(read.labels, Tensor):
-        raise ValueError(f"the labels of {path} are a {type(read.labels).__name__}; expected a tensor (N,) or (N, K)")
-    return read
-
-
-def _read_tensor(path: Path, images: Tensor) -> _Images:
-    read = _Images(images, None, "tensor", [path])
-    if not path.stem.startswith("images"):
-        return read
-    step = path.stem.removeprefix("images").removeprefix("_zca")
-    if path.stem.startswith("images_zca"):
-        read.space = "pixels"
-    for name in ("labels", "lr"):
-        beside = path.with_name(f"{name}{step}.pt")
-        if beside.is_file():
-            setattr(read, name, load_pt(beside))
-            read.files.append(beside)
-    return read
-
-
-def _read_experiments(path: Path, data: list[Any], experiment: int) -> _Images:
-    if not 0 <= experiment < len(data):
-        raise ValueError(f"{path} holds {len(data)} experiments; --experiment is {experiment}, counted from 0")
-    pair = data[experiment]
-    if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
-        raise ValueError(f"experiment {experiment} of {path} is no pair [images, labels] of tensors")
-    if len(data) > 1:
-        logger.info("%s holds %d experiments: reading number %d", path, len(data), experiment)
-    return _Images(pair[0], pair[1], f"experiments, number {experiment} of {len(data)}", [path])
-
-
-def _read_dict(path: Path, content: dict[str, Any]) -> _Images:
-    read = _Images(content["images"], content.get("labels"), "dict", [path], lr=content.get("lr"))
-    names = content.get("class_names")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ValueError(f"the class_names of {path} are no list of words")
-    soft = content.get("soft_labels")
-    if soft is not None and not isinstance(soft, Tensor):
-        raise ValueError(f"the soft_labels of {path} are a {type(soft).__name__}; expected a tensor (N, K)")
-    read.class_names, read.soft_labels = names, soft
-    statistics = content.get("mean"), content.get("std")
-    if all(isinstance(value, Tensor) for value in statistics):
-        read.mean, read.std = statistics
-    if isinstance(content.get("pixel_values"), Tensor) and read.mean is not None:
-        # The pixels beside them are clamped, these are what was optimised.
-        read.images, read.space, read.layout = content["pixel_values"], "network", "export_pt"
-        read.whitening = {name: value for name, value in content.items() if name.startswith("zca_")}
-    return read
-
-
-def describes_itself(path: str | Path) -> bool:
+def describes_itself(path: str | Path, images_key: str | None = None) -> bool:
     """True where the images in `path` bring class names and preprocessing, so that no source data are needed.
+
+    Args:
+        path: As for `import_images`.
+        images_key: As for `import_images`.
 
     Raises:
         ValueError: As `import_images`, where the file cannot be read.
     """
-    read = _read_images(Path(path), None, 0)
+    read = read_images(Path(path), None, 0, images_key, NONE)
     return read.class_names is not None and read.mean is not None
 
 
-def _own_preprocessing(read: _Images, given: Preprocessing | None) -> Preprocessing | None:
+def _own_preprocessing(read: StoredImages, given: Preprocessing | None) -> Preprocessing | None:
     """The preprocessing that the file itself says, where it does; `given` must agree with it, and has the rest."""
     if read.mean is None or read.std is None:
         return given
@@ -171,7 +78,7 @@ def _own_preprocessing(read: _Images, given: Preprocessing | None) -> Preprocess
     return Preprocessing.from_config(config, parts)
 
 
-def _space(read: _Images, asked: str, preprocessing: Preprocessing) -> str:
+def _space(read: StoredImages, asked: str, preprocessing: Preprocessing) -> str:
     """The kind of values, "bytes", "pixels" in [0, 1], or "network", what a network sees; logged."""
     path, values = read.files[0], read.images
     if values.dtype == torch.uint8:
@@ -188,6 +95,14 @@ def _space(read: _Images, asked: str, preprocessing: Preprocessing) -> str:
                 "uint8 or divide by 255, or say --space network"
             )
         space = "pixels" if low >= 0 and high <= 1 else "network"
+        differ = preprocessing.zca is not None or any(preprocessing.mean) or set(preprocessing.std) != {1.0}
+        if space == "network" and low >= -BEYOND and high <= 1 + BEYOND and differ:
+            if read.layout != "pair":
+                raise ValueError(
+                    f"the images of {path} go from {low:.3g} to {high:.3g}: pixels that were optimised beyond [0, 1], "
+                    "or what a network sees; say --space pixels or --space network"
+                )
+            space = "pixels"  # as IDC keeps them, which clips before its steps and not after them
         why = f"they go from {low:.3g} to {high:.3g}"
         whitened = path.with_name(path.name.replace("images", "images_zca", 1))
         if space == "network" and path.stem.startswith("images") and whitened.is_file() and preprocessing.zca is None:
@@ -235,9 +150,65 @@ def _split_labels(labels: Tensor | None, count: int, names: list[str], what: str
         return best, None
     logits = _logits(labels, what)
     # The teachers behind soft labels err; the images are still of the class that their place says.
-    if blocks is not None and (blocks == best).float().mean() > 0.5:
-        return blocks, logits
+    if blocks is not None:
+        share, places = (blocks == best).double().mean().item(), best.bincount(minlength=classes).double() / count
+        chance = places.mean().item()
+        if share > min(0.5, chance + 6 * math.sqrt(chance * (1 - chance) / count)):
+            return blocks, logits
     return best, logits
+
+
+def _channels_first(images: Tensor, channels: int | None, what: str) -> Tensor:
+    """Images (N, C, H, W), of what may be (N, H, W, C)."""
+    sizes = (1, 3) if channels is None else (channels,)
+    if images.ndim == 4 and images.shape[3] in sizes and images.shape[1] not in sizes:
+        logger.info("%s: images %s are read as images, height, width, channels", what, tuple(images.shape))
+        return images.permute(0, 3, 1, 2)
+    return images
+
+
+def _formation(read: StoredImages, space: str, factor: int | None) -> int:
+    """IDC's factor: the number of parts a side of the stored images, which are enlarged before students see them."""
+    path = read.files[0]
+    if factor is not None:
+        if factor < 1:
+            raise ValueError(f"--factor is {factor}; expected 1 (images are whole) or more parts a side")
+        return factor
+    if read.layout != "pair":
+        return 1
+    about = re.search(r"_factor(\d+)(?:_(multi|bound)_)?", path.resolve().parent.name)
+    known, kind = (int(about[1]), about[2]) if about else (None, None)
+    options = path.with_name("args.txt")
+    if options.is_file():
+        try:
+            content = json.loads(options.read_text(encoding="utf-8"))
+            known, kind = max(1, int(content["factor"])), content.get("decode_type")
+        except (ValueError, LookupError, TypeError):
+            logger.warning("%s does not say the factor of %s", options, path)
+    if known is not None and known > 1 and kind not in (None, "single"):
+        raise ValueError(
+            f"{path} was made with --decode_type {kind}, whose images have parts of several sizes; expected single"
+        )
+    if known is None and space == "pixels":
+        raise ValueError(
+            f"{path} does not say of how many parts its images consist; give IDC's factor as --factor (1 where images "
+            "are whole)"
+        )
+    return known or 1
+
+
+def enlarged_parts(images: Tensor, factor: int) -> Tensor:
+    """The parts of images (N, C, H, W) brought to the size of the whole, (N factor², C, H, W) float32.
+
+    It is what IDC calls decoding: each image is cut into `factor` times `factor` parts, and these are enlarged
+    bilinearly. Sides that `factor` does not divide are padded with 0.5 at their end. The parts of an image follow one
+    another, row by row.
+    """
+    height, width = images.shape[2:]
+    images = torch.nn.functional.pad(images.float(), (0, -width % factor, 0, -height % factor), value=0.5)
+    parts = images.unflatten(3, (factor, -1)).unflatten(2, (factor, -1))  # (N, C, factor, h, factor, w)
+    parts = parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    return torch.nn.functional.interpolate(parts, (height, width), mode="bilinear", align_corners=False)
 
 
 def _logits(soft: Tensor, what: str) -> Tensor:
@@ -280,10 +251,13 @@ def import_images(
     labels: str | Path | None = None,
     space: str = "auto",
     experiment: int = 0,
+    factor: int | None = None,
+    images_key: str | None = None,
+    labels_key: str | None = None,
     lr: float | None = None,
     method: str | None = None,
 ) -> DistilledSet:
-    """The distilled set in a `.pt` file of images, in one of the layouts at the top of this module.
+    """The distilled set in a `.pt`, `.npz` or `.npy` file of images, in one of the layouts of `hf_distill.importing`.
 
     Args:
         path: The file, or a folder in which one pair of images and labels stands out.
@@ -295,6 +269,11 @@ def import_images(
         space: "network" (standardised or whitened), "pixels" (in [0, 1]), or "auto": uint8 is bytes, values within
             [0, 1] are pixels, others what a network sees.
         experiment: Which pair, where the file has one for each experiment.
+        factor: Parts a side of an image, which are enlarged to images of their own (IDC's factor); without it, what a
+            pair [images, labels] has beside it: `args.txt`, or the name of its folder.
+        images_key: Name of the images where the file holds several tensors of such: keys and places in lists, joined by
+            dots.
+        labels_key: Name of the labels in the file, or in that of `labels`; "none" where it has none.
         lr: Learned learning rate; that in or beside the file if not given.
         method: What made the images, as cards say it.
 
@@ -303,18 +282,29 @@ def import_images(
             do not fit.
     """
     check_choice("space", space, SPACES)
-    read = _read_images(Path(path), None if labels is None else Path(labels), experiment)
+    read = read_images(Path(path), None if labels is None else Path(labels), experiment, images_key, labels_key)
     what = str(read.files[0])
-    images = read.images.detach()
+    parts = list(read.images) if isinstance(read.images, (list, tuple)) else None
+    if parts is not None and len({part.shape[1:] for part in parts}) > 1:
+        raise ValueError(f"{what} holds images of several sizes; expected one")
+    images = read.images.detach() if parts is None else torch.cat([part.detach() for part in parts])
     if images.ndim != 4 or not images.numel() or not (images.is_floating_point() or images.dtype == torch.uint8):
         raise ValueError(
             f"{what} holds images {tuple(images.shape)} {images.dtype}; expected (N, C, H, W), floats or uint8"
         )
+    channels = real.shape[0] if real is not None else None if mean is None else len(mean)
+    read.images = images = _channels_first(images, channels, what)
     given = None
     if real is not None or mean is not None or read.mean is None:
         given = known_preprocessing(real, tuple(images.shape[1:]), mean, std, what)
     preprocessing = _own_preprocessing(read, given) or given
     names = known_classes(real, class_names, read.class_names, what)
+    if parts is not None and read.labels is None:
+        if len(parts) != len(names):
+            raise ValueError(
+                f"{what} is a list of {len(parts)} tensors of images; expected one for each of {len(names)} classes"
+            )
+        read.labels = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     classes, logits = _split_labels(read.labels, len(images), names, what)
     if read.soft_labels is not None:
         # Logits that happen to add up to 1 would be taken for probabilities.
@@ -327,8 +317,19 @@ def import_images(
         )
     _check_finite(images, classes, names, what)
     read_space = _space(read, space, preprocessing)
-    pixel_values = images.float() if read_space == "network" else preprocessing(images)
     imported_from = {"layout": read.layout, "space": read_space, "files": origin_of(read.files)}
+    factor = _formation(read, read_space, factor)
+    if factor > 1:
+        if factor > min(images.shape[2:]):
+            raise ValueError(
+                f"--factor is {factor} and the images of {what} have fewer pixels a side; give the right one"
+            )
+        imported_from |= {"factor": factor, "images_stored": len(images)}
+        logger.info("%s: each image is read as %d, its parts enlarged", what, factor**2)
+        images = enlarged_parts(images.float() / 255 if images.dtype == torch.uint8 else images, factor)
+        classes = classes.repeat_interleave(factor**2)
+        logits = None if logits is None else logits.repeat_interleave(factor**2, dim=0)
+    pixel_values = images.float() if read_space == "network" else preprocessing(images)
     return DistilledSet(
         pixel_values,
         classes,
