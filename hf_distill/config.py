@@ -87,7 +87,9 @@ class DataArguments:
     std: list[float] | None = HfArg(default=None, help="Deviation per channel in [0, 1]; computed if not given.")
     zca_eps: float = HfArg(default=0.1, help="Added to the eigenvalues of the covariance of [0, 1] pixels by ZCA.")
     validation_fraction: float = HfArg(
-        default=0.1, help="Part of train held out of everything, to select the best step on (never on test)."
+        default=0.1,
+        help="Part of train held out of everything, to choose the best step and learning rates by, never by test; 0 "
+        "for none.",
     )
     num_proc: int | None = HfArg(default=None, help="Processes that decode and resize images the first time.")
 
@@ -194,7 +196,9 @@ class LoopConfig(OptimizedConfig):
     save_total_limit: int | None = HfArg(default=2, help="Checkpoints to keep; the oldest go first.")
     eval_steps: int = HfArg(default=100, help="Iterations between two evaluations on the held-out part of train.")
     eval_nets: int = HfArg(default=3, help="Fresh students trained at each such evaluation.")
-    select: str = HfArg(default="best", help="Keep the best step by held-out accuracy, or the last one.")
+    select: str = HfArg(
+        default="best", help="Keep the best step by held-out accuracy, or the last one: so too if none is held out."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

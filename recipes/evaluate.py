@@ -30,6 +30,7 @@ from hf_distill.evaluation.label_comparison import compare_labels, find_labels, 
 from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
 from hf_distill.runs.finish import run_recipe
+from hf_distill.runs.held_out import say_held_out
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push
 from hf_distill.runs.start import disable_progress_bars, source_arguments
@@ -101,7 +102,8 @@ def main() -> None:
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
     data_args = source_arguments(distilled, data_args)
     train, test = RealImages.train_and_test(data_args)
-    train, held_out = train.split(data_args.validation_fraction, seed=0)  # the split that the set was selected on
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    say_held_out(train, held_out, ["choose by, as at the distillation"])
 
     options = {
         "held_out": held_out,

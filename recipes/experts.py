@@ -16,6 +16,7 @@ from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArgumen
 from hf_distill.data.images import RealImages
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.finish import run_recipe
+from hf_distill.runs.held_out import say_held_out
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
 from hf_distill.runs.start import disable_progress_bars
@@ -42,7 +43,8 @@ def main() -> None:
 
     train, test = RealImages.train_and_test(data_args)
     # The held-out part selects distilled images later on, so no expert may see it.
-    train, _ = train.split(data_args.validation_fraction, seed=0)
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    say_held_out(train, held_out, ["choose among sets that are distilled with these experts"])
     experts = train_experts(
         train,
         config,

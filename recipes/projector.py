@@ -21,6 +21,7 @@ from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.evaluation.evaluate import check_data, crop_protocol_for, distilled_pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
 from hf_distill.runs.finish import run_recipe
+from hf_distill.runs.held_out import say_held_out
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push_with_projector
 from hf_distill.runs.start import disable_progress_bars, source_arguments
@@ -82,7 +83,8 @@ def main() -> None:
     train, test = RealImages.train_and_test(data_args)
     check_data(distilled, train)
     train, test = (images.seen_through(distilled.preprocessing) for images in (train, test))
-    train, _ = train.split(data_args.validation_fraction, seed=0)  # what students are selected on, nothing sees
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    say_held_out(train, held_out, ["choose by, as at the distillation"])
 
     options = {"seed": args.seed, "accelerator": accelerator, "disable_tqdm": args.disable_tqdm}
     prior = find_prior(prior_args, train, **options)

@@ -149,6 +149,25 @@ def test_the_nearest_preset_is_of_the_same_dataset_then_size_then_ipc(name, size
     assert nearest_preset("tesla", train, ipc) == preset
 
 
+@pytest.mark.parametrize("method", ["sre2l", "cda", "rded"])
+def test_images_as_large_as_tiny_imagenets_are_nearest_to_its_preset(method):
+    train = hd.RealImages.from_dataset(pictures(size=64))
+    train.provenance["name"] = "elsewhere"
+    assert nearest_preset(method, train, 50) == "tiny-imagenet-ipc50"
+
+
+def test_what_is_held_out_and_who_learned_from_other_images_is_said(caplog, tmp_path):
+    train = hd.RealImages.from_dataset(pictures(80))
+    with caplog.at_level("INFO", logger="hf_distill"):
+        hd.RDED.distill(train, ipc=1, validation_fraction=0.25, output_dir=tmp_path / "a", **RDED)
+        assert "20 of 80 training images (25.0 %) are held out, and this run chooses nothing by them" in caplog.text
+        caplog.clear()
+        (teacher,) = Path("outputs").glob("teacher-*")
+        hd.RDED.distill(train, ipc=1, validation_fraction=0, teachers=[str(teacher)], output_dir=tmp_path / "b", **RDED)
+    assert "held out" not in caplog.text
+    assert "a teacher learned from 60 images, and this run has 80" in caplog.text
+
+
 def test_a_preset_is_taken_by_name_and_settings_win_over_it(caplog):
     train, _ = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=100, max_test_samples=20))
     with caplog.at_level("INFO", logger="hf_distill"):

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..config import LoopConfig
+from ..config import DistillConfig, LoopConfig
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import StoredLabels
 from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
@@ -61,6 +61,17 @@ class Distiller(Method):
         super().__init__(*args, **kwargs)
         self.best = _Best()
         self._held_out_pool: Pool | None = None
+        if self.config.select == "best" and self.held_out is None:
+            logger.warning(
+                "--select is best, and no training image is held out to choose by: the last step is kept; expected a "
+                "--validation_fraction above 0, or --select last"
+            )
+
+    @classmethod
+    def chosen_by_held_out(cls, config: DistillConfig) -> list[str]:
+        """As `Method.chosen_by_held_out`; and the step that is kept."""
+        best = isinstance(config, LoopConfig) and config.select == "best"
+        return [*(["choose the step that is kept"] if best else []), *super().chosen_by_held_out(config)]
 
     @abstractmethod
     def setup(self) -> DistilledSet:

@@ -28,10 +28,12 @@ from ..hub.cards import Paper
 from ..hub.files import load_json, package_versions
 from ..hub.results import EvalReport
 from ..networks.teachers import Teacher
+from ..networks.trajectories import ExpertTrajectories
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
 from ..runs.checkpoints import ARTIFACT_FILE
 from ..runs.finish import DistillationDiverged
 from ..runs.folder import describe_images
+from ..runs.held_out import say_held_out, say_learned_from
 from ..runs.processes import make_accelerator, on_main
 from ..runs.settings import nearest_preset, other_images, settings_of
 from ..runs.start import start_run
@@ -62,6 +64,18 @@ def _check_images(train: RealImages, test: RealImages | None, held_out: RealImag
     for name, images in (("test", test), ("held_out", held_out)):
         if images is not None:
             train.check_alike(images, name)
+
+
+def _images_learned_from(learned: dict[str, Any]) -> dict[str, int]:
+    """How many images the experts and the teachers among `learned` were trained on, as far as they say."""
+    networks = [each for value in learned.values() for each in (value if isinstance(value, list) else [value])]
+    counts = {}
+    for network in networks:
+        if isinstance(network, ExpertTrajectories | Teacher):
+            count = (network.config.get("training") or {}).get("num_images")
+            if isinstance(count, int):
+                counts["the experts" if isinstance(network, ExpertTrajectories) else "a teacher"] = count
+    return counts
 
 
 @dataclass(frozen=True)
@@ -208,6 +222,12 @@ class Method(ABC):
                 )
 
     @classmethod
+    def chosen_by_held_out(cls, config: DistillConfig) -> list[str]:
+        """What a run chooses by held-out images, in words that follow "to"; nothing, where all is settled."""
+        several = len(PROTOCOLS[config.eval_protocol].lrs) > 1
+        return ["choose the learning rates of the final table"] if several else []
+
+    @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:
         """The keyword arguments that the constructor has for what the method learns from, found or trained.
 
@@ -251,9 +271,12 @@ class Method(ABC):
                 kinds = ", ".join(kind.__name__ for kind in cls.learns_from) or "none"
                 raise ValueError(f"networks has a {type(settings).__name__}; {cls.__name__} learns from {kinds}")
         cls.check(config, train, accelerator)
+        say_held_out(train, held_out, cls.chosen_by_held_out(config))
         given = {type(settings): settings for settings in networks}
         complete = [given[kind] if kind in given else kind() for kind in cls.learns_from]
         learned = cls.learn(Preparation(train, test, config, complete, accelerator, callbacks))
+        for what, count in _images_learned_from(learned).items():
+            say_learned_from(what, count, train, held_out)
         return cls(config, train, **learned, test=test, held_out=held_out, accelerator=accelerator, callbacks=callbacks)
 
     @classmethod

@@ -8,6 +8,8 @@ from typing import Any
 from ..config import DataArguments, configure, find_preset, load_yaml, presets
 from ..data.images import RealImages
 
+# Height and width of the images of datasets whose presets give no resolution: the size that they come in.
+SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 SPLIT = "validation_fraction"  # of `DataArguments`, what is still to be decided once the images are there
 
 
@@ -73,7 +75,7 @@ def nearest_preset(method: str, train: RealImages, ipc: int) -> str | None:
     def distance(path: Path) -> tuple[float, ...]:
         values = load_yaml(path)
         dataset = Path(values.get("dataset_name") or "digits").name
-        resolution = values.get("resolution") or (8 if dataset == "digits" else 32)
+        resolution = values.get("resolution") or SIDES[dataset]
         size = resolution[0] if isinstance(resolution, list) else resolution
         return (dataset != name, abs(math.log(size / side)), abs(math.log(values.get("ipc", 1) / ipc)))
 

@@ -111,6 +111,12 @@ class EpochTraining(ABC):
             ValueError: The loss stops being finite; the checkpoints before stay.
             OSError: A checkpoint could not be written; those before it are whole.
         """
+        for size, batch in dict.fromkeys(zip(self.sizes, self.batches, strict=True)):
+            if size % batch:
+                logger.info(
+                    "the %s takes whole batches of %s: an epoch leaves out %s of %s images, others each time",
+                    *(self.name, f"{batch:,}", f"{size % batch:,}", f"{size:,}"),
+                )
         behind = sum(self.steps[: self.done])
         state = RunState(
             self.name,

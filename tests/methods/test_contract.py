@@ -300,6 +300,8 @@ def test_without_selection_or_held_out_images_the_last_step_is_kept_and_nothing_
         folder = tmp_path / str(number)
         done = runs.start(folder, before=SAID.format(accuracies=[]), **flags)
         assert done.status == [0], done.err
+        warned = "--select is best, and no training image is held out to choose by: the last step is kept; expected"
+        assert (warned in done.err) == ("select" not in flags)
         distilled = DistilledSet.from_pretrained(folder)
         assert distilled.config["selected_step"] == 6
         assert torch.equal(distilled.pixel_values, state(folder)[0]["set.pixel_values"])
