@@ -1,6 +1,7 @@
 """The presets: each parses, tells how it is launched, and holds what the sources say."""
 
 import dataclasses
+import fnmatch
 import math
 import re
 import shlex
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import timm
+import yaml
 
 from hf_distill.config import DataArguments, load_yaml, parse_args
 from hf_distill.evaluation.protocols import PROTOCOLS
@@ -139,6 +141,8 @@ NORMALISED = {
     "imagenet1k": ("mean_std", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "imagenet21k": ("none", None, None),
 }
+PAGE = ROOT / "docs" / "presets.md"
+ELSEWHERE = {"ipc", "eval_protocol"}  # in a preset's name, and in the docstrings of protocols
 # Keys that say which data, and how many images, and so need no source
 DATA = ("dataset_", "image_column_name", "label_column_name", "ipc")
 
@@ -151,6 +155,92 @@ def recipe_of(name: str) -> str:
 def parsed(name: str) -> tuple[Any, ...]:
     """A preset as its recipe reads it."""
     return parse_args(*Recipes.dataclasses(recipe_of(name)), args=["--config", str(CONFIGS / name)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One setting of one preset on the page; the value is None where the preset leaves it out."""
+
+    value: Any
+    theirs: str
+    why: str
+    section: str
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def value_of(text: str) -> Any:
+    """What a cell says, as a YAML file would, with the numbers that YAML takes for text."""
+    if text == "—":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+def rows_of(page: str) -> dict[tuple[str, str], list[Row]]:
+    """The rows of a page by preset and setting; those of a section that names no recipe are for all recipes."""
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for section in page.split("\n## ")[1:]:
+        recipe = re.match(r"`(\w+)`\n", section)
+        columns: list[str] = []
+        for line in section.splitlines():
+            first, *cells = cells_of(line)
+            if first == "setting":
+                columns = [cell.strip("`") for cell in cells[:-2]]
+            elif not line.startswith("|"):
+                columns = []
+            elif columns and first.startswith("`"):
+                *values, theirs, why = cells
+                assert len(values) == len(columns), line
+                for pattern, value in zip(columns, values, strict=True):
+                    names = fnmatch.filter(set(PRESETS) - set(DEMOS), f"{recipe[1] if recipe else '*'}/{pattern}.yaml")
+                    assert names, f"no preset is called {pattern}"
+                    for name in names:
+                        row = Row(value_of(value), theirs, why, section)
+                        rows.setdefault((name, first.strip("`")), []).append(row)
+    return rows
+
+
+PAGE_ROWS = rows_of(PAGE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(DEMOS)))
+def test_the_page_has_every_value_of_a_preset_once_and_no_other(name):
+    known = {key: value for key, value in load_yaml(CONFIGS / name).items() if key not in ELSEWHERE}
+    listed = {key: [row.value for row in rows] for (preset, key), rows in PAGE_ROWS.items() if preset == name}
+    assert {key: values for key, values in listed.items() if values != [None]} == {
+        key: [value] for key, value in known.items()
+    }
+    assert listed.keys() <= {field.name for part in parsed(name) for field in dataclasses.fields(part)}
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(DEMOS)))
+def test_the_page_names_the_sources_that_the_file_names(name):
+    lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
+    comments = {line.split(":")[0]: line.partition("  # ")[2] for line in lines if not line.startswith("#")}
+    for key in load_yaml(CONFIGS / name).keys() - ELSEWHERE:
+        (row,) = PAGE_ROWS[name, key]
+        assert row.theirs, key
+        marks = set(re.findall(r"\[\w+\]", comments[key] if not key.startswith(DATA) else ""))
+        assert marks <= set(re.findall(r"\[\w+\]", row.theirs + row.why)), key
+        assert all(f"{mark}: " in row.section for mark in re.findall(r"\[\w+\]", row.theirs)), key
+        ours = "this project" in comments[key] or "[ours]" in comments[key]
+        assert row.why or not (ours or "the same" not in row.theirs), f"{key}: the page does not say why it differs"
+
+
+def test_a_page_that_has_rotted_is_found_out():
+    page = PAGE.read_text(encoding="utf-8")
+    other = rows_of(page.replace("| `syn_steps` | 50 |", "| `syn_steps` | 51 |", 1))
+    changed = {
+        place for place, rows in other.items() if [row.value for row in rows] != [r.value for r in PAGE_ROWS[place]]
+    }
+    assert changed == {("mtt/cifar10-ipc1.yaml", "syn_steps")}
+    fewer = rows_of("\n".join(line for line in page.splitlines() if not line.startswith("| `lr_lr`")))
+    assert {key for _, key in PAGE_ROWS.keys() - fewer.keys()} == {"lr_lr"}
 
 
 def test_every_published_setting_has_its_preset():
@@ -204,6 +294,7 @@ def test_a_preset_holds_the_values_of_its_source(name):
     assert config.batch_syn == batch
     assert (config.lr_img, config.lr_lr, config.lr_init, config.mom_img) == (lr_img, lr_lr, lr_init, 0.5)
     assert data.normalization == ("zca" if zca else "mean_std")
+    assert data.validation_fraction == 0.02  # the authors learn from all of train, and choose by test
 
     hub, image, label, test, resolution, student, count = DATASETS[short]
     assert (data.dataset_name, data.image_column_name, data.label_column_name) == (hub, image, label)
@@ -266,6 +357,17 @@ def test_a_preset_recovers_as_its_source_does(name):
         assert (alone.normalization, alone.mean, alone.std) == (data.normalization, data.mean, data.std)
 
 
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(DEMOS)))
+def test_the_pretrained_networks_of_a_preset_are_in_timms_list_for_images_of_this_size(name):
+    values = load_yaml(CONFIGS / name)
+    for given in (values.get("teachers"), values.get("pretrained_weights"), values.get("model_name_or_path")):
+        if given is None or not given.startswith(("timm:", "timm/")):
+            continue
+        known = timm.get_pretrained_cfg(given[len("timm:") :])
+        assert known.hf_hub_id == f"timm/{given[len('timm:') :]}"
+        assert known.input_size == (3, values["resolution"], values["resolution"])
+
+
 @pytest.mark.parametrize("name", SQUEEZED)
 def test_a_teacher_is_trained_as_its_source_trains_it(name):
     data, config, *_ = parsed(name)
@@ -288,6 +390,7 @@ def test_a_preset_tiles_as_the_scripts_of_rdeds_authors_do(name):
     protocol = PROTOCOLS["rded"].for_set(config.ipc, classes, config.factor)
     assert protocol.batch_size == batch
     assert (protocol.views.crop, protocol.views.scale[0]) == (("none", 1) if config.factor == 1 else ("resized", 0.5))
+    assert data.validation_fraction == 0
     assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
