@@ -22,6 +22,15 @@ __all__ = ["EpochTraining"]
 logger = logging.getLogger(__name__)
 
 
+def say_left_out(name: str, size: int, batch: int) -> None:
+    """Log how many of `size` images each epoch of the training `name` leaves out, for it takes whole batches."""
+    if size % batch:
+        logger.info(
+            "the %s takes whole batches of %s: an epoch leaves out %s of %s images, others each time",
+            *(name, f"{batch:,}", f"{size % batch:,}", f"{size:,}"),
+        )
+
+
 class EpochTraining(ABC):
     """One training in epochs of whole batches; the few images that are left over wait for the next epoch.
 
@@ -112,11 +121,7 @@ class EpochTraining(ABC):
             OSError: A checkpoint could not be written; those before it are whole.
         """
         for size, batch in dict.fromkeys(zip(self.sizes, self.batches, strict=True)):
-            if size % batch:
-                logger.info(
-                    "the %s takes whole batches of %s: an epoch leaves out %s of %s images, others each time",
-                    *(self.name, f"{batch:,}", f"{size % batch:,}", f"{size:,}"),
-                )
+            say_left_out(self.name, size, batch)
         behind = sum(self.steps[: self.done])
         state = RunState(
             self.name,

@@ -31,6 +31,7 @@ from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import on_main
+from .epochs import say_left_out
 
 __all__ = ["PriorArguments", "find_prior", "small_clip_folder", "train_small_clip"]
 
@@ -216,6 +217,7 @@ def _train(
     pool = Pool(real, real.labels, device=device)  # pixels as they are: CLIP has a preprocessing of its own
     batch = min(BATCH, len(real))
     per_epoch = len(real) // batch
+    say_left_out("small CLIP", len(real), batch)
     optimizer = torch.optim.Adam(parameters, config.prior_lr)
     steps = config.prior_epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.prior_lr, steps)

@@ -57,6 +57,16 @@ class Draws(Callback):
         torch.rand(3)
 
 
+def test_the_images_that_whole_batches_leave_out_are_counted_once_for_each_size(tmp_path, caplog):
+    toy = Toy(tmp_path)
+    with caplog.at_level("INFO", logger="hf_distill.training.epochs"):
+        toy.train()
+    shown = [row for epoch, rows in toy.rows if epoch == 0 for row in rows]
+    assert len(set(shown)) == 10 - 2
+    says = "the toy takes whole batches of 4: an epoch leaves out 2 of 10 images, others each time"
+    assert caplog.messages == [says]
+
+
 def test_epochs_are_whole_batches_of_rows_in_an_order_of_their_own(tmp_path):
     toy = Toy(tmp_path)
     toy.train()
