@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.upload import upload
+from .sampling import sampled, shifted
 
 CROP_RATIO = 0.125
 CUTOUT_RATIO = 0.5
@@ -137,14 +137,7 @@ def _sample_crop(n: int, generator: torch.Generator, size: tuple[int, int]) -> V
 
 
 def _apply_crop(x: Tensor, values: Values) -> Tensor:
-    n, _, height, width = x.shape
-    rows = torch.arange(height, device=x.device) + values["down"].view(-1, 1)  # (n, H)
-    columns = torch.arange(width, device=x.device) + values["right"].view(-1, 1)  # (n, W)
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    image = torch.arange(n, device=x.device).view(-1, 1, 1)
-    rows, columns = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    shifted = x.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)  # (n, C, H, W)
-    return shifted * inside[:, None].to(x.dtype)
+    return shifted(x, values["down"], values["right"])
 
 
 def _sample_cutout(n: int, generator: torch.Generator, size: tuple[int, int]) -> Values:
@@ -180,9 +173,7 @@ def _sample_scale(n: int, generator: torch.Generator, size: tuple[int, int]) -> 
 
 
 def _apply_scale(x: Tensor, values: Values) -> Tensor:
-    zero = torch.zeros_like(values["horizontal"])
-    rows = [values["horizontal"], zero, zero, zero, values["vertical"], zero]
-    return _affine(x, torch.stack(rows, dim=1).view(-1, 2, 3))
+    return sampled(x, torch.diag_embed(torch.stack([values["horizontal"], values["vertical"]], dim=1)))
 
 
 def _sample_rotate(n: int, generator: torch.Generator, size: tuple[int, int]) -> Values:
@@ -190,18 +181,8 @@ def _sample_rotate(n: int, generator: torch.Generator, size: tuple[int, int]) ->
 
 
 def _apply_rotate(x: Tensor, values: Values) -> Tensor:
-    # The sampler's coordinates run from -1 to 1 between the centres of the outer pixels, along both sides; the ratio
-    # keeps a non-square image from shearing.
-    ratio = max(x.shape[2] - 1, 1) / max(x.shape[3] - 1, 1)
     cosine, sine = torch.cos(values["angle"]), torch.sin(values["angle"])
-    zero = torch.zeros_like(cosine)
-    rows = [cosine, -sine * ratio, zero, sine / ratio, cosine, zero]
-    return _affine(x, torch.stack(rows, dim=1).view(-1, 2, 3))
-
-
-def _affine(x: Tensor, matrices: Tensor) -> Tensor:  # (n, C, H, W), (n, 2, 3) -> (n, C, H, W)
-    grid = F.affine_grid(matrices.to(x.dtype), list(x.shape), align_corners=True)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return sampled(x, torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2))
 
 
 _SAMPLE = {

@@ -52,7 +52,8 @@ class StudentStep:
     """One step of a student: which images it takes, and how they are augmented.
 
     Attributes:
-        rows: Indices (B,) into the pixels; the same image may occur in many steps, and twice in one.
+        rows: Indices (B,) into the pixels; the same image may occur in many steps, and twice in one. An accelerator
+            adds the two gradients of the latter in any order.
         augment: Drawn parameters for the B images, in the order of `rows`; None leaves the images as they are.
     """
 

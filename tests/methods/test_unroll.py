@@ -1,6 +1,8 @@
 """The unrolled gradient against autograd, finite differences, torch's own SGD and the formulas of the papers."""
 
 import copy
+import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +15,12 @@ from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.rng import generator
 
 CLASSES, IMAGES, SIZE = 3, 7, 8
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+# Of autograd, those that `torch.use_deterministic_algorithms` says an accelerator adds up in any order.
+UNORDERED = re.compile(
+    "GridSampler|Upsample|(Reflection|Replication)Pad|Adaptive(Avg|Max)Pool|(Avg|Max|Fractional)Pool3|MaxPool|MaxUnpool|"
+    "Scatter|IndexAdd|IndexSelect|Gather|Embedding|Cumsum|RepeatInterleave|NllLoss2D|Ctc|Put(?!Backward)"
+)
 
 
 def problem(
@@ -288,3 +296,49 @@ def graph_bytes(unroll, steps):
 def test_graph_memory_is_flat_in_the_number_of_steps_and_linear_for_the_full_unroll():
     assert graph_bytes(adjoint_unroll, 20) <= 1.05 * graph_bytes(adjoint_unroll, 2)
     assert graph_bytes(full_unroll, 20) >= 8 * graph_bytes(full_unroll, 2)
+
+
+# The order of sums
+
+
+def nodes(tensor: torch.Tensor) -> set[str]:
+    """The names of everything that autograd would go through from `tensor`."""
+    seen, names, waiting = set(), set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            names.add(node.name())
+            waiting += [before for before, _ in node.next_functions]
+    return names
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_part_of_the_gradient_is_one_that_an_accelerator_adds_up_in_any_order(operation):
+    student, start, _, pixels, targets, (step, *_), _ = problem(strategy=operation)
+    theta, images = start.requires_grad_(), pixels.requires_grad_()
+    loss = student.loss(student.model(theta, DSA.apply(images[step.rows], step.augment)), targets[step.rows])
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    passed = nodes(gradient.square().sum())
+    assert len(passed) > 20  # the second order is in it
+    assert not [name for name in passed if UNORDERED.search(name)]
+
+
+@pytest.fixture
+def deterministic(monkeypatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("unroll", [full_unroll, adjoint_unroll])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_whole_gradient_runs_where_torch_refuses_sums_in_any_order(deterministic, device, operation, unroll):
+    student, *tensors, steps, rate = problem(strategy=operation)
+    tensors = [tensor.to(device) for tensor in tensors]
+    steps = [StudentStep(step.rows.to(device), step.augment.to(device)) for step in steps]
+    first, *others = [unroll(student, *tensors, steps, rate.to(device)) for _ in range(3)]
+    for other in others:
+        assert torch.equal(other.pixels, first.pixels)
+        assert torch.equal(other.lr, first.lr)
