@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 from machine import describe, device_for
 from torch import Tensor, nn
 from unroll import measure_memory, measure_time
@@ -39,7 +40,7 @@ from hf_distill.hub.files import save_json
 from hf_distill.methods.apm import group_gradient
 from hf_distill.methods.unroll import Student, StudentStep, adjoint_unroll
 from hf_distill.networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
-from hf_distill.networks.compiling import uncached_autocast
+from hf_distill.networks.compiling import in_precision
 from hf_distill.rng import generator
 
 
@@ -89,9 +90,7 @@ class Benchmark:
         size = (args.resolution, args.resolution)
         self.spec = StudentSpec(args.student, args.classes, args.channels, size, {"width": args.width})
         self.shape = (args.channels, *size)
-        self.precision = partial(
-            torch.autocast, device.type, dtype=torch.bfloat16, enabled=args.mixed_precision == "bf16"
-        )
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=device.type == "cpu")
         self.training = EvalProtocol(
             "apm-student",
             epochs=args.student_epochs + 1,
@@ -108,13 +107,8 @@ class Benchmark:
     def network(self, seed: int) -> Callable[[Tensor], Tensor]:
         model = self.spec.build(seed).eval().requires_grad_(False)
         layout = layout_for(model, self.device)
-        model.to(self.device, memory_format=layout)
-
-        def logits(images: Tensor) -> Tensor:
-            with self.precision():
-                return model(images.contiguous(memory_format=layout))
-
-        return logits
+        look = in_precision(model.to(self.device, memory_format=layout), self.accelerator)
+        return lambda images: look(images.contiguous(memory_format=layout))
 
     def apm(self) -> dict[str, Callable[[], object]]:
         """The parts of an iteration: the images with each segment size, and what a new student takes."""
@@ -131,14 +125,14 @@ class Benchmark:
 
         @torch.no_grad()
         def targets() -> Tensor:
-            return torch.cat([teacher(part).float() for part in x.split(min(args.segment_size))])
+            return torch.cat([teacher(part) for part in x.split(min(args.segment_size))])
 
         wanted = targets()
 
         def student() -> list[nn.Module]:
             kept = list(range(max(0, args.epochs - args.num_students) + 1, args.epochs + 1))
-            with self.precision():
-                return train_along(x, wanted, self.spec, self.training, kept, lr=0.01, seed=0)
+            options = {"lr": 0.01, "seed": 0, "accelerator": self.accelerator}
+            return train_along(x, wanted, self.spec, self.training, kept, **options)
 
         parts: dict[str, Callable[[], object]] = {
             f"images, {size}": partial(images, size) for size in args.segment_size
@@ -149,11 +143,7 @@ class Benchmark:
         """A whole iteration, but for reading an expert."""
         args = self.args
         model = FlatModel.from_spec(self.spec).to(self.device)
-
-        def logits(theta: Tensor, images: Tensor) -> Tensor:
-            with uncached_autocast(self.device):
-                return model(theta, images).float()
-
+        logits = in_precision(model, self.accelerator)
         count, dsa = args.classes * args.ipc, DSA()
         pixels = torch.zeros(count, *self.shape, device=self.device)
         pixels.uniform_(-1, 1).requires_grad_()
@@ -174,11 +164,10 @@ class Benchmark:
             ]
             rows = rows.to(self.device)
             own = pixels.detach()[rows]
-            with self.precision():
-                with torch.no_grad():
-                    parts = own.split(args.batch_tesla)
-                    labels = torch.cat([logits(target, part) for part in parts]).softmax(dim=1)
-                found = adjoint_unroll(Student(logits), start, target, own, labels, steps, lr)
+            with torch.no_grad():
+                parts = own.split(args.batch_tesla)
+                labels = torch.cat([logits(target, part) for part in parts]).softmax(dim=1)
+            found = adjoint_unroll(Student(logits), start, target, own, labels, steps, lr)
             pixels.grad.zero_()
             pixels.grad.index_add_(0, rows, found.pixels)
             optimizer.step()

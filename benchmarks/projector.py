@@ -206,10 +206,7 @@ class Benchmark:
             }
 
             def train(source: LabelSource) -> None:
-                with self.accelerator.autocast():
-                    train_on_crops(
-                        self.pool, source, rows, self.spec, protocol, 1, protocol.lrs[0], 0, self.accelerator
-                    )
+                train_on_crops(self.pool, source, rows, self.spec, protocol, 1, protocol.lrs[0], 0, self.accelerator)
 
             found: dict = {name: {"rounds": []} for name in sources}
             for source in sources.values():

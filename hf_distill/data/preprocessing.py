@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .precision import without_autocast
+
 __all__ = ["ZCA", "Preprocessing", "fit_mean_std", "fit_zca"]
 
 EXACT_ROWS = 256  # 256 · 255² < 2²⁴
@@ -105,6 +107,7 @@ class Preprocessing:
                 f"{self.image_size[1]} images; fit it on images of that size"
             )
 
+    @without_autocast
     def __call__(self, images: Tensor) -> Tensor:
         """`images` as a network sees them; differentiable.
 
@@ -122,6 +125,7 @@ class Preprocessing:
         mean, std = self._columns(pixels.device)
         return (pixels - mean) / std
 
+    @without_autocast
     def inverse(self, x: Tensor) -> Tensor:
         """Pixels of what a network sees, (N, C, H, W) float32: in [0, 1] where `x` came from such, else beyond."""
         self._check_shape(x)

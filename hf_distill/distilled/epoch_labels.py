@@ -49,6 +49,7 @@ from ..hub.checks import MOST_CLASSES, OBJECT, OBJECT_OR_NULL, Rules, check_valu
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
+from ..networks.compiling import in_precision
 from .label_costs import label_bytes
 from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
 from .tables import parquet_writer
@@ -584,9 +585,7 @@ def _label(
     if pool.device.type == "cuda":
         x = x.contiguous(memory_format=torch.channels_last)
     there = upload(rows, pool.device)
-    with accelerator.autocast():
-        logits = teacher(x, pool.labels[there], there, epoch)
-    return logits.float()
+    return in_precision(teacher, accelerator)(x, pool.labels[there], there, epoch)
 
 
 @torch.no_grad()

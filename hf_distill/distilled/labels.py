@@ -154,7 +154,7 @@ class TeacherLabels(LabelSource):
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """Logits (n, K) float32; a pure function of `images`."""
         model, thetas = self.model.to(images.device), self.thetas.to(images.device)
-        chunks = [sum(model(theta, chunk) for theta in thetas) for chunk in images.split(self.chunk_size)]
+        chunks = [sum(model(theta, chunk).float() for theta in thetas) for chunk in images.split(self.chunk_size)]
         return torch.cat(chunks) / len(thetas)
 
     def tensors(self) -> dict[str, Tensor]:

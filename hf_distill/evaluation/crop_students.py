@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.feed import Pool, upload
 from ..distilled.labels import LabelSource, compiled_labels
 from ..networks.architectures import StudentSpec, layout_for
-from ..networks.compiling import compiled, forward, uncached_autocast
+from ..networks.compiling import compiled, forward, in_precision
 from ..rng import derive_seed, generator
 from .protocols import CropProtocol
 
@@ -130,9 +130,8 @@ def train_on_crops(
         epochs: Passes over the rows.
         lr: The largest learning rate.
         seed: Of initialisation, order, views and dropout.
-        accelerator: Says whether forward passes, the student's and a teacher's, are compiled.
-
-    Forward passes are in the autocast that the caller is in.
+        accelerator: Says in what precision forward passes, the student's and a teacher's, are, and whether they are
+            compiled.
     """
     device, count = pool.device, len(rows)
     model = spec.build(derive_seed(seed, "init")).train()
@@ -143,9 +142,10 @@ def train_on_crops(
     views = protocol.views_for(targets, seed)
     order = generator(seed, "order")
     background = pool.black
-    look = compiled(forward, accelerator)
-    label = targets if isinstance(targets, Tensor) else compiled_labels(targets, accelerator, device)
-    precision = uncached_autocast(device)
+    look = in_precision(compiled(forward, accelerator), accelerator)
+    label = targets
+    if not isinstance(label, Tensor):
+        label = in_precision(compiled_labels(label, accelerator, device), accelerator)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
         for epoch in range(epochs):
@@ -159,20 +159,19 @@ def train_on_crops(
                 if device.type == "cuda":
                     x = x.contiguous(memory_format=layout)
                 chosen = rows[places]
-                with precision:
-                    if isinstance(label, Tensor):
-                        answers = label[upload(chosen, device)]
-                        loss = F.cross_entropy(look(model, x), answers, label_smoothing=protocol.label_smoothing)
-                    else:
-                        with torch.no_grad():
-                            answers = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
-                        logits = look(model, x)
-                        loss = _soft_loss(logits, answers, protocol)
-                        if protocol.ce_weight:
-                            partners, share = views.mixing(places, epoch, count, pool.shape[1:])
-                            own, other = (pool.labels[upload(rows[which], device)] for which in (places, partners))
-                            classes = classes_loss(logits, own, other, upload(share, device))
-                            loss = loss + protocol.ce_weight * classes.mean()
+                if isinstance(label, Tensor):
+                    answers = label[upload(chosen, device)]
+                    loss = F.cross_entropy(look(model, x), answers, label_smoothing=protocol.label_smoothing)
+                else:
+                    with torch.no_grad():
+                        answers = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
+                    logits = look(model, x)
+                    loss = _soft_loss(logits, answers, protocol)
+                    if protocol.ce_weight:
+                        partners, share = views.mixing(places, epoch, count, pool.shape[1:])
+                        own, other = (pool.labels[upload(rows[which], device)] for which in (places, partners))
+                        classes = classes_loss(logits, own, other, upload(share, device))
+                        loss = loss + protocol.ce_weight * classes.mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

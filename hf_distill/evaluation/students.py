@@ -8,7 +8,7 @@ image in Python.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from ..distilled.labels import LabelSource
 from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
 from ..networks.batches import networks_at_once
-from ..networks.compiling import compiled, forward, uncached_autocast
+from ..networks.compiling import compiled, forward, in_precision
 from ..rng import derive_seed, generator
 from .crop_students import train_on_crops
 from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
@@ -98,15 +98,14 @@ def train_along(
         targets: Classes (N,), or logits (N, K), on the device.
         spec, lr, seed: As `train_student`.
         protocol: The schedule, for as many epochs as the last one says.
-        accelerator: Says whether its forward passes are compiled.
-
-    Forward passes are in the autocast that the caller is in.
+        accelerator: Says in what precision its forward passes are, and whether they are compiled.
 
     Returns:
         A network in evaluation mode for each of `epochs`.
     """
     pool = Pool(images, torch.zeros(len(images), dtype=torch.long), device=images.device)
-    return _train_module(pool, targets, torch.arange(len(images))[None], spec, protocol, epochs, lr, seed, accelerator)
+    look = in_precision(compiled(forward, accelerator), accelerator)
+    return _train_module(pool, targets, torch.arange(len(images))[None], spec, protocol, epochs, lr, seed, look)
 
 
 def train_students(
@@ -132,7 +131,8 @@ def train_students(
         epochs: Passes of each student over its rows.
         lrs: One learning rate per student.
         seeds: One seed per student.
-        accelerator: Says whether the forward passes of networks that train alone are compiled.
+        accelerator: Says whether the forward passes of networks that train alone are compiled, and in what precision
+            those of networks are that train on crops; the others, which trajectories are matched with, are float32.
     """
     pool = pool.holding(rows)
     if isinstance(protocol, CropProtocol):
@@ -147,9 +147,8 @@ def train_students(
     if len(rows) > 1 and _stateless(spec):
         return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
     each = zip(rows.split(1), lrs, seeds, strict=True)
-    return [
-        _train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, accelerator)[0] for own, lr, seed in each
-    ]
+    look = in_precision(compiled(forward, accelerator), None)
+    return [_train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, look)[0] for own, lr, seed in each]
 
 
 def students_at_once(spec: StudentSpec, count: int, protocol: TrainingProtocol, device: torch.device) -> int:
@@ -202,14 +201,13 @@ def _train_module(
     along: Sequence[int],
     lr: float,
     seed: int,
-    accelerator: Accelerator | None,
+    look: Callable[..., Tensor],
 ) -> list[nn.Module]:
     """Any timm model after the epochs `along`, on `rows` (1, N): with running statistics and dropout, which is seeded
-    too. Forward passes are in the autocast that the caller is in."""
+    too. `look` is its forward pass."""
     model = spec.build(derive_seed(seed, "init")).to(pool.device).train()
     layout = layout_for(model, pool.device)
     model.to(memory_format=layout)
-    look, precision = compiled(forward, accelerator), uncached_autocast(pool.device)
 
     def new_optimizer() -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -228,9 +226,8 @@ def _train_module(
                 optimizer = new_optimizer()
             if images.shape[1] > 1 or _stateless(spec):  # BatchNorm has no statistics of one image
                 optimizer.param_groups[0]["lr"] = lr * factor
-                with precision:
-                    logits = look(model, images[0].contiguous(memory_format=layout))
-                loss = _loss(logits.float(), labels[0], protocol)
+                logits = look(model, images[0].contiguous(memory_format=layout))
+                loss = _loss(logits, labels[0], protocol)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -1,7 +1,6 @@
 """`Trainer`: the students of many sets, spread over the processes, and what they reach."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -149,16 +148,14 @@ class Trainer:
         return results
 
     def _students(self, job: _Job, part: slice) -> list[nn.Module]:
-        # The launcher's precision, for networks of many layers; trajectories are matched in single precision.
-        with self.accelerator.autocast() if self.protocol.per_view else nullcontext():
-            return train_students(
-                job.case.pool,
-                job.case.targets,
-                job.rows[part],
-                job.case.spec,
-                self.protocol,
-                epochs=job.case.epochs,
-                lrs=job.lrs[part],
-                seeds=job.seeds[part],
-                accelerator=self.accelerator,
-            )
+        return train_students(
+            job.case.pool,
+            job.case.targets,
+            job.rows[part],
+            job.case.spec,
+            self.protocol,
+            epochs=job.case.epochs,
+            lrs=job.lrs[part],
+            seeds=job.seeds[part],
+            accelerator=self.accelerator,
+        )

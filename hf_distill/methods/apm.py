@@ -67,7 +67,7 @@ from ..hub.cards import Paper, human_bytes
 from ..hub.checks import is_whole
 from ..hub.files import load_json, save_json
 from ..networks.architectures import StudentSpec, layout_for
-from ..networks.compiling import compiled, forward, refuse_fp16
+from ..networks.compiling import compiled, forward, in_precision, refuse_fp16
 from ..networks.teachers import Teacher, expert_teachers
 from ..rng import derive_seed, generator
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
@@ -466,14 +466,9 @@ class APM(BlockDistiller):
     # One group
 
     def _logits(self, model: nn.Module) -> Network:
-        look = compiled(forward, self.accelerator)
+        look = in_precision(compiled(forward, self.accelerator), self.accelerator)
         layout = layout_for(model, self.device)
-
-        def logits(images: Tensor) -> Tensor:
-            with self.accelerator.autocast():
-                return look(model, images.contiguous(memory_format=layout))
-
-        return logits
+        return lambda images: look(model, images.contiguous(memory_format=layout))
 
     def _frozen(self, model: nn.Module) -> Network:
         return self._logits(model.requires_grad_(False))
@@ -482,16 +477,13 @@ class APM(BlockDistiller):
         """f_1 to f_K: one student along its training on (A(X), f_T(X)), frozen."""
         config = self.config
         with torch.no_grad():
-            targets = torch.cat([teacher(part).float() for part in x.split(self.segment_size or len(x))])
+            targets = torch.cat([teacher(part) for part in x.split(self.segment_size or len(x))])
         epochs = kept_epochs(config.student_epochs, config.num_students)
         return [self._frozen(model) for model in self._train_along(x, targets, epochs, seed)]
 
     def _train_along(self, x: Tensor, targets: Tensor, epochs: Sequence[int], seed: int) -> list[nn.Module]:
         rate, accelerator = self.config.lr_net, self.accelerator
-        with accelerator.autocast():
-            return train_along(
-                x, targets, self.student, self.training, epochs, lr=rate, seed=seed, accelerator=accelerator
-            )
+        return train_along(x, targets, self.student, self.training, epochs, lr=rate, seed=seed, accelerator=accelerator)
 
     @property
     def iterations(self) -> int:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..config import HfArg, check_at_least, check_choice
 from ..data.images import RealImages
+from ..data.resampling import resized
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import relabel
 from ..distilled.label_costs import LabelCosts, label_costs
@@ -43,34 +44,27 @@ from ..evaluation.label_comparison import compare_labels
 from ..evaluation.protocols import PROTOCOLS, CropProtocol
 from ..hub.cards import Paper
 from ..hub.results import EvalReport
+from ..networks.compiling import in_precision
 from ..networks.priors import Prior
 from ..networks.teachers import Teacher
 from ..rng import derive_seed
 from ..training.projectors import ProjectorConfig, check_can_train, train_projector
 from ..training.small_clip import PriorArguments, find_prior
 from ..training.teachers import TeacherConfig, find_teachers
-from .patches import PatchConfig, PatchMethod, shrinking, take_crops
+from .patches import PatchConfig, PatchMethod, take_crops
 
 SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
 PROJECTOR = "label-projector"  # the folder of a projector in that of the run that trains it
 KEPT = 10  # logits of each view in the table of costs
 
 
-def enlarged(tiles: Tensor, size: tuple[int, int]) -> Tensor:
-    """`tiles` (n, C, h, w) as images (n, C, *size), by bilinear interpolation; differentiable.
-
-    Two matrix products: their gradient is the same on every run, on an accelerator too.
-    """
-    zero = torch.zeros(1, dtype=torch.int64, device=tiles.device)
-    down, across = (
-        shrinking(zero, zero + full, full, side)[0].to(tiles.dtype)
-        for full, side in zip(tiles.shape[2:], size, strict=True)
-    )
-    return down @ tiles @ across.T
-
-
 def update_in_prior(
-    prior: Prior, tiles: Tensor, originals: Tensor, steps: int, lr: float
+    prior: Prior,
+    tiles: Tensor,
+    originals: Tensor,
+    steps: int,
+    lr: float,
+    accelerator: Accelerator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tiles that CLIP sees, enlarged, more as it sees the crops they stand for.
 
@@ -80,18 +74,20 @@ def update_in_prior(
         originals: (n, C, H, W) float32 in [0, 1], the crops at full size.
         steps: Steps of Adam; the tiles do not depend on each other.
         lr: Its learning rate, for values in [0, 1].
+        accelerator: Says in what precision the encoder is asked.
 
     Returns:
         The tiles, in [0, 1], and the mean squared difference of the embeddings of each before and after, both (n,).
     """
     size = (originals.shape[2], originals.shape[3])
+    embed = in_precision(prior.embed, accelerator)
     with torch.no_grad():
-        embedded = prior.embed(originals).float()  # (n, d)
+        embedded = embed(originals)  # (n, d)
     x = tiles.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([x], lr=lr, fused=x.device.type == "cuda")
 
     def difference() -> Tensor:
-        return (prior.embed(enlarged(x, size)).float() - embedded).square().mean(1)
+        return (embed(resized(x, size)) - embedded).square().mean(1)
 
     with torch.no_grad():
         before = difference()
@@ -230,11 +226,10 @@ class HeLlO(PatchMethod):
         if not self.config.update_steps or size == full:
             return small
         original = take_crops(images, boxes, full).float() / 255
-        with self.accelerator.autocast():
-            prior = self.prior.to(self.device)
-            mended, *_ = update_in_prior(
-                prior, small.float() / 255, original, self.config.update_steps, self.config.lr_update
-            )
+        prior, config = self.prior.to(self.device), self.config
+        mended, *_ = update_in_prior(
+            prior, small.float() / 255, original, config.update_steps, config.lr_update, self.accelerator
+        )
         return (mended * 255).round().to(torch.uint8)
 
     def run(self) -> DistilledSet:

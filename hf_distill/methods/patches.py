@@ -17,34 +17,20 @@ from torch import Tensor
 from ..augmentation.crops import CROP_DRAWS, MIN_SCALE, draw_crops, edges, uniform
 from ..config import DistillConfig, HfArg, check_at_least
 from ..data.images import RealImages
+from ..data.precision import without_autocast
 from ..data.preprocessing import Preprocessing
+from ..data.resampling import shrinking
 from ..data.upload import upload
 from ..engine.blocks import Block, BlockDistiller
 from ..engine.method import Preparation
 from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
+from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
 from ..training.teachers import TeacherConfig, find_teachers
 
 
-def shrinking(first: Tensor, length: Tensor, full: int, size: int) -> Tensor:
-    """The matrices (n, size, full) that cut `length` of `full` pixels out at `first` and resize them to `size`.
-
-    Row i holds the weights of the pixels that become pixel i: a triangle around its middle, as wide as two pixels of
-    the result, or of the cut where that is the smaller one. That is bilinear interpolation with antialiasing.
-
-    Args:
-        first, length: (n,) int64, in pixels.
-    """
-    first, length = first[:, None, None].double(), length[:, None, None].double()
-    scale = length / size
-    middle = (torch.arange(size, device=first.device)[:, None] + 0.5) * scale
-    place = torch.arange(full, device=first.device) + 0.5 - first
-    weights = (1 - (place - middle).abs() / scale.clamp(min=1)).clamp(min=0)
-    weights = weights * ((place > 0) & (place < length))
-    return (weights / weights.sum(2, keepdim=True)).float()
-
-
+@without_autocast
 def take_crops(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The boxes of `images`, each resized with antialiasing as if it were an image of its own, (n, C, *size) uint8.
 
@@ -210,6 +196,7 @@ class PatchMethod(BlockDistiller):
         """
         size = tuple(side // self.config.factor for side in self.train.shape[1:])
         losses = torch.empty(boxes.shape[:2], device=self.device)
+        answer = in_precision(self.teacher.logits, self.accelerator)
         for part in torch.arange(len(rows)).split(self.config.batch_score):
             images = upload(self.train.uint8(rows[part]), self.device)
             target = torch.full((len(part),), label, device=self.device)
@@ -218,9 +205,7 @@ class PatchMethod(BlockDistiller):
                 x = centred(crops, self.preprocessing)
                 if self.device.type == "cuda":
                     x = x.contiguous(memory_format=torch.channels_last)
-                with self.accelerator.autocast():
-                    logits = self.teacher.logits(x)
-                losses[part, number] = F.cross_entropy(logits.float(), target, reduction="none")
+                losses[part, number] = F.cross_entropy(answer(x), target, reduction="none")
         return losses.cpu()
 
     def tiled(self, rows: Tensor, boxes: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from ..augmentation.crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
 from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
 from ..data.images import RealImages
+from ..data.precision import without_autocast
 from ..data.preprocessing import Preprocessing
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
@@ -248,6 +249,7 @@ class SRe2L(BlockDistiller):
         chosen = [part[torch.randint(len(part), (1,), generator=draw)] for part, draw in zip(rows, random, strict=True)]
         return self.preprocessing(self.train.uint8(torch.cat(chosen))).to(self.device)
 
+    @without_autocast
     def view(self, x: Tensor, t: int, crops: Tensor, rolls: Tensor) -> Tensor:
         """x' of iteration `t`, (B, C, H, W); `crops` (T, ...) and `rolls` (T, 2) are numbers in [0, 1) on the CPU."""
         config, (height, width) = self.config, x.shape[2:]

@@ -38,6 +38,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import TeacherLabels
 from ..engine.loop import Distiller
 from ..engine.method import Preparation
+from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
 from ..rng import generator
@@ -147,12 +148,7 @@ class TrajectoryMatching(Distiller):
         return {"experts": experts}
 
     def _student(self) -> Student:
-        model = self.experts.flat_model().to(self.device)
-
-        def logits(theta: Tensor, images: Tensor) -> Tensor:
-            with self.accelerator.autocast():  # --mixed_precision of the launcher; parameters stay float32
-                return model(theta, images).float()
-
+        logits = in_precision(self.experts.flat_model().to(self.device), self.accelerator)  # parameters stay float32
         return Student(logits, F.cross_entropy, self.config.syn_momentum, self.config.syn_weight_decay)
 
     @abstractmethod

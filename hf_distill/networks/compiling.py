@@ -1,6 +1,7 @@
 """Options --dynamo_backend and --mixed_precision of `accelerate launch`, for what is run again and again."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 
-__all__ = ["compiled", "forward", "refuse_fp16", "uncached_autocast"]
+__all__ = ["compiled", "forward", "in_precision", "refuse_fp16"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 GRAPHS = 64
@@ -33,15 +34,30 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
     return model(x)
 
 
-def uncached_autocast(device: torch.device) -> torch.autocast:
-    """The autocast that the caller is in, without its cache: this would keep the first weights of a network that is
-    trained for as long as the caller's autocast lasts."""
-    return torch.autocast(
-        device.type,
-        dtype=torch.get_autocast_dtype(device.type),
-        enabled=torch.is_autocast_enabled(device.type),
-        cache_enabled=False,
-    )
+def in_precision(function: Callable[..., Tensor], accelerator: Accelerator | None) -> Callable[..., Tensor]:
+    """`function`, the forward pass of a network and nothing else, in the launcher's precision; its answers are float32.
+
+    What comes before, pixels and their places, and what comes after, losses, stay outside of autocast. Without an
+    accelerator, or where the launcher asks for nothing, the autocast that the caller is in counts. Its cache does not:
+    this would keep the first weights of a network that is trained for as long as the caller's autocast lasts.
+
+    Args:
+        function: Takes a tensor at least; its answers keep their type where they are not in half precision.
+    """
+
+    def answer(*args: Any) -> Tensor:
+        kind = next(arg for arg in args if isinstance(arg, Tensor)).device.type
+        with nullcontext() if accelerator is None else accelerator.autocast(), _uncached_autocast(kind):
+            logits = function(*args)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    return answer
+
+
+def _uncached_autocast(kind: str) -> torch.autocast:
+    """The autocast that the caller is in on a kind of device, without its cache."""
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def refuse_fp16(accelerator: Accelerator, subject: str) -> None:

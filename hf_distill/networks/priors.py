@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.preprocessing import Preprocessing
+from ..data.resampling import resized
 from ..hub.checks import OBJECT_OR_NULL, WORDS, Rules, are_words, check_values, is_number, is_whole
 from ..hub.files import atomic_write, load_json
 from ..hub.folder import locate
@@ -189,7 +190,7 @@ class Prior:
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings (N, d) of gray or RGB images (N, 1 or 3, H, W) in [0, 1], of any size; differentiable."""
         if tuple(pixels.shape[-2:]) != self.image_size:
-            pixels = F.interpolate(pixels, self.image_size, mode="bilinear", antialias=True, align_corners=False)
+            pixels = resized(pixels, self.image_size)
         return self.visual((pixels - self._mean) / self._std)  # one channel becomes three here
 
     @property

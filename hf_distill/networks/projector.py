@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ..data.preprocessing import Preprocessing
+from ..data.resampling import resized
 from ..hub.cards import render_card, source_context
 from ..hub.checks import (
     NAMES,
@@ -361,7 +362,7 @@ class LabelProjector(nn.Module, HubFolder):
             )
         x = x.float() if self.preprocessing.zca is None else self.preprocessing.inverse(x)
         if tuple(x.shape[-2:]) != self.prior.image_size:
-            x = F.interpolate(x, self.prior.image_size, mode="bilinear", antialias=True, align_corners=False)
+            x = resized(x, self.prior.image_size)
         return x * self._factor + self._offset  # one channel becomes three here
 
     def train(self, mode: bool = True) -> Self:

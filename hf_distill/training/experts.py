@@ -40,7 +40,7 @@ from ..data.images import RealImages
 from ..hub.files import atomic_write, load_json, package_versions, save_json
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
-from ..networks.compiling import refuse_fp16
+from ..networks.compiling import in_precision, refuse_fp16
 from ..networks.trajectories import (
     EXPERT_FILE,
     FORMAT_VERSION,
@@ -139,10 +139,11 @@ class ExpertTrainer:
         self.images = _pool(real, accelerator.device)
         normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.flat.module.modules())
         self._only_alone = normalised and accelerator.mixed_precision != "no"
+        self._logits = in_precision(self.flat, accelerator)
         self._many = vmap(grad_and_value(self._loss, has_aux=True))
 
     def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.flat(theta, x)  # (B, K)
+        logits = self._logits(theta, x)  # (B, K)
         return F.cross_entropy(logits, y), (logits.detach().argmax(1) == y).sum()
 
     def init(self, experts: Sequence[int]) -> Tensor:
@@ -162,19 +163,18 @@ class ExpertTrainer:
         Returns:
             Loss and number of right answers of each expert, both (E,).
         """
-        with self.accelerator.autocast():
-            if len(thetas) == 1:  # autograd's own graph takes less time and half the memory of a functional transform
-                theta = thetas[0].detach().requires_grad_()
-                loss, right = self._loss(theta, x[0], y[0])
-                grads = torch.autograd.grad(loss, theta)[0][None]
-                loss, right = loss[None], right[None]
-            elif self._only_alone:
-                raise ValueError(
-                    "torch cannot train several networks with BatchNorm at once in mixed precision; "
-                    "use --experts_at_once 1 (auto does), or no mixed precision"
-                )
-            else:
-                grads, (loss, right) = self._many(thetas, x, y)
+        if len(thetas) == 1:  # autograd's own graph takes less time and half the memory of a functional transform
+            theta = thetas[0].detach().requires_grad_()
+            loss, right = self._loss(theta, x[0], y[0])
+            grads = torch.autograd.grad(loss, theta)[0][None]
+            loss, right = loss[None], right[None]
+        elif self._only_alone:
+            raise ValueError(
+                "torch cannot train several networks with BatchNorm at once in mixed precision; "
+                "use --experts_at_once 1 (auto does), or no mixed precision"
+            )
+        else:
+            grads, (loss, right) = self._many(thetas, x, y)
         if self.config.l2_teacher:
             grads = grads.add(thetas, alpha=self.config.l2_teacher)
         if velocities is not None:

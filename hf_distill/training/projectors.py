@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..augmentation.views import Views
 from ..config import HfArg, check_at_least, check_choice
@@ -40,7 +40,7 @@ from ..evaluation.accuracy import accuracy
 from ..evaluation.crop_students import classes_loss, matching_loss
 from ..hub.checks import WORDS, are_words
 from ..networks.batches import images_at_once
-from ..networks.compiling import compiled, refuse_fp16
+from ..networks.compiling import compiled, forward, in_precision, refuse_fp16
 from ..networks.priors import Prior
 from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
 from ..networks.teachers import Teacher
@@ -172,7 +172,7 @@ def describe(
         source = synthetic.source
         pixels = source if isinstance(source, Tensor) else source.uint8(range(len(source)))
         images = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-    is_compiled = compiled(_answer, accelerator) is not _answer
+    is_compiled = compiled(forward, accelerator) is not forward
     described = {
         "prior": prior.sha256,
         "teachers": [teacher.digest for teacher in teachers],
@@ -331,23 +331,18 @@ def fidelity(
     """
     sums = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
     mine = torch.arange(len(pool)).tensor_split(accelerator.num_processes)[accelerator.process_index]
+    answer = in_precision(forward, accelerator)
     for epoch in range(epochs):
         for rows in mine.split(batch_size):
             x = _laid_out(views(pool.images, rows, epoch, len(pool), pool.black))
-            with accelerator.autocast():
-                ours, theirs = projector(x).float(), _mean(teachers, x)
+            ours, theirs = answer(projector, x), _mean(teachers, x, answer)
             kl = F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="sum")
             sums += torch.stack([(ours.argmax(1) == theirs.argmax(1)).sum(), kl]).double()
     agreement, kl = (accelerator.reduce(sums) / (epochs * len(pool))).tolist()
     return {"agreement": agreement, "kl": kl, "views": epochs * len(pool)}
 
 
-def _answer(model: nn.Module, x: Tensor) -> Tensor:
-    """Compiled in place of `model`: teachers of one architecture share its graph."""
-    return model(x).float()
-
-
-def _mean(teachers: Sequence[Teacher], x: Tensor, answer: Callable[[nn.Module, Tensor], Tensor] = _answer) -> Tensor:
+def _mean(teachers: Sequence[Teacher], x: Tensor, answer: Callable[..., Tensor]) -> Tensor:
     """The mean logits (n, K) float32 of `teachers`."""
     return torch.stack([answer(teacher.model, x) for teacher in teachers]).mean(0)
 
@@ -375,7 +370,7 @@ class ProjectorStep:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr_projector, weight_decay=0.0, foreach=accelerator.device.type == "cuda"
         )
-        self._answer = compiled(_answer, accelerator)
+        self._answer = in_precision(compiled(forward, accelerator), accelerator)
 
     def losses(
         self, x: Tensor, teachers: Sequence[Teacher], classes: tuple[Tensor, Tensor, Tensor]
@@ -388,10 +383,9 @@ class ProjectorStep:
             classes: (n,) each, on the device: the classes of the images, those of their partners, and the share of
                 each view that is its own image's.
         """
-        with self.accelerator.autocast():
-            with torch.no_grad():
-                theirs = _mean(teachers, x, self._answer)
-            ours = self._answer(self.projector, x)
+        with torch.no_grad():
+            theirs = _mean(teachers, x, self._answer)
+        ours = self._answer(self.projector, x)
         losses = matching_loss(ours, theirs, self.config.projector_loss == "centred")
         if self.config.ce_projector:
             losses = losses + self.config.ce_projector * classes_loss(ours, *classes)

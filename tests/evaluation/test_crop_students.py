@@ -60,9 +60,11 @@ def make_teacher() -> NetworkLabels:
     return NetworkLabels(Teacher(model, SPEC, list("abcd"), PREPROCESSING))
 
 
-def train(pool: Pool, targets: Tensor | LabelSource, protocol=PROTOCOL, rows=None, spec=SPEC, seed=1) -> nn.Module:
+def train(
+    pool: Pool, targets: Tensor | LabelSource, protocol=PROTOCOL, rows=None, spec=SPEC, seed=1, accelerator=None
+) -> nn.Module:
     rows = torch.arange(COUNT) if rows is None else rows
-    return train_on_crops(pool, targets, rows, spec, protocol, protocol.epochs, 0.01, seed)
+    return train_on_crops(pool, targets, rows, spec, protocol, protocol.epochs, 0.01, seed, accelerator)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -400,11 +402,9 @@ def test_padding_is_black_as_the_network_sees_it(pool, teacher):
 # Other precisions, and what comes of it
 
 
-def test_students_train_in_bfloat16_where_the_launcher_asks_for_it(pool, teacher):
-    plain = train(pool, teacher)
-    with torch.autocast("cpu", torch.bfloat16):
-        watching = Watching(teacher)
-        model = train(pool, watching)
+def test_students_train_in_bfloat16_where_the_launcher_asks_for_it(pool, teacher, launch):
+    plain, watching = train(pool, teacher), Watching(teacher)
+    model = train(pool, watching, accelerator=launch("bf16"))
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert all(images.dtype == torch.float32 for images, *_ in watching.asked)
     assert not same(model, plain)

@@ -15,7 +15,7 @@ from hf_distill.engine.method import DistillationDiverged
 from hf_distill.evaluation.evaluate import protocol_for
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import RDED, RDEDConfig
-from hf_distill.methods.patches import choose, shrinking, take_crops
+from hf_distill.methods.patches import choose, take_crops
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from tests.helpers.pets import NAMES, made, random_teacher, real
@@ -70,17 +70,6 @@ def plain_losses(method: RDED, rows: torch.Tensor, boxes: torch.Tensor, label: i
 
 
 # Crops
-
-
-@pytest.mark.parametrize(("full", "size"), [(224, 112), (17, 8), (8, 8), (9, 5), (6, 1)])
-def test_crops_are_resized_as_interpolation_with_antialiasing_does(full, size):
-    pairs = [(first, length) for length in range(1, full + 1, max(full // 12, 1)) for first in (0, full - length)]
-    first, length = torch.tensor(pairs).T
-    found = shrinking(first, length, full, size)
-    for matrix, (start, count) in zip(found, pairs, strict=True):
-        lines = torch.eye(full, dtype=torch.double)[:, None, start : start + count, None].repeat(1, 1, 1, 3)
-        wanted = F.interpolate(lines, (size, 3), mode="bilinear", align_corners=False, antialias=True)[:, 0, :, 0].T
-        torch.testing.assert_close(matrix.double(), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 14), (1, 9, 9)], ids=["colour", "gray"])

@@ -20,7 +20,7 @@ from hf_distill.evaluation.crop_students import train_on_crops
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.methods import APM, APMConfig, SRe2L, SRe2LConfig
 from hf_distill.networks.architectures import StudentSpec
-from hf_distill.networks.compiling import compiled, forward
+from hf_distill.networks.compiling import compiled, forward, in_precision
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
@@ -245,3 +245,44 @@ def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train
     accelerator = launched()
     assert compiled_labels(hard, accelerator, device) is hard
     assert compiled_labels(labels, accelerator, device) is not labels
+
+
+# Precision
+
+
+class Doubling(nn.Module):
+    """Says in what type its product was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[2.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x @ self.weight
+        self.kind = product.dtype
+        return product
+
+
+def test_a_network_is_asked_in_the_launchers_precision_and_answers_in_single(launch):
+    model, x = Doubling(), torch.ones(1, 1)
+    for accelerator, kind in (
+        (None, torch.float32),
+        (launch("no"), torch.float32),
+        (launch("bf16"), torch.bfloat16),
+    ):
+        answer = in_precision(forward, accelerator)(model, x)
+        assert (answer.dtype, answer.item(), model.kind) == (torch.float32, 2, kind)
+        assert not torch.is_autocast_enabled("cpu")
+    assert in_precision(forward, None)(model.double(), x.double()).dtype == torch.float64
+    assert in_precision(lambda x: x.long(), launch("bf16"))(x).dtype == torch.int64  # classes
+
+
+@pytest.mark.parametrize("caller", [True, False], ids=["in the caller's autocast", "alone"])
+def test_a_network_that_learns_is_asked_with_the_weights_that_it_has(launch, caller):
+    model, x = Doubling(), torch.ones(1, 1)
+    look = in_precision(forward, None if caller else launch("bf16"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=caller):
+        assert look(model, x).item() == 2
+        with torch.no_grad():
+            model.weight.fill_(3)
+        assert (look(model, x).item(), model.kind) == (3, torch.bfloat16)
