@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from hf_distill.config import parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.data.resampling import resized
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.evaluation.label_comparison import compare_labels
@@ -29,6 +30,7 @@ from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.small_clip import find_prior
 from hf_distill.training.teachers import find_teachers
 from tests.helpers.clips import save_clip
+from tests.helpers.graphs import UNORDERED, nodes
 from tests.helpers.pets import NAMES, made, random_teacher, real
 from tests.helpers.recipes import DIES_AT_THIRD_STATE
 
@@ -120,6 +122,14 @@ def test_more_steps_bring_the_embeddings_closer_and_keep_pixels_in_range(priors,
     assert means == sorted(means, reverse=True)
     assert means[-1] < 0.5 * means[0]
     assert torch.equal(tiles, given)
+
+
+@pytest.mark.parametrize("kind", ["vit", "conv"])
+def test_no_part_of_the_gradient_of_tiles_is_one_that_an_accelerator_adds_up_in_any_order(priors, kind):
+    tiles = torch.rand(2, 3, 8, 8, requires_grad=True)
+    passed = nodes(priors[kind].embed(resized(tiles, (16, 16))))  # and then to the 32 pixels of the tower
+    assert len(passed) > 10
+    assert not [name for name in passed if UNORDERED.search(name)]
 
 
 def test_tiles_do_not_depend_on_each_other(prior):

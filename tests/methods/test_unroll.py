@@ -1,7 +1,6 @@
 """The unrolled gradient against autograd, finite differences, torch's own SGD and the formulas of the papers."""
 
 import copy
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -13,14 +12,10 @@ from hf_distill.augmentation.dsa import DSA
 from hf_distill.methods.unroll import Student, StudentStep, adjoint_unroll, full_unroll
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.rng import generator
+from tests.helpers.graphs import UNORDERED, nodes
 
 CLASSES, IMAGES, SIZE = 3, 7, 8
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
-# Of autograd, those that `torch.use_deterministic_algorithms` says an accelerator adds up in any order.
-UNORDERED = re.compile(
-    "GridSampler|Upsample|(Reflection|Replication)Pad|Adaptive(Avg|Max)Pool|(Avg|Max|Fractional)Pool3|MaxPool|MaxUnpool|"
-    "Scatter|IndexAdd|IndexSelect|Gather|Embedding|Cumsum|RepeatInterleave|NllLoss2D|Ctc|Put(?!Backward)"
-)
 
 
 def problem(
@@ -299,18 +294,6 @@ def test_graph_memory_is_flat_in_the_number_of_steps_and_linear_for_the_full_unr
 
 
 # The order of sums
-
-
-def nodes(tensor: torch.Tensor) -> set[str]:
-    """The names of everything that autograd would go through from `tensor`."""
-    seen, names, waiting = set(), set(), [tensor.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            names.add(node.name())
-            waiting += [before for before, _ in node.next_functions]
-    return names
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
