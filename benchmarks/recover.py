@@ -6,9 +6,10 @@
 
 Both sides take the same steps: a random box of the batch is resized, mirrored and rolled, the network's BatchNorm
 inputs are compared with its running statistics, and Adam moves the images. The plain loop is what a script does that
-follows the paper: a hook for each layer, the backward pass through everything that requires gradients, float32. Ours
-is `hf_distill.methods.SRe2L` as its recipe runs it, in the precision of the launcher. The network is not trained and
-its statistics are arbitrary, which changes no time. Each round takes both in turn; the median over the rounds counts.
+follows the paper: a hook for each layer of a frozen network, autograd through the statistics, float32. Ours is
+`hf_distill.methods.SRe2L` as its recipe runs it, in the precision of the launcher. The network is not trained and its
+statistics are arbitrary, which changes no time. Each round takes both, the one first that was last before, and the
+ratio is that of a round: so a slower minute of the machine touches both. The median over the rounds counts.
 
 Beside that, on any device: the bytes that autograd holds for backward in one iteration, each storage once, without the
 weights. They are what grows with the batch.
@@ -115,6 +116,7 @@ class NoImages(RealImages):
 
     def __init__(self, names: list[str], preprocessing: Preprocessing) -> None:
         self.class_names, self.preprocessing = names, preprocessing
+        self.labels = torch.arange(len(names))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -174,7 +176,7 @@ def main() -> None:
     teacher = Teacher(untrained(spec), spec, names, preprocessing)
     sre2l = SRe2L(config, NoImages(names, preprocessing), teachers=[teacher], accelerator=accelerator)
     block = Block(0, torch.arange(args.batch), torch.arange(args.batch))
-    model = untrained(spec)
+    model = untrained(spec).requires_grad_(False)  # as our teacher is: only the images get a gradient
 
     def ours(steps: int) -> None:
         config.max_steps = steps
@@ -184,10 +186,9 @@ def main() -> None:
     sides = {"plain": (plain, model), "hf_distill": (ours, teacher.model)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int | None] = {}
-    for _ in range(args.rounds):
-        for name, (run, network) in sides.items():
+    for number in range(args.rounds):
+        for name, (run, network) in list(sides.items())[:: 1 if number % 2 == 0 else -1]:
             for _, other in sides.values():  # the network of the other side is not to count as memory of this one
-                other.zero_grad()
                 other.to(device if other is network else "cpu")
             torch.backends.cudnn.deterministic = name == "hf_distill"  # as the recipes do
             taken, peaks[name] = measure(run, args.steps, device)
@@ -203,7 +204,7 @@ def main() -> None:
         held[name] = held_bytes(losses[name], network.to(device))
     done = args.batch * args.steps
     rates = {name: done / statistics.median(taken) for name, taken in seconds.items()}
-    ratio = rates["hf_distill"] / rates["plain"]
+    ratio = statistics.median(one / other for one, other in zip(seconds["plain"], seconds["hf_distill"], strict=True))
 
     machine = machine_name(device)
     precision = accelerator.mixed_precision
