@@ -35,6 +35,7 @@ __all__ = [
     "presets",
 ]
 
+INTERPOLATIONS = ("bicubic", "bilinear")
 BASELINES = ("random", "herding", "k-center")  # subsets of the real images that a distilled set is compared with
 
 
@@ -76,6 +77,19 @@ class DataArguments:
     resolution: list[int] | None = HfArg(
         default=None, help="Height and width in pixels (one number: square). Without it: the size that all images have."
     )
+    resize: int | None = HfArg(
+        default=None,
+        help="Shorter side in pixels of test and held-out images before their centre is cut out at the resolution: 256 "
+        "for 224 in most published figures. Without it: what a named teacher says, else no more is cut off than must.",
+    )
+    interpolation: str | None = HfArg(
+        default=None, help="Filter that resizes images: bicubic or bilinear. Without it: a named teacher's, or bicubic."
+    )
+    keep_side: str | None = HfArg(
+        default=None,
+        help="Take the random crops of RDED, HeLlO and a teacher's rrc from images kept at this shorter side (in "
+        "pixels; none is enlarged), on disk; or from `source`, decoded on demand. Without it: from the resized centres.",
+    )
     color: str = HfArg(default="auto", help="rgb, gray, or auto (gray only when every inspected image is gray).")
     classes: list[str] | None = HfArg(default=None, help="Names of the classes to keep, in this order.")
     max_train_samples: int | None = HfArg(
@@ -98,6 +112,16 @@ class DataArguments:
         check_choice("normalization", self.normalization, ("mean_std", "zca", "none"))
         if self.resolution is not None and (len(self.resolution) not in (1, 2) or min(self.resolution) < 1):
             raise ValueError(f"--resolution is {self.resolution}; expected one or two positive numbers (height width)")
+        if self.interpolation is not None:
+            check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_at_least("resize", self.resize, 1)
+        side = self.keep_side
+        if side is not None and side != "source" and not (side.isascii() and side.isdecimal() and int(side)):
+            raise ValueError(f"--keep_side is {side!r}; expected a number of pixels, such as 384, or source")
+        if side is not None and self.dataset_streaming:
+            raise ValueError(
+                f"--keep_side {side} looks at the images again, and --dataset_streaming reads them once; leave one out"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std go together: give both, or neither to have them computed from train")
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):

@@ -21,6 +21,7 @@ from hf_distill.augmentation.crops import (
 )
 from hf_distill.augmentation.dsa import DEFAULT_STRATEGY, DSA
 from hf_distill.augmentation.randaugment import DRAWS, OPERATIONS, cutout_randaugment, operate
+from hf_distill.augmentation.shrinking import take_crops
 from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
 from hf_distill.data.feed import Pool
@@ -31,7 +32,7 @@ from hf_distill.distilled.labels import NetworkLabels
 from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
 from hf_distill.evaluation.students import train_students
 from hf_distill.methods import APM, RDED, APMConfig, RDEDConfig, SRe2L, SRe2LConfig
-from hf_distill.methods.patches import centred, take_crops
+from hf_distill.methods.patches import centred
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator

@@ -119,7 +119,7 @@ class CropParams:
 
 def draw_crops(
     u: Tensor,
-    image_size: int | tuple[int, int],
+    image_size: int | tuple[int, int] | Tensor,
     scale: tuple[float, float] = (MIN_SCALE, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
@@ -132,7 +132,7 @@ def draw_crops(
 
     Args:
         u: Numbers in [0, 1), (n, at least `CROP_DRAWS`), where the boxes are to be.
-        image_size: Height and width in pixels, or the side of a square.
+        image_size: Height and width in pixels, or the side of a square; or of each image, (n, 2), where `u` is.
         scale: Smallest and largest area, as a share of the image.
         ratio: Smallest and largest width / height.
         flip: Probability of mirroring.
@@ -144,27 +144,27 @@ def draw_crops(
     for name, (low, high) in (("scale", scale), ("ratio", ratio)):
         if not 0 < low <= high:
             raise ValueError(f"crops with {name}=({low}, {high}); expected 0 < smallest <= largest")
-    height, width = _pair(image_size)
+    if isinstance(image_size, Tensor):
+        height, width = image_size.double().unbind(1)
+    else:
+        height, width = (torch.full((1,), side, device=u.device).double() for side in _pair(image_size))
     u = u.double()
     area, log_ratio = u[:, :ATTEMPTS], u[:, ATTEMPTS : 2 * ATTEMPTS]
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * area)
     low, high = (math.log(value) for value in ratio)
     ratios = torch.exp(low + (high - low) * log_ratio)
     widths, heights = torch.sqrt(area * ratios).round(), torch.sqrt(area / ratios).round()
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
     first = fits.int().argmax(1, keepdim=True)
     tall, wide = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
     top = (u[:, 2 * ATTEMPTS] * (height - tall + 1)).floor()
     left = (u[:, 2 * ATTEMPTS + 1] * (width - wide + 1)).floor()
 
-    fallback_tall, fallback_wide = height, width
-    if width / height < ratio[0]:
-        fallback_tall = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        fallback_wide = round(height * ratio[1])
-    fallback = ((height - fallback_tall) // 2, (width - fallback_wide) // 2, fallback_tall, fallback_wide)
+    central_tall = torch.where(width / height < ratio[0], (width / ratio[0]).round(), height)
+    central_wide = torch.where(width / height > ratio[1], (height * ratio[1]).round(), width)
+    central_top, central_left = ((height - central_tall) / 2).floor(), ((width - central_wide) / 2).floor()
     any_fits = fits.any(1)
-    drawn = zip((top, left, tall, wide), fallback, strict=True)
+    drawn = zip((top, left, tall, wide), (central_top, central_left, central_tall, central_wide), strict=True)
     boxes = torch.stack([torch.where(any_fits, one, other) for one, other in drawn], dim=1)
     return CropParams(boxes.long(), u[:, CROP_DRAWS - 1] < flip)
 
@@ -174,7 +174,7 @@ def crop_resize(images: Tensor, params: CropParams, size: int | tuple[int, int])
 
     Equal to cutting each box out and `F.interpolate(..., mode="bilinear", align_corners=False, antialias=False)`:
     pixels beyond the box have no part in it. In float32, images of 224 pixels come within 0.01/255 of that. It is meant
-    for crops that grow; one that shrinks to less than half skips pixels.
+    for crops that grow; one that shrinks to less than half skips pixels (`shrinking.take_crops` does not).
 
     Args:
         images: (n, C, H, W), floats of any range, or uint8, which become float32 in [0, 1].

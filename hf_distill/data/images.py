@@ -4,6 +4,7 @@ Every image is decoded and resized once (see `pixels`). The bytes go into an Arr
 mapped into memory: what is not asked for is not read, and nothing has to fit in RAM. After that a batch is a slice.
 """
 
+import copy
 import hashlib
 import logging
 import os
@@ -21,10 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import DataArguments
+from ..config import INTERPOLATIONS, DataArguments
 from ..rng import generator
-from .pixels import Pixels, Target, rows_in_chunk
+from .kept import Encoded, Kept
+from .pixels import Frame, Keep, Pixels, Target, rows_in_chunk
 from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
+from .ragged import Ragged
 from .source import Source, folder_revision, one_process_at_a_time, split_names
 
 __all__ = ["RealImages"]
@@ -49,6 +52,7 @@ class RealImages(torch.utils.data.Dataset):
         class_names: Name of each label.
         preprocessing: From pixels to what a network sees; computed from train, reused for test.
         provenance: Where the images come from: name, config, split, revision, license, gated, homepage, num_images.
+        test_frame: How test and held-out images are brought to this size.
     """
 
     def __init__(
@@ -59,10 +63,16 @@ class RealImages(torch.utils.data.Dataset):
         class_names: list[str],
         preprocessing: Preprocessing,
         provenance: dict[str, Any],
+        *,
+        test_frame: Frame | None = None,
+        encoded: Encoded | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._pixels, self._positions = pixels, positions
         self.labels, self.class_names = labels, class_names
         self.preprocessing, self.provenance = preprocessing, provenance
+        self.test_frame = test_frame or Frame()
+        self._encoded, self._kept = encoded, kept
 
     @classmethod
     def from_dataset(
@@ -73,6 +83,9 @@ class RealImages(torch.utils.data.Dataset):
         image_column: str | None = None,
         label_column: str | None = None,
         resolution: int | Sequence[int] | None = None,
+        resize: int | None = None,
+        interpolation: str | None = None,
+        keep_side: int | str | None = None,
         like: "RealImages | None" = None,
         color: str = "auto",
         classes: Sequence[str] | None = None,
@@ -97,6 +110,11 @@ class RealImages(torch.utils.data.Dataset):
             split: Of a `DatasetDict`; "train" if not given.
             image_column, label_column: The one column that could be it, if not given.
             resolution: Height and width in pixels, or one number for both; the size that all images have, if not given.
+            resize: Shorter side in pixels of test and held-out images before their centre is cut out; without it no
+                more is cut off than must be. Give it for train: `like` passes it on.
+            interpolation: "bicubic" (if not given) or "bilinear".
+            keep_side: Keep images for random crops too, with a shorter side of so many pixels, on disk, none enlarged;
+                or "source", as they are, decoded on demand.
             like: Take class order, colour, resolution and preprocessing from these: how a test split is read.
             color: "rgb", "gray" or "auto" (gray only when every inspected image is gray).
             classes: Names of the classes to keep, in this order.
@@ -111,11 +129,12 @@ class RealImages(torch.utils.data.Dataset):
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
         part, name = _split_of(dataset, split)
-        _check_alike(like, resolution=resolution, color=color, normalization=normalization, mean=mean, std=std)
+        size = {"resolution": resolution, "resize": resize, "interpolation": interpolation, "keep_side": keep_side}
+        _check_alike(like, **size, color=color, normalization=normalization, mean=mean, std=std)
         args = _arguments(
             image_column_name=image_column,
             label_column_name=label_column,
-            resolution=resolution,
+            **size,
             color=color,
             classes=classes,
             normalization=normalization,
@@ -148,6 +167,9 @@ class RealImages(torch.utils.data.Dataset):
         image_column: str | None = None,
         label_column: str | None = None,
         resolution: int | Sequence[int] | None = None,
+        resize: int | None = None,
+        interpolation: str | None = None,
+        keep_side: int | str | None = None,
         like: "RealImages | None" = None,
         color: str = "auto",
         classes: Sequence[str] | None = None,
@@ -174,7 +196,8 @@ class RealImages(torch.utils.data.Dataset):
         Raises:
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
-        _check_alike(like, resolution=resolution, color=color, normalization=normalization, mean=mean, std=std)
+        size = {"resolution": resolution, "resize": resize, "interpolation": interpolation, "keep_side": keep_side}
+        _check_alike(like, **size, color=color, normalization=normalization, mean=mean, std=std)
         if not isinstance(name, str | Path):
             raise ValueError(
                 f"from_hub was given a {type(name).__name__}; expected owner/name or a folder (from_arguments takes "
@@ -188,7 +211,7 @@ class RealImages(torch.utils.data.Dataset):
             dataset_streaming=streaming,
             image_column_name=image_column,
             label_column_name=label_column,
-            resolution=resolution,
+            **size,
             color=color,
             classes=classes,
             normalization=normalization,
@@ -238,9 +261,13 @@ class RealImages(torch.utils.data.Dataset):
             _check_every_class(source, rows, args.max_train_samples)
         else:
             rows = _evenly(source, torch.arange(len(source.labels)), args.max_test_samples, generator(seed, "test"))
-        pixels, positions = source.decode(rows)
-        preprocessing = _fit(args, pixels, positions) if like is None else like.preprocessing
-        return cls(pixels, positions, source.labels[rows], source.class_names, preprocessing, source.provenance)
+        pixels, positions, encoded = source.decode(rows)
+        if like is None:
+            known, options = _fit(args, pixels, positions), _options(args, pixels, encoded)
+        else:
+            known, options = like.preprocessing, {"test_frame": like.test_frame, "encoded": encoded}
+        labels = source.labels[rows]
+        return cls(pixels, positions, labels, source.class_names, known, source.provenance, **options)
 
     @classmethod
     def train_and_test(cls, args: DataArguments, *, seed: int = 0) -> "tuple[RealImages, RealImages]":
@@ -271,11 +298,11 @@ class RealImages(torch.utils.data.Dataset):
             )
         logger.warning("%s has no test split: a fifth of %r is held out for it", source.name, source.split)
         rows = torch.cat([train_rows, test_rows]).sort().values
-        pixels, positions = source.decode(rows)
+        pixels, positions, encoded = source.decode(rows)
         at = [torch.searchsorted(rows, part) for part in (train_rows, test_rows)]
-        preprocessing = _fit(args, pixels, positions[at[0]])
-        whole = cls(pixels, positions, source.labels[rows], source.class_names, preprocessing, source.provenance)
-        test = whole.subset(at[1])
+        about = (source.labels[rows], source.class_names, _fit(args, pixels, positions[at[0]]), source.provenance)
+        whole = cls(pixels, positions, *about, **_options(args, pixels, encoded))
+        test = whole.subset(at[1])._as_test()
         test.provenance = {**test.provenance, "split": f"a fifth of {source.split}"}
         return whole.subset(at[0]), test
 
@@ -306,6 +333,28 @@ class RealImages(torch.utils.data.Dataset):
     def revision(self) -> str | None:
         """The commit of a Hub dataset; of a folder, a hash of its files."""
         return self.provenance["revision"]
+
+    @property
+    def keep_side(self) -> str | None:
+        """The shorter side of the images that `kept` gives, or "source"; None where none are kept."""
+        return None if self._kept is None else str(self._kept.keep.side or "source")
+
+    def kept(self, rows: Tensor | Sequence[int]) -> Ragged:
+        """The images `rows` (n,) at their own shapes, on the CPU: what random crops are taken from.
+
+        Raises:
+            ValueError: No images are kept; or one cannot be decoded.
+        """
+        return self._keeping().take(self._positions[torch.as_tensor(rows, dtype=torch.long)])
+
+    def kept_sizes(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """Height and width of the images that `kept` gives for `rows` (n,), (n, 2) int64; `ValueError` as there."""
+        return self._keeping().sizes(self._positions[torch.as_tensor(rows, dtype=torch.long)])
+
+    def _keeping(self) -> Kept:
+        if self._kept is None:
+            raise ValueError("no images are kept at their own shapes; read them with --keep_side 384 or source")
+        return self._kept
 
     def _digest(self) -> str:
         """16 hex digits that name the pixels and the labels."""
@@ -378,24 +427,42 @@ class RealImages(torch.utils.data.Dataset):
 
     def subset(self, rows: Tensor | Sequence[int]) -> "RealImages":
         """A view of `rows`, in that order; no pixel is copied."""
-        rows = torch.as_tensor(rows, dtype=torch.long)
-        positions, labels = self._positions[rows], self.labels[rows]
-        return RealImages(self._pixels, positions, labels, self.class_names, self.preprocessing, self.provenance)
+        rows, view = torch.as_tensor(rows, dtype=torch.long), copy.copy(self)
+        view._positions, view.labels = self._positions[rows], self.labels[rows]
+        view.__dict__.pop("_rows_by_class", None)
+        return view
 
     def seen_through(self, preprocessing: Preprocessing) -> "RealImages":
         """The same images with another preprocessing, for images of their size."""
         shape = (preprocessing.channels, *preprocessing.image_size)
         if shape != self.shape:
             raise ValueError(f"preprocessing for images of shape {shape}; expected {self.shape}, as these are")
-        return RealImages(self._pixels, self._positions, self.labels, self.class_names, preprocessing, self.provenance)
+        view = copy.copy(self)
+        view.preprocessing = preprocessing
+        return view
+
+    def _as_test(self) -> "RealImages":
+        """These images of train as test images are shown: decoded again where those are framed in another way."""
+        if self.test_frame.side is None or not len(self):
+            return self
+        if self._encoded is None:
+            logger.warning("images that are held out of a stream are cut out of train's centres, whatever --resize is")
+            return self
+        channels, height, width = self.shape
+        target = Target((height, width), "gray" if channels == 1 else "rgb", True, self.test_frame)
+        view, encoded = copy.copy(self), self._encoded.select(self._positions)
+        view._pixels, view._positions = encoded.framed(target), torch.arange(len(self))
+        view._encoded, view._kept = encoded, None
+        return view
 
     def split(self, fraction: float, seed: int) -> "tuple[RealImages, RealImages]":
         """The rest, and a held-out `fraction` of each class: views that depend on `seed` and the labels alone.
 
-        A class of two or more images gives at least one and keeps at least one; a class of one image keeps it.
+        A class of two or more images gives at least one and keeps at least one; a class of one image keeps it. Held-out
+        images are framed as test images are.
         """
         rest, held_out = _stratify(self.labels, self.num_classes, fraction, generator(seed, "held out"))
-        return self.subset(rest), self.subset(held_out)
+        return self.subset(rest), self.subset(held_out)._as_test()
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
@@ -423,13 +490,19 @@ def _arguments(**given: Any) -> DataArguments:
     """
     if isinstance(given["resolution"], Integral):
         given["resolution"] = [given["resolution"]]
+    if isinstance(given["keep_side"], Integral) and not isinstance(given["keep_side"], bool):
+        given["keep_side"] = str(given["keep_side"])
+    for name in ("interpolation", "keep_side"):
+        if not isinstance(given[name], str | None):
+            raise ValueError(f"{name} is {given[name]!r}; expected a name{' or a number' * (name == 'keep_side')}")
     kinds = {"resolution": int, "classes": str, "mean": float, "std": float}
     for name, kind in kinds.items():
         if given[name] is not None:
             if isinstance(given[name], str) or not isinstance(given[name], Iterable):
                 raise ValueError(f"{name} is {given[name]!r}; expected a list, or none")
             given[name] = [_as(kind, name, value) for value in given[name]]
-    for name, kind in {"zca_eps": float, "max_train_samples": int, "max_test_samples": int, "num_proc": int}.items():
+    numbers = {"resize": int, "zca_eps": float, "max_train_samples": int, "max_test_samples": int, "num_proc": int}
+    for name, kind in numbers.items():
         if given.get(name) is not None:
             given[name] = _as(kind, name.replace("_train", "").replace("_test", ""), given[name])
     return DataArguments(**given)
@@ -479,10 +552,31 @@ def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> tuple[Datase
 def _target(args: DataArguments, like: RealImages | None) -> Target:
     """The size and colour that images are to have: those of `like`, or else those that the arguments ask for."""
     if like is not None:
-        channels, height, width = like.shape
-        return Target((height, width), "gray" if channels == 1 else "rgb", args.resolution is not None or like.resized)
+        (channels, height, width), frame = like.shape, like.test_frame
+        resize = args.resolution is not None or like.resized or frame.side is not None
+        return Target((height, width), "gray" if channels == 1 else "rgb", resize, frame)
     size = None if args.resolution is None else (args.resolution[0], args.resolution[-1])
-    return Target(size, args.color, resize=size is not None)
+    if size is not None:
+        _test_frame(args).check(size)
+    return Target(size, args.color, resize=size is not None, frame=Frame(None, _interpolation(args)))
+
+
+def _interpolation(args: DataArguments) -> str:
+    return args.interpolation or INTERPOLATIONS[0]
+
+
+def _test_frame(args: DataArguments) -> Frame:
+    return Frame(args.resize, _interpolation(args))
+
+
+def _options(args: DataArguments, pixels: Pixels, encoded: Encoded | None) -> dict[str, Any]:
+    """What train images have beside pixels: how test images are framed, and images at their own shapes if asked for."""
+    frame, kept = _test_frame(args), None
+    frame.check(pixels.shape[1:])
+    if args.keep_side is not None and encoded is not None:
+        side = None if args.keep_side == "source" else int(args.keep_side)
+        kept = encoded.kept(Keep(pixels.shape[0], side, frame.interpolation))
+    return {"test_frame": frame, "encoded": encoded, "kept": kept}
 
 
 def _by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:

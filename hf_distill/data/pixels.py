@@ -6,7 +6,10 @@ How an image becomes (C, H, W) bytes:
   gray by ITU-R 601, all as Pillow has it; EXIF orientation is applied.
 - size: the shorter side is brought to the target, antialiased bicubic, and the centre is cropped (for H ≠ W: the
   smallest size that covers). Bicubic, because it keeps most detail at the small sizes of distillation, and is what most
-  pretrained networks were fed with. Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` do.
+  pretrained networks were fed with. Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` do. A
+  `Frame` may have another filter, and a shorter side above the target, which cuts more off.
+- images that are kept for random crops (`Keep`) have their own shapes: only a shorter side above a limit is brought down
+  to it.
 """
 
 import io
@@ -24,7 +27,23 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-__all__ = ["BadImage", "NoImages", "Pixels", "Plan", "Target", "decode_stream", "decode_table", "plan_for"]
+from ..config import INTERPOLATIONS
+
+__all__ = [
+    "BadImage",
+    "Frame",
+    "Keep",
+    "NoImages",
+    "Pixels",
+    "Plan",
+    "Target",
+    "decode_stream",
+    "decode_table",
+    "header",
+    "keep_table",
+    "kept_pixels",
+    "plan_for",
+]
 
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 INSPECTED = 1000  # headers read to tell gray from colour
@@ -32,6 +51,7 @@ STREAM_INSPECTED = 64  # images held back for the same where the source is read 
 CHUNK_BYTES = 2**26  # of pixels written, and so later mapped, at a time
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)  # what Pillow raises
 DECODER_VERSION = 1  # part of the cache key: raise it whenever the pixels change
+FILTERS = {name: PIL.Image.Resampling[name.upper()] for name in INTERPOLATIONS}  # all antialiased
 
 
 class BadImage(ValueError):
@@ -47,6 +67,27 @@ class NoImages(ValueError):
 
 
 @dataclass(frozen=True)
+class Frame:
+    """The way of an image to its size: resized, and its centre cut out.
+
+    Attributes:
+        side: Shorter side in pixels before the centre is cut out; None where no more is cut off than the shape asks.
+        interpolation: A name in `FILTERS`.
+    """
+
+    side: int | None = None
+    interpolation: str = "bicubic"
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Raise a `ValueError` unless images of that shorter side have room for a crop of this height and width."""
+        if self.side is not None and self.side < min(size):
+            raise ValueError(
+                f"--resize is {self.side} and the crop out of it has {size[0]}x{size[1]} pixels; expected at least "
+                f"{min(size)}, such as 256 for --resolution 224"
+            )
+
+
+@dataclass(frozen=True)
 class Target:
     """The size and colour that were asked for, before any image was seen.
 
@@ -54,18 +95,21 @@ class Target:
         size: Height and width; those of the first image if not given.
         color: rgb, gray, or auto: gray when all inspected images are.
         resize: Bring other sizes to `size`; else they are an error.
+        frame: How they are brought to it.
         version: Of the decoder, so that a cache written by another one is not read.
     """
 
     size: tuple[int, int] | None
     color: str
     resize: bool
+    frame: Frame = Frame()
     version: int = DECODER_VERSION
 
     def plan(self, first: tuple[int, int], all_gray: Iterable[bool]) -> "Plan":
         """The plan, given the size of the first image and which of the inspected ones are gray."""
-        gray = self.color == "gray" or (self.color == "auto" and all(all_gray))
-        return Plan(self.size or first, 1 if gray else 3, self.resize, gray and self.color == "auto")
+        gray, size = self.color == "gray" or (self.color == "auto" and all(all_gray)), self.size or first
+        self.frame.check(size)
+        return Plan(size, 1 if gray else 3, self.resize, gray and self.color == "auto", self.frame)
 
 
 @dataclass(frozen=True)
@@ -77,6 +121,7 @@ class Plan:
         channels: 1 or 3.
         resize: Bring other sizes to `size`; else they are an error.
         reject_colour: A colour image is an error, because gray was inferred and not asked for.
+        frame: How images are brought to `size`.
         version: Of the decoder.
     """
 
@@ -84,6 +129,7 @@ class Plan:
     channels: int
     resize: bool
     reject_colour: bool
+    frame: Frame = Frame()
     version: int = DECODER_VERSION
 
     @property
@@ -106,14 +152,46 @@ class Plan:
             raise ValueError(f"a {image.mode} image among gray ones; give --color rgb, or --color gray to convert it")
         image = as_bytes(image, self.channels)
         height, width = self.size
-        if image.size != (width, height):
+        if image.size != (width, height) or self.frame.side is not None:
             if not self.resize:
                 raise ValueError(
                     f"the image is {image.height}x{image.width} (height x width); expected {height}x{width}, as the "
                     "first: images of mixed sizes need --resolution"
                 )
-            image = cover(image, height, width)
+            image = cover(image, height, width, self.frame)
         return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Images that are kept at their own shapes.
+
+    Attributes:
+        channels: 1 or 3.
+        side: Shorter side that larger ones are brought down to, in pixels; None keeps all as they are.
+        interpolation: A name in `FILTERS`.
+        version: Of the decoder.
+    """
+
+    channels: int
+    side: int | None
+    interpolation: str = "bicubic"
+    version: int = DECODER_VERSION
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image is kept at; none is enlarged."""
+        short = min(height, width)
+        if self.side is None or short <= self.side:
+            return height, width
+        return self.side * height // short, self.side * width // short
+
+    def pixels(self, image: PIL.Image.Image) -> np.ndarray:
+        """(h, w, C) uint8; a `ValueError` as `Plan.pixels`."""
+        image = as_bytes(image, self.channels)
+        height, width = self.size(image.height, image.width)
+        if image.size != (width, height):
+            image = image.resize((width, height), FILTERS[self.interpolation])
+        return np.asarray(image).reshape(height, width, self.channels)
 
 
 def rows_in_chunk(shape: tuple[int, int, int]) -> int:
@@ -144,13 +222,16 @@ def as_bytes(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def cover(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
-    """Resize to the smallest size that covers (height, width), and crop the centre."""
-    if image.width * height >= image.height * width:
-        size = (max(width, int(height * image.width / image.height)), height)
+def cover(image: PIL.Image.Image, height: int, width: int, frame: Frame) -> PIL.Image.Image:
+    """Resize to the smallest size that covers (height, width), enlarged to a shorter side if any, and crop the centre."""
+    short = min(height, width)
+    side = frame.side or short
+    tall, wide = side * height // short, side * width // short
+    if image.width * tall >= image.height * wide:
+        size = (max(wide, int(tall * image.width / image.height)), tall)
     else:
-        size = (width, max(height, int(width * image.height / image.width)))
-    image = image.resize(size, PIL.Image.Resampling.BICUBIC)
+        size = (wide, max(tall, int(wide * image.height / image.width)))
+    image = image.resize(size, FILTERS[frame.interpolation])
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
@@ -171,7 +252,7 @@ def _unreadable(value: dict[str, Any], position: int, error: BaseException) -> B
     return BadImage(position, f"the image{path} cannot be decoded: {reason}; replace it or leave the row out")
 
 
-def _planned(plan: Plan, image: PIL.Image.Image, position: int) -> np.ndarray:
+def _planned(plan: Plan | Keep, image: PIL.Image.Image, position: int) -> np.ndarray:
     try:
         return plan.pixels(image)
     except ValueError as error:
@@ -186,6 +267,20 @@ def decode_table(table: pa.Table, positions: list[int], *, plan: Plan, feature: 
     offsets = np.arange(len(images) + 1, dtype=np.int32) * images[0].size
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images)]
     return pa.table({"pixels": pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)})
+
+
+def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | None, position: int) -> np.ndarray:
+    """The image of one cell at its own shape, (h, w, C) uint8; `BadImage` when there is none that can be used."""
+    return _planned(plan, decode(value, feature, position), position)
+
+
+def keep_table(table: pa.Table, positions: list[int], *, plan: Keep, feature: datasets.Image) -> pa.Table:
+    """One batch for `Dataset.map`: encoded images in, columns `pixels` (h·w·C bytes), `height` and `width` out."""
+    cells = zip(table.column(0), positions, strict=True)
+    images = [kept_pixels(plan, feature, cell.as_py(), position) for cell, position in cells]
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    pixels = pa.array([image.tobytes() for image in images], pa.large_binary())
+    return pa.table({"pixels": pixels, "height": sizes[:, 0], "width": sizes[:, 1]})
 
 
 def decode_stream(
@@ -212,12 +307,12 @@ def decode_stream(
 def plan_for(images: datasets.Dataset, feature: datasets.Image, target: Target) -> Plan:
     """The plan for one column of `images`, in arrow format, by the headers of up to 1,000 of them, spread over all."""
     inspected = np.unique(np.linspace(0, len(images) - 1, min(INSPECTED, len(images))).astype(int)).tolist()
-    headers = (_header(images[position].column(0)[0].as_py(), feature, position) for position in inspected)
+    headers = (header(images[position].column(0)[0].as_py(), feature, position) for position in inspected)
     first = next(headers)
     return target.plan(first[0], (gray for _, gray in chain([first], headers)))
 
 
-def _header(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> tuple[tuple[int, int], bool]:
+def header(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> tuple[tuple[int, int], bool]:
     """Height and width, and whether the image is gray, without decoding it unless there is no other way."""
     if (
         feature.mode is not None

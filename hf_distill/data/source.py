@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from torch import Tensor
 
 from ..config import DataArguments
 from .digits import digits_folder
-from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, decode_table, plan_for, rows_in_chunk
+from .kept import Encoded
+from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
 __all__ = ["Source", "folder_revision", "one_process_at_a_time", "split_names"]
 
@@ -163,8 +165,10 @@ class Source:
         parts = (rows, labels, class_names, provenance, streamed)
         return cls(args, name, split, data, image_column, target, *parts)
 
-    def decode(self, chosen: Tensor) -> tuple[Pixels, Tensor]:
+    def decode(self, chosen: Tensor) -> tuple[Pixels, Tensor, Encoded | None]:
         """The pixels of `rows[chosen]`, decoded now or found in the cache, and where in them each of these is.
+
+        With them what they were decoded from, in the same order; None of a stream, which is read once.
 
         Raises:
             ValueError: An image cannot be used; it is named by row and split.
@@ -174,29 +178,13 @@ class Source:
             first = self.data.with_format(None)[0]
             size = (first["height"], first["width"])
             shape = (len(first["pixels"]) // (size[0] * size[1]), *size)
-            return Pixels(self.data.data.column("pixels"), shape, self.target.resize), rows
-        with one_process_at_a_time(self.args):
-            images = self.data.select_columns([self.image_column])
-            if len(rows) < len(images):
-                images = images.select(rows.numpy())
-            feature, images = images.features[self.image_column], images.with_format("arrow")
-            try:
-                plan = plan_for(images, feature, self.target)
-                decoded = images.map(
-                    decode_table,
-                    batched=True,
-                    with_indices=True,
-                    batch_size=plan.rows_at_once,
-                    writer_batch_size=plan.rows_at_once,
-                    remove_columns=[self.image_column],
-                    features=Features({"pixels": Value("binary")}),
-                    fn_kwargs={"plan": plan, "feature": feature},
-                    num_proc=self.args.num_proc,
-                    desc=f"Decoding {self.split}",
-                )
-            except BadImage as bad:
-                raise ValueError(f"row {int(rows[bad.position])} of {self.where}: {bad.reason}") from bad
-        return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize), torch.arange(len(rows))
+            return Pixels(self.data.data.column("pixels"), shape, self.target.resize), rows, None
+        images = self.data.select_columns([self.image_column])
+        if len(rows) < len(images):
+            images = images.select(rows.numpy())
+        lock = partial(one_process_at_a_time, self.args)
+        encoded = Encoded(images.with_format("arrow"), rows, self.where, self.split, lock, self.args.num_proc)
+        return encoded.framed(self.target), torch.arange(len(rows)), encoded
 
 
 @contextmanager

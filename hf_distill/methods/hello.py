@@ -30,8 +30,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..augmentation.shrinking import take_crops
 from ..config import HfArg, check_at_least, check_choice
 from ..data.images import RealImages
+from ..data.ragged import Ragged
 from ..data.resampling import resized
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import relabel
@@ -51,7 +53,7 @@ from ..rng import derive_seed
 from ..training.projectors import ProjectorConfig, check_can_train, train_projector
 from ..training.small_clip import PriorArguments, find_prior
 from ..training.teachers import TeacherConfig, find_teachers
-from .patches import PatchConfig, PatchMethod, take_crops
+from .patches import PatchConfig, PatchMethod
 
 SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
 PROJECTOR = "label-projector"  # the folder of a projector in that of the run that trains it
@@ -220,9 +222,9 @@ class HeLlO(PatchMethod):
         """Beside the data and the teacher that scores, CLIP's weights."""
         return {**super().identity(), "prior": self.prior.digest}
 
-    def tile(self, images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    def tile(self, images: Tensor | Ragged, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Tiles (n, C, *size) uint8 of boxes, mended where they are smaller than an image."""
-        small, full = take_crops(images, boxes, size), (images.shape[2], images.shape[3])
+        small, full = take_crops(images, boxes, size), (self.train.shape[1], self.train.shape[2])
         if not self.config.update_steps or size == full:
             return small
         original = take_crops(images, boxes, full).float() / 255

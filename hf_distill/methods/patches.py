@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..augmentation.crops import CROP_DRAWS, MIN_SCALE, draw_crops, edges, uniform
+from ..augmentation.shrinking import take_crops
 from ..config import DistillConfig, HfArg, check_at_least
 from ..data.images import RealImages
-from ..data.precision import without_autocast
 from ..data.preprocessing import Preprocessing
-from ..data.resampling import shrinking
+from ..data.ragged import Ragged
 from ..data.upload import upload
 from ..engine.blocks import Block, BlockDistiller
 from ..engine.method import Preparation
@@ -28,21 +28,6 @@ from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
 from ..training.teachers import TeacherConfig, find_teachers
-
-
-@without_autocast
-def take_crops(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The boxes of `images`, each resized with antialiasing as if it were an image of its own, (n, C, *size) uint8.
-
-    Args:
-        images: (n, C, H, W) uint8.
-        boxes: (n, 4) int64: top, left, height, width; on the images' device.
-        size: Height and width of the result.
-    """
-    top, left, tall, wide = boxes.unbind(1)
-    down = shrinking(top, tall, images.shape[2], size[0])[:, None]
-    across = shrinking(left, wide, images.shape[3], size[1])[:, None]
-    return (down @ images.float() @ across.mT).round().clamp(0, 255).to(torch.uint8)
 
 
 def centred(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -174,15 +159,22 @@ class PatchMethod(BlockDistiller):
         return rows[order[: self.config.num_candidates]]
 
     def boxes(self, rows: Tensor) -> Tensor:
-        """The boxes of the crops of images, (M, m, 4) int64: functions of the seed and of each image's row."""
+        """The boxes of the crops of images, (M, m, 4) int64: functions of the seed and of each image's row and shape."""
         height, width = self.train.shape[1:]
         seed = derive_seed(self.config.seed, "crops")
         scale, ratio = (self.config.min_scale, 1.0), (width / height, width / height)
+        sizes = (height, width) if self.train.keep_side is None else self.train.kept_sizes(rows)
         drawn = [
-            draw_crops(uniform(seed, (number,), rows, CROP_DRAWS), (height, width), scale, ratio, flip=0.0)
+            draw_crops(uniform(seed, (number,), rows, CROP_DRAWS), sizes, scale, ratio, flip=0.0)
             for number in range(self.config.num_crops)
         ]
         return torch.stack([crops.boxes for crops in drawn], dim=1)
+
+    def images(self, rows: Tensor) -> Tensor | Ragged:
+        """The images `rows` (n,) that crops are cut out of, on the device: at their own shapes where train keeps them."""
+        if self.train.keep_side is not None:
+            return self.train.kept(rows).to(self.device)
+        return upload(self.train.uint8(rows), self.device)
 
     @torch.no_grad()
     def crop_losses(self, rows: Tensor, boxes: Tensor, label: int) -> Tensor:
@@ -198,10 +190,10 @@ class PatchMethod(BlockDistiller):
         losses = torch.empty(boxes.shape[:2], device=self.device)
         answer = in_precision(self.teacher.logits, self.accelerator)
         for part in torch.arange(len(rows)).split(self.config.batch_score):
-            images = upload(self.train.uint8(rows[part]), self.device)
+            images = self.images(rows[part])
             target = torch.full((len(part),), label, device=self.device)
             for number in range(boxes.shape[1]):
-                crops = take_crops(images, upload(boxes[part, number], self.device), size)
+                crops = take_crops(images, boxes[part, number], size)
                 x = centred(crops, self.preprocessing)
                 if self.device.type == "cuda":
                     x = x.contiguous(memory_format=torch.channels_last)
@@ -227,12 +219,11 @@ class PatchMethod(BlockDistiller):
             size = (down.stop - down.start, across.stop - across.start)
             for part in torch.arange(count).split(self.config.batch_score):
                 ranked = number * count + part
-                images = upload(self.train.uint8(rows[ranked]), self.device)
-                canvas[part, :, down, across] = self.tile(images, upload(boxes[ranked], self.device), size).cpu()
+                canvas[part, :, down, across] = self.tile(self.images(rows[ranked]), boxes[ranked], size).cpu()
         return canvas
 
-    def tile(self, images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """The tiles (n, C, *size) uint8 that the boxes (n, 4) of `images` (n, C, H, W) uint8 become."""
+    def tile(self, images: Tensor | Ragged, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """The tiles (n, C, *size) uint8 that the boxes (n, 4), on the CPU, of n `images` become."""
         return take_crops(images, boxes, size)
 
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:

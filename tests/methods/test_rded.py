@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_distill.augmentation.shrinking import take_crops
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.distilled.distilled_set import DistilledSet
@@ -15,7 +16,7 @@ from hf_distill.engine.method import DistillationDiverged
 from hf_distill.evaluation.evaluate import protocol_for
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import RDED, RDEDConfig
-from hf_distill.methods.patches import choose, take_crops
+from hf_distill.methods.patches import choose
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from tests.helpers.pets import NAMES, made, random_teacher, real

@@ -1,0 +1,198 @@
+"""`Kept`: real images at their own shapes, which random crops are taken from.
+
+What shrinks an image to one fixed size first has thrown away what a crop would have shown. So the images are kept as the
+source has them, and decoded whenever they are asked for; or with their shorter side brought down to a limit, decoded once
+into an Arrow file that is mapped. None is enlarged.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, Value
+from torch import Tensor
+
+from .pixels import (
+    BadImage,
+    Keep,
+    Pixels,
+    Target,
+    decode_table,
+    header,
+    keep_table,
+    kept_pixels,
+    plan_for,
+    rows_in_chunk,
+)
+from .ragged import Ragged
+
+__all__ = ["Encoded", "Kept"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images as a split has them, not decoded yet. They are numbered from 0.
+
+    Attributes:
+        images: One column, in arrow format.
+        rows: (N,) int64, their rows in the split, for messages.
+        where: The split and the dataset, for messages.
+        split: Its name, for the progress bar.
+        lock: Of processes that decode into the cache one works, and the others find what it left.
+        num_proc: Processes that decode into the cache, or threads that decode on demand.
+    """
+
+    images: Dataset
+    rows: Tensor
+    where: str
+    split: str
+    lock: Callable[[], AbstractContextManager[Any]]
+    num_proc: int | None
+
+    @property
+    def feature(self) -> datasets.Image:
+        """What decodes them."""
+        (column,) = self.images.column_names
+        return self.images.features[column]
+
+    def select(self, numbers: Tensor) -> "Encoded":
+        """Some of them, in that order."""
+        return replace(self, images=self.images.select(numbers.numpy()), rows=self.rows[numbers])
+
+    def framed(self, target: Target) -> Pixels:
+        """All of them at one size, in a mapped file: decoded now, or before.
+
+        Raises:
+            ValueError: An image cannot be used; it is named by row and split.
+        """
+        with self.lock(), self._naming_rows():
+            plan = plan_for(self.images, self.feature, target)
+            decoded = self._map(decode_table, plan, plan.rows_at_once, {"pixels": Value("binary")})
+        return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize)
+
+    def kept(self, keep: Keep) -> "Kept":
+        """All of them at their own shapes: mapped where their size has a limit, else decoded on demand.
+
+        Raises:
+            ValueError: As `framed`.
+        """
+        if keep.side is None:
+            return _OnDemand(self, keep)
+        features = {"pixels": Value("large_binary"), "height": Value("int32"), "width": Value("int32")}
+        with self.lock(), self._naming_rows():
+            at_once = rows_in_chunk((keep.channels, keep.side, 2 * keep.side))
+            decoded = self._map(keep_table, keep, at_once, features)
+        return _Mapped(decoded.data, keep)
+
+    def _map(self, function: Callable[..., pa.Table], plan: Any, at_once: int, features: dict[str, Value]) -> Dataset:
+        return self.images.map(
+            function,
+            batched=True,
+            with_indices=True,
+            batch_size=at_once,
+            writer_batch_size=at_once,
+            remove_columns=self.images.column_names,
+            features=Features(features),
+            fn_kwargs={"plan": plan, "feature": self.feature},
+            num_proc=self.num_proc,
+            desc=f"Decoding {self.split}",
+        )
+
+    @contextmanager
+    def _naming_rows(self) -> Iterator[None]:
+        """Say which row of the split an image is that cannot be used."""
+        try:
+            yield
+        except BadImage as bad:
+            raise ValueError(f"row {int(self.rows[bad.position])} of {self.where}: {bad.reason}") from bad
+
+    def headers(self, numbers: Tensor) -> list[tuple[int, int]]:
+        """Height and width of some of them, which are not decoded for that unless there is no other way."""
+        return self._each(numbers, lambda value, place: header(value, self.feature, place)[0])
+
+    def decoded(self, numbers: Tensor, keep: Keep) -> list[np.ndarray]:
+        """Some of them at their own shapes, (h, w, C) uint8 each; a `ValueError` as `framed`."""
+        return self._each(numbers, partial(kept_pixels, keep, self.feature))
+
+    def _each(self, numbers: Tensor, function: Callable[[Any, int], Any]) -> list[Any]:
+        """What `function` makes of each cell and its number: in threads, for Pillow decodes without the lock of Python."""
+        places = numbers.tolist()
+        cells = self.images[places].column(0).to_pylist() if places else []
+        with self._naming_rows(), ThreadPoolExecutor(self.num_proc) as threads:
+            return list(threads.map(function, cells, places))
+
+
+class Kept(ABC):
+    """Images at their own shapes, numbered from 0.
+
+    Attributes:
+        keep: Their colour, and the limit of their size.
+    """
+
+    def __init__(self, keep: Keep) -> None:
+        self.keep = keep
+
+    @abstractmethod
+    def sizes(self, numbers: Tensor) -> Tensor:
+        """Height and width of images `numbers` (n,), (n, 2) int64."""
+
+    @abstractmethod
+    def take(self, numbers: Tensor) -> Ragged:
+        """The images `numbers` (n,), on the CPU; a `ValueError` that names one that cannot be decoded."""
+
+
+class _OnDemand(Kept):
+    """Images that are decoded whenever they are asked for."""
+
+    def __init__(self, encoded: Encoded, keep: Keep) -> None:
+        super().__init__(keep)
+        self.encoded = encoded
+
+    def sizes(self, numbers: Tensor) -> Tensor:
+        sizes = [self.keep.size(height, width) for height, width in self.encoded.headers(numbers)]
+        return torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
+
+    def take(self, numbers: Tensor) -> Ragged:
+        return Ragged.of(self.encoded.decoded(numbers, self.keep), self.keep.channels)
+
+
+class _Mapped(Kept):
+    """Images in a mapped Arrow file: what is not asked for is not read.
+
+    Args:
+        table: Columns `pixels`, `height` and `width`.
+        keep: How they were made.
+    """
+
+    def __init__(self, table: pa.Table, keep: Keep) -> None:
+        super().__init__(keep)
+        sides = [table.column(side).to_numpy().astype(np.int64) for side in ("height", "width")]
+        self._sizes = torch.from_numpy(np.stack(sides, axis=1))
+        self._bytes: list[np.ndarray] = []
+        starts, chunks = [], []
+        for chunk in table.column("pixels").chunks:
+            _, offsets, data = chunk.buffers()
+            starts.append(np.frombuffer(offsets, np.int64, len(chunk), chunk.offset * 8))
+            chunks.append(np.full(len(chunk), len(self._bytes)))
+            self._bytes.append(np.frombuffer(data, np.uint8))
+        self._starts, self._chunks = np.concatenate(starts), np.concatenate(chunks)
+
+    def sizes(self, numbers: Tensor) -> Tensor:
+        return self._sizes[numbers]
+
+    def take(self, numbers: Tensor) -> Ragged:
+        channels, images = self.keep.channels, []
+        for number in numbers.tolist():
+            height, width = self._sizes[number].tolist()
+            start = self._starts[number]
+            flat = self._bytes[self._chunks[number]][start : start + height * width * channels]
+            images.append(flat.reshape(height, width, channels))
+        return Ragged.of(images, channels)
