@@ -51,6 +51,16 @@ def check_at_least(flag: str, value: float | None, least: float) -> None:
         raise ValueError(f"--{flag} is {value}; expected at least {least}")
 
 
+def check_resize(resize: int | None, size: Sequence[int]) -> None:
+    """Raise a `ValueError` unless a crop of this height and width fits into images of that shorter side."""
+    if resize is not None and resize < min(size):
+        crop = "x".join(map(str, size))
+        raise ValueError(
+            f"--resize is {resize} and the crop out of it has {crop} pixels; expected at least {min(size)}, such as "
+            "256 for --resolution 224"
+        )
+
+
 @dataclass
 class DataArguments:
     """Which images to distil, and what to make of them before anything is trained on them.
@@ -87,8 +97,8 @@ class DataArguments:
     )
     keep_side: str | None = HfArg(
         default=None,
-        help="Take the random crops of RDED, HeLlO and a teacher's rrc from images kept at this shorter side (in "
-        "pixels; none is enlarged), on disk; or from `source`, decoded on demand. Without it: from the resized centres.",
+        help="Take the random crops of RDED, HeLlO and a teacher's rrc from images kept on disk with this shorter "
+        "side (pixels; none is enlarged), or from `source`, decoded on demand. Without it: from the resized centres.",
     )
     color: str = HfArg(default="auto", help="rgb, gray, or auto (gray only when every inspected image is gray).")
     classes: list[str] | None = HfArg(default=None, help="Names of the classes to keep, in this order.")
@@ -115,6 +125,8 @@ class DataArguments:
         if self.interpolation is not None:
             check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         check_at_least("resize", self.resize, 1)
+        if self.resolution is not None:
+            check_resize(self.resize, (self.resolution[0], self.resolution[-1]))
         side = self.keep_side
         if side is not None and side != "source" and not (side.isascii() and side.isdecimal() and int(side)):
             raise ValueError(f"--keep_side is {side!r}; expected a number of pixels, such as 384, or source")

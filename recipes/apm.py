@@ -18,7 +18,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.methods.apm import APM, APMConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
-from hf_distill.training.teachers import TeacherConfig
+from hf_distill.training.teachers import TeacherConfig, framed_by_teacher
 
 DEMO = Path(__file__).parent / "configs" / "apm" / "digits-ipc5.yaml"
 
@@ -32,7 +32,7 @@ def main() -> None:
     shard = "" if config.shard is None else f"-shard{config.shard.replace('/', 'of')}"
     config, accelerator = start_run(config, hub, f"apm-{data_args.short_name}-ipc{config.ipc}{shard}")
 
-    train, test = RealImages.train_and_test(data_args)
+    train, test = RealImages.train_and_test(framed_by_teacher(data_args, config.teachers))
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     apm = APM.prepare(
         train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator

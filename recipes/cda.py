@@ -16,7 +16,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.methods.sre2l import CDA, CDAConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
-from hf_distill.training.teachers import TeacherConfig
+from hf_distill.training.teachers import TeacherConfig, framed_by_teacher
 
 DEMO = Path(__file__).parent / "configs" / "cda" / "digits-ipc5.yaml"
 
@@ -26,7 +26,7 @@ def main() -> None:
     data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
     config, accelerator = start_run(config, hub, f"cda-{data_args.short_name}-ipc{config.ipc}")
 
-    train, test = RealImages.train_and_test(data_args)
+    train, test = RealImages.train_and_test(framed_by_teacher(data_args, config.teachers))
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     cda = CDA.prepare(
         train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator

@@ -100,7 +100,7 @@ def main() -> None:
     prepare_push(hub, DistilledSet, accelerator)
     labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
-    data_args = source_arguments(distilled, data_args)
+    data_args = replace(source_arguments(distilled, data_args), keep_side=None)  # students see the distilled images
     train, test = RealImages.train_and_test(data_args)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     say_held_out(train, held_out, ["choose by, as at the distillation"])

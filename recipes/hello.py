@@ -20,7 +20,7 @@ from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.publishing import push_with_projector
 from hf_distill.runs.start import start_run
 from hf_distill.training.small_clip import PriorArguments
-from hf_distill.training.teachers import TeacherConfig
+from hf_distill.training.teachers import TeacherConfig, framed_by_teacher
 
 DEMO = Path(__file__).parent / "configs" / "hello" / "digits-ipc20.yaml"
 
@@ -30,7 +30,7 @@ def main() -> None:
     data_args, teacher_config, prior_args, config, hub = parse_args(*classes, default_config=DEMO)
     config, accelerator = start_run(config, hub, f"hello-{data_args.short_name}-ipc{config.ipc}", projector=True)
 
-    train, test = RealImages.train_and_test(data_args)
+    train, test = RealImages.train_and_test(framed_by_teacher(data_args, config.teachers))
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     hello = HeLlO.prepare(
         train, test, config=config, networks=(teacher_config, prior_args), held_out=held_out, accelerator=accelerator

@@ -16,7 +16,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.methods.rded import RDED, RDEDConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
-from hf_distill.training.teachers import TeacherConfig
+from hf_distill.training.teachers import TeacherConfig, framed_by_teacher
 
 DEMO = Path(__file__).parent / "configs" / "rded" / "digits-ipc5.yaml"
 
@@ -26,7 +26,7 @@ def main() -> None:
     data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
     config, accelerator = start_run(config, hub, f"rded-{data_args.short_name}-ipc{config.ipc}")
 
-    train, test = RealImages.train_and_test(data_args)
+    train, test = RealImages.train_and_test(framed_by_teacher(data_args, config.teachers))
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     rded = RDED.prepare(
         train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator

@@ -394,6 +394,17 @@ def test_a_preset_tiles_as_the_scripts_of_rdeds_authors_do(name):
     assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
+@pytest.mark.parametrize("name", [*RECOVERED, *TILED, *PROJECTED])
+def test_test_images_of_224_pixels_are_cut_out_of_256_and_crops_out_of_the_images_themselves(name):
+    data, (method, short) = parsed(name)[0], name.split("/")
+    if short.startswith(("imagenet1k-", "imagenette")):
+        assert (data.resolution, data.resize, data.interpolation) == ([224], 256, "bilinear")
+        crops = {"rded": "source", "hello": "source"}.get(method)
+        assert data.keep_side == ("384" if short.startswith("imagenette") else crops)
+    else:
+        assert (data.resize, data.interpolation, data.keep_side) == (None, None, None)
+
+
 @pytest.mark.parametrize("name", PROJECTED)
 def test_a_preset_projects_as_the_paper_of_hello_does_as_far_as_it_says(name):
     data, teacher, prior, config, _ = parsed(name)
@@ -468,7 +479,7 @@ def test_the_preset_of_a_method_says_which_teacher_to_train_and_a_misspelt_key_i
         for field in dataclasses.fields(part):
             if field.name in known:
                 wanted, found = known[field.name], getattr(part, field.name)
-                assert found in (wanted, [wanted]), field.name
+                assert found in (wanted, [wanted], str(wanted)), field.name
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text((CONFIGS / name).read_text() + "\nteacher_epoch: 3\n")
     with pytest.raises(SystemExit):

@@ -22,7 +22,7 @@ def take_crops(images: Tensor | Ragged, boxes: Tensor, size: tuple[int, int]) ->
     """
     if isinstance(images, Tensor):
         return _taken(images, upload(boxes, images.device), size)
-    largest = int(boxes[:, 2:].amax(0).prod()) if len(boxes) else 1
+    largest = int(boxes[:, 2:].amax(0).prod())
     parts = torch.arange(len(boxes)).split(max(1, MOST_PIXELS // largest))
     corner = torch.tensor([0, 0, 1, 1])
     taken = [_taken(images.cut(part, boxes[part]), upload(boxes[part] * corner, images.device), size) for part in parts]

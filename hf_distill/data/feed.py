@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .images import RealImages
 from .preprocessing import Preprocessing
+from .ragged import Ragged
 from .upload import upload
 
 __all__ = ["TEST_BATCH", "Keep", "Pool", "upload"]
@@ -124,6 +125,13 @@ class Pool:
         """The images `rows` (n,) before any preprocessing: a new tensor (n, C, H, W) of the source's dtype."""
         places = self._places(rows)
         return self._gathered(places) if self._pixels is None else self._pixels[upload(places, self.device)]
+
+    def kept(self, rows: Tensor) -> Ragged | None:
+        """The images `rows` (n,), on the CPU, at their own shapes, on the device; None where none are kept."""
+        source = self.source
+        if isinstance(source, Tensor) or source.keep_side is None:
+            return None
+        return source.kept(self._places(rows)).to(self.device)
 
     def _places(self, rows: Tensor) -> Tensor:
         """The places of `rows` in what is kept, or else in the source."""

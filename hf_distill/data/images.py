@@ -10,6 +10,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import INTERPOLATIONS, DataArguments
+from ..config import INTERPOLATIONS, DataArguments, check_resize
 from ..rng import generator
 from .kept import Encoded, Kept
 from .pixels import Frame, Keep, Pixels, Target, rows_in_chunk
@@ -519,9 +520,9 @@ def _as(kind: type, name: str, value: Any) -> Any:
 
 def _check_alike(like: RealImages | None, **given: Any) -> None:
     """Raise a `ValueError` for keywords whose values `like` brings."""
-    without = {"resolution": None, "color": "auto", "normalization": "mean_std", "mean": None, "std": None}
+    without = {"color": "auto", "normalization": "mean_std"}
     for name, value in given.items():
-        if like is not None and not (value is None or value is without[name] or value == without[name]):
+        if like is not None and value is not None and not (name in without and value == without[name]):
             raise ValueError(f"{name}={value!r} and like= say the same in two ways; leave {name} out")
 
 
@@ -556,23 +557,17 @@ def _target(args: DataArguments, like: RealImages | None) -> Target:
         resize = args.resolution is not None or like.resized or frame.side is not None
         return Target((height, width), "gray" if channels == 1 else "rgb", resize, frame)
     size = None if args.resolution is None else (args.resolution[0], args.resolution[-1])
-    if size is not None:
-        _test_frame(args).check(size)
-    return Target(size, args.color, resize=size is not None, frame=Frame(None, _interpolation(args)))
-
-
-def _interpolation(args: DataArguments) -> str:
-    return args.interpolation or INTERPOLATIONS[0]
+    return Target(size, args.color, resize=size is not None, frame=replace(_test_frame(args), side=None))
 
 
 def _test_frame(args: DataArguments) -> Frame:
-    return Frame(args.resize, _interpolation(args))
+    return Frame(args.resize, args.interpolation or INTERPOLATIONS[0])
 
 
 def _options(args: DataArguments, pixels: Pixels, encoded: Encoded | None) -> dict[str, Any]:
     """What train images have beside pixels: how test images are framed, and images at their own shapes if asked for."""
     frame, kept = _test_frame(args), None
-    frame.check(pixels.shape[1:])
+    check_resize(args.resize, pixels.shape[1:])
     if args.keep_side is not None and encoded is not None:
         side = None if args.keep_side == "source" else int(args.keep_side)
         kept = encoded.kept(Keep(pixels.shape[0], side, frame.interpolation))

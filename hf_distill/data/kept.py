@@ -1,8 +1,8 @@
 """`Kept`: real images at their own shapes, which random crops are taken from.
 
-What shrinks an image to one fixed size first has thrown away what a crop would have shown. So the images are kept as the
-source has them, and decoded whenever they are asked for; or with their shorter side brought down to a limit, decoded once
-into an Arrow file that is mapped. None is enlarged.
+What shrinks an image to one fixed size first has thrown away what a crop would have shown. So the images are kept as
+the source has them, and decoded whenever they are asked for; or with their shorter side brought down to a limit,
+decoded once into an Arrow file that is mapped. None is enlarged.
 """
 
 from abc import ABC, abstractmethod
@@ -123,7 +123,7 @@ class Encoded:
         return self._each(numbers, partial(kept_pixels, keep, self.feature))
 
     def _each(self, numbers: Tensor, function: Callable[[Any, int], Any]) -> list[Any]:
-        """What `function` makes of each cell and its number: in threads, for Pillow decodes without the lock of Python."""
+        """What `function` makes of each cell and its number: in threads, for Pillow decodes without Python's lock."""
         places = numbers.tolist()
         cells = self.images[places].column(0).to_pylist() if places else []
         with self._naming_rows(), ThreadPoolExecutor(self.num_proc) as threads:

@@ -8,8 +8,8 @@ How an image becomes (C, H, W) bytes:
   smallest size that covers). Bicubic, because it keeps most detail at the small sizes of distillation, and is what most
   pretrained networks were fed with. Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` do. A
   `Frame` may have another filter, and a shorter side above the target, which cuts more off.
-- images that are kept for random crops (`Keep`) have their own shapes: only a shorter side above a limit is brought down
-  to it.
+- images that are kept for random crops (`Keep`) have their own shapes: only a shorter side above a limit is brought
+  down to it.
 """
 
 import io
@@ -78,14 +78,6 @@ class Frame:
     side: int | None = None
     interpolation: str = "bicubic"
 
-    def check(self, size: tuple[int, int]) -> None:
-        """Raise a `ValueError` unless images of that shorter side have room for a crop of this height and width."""
-        if self.side is not None and self.side < min(size):
-            raise ValueError(
-                f"--resize is {self.side} and the crop out of it has {size[0]}x{size[1]} pixels; expected at least "
-                f"{min(size)}, such as 256 for --resolution 224"
-            )
-
 
 @dataclass(frozen=True)
 class Target:
@@ -107,9 +99,8 @@ class Target:
 
     def plan(self, first: tuple[int, int], all_gray: Iterable[bool]) -> "Plan":
         """The plan, given the size of the first image and which of the inspected ones are gray."""
-        gray, size = self.color == "gray" or (self.color == "auto" and all(all_gray)), self.size or first
-        self.frame.check(size)
-        return Plan(size, 1 if gray else 3, self.resize, gray and self.color == "auto", self.frame)
+        gray = self.color == "gray" or (self.color == "auto" and all(all_gray))
+        return Plan(self.size or first, 1 if gray else 3, self.resize, gray and self.color == "auto", self.frame)
 
 
 @dataclass(frozen=True)
@@ -223,7 +214,7 @@ def as_bytes(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
 
 
 def cover(image: PIL.Image.Image, height: int, width: int, frame: Frame) -> PIL.Image.Image:
-    """Resize to the smallest size that covers (height, width), enlarged to a shorter side if any, and crop the centre."""
+    """Resize to the smallest size that covers (height, width), scaled to the frame's side, and crop the centre."""
     short = min(height, width)
     side = frame.side or short
     tall, wide = side * height // short, side * width // short

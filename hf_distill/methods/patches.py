@@ -159,7 +159,7 @@ class PatchMethod(BlockDistiller):
         return rows[order[: self.config.num_candidates]]
 
     def boxes(self, rows: Tensor) -> Tensor:
-        """The boxes of the crops of images, (M, m, 4) int64: functions of the seed and of each image's row and shape."""
+        """The boxes of the crops of images, (M, m, 4) int64: functions of the seed, the image's row and its shape."""
         height, width = self.train.shape[1:]
         seed = derive_seed(self.config.seed, "crops")
         scale, ratio = (self.config.min_scale, 1.0), (width / height, width / height)
@@ -171,7 +171,7 @@ class PatchMethod(BlockDistiller):
         return torch.stack([crops.boxes for crops in drawn], dim=1)
 
     def images(self, rows: Tensor) -> Tensor | Ragged:
-        """The images `rows` (n,) that crops are cut out of, on the device: at their own shapes where train keeps them."""
+        """The images `rows` (n,) that crops are cut from, on the device: at their own shapes where train keeps them."""
         if self.train.keep_side is not None:
             return self.train.kept(rows).to(self.device)
         return upload(self.train.uint8(rows), self.device)

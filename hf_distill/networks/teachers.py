@@ -7,6 +7,7 @@ A folder or repository of it is timm's own (`config.json`, `model.safetensors`),
 import copy
 import reprlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.images import RealImages
+from ..data.pixels import Frame
 from ..data.preprocessing import Preprocessing
 from ..hub.cards import on_hub, render_card, source_context
 from ..hub.checks import (
@@ -29,10 +31,13 @@ from ..hub.checks import (
     class_difference,
     is_hex,
     is_share,
+    is_whole,
 )
 from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
-from ..hub.folder import Home, HubFolder
+from ..hub.folder import Home, HubFolder, locate
+from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
+from .frames import frame_in_timm, frame_to_timm, is_frame
 from .network_folder import (
     EVAL_RESULTS,
     RULES,
@@ -48,7 +53,7 @@ from .trajectories import ExpertTrajectories
 INDEX = "teacher_config.json"
 FORMAT_VERSION = 1
 # Of the description that timm gives a network, what stays true of other weights.
-KEPT = ("fixed_input_size", "interpolation", "crop_pct", "crop_mode", "first_conv", "classifier")
+KEPT = ("fixed_input_size", "first_conv", "classifier")
 
 
 _ACCURACY = ("a number in [0, 1], or null", lambda value: value is None or is_share(value))
@@ -59,6 +64,7 @@ ABOUT: Rules = {
     "results.test_accuracy": _ACCURACY,
     "sha256": ("64 hex digits", is_hex(64)),
     "weights": OBJECT_OR_NULL,
+    "test_frame": ("null, or an object of a side and an interpolation", is_frame),
 }
 
 
@@ -142,6 +148,11 @@ class Teacher(HubFolder):
     def name(self) -> str:
         """The architecture."""
         return self.spec.name
+
+    @property
+    def test_frame(self) -> Frame:
+        """How its test images were framed; the usual way where nothing tells."""
+        return Frame(**(self.config.get("test_frame") or {}))
 
     @property
     def results(self) -> dict[str, Any]:
@@ -283,6 +294,34 @@ class Teacher(HubFolder):
         return cls._open(name, revision=commit or revision)
 
     @classmethod
+    def frame_of(cls, name: str) -> Frame:
+        """How the test images of the teacher of that name were framed, without its weights.
+
+        Args:
+            name: As for `start`.
+
+        Raises:
+            ValueError, OSError: As `from_pretrained` and `from_timm`.
+        """
+        revision = None
+        if name.startswith("timm:"):
+            name, revision = _timm_repository(name.removeprefix("timm:"))
+        place = locate(name, cls.repo_type, revision=revision)
+        folder = place.snapshot([TIMM_CONFIG, INDEX]) if isinstance(place, Repository) else place
+        if (folder / INDEX).is_file():
+            about = load_json(folder / INDEX)
+            check_values(folder / INDEX, about, {"test_frame": ABOUT["test_frame"]})
+            return Frame(**(about.get("test_frame") or {}))
+        if not (folder / TIMM_CONFIG).is_file():
+            return Frame()  # whoever loads it says what is wrong
+        config = load_json(folder / TIMM_CONFIG)
+        known = config.get("pretrained_cfg")
+        description = {**known, **config} if isinstance(known, dict) else config
+        size = description.get("input_size")
+        sides = size[1:] if isinstance(size, list) and len(size) == 3 and all(map(is_whole, size)) else [1, 1]
+        return frame_in_timm(description, (sides[0], sides[1]))
+
+    @classmethod
     def from_timm(
         cls,
         name: str,
@@ -355,6 +394,7 @@ class Teacher(HubFolder):
             "model_args": {**spec.kwargs, "in_chans": spec.in_chans},
             "pretrained_cfg": {
                 **{key: known[key] for key in KEPT if key in known},
+                **frame_to_timm(self.test_frame, spec.img_size),
                 "input_size": [spec.in_chans, *spec.img_size],
                 "mean": list(self.preprocessing.mean),
                 "std": list(self.preprocessing.std),
@@ -470,7 +510,8 @@ class Teacher(HubFolder):
         texts = {name: description.get(name) for name in ("tag", "license", "origin_url")}
         weights = {name: text for name, text in texts.items() if isinstance(text, str)}
         named = are_names(names) and len(names) == spec.num_classes
-        teacher = cls(model, spec, names if named else None, preprocessing, {"weights": weights})
+        about = {"weights": weights, "test_frame": asdict(frame_in_timm(description, spec.img_size))}
+        teacher = cls(model, spec, names if named else None, preprocessing, about)
         teacher._foreign = True
         return teacher
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import DistillConfig
+from ..config import INTERPOLATIONS, DistillConfig
 from ..data.images import RealImages
 from ..hub.files import load_json, someone_elses
 from .checkpoints import ARTIFACT_FILE, BLOCKS, STATE_FILE, find_checkpoint, list_checkpoints, remove
@@ -24,6 +24,7 @@ LONGEST_VALUE = 80  # characters of a value in a message
 def describe_images(real: RealImages) -> dict[str, Any]:
     """Everything about the images that decides what is learned from them, as JSON types; whoever has the images again
     has the same, wherever they lie."""
+    interpolation = real.test_frame.interpolation
     return {
         "class_names": list(real.class_names),
         "preprocessing": real.preprocessing.to_config(),
@@ -32,6 +33,8 @@ def describe_images(real: RealImages) -> dict[str, Any]:
         "revision": real.revision,
         # Of a dataset in hand, which somebody may have changed: its pixels.
         **({"pixels": real.provenance["pixels"]} if "pixels" in real.provenance else {}),
+        **({"keep_side": real.keep_side} if real.keep_side else {}),
+        **({"interpolation": interpolation} if interpolation != INTERPOLATIONS[0] else {}),
     }
 
 

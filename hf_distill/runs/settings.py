@@ -62,6 +62,10 @@ def other_images(data: DataArguments, train: RealImages) -> list[str]:
         differences.append(f"{len(data.classes)} classes of its own (these: {train.num_classes})")
     if data.resolution is not None and (data.resolution[0], data.resolution[-1]) != (height, width):
         differences.append(f"resolution {data.resolution} (these: {height}x{width})")
+    if data.resize is not None and data.resize != train.test_frame.side:
+        differences.append(f"resize {data.resize} (these: {train.test_frame.side or 'none'})")
+    if data.keep_side is not None and data.keep_side != train.keep_side:
+        differences.append(f"keep_side {data.keep_side} (these: {train.keep_side or 'none'})")
     if data.normalization != "none" and data.normalization != normalization:
         differences.append(f"normalization {data.normalization} (these: {normalization})")
     return differences

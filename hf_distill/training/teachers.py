@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,9 +24,11 @@ from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..augmentation.randaugment import DRAWS as RANDAUGMENT_DRAWS
 from ..augmentation.randaugment import cutout_randaugment
-from ..config import HfArg, check_at_least, check_choice
-from ..data.feed import Pool, upload
+from ..augmentation.shrinking import take_crops
+from ..config import DataArguments, HfArg, check_at_least, check_choice
+from ..data.feed import Keep, Pool, upload
 from ..data.images import RealImages
+from ..data.pixels import Frame
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 from ..networks.batches import images_at_once
@@ -196,21 +198,30 @@ class _Augmented:
                 draw = generator(self.seed, "dsa", epoch, step)
                 images = DSA.apply(images, self.dsa.sample(len(rows), draw, size)[part])
             return images.contiguous(memory_format=self.layout), labels
-        pixels = pool.pixels(mine)
         if kind == "cutout_randaugment":
-            pixels = cutout_randaugment(pixels, uniform(self.seed, (epoch,), mine, RANDAUGMENT_DRAWS))
+            pixels = cutout_randaugment(pool.pixels(mine), uniform(self.seed, (epoch,), mine, RANDAUGMENT_DRAWS))
         elif kind == "crop_flip":
-            pixels = crop_flip(pixels, uniform(self.seed, (epoch,), mine, 3, pool.device))
+            pixels = crop_flip(pool.pixels(mine), uniform(self.seed, (epoch,), mine, 3, pool.device))
         else:
-            crops = draw_crops(uniform(self.seed, (epoch,), mine, CROP_DRAWS, pool.device), size)
-            pixels = crop_resize(pixels, crops, size)
+            pixels = self._resized_crops(mine, epoch)
         images = pool.preprocessing(pixels).contiguous(memory_format=self.layout)
         return images, pool.labels[upload(mine, pool.device)]
 
+    def _resized_crops(self, rows: Tensor, epoch: int) -> Tensor:
+        """Random boxes of `rows` (n,) resized and mirrored, (n, C, H, W): uint8 out of images at their own shapes."""
+        pool, size = self.pool, self.pool.shape[1:]
+        kept = pool.kept(rows)
+        if kept is None:
+            crops = draw_crops(uniform(self.seed, (epoch,), rows, CROP_DRAWS, pool.device), size)
+            return crop_resize(pool.pixels(rows), crops, size)
+        crops = draw_crops(uniform(self.seed, (epoch,), rows, CROP_DRAWS), kept.sizes)
+        pixels, flip = take_crops(kept, crops.boxes, size), upload(crops.flip, pool.device)
+        return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
 
-def _pool(real: RealImages, device: torch.device) -> Pool:
+
+def _pool(real: RealImages, device: torch.device, keep: Keep = "pixels") -> Pool:
     """All of `real`, as pixels: most augmentations come before the preprocessing."""
-    return Pool(real, real.labels, preprocessing=real.preprocessing, device=device)
+    return Pool(real, real.labels, preprocessing=real.preprocessing, device=device, keep=keep)
 
 
 # Pretrained weights
@@ -344,6 +355,30 @@ def find_teachers(
         else Teacher.from_pretrained(name)
         for name in names
     ]
+
+
+def framed_by_teacher(args: DataArguments, names: Sequence[str] | None) -> DataArguments:
+    """The arguments of data whose test images are framed as those of the teacher were, the last of `names`.
+
+    Only what no flag says is taken from it, and nothing where images have no --resolution to be brought to.
+
+    Raises:
+        ValueError, OSError: As `Teacher.from_pretrained` and `Teacher.from_timm`.
+    """
+    if not names or args.resolution is None or None not in (args.resize, args.interpolation):
+        return args
+    frame = Teacher.frame_of(names[-1])
+    if frame == Frame():
+        return args
+    framed = replace(args, resize=args.resize or frame.side, interpolation=args.interpolation or frame.interpolation)
+    logger.info(
+        "test images have a shorter side of %s pixels (%s) before the crop, as %s says; --resize and --interpolation "
+        "win",
+        framed.resize or min(args.resolution),
+        framed.interpolation,
+        names[-1],
+    )
+    return framed
 
 
 def train_teacher(
@@ -508,7 +543,8 @@ class _TeacherTraining(EpochTraining):
         super().__init__("teacher", sizes, config.batch_train, folder, training, seed, accelerator, callbacks)
         self.config, self.real, self.spec, self.along, self.test = config, real, spec, along, test
         device = accelerator.device
-        self.images = _Augmented(_pool(real, device), config, seed)
+        from_kept = config.teacher_augment == "rrc" and real.keep_side is not None
+        self.images = _Augmented(_pool(real, device, "nothing" if from_kept else "pixels"), config, seed)
         self.batch = min(config.batch_train, len(real))
         if self.batch < 2 * accelerator.num_processes:
             raise ValueError(
@@ -535,6 +571,7 @@ class _TeacherTraining(EpochTraining):
             "training": {name: value for name, value in self.training.items() if name not in PARTS},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": self.accelerator.num_processes,
+            "test_frame": asdict(self.real.test_frame),
         }
         return Teacher(model, self.spec, self.real.class_names, self.real.preprocessing, about).to(device)
 

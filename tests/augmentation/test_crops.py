@@ -209,6 +209,17 @@ def test_boxes_are_distributed_like_those_of_torchvision(size, scale, ratio):
     assert stats.ks_2samp(ours[:, 0] + 2 * ours[:, 1], theirs[:, 0] + 2 * theirs[:, 1]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (1.0, 1.0)])
+def test_boxes_of_images_of_different_shapes_follow_the_rule_of_each(ratio, device):
+    sizes = torch.tensor([(375, 500), (50, 300), (64, 64), (9, 2), (1, 1), (201, 20)]).repeat(100, 1)
+    u = numbers(len(sizes))
+    found = draw_crops(u.to(device), sizes.to(device), ratio=ratio).boxes
+    expected = [
+        torchvision_rule(row, *size, (0.08, 1.0), ratio) for row, size in zip(u.tolist(), sizes.tolist(), strict=True)
+    ]
+    assert found.tolist() == [list(box) for box in expected]
+
+
 @pytest.mark.parametrize("side", [1, 4, 7, 32, 64, 224, 333])
 def test_the_whole_area_of_a_square_is_the_whole_square(side):
     found = draw_crops(numbers(500), side, (1.0, 1.0)).boxes

@@ -3,12 +3,15 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.transforms import functional as vision
 
-from hf_distill.augmentation.shrinking import take_crops
+from hf_distill.augmentation.crops import CROP_DRAWS, draw_crops, uniform
+from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.distilled.distilled_set import DistilledSet
@@ -20,6 +23,7 @@ from hf_distill.methods.patches import choose
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from tests.helpers.pets import NAMES, made, random_teacher, real
+from tests.helpers.photographs import cache_in, cropped, photographs, store
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -73,18 +77,6 @@ def plain_losses(method: RDED, rows: torch.Tensor, boxes: torch.Tensor, label: i
 # Crops
 
 
-@pytest.mark.parametrize("shape", [(3, 20, 14), (1, 9, 9)], ids=["colour", "gray"])
-def test_each_image_has_its_own_crop(shape):
-    images = noise(6, *shape)
-    boxes = torch.tensor([[0, 0, *shape[1:]], [2, 3, 5, 4], [1, 1, 1, 1], [4, 0, 5, 9], [8, 8, 1, 1], [0, 5, 9, 3]])
-    found = take_crops(images, boxes, (7, 5))
-    assert found.dtype == torch.uint8
-    for crop, image, box in zip(found, images, boxes.tolist(), strict=True):
-        difference = (crop - plain_crop(image, box, (7, 5))).abs()
-        assert difference.max() <= 1  # where the mean is halfway between two bytes
-        assert (difference > 0).double().mean() < 0.05
-
-
 @pytest.mark.parametrize("shape", [(3, 48, 48), (3, 32, 48), (1, 48, 24)], ids=str)
 def test_boxes_have_the_shape_of_the_image_and_at_least_a_twelfth_of_its_area(tmp_path, shape):
     train = real(noise(60, *shape), [0, 1, 2] * 20)
@@ -124,6 +116,62 @@ def test_candidates_are_different_images_of_the_class_and_others_with_another_se
     assert set(chosen[0].tolist()) != set(chosen[1].tolist())
     everything = rded(tmp_path, train, num_candidates=300).candidates(1)
     assert everything.sort().values.tolist() == train.class_rows(1).tolist()
+
+
+# Crops of images at their own shapes
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Photographs of three classes in shapes of their own, and what reads them at 16 pixels."""
+    cache_in(tmp_path / "cache", monkeypatch)
+    images = photographs(30)
+    store(tmp_path / "photos", "train", images, classes=3)
+
+    def read(side: str | None) -> RealImages:
+        arguments = DataArguments(dataset_name=str(tmp_path / "photos"), resolution=[16], keep_side=side)
+        return RealImages.from_arguments(arguments)
+
+    return images, read
+
+
+@pytest.mark.parametrize("side", ["source", "30"])
+def test_tiles_are_what_pillow_cuts_out_of_the_kept_images(photos, tmp_path, side):
+    images, read = photos
+    train = read(side)
+    teacher = random_teacher(train, ["0", "1", "2"])
+    method = rded(tmp_path / "run", train, teacher, ipc=2, num_crops=3, batch_score=4)
+    rows = method.candidates(1)
+    boxes = method.boxes(rows)
+    assert (boxes[..., 2] == boxes[..., 3]).all()  # squares, of images of any shape
+    assert (boxes[..., :2] + boxes[..., 2:] <= train.kept_sizes(rows)[:, None]).all()
+    losses = method.crop_losses(rows, boxes, 1)
+    chosen, numbers = choose(losses, method.config.per_class)
+    tiles = made(method, 1).unfold(2, 8, 8).unfold(3, 8, 8).permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+    for tile, row, box in zip(tiles, rows[chosen].tolist(), boxes[chosen, numbers].tolist(), strict=True):
+        image = images[row]
+        if side == "30" and min(image.size) > 30:
+            image = vision.resize(image, 30, vision.InterpolationMode.BICUBIC)
+        assert np.abs(tile.numpy() - cropped(image, box, (8, 8))).max() <= 1
+
+
+def test_no_box_of_an_image_of_500_by_375_is_enlarged_where_a_sixth_of_those_of_its_centre_are(tmp_path):
+    u = uniform(0, (), torch.arange(5000), CROP_DRAWS)
+    sizes = torch.tensor([[375, 500]]).repeat(5000, 1)
+    assert draw_crops(u, sizes, ratio=(1.0, 1.0)).boxes[:, 2].min() >= 112
+    assert 0.16 < (draw_crops(u, (224, 224), ratio=(1.0, 1.0)).boxes[:, 2] < 112).double().mean() < 0.2
+
+
+def test_a_run_goes_on_with_the_images_it_began_with_alone(photos, tmp_path):
+    _, read = photos
+    train = read("30")
+    teacher = random_teacher(train, ["0", "1", "2"])
+    whole = rded(tmp_path / "run", train, teacher, ipc=2).run()
+    again = rded(tmp_path / "run", train, teacher, ipc=2, resume_from_checkpoint="latest").run()
+    assert torch.equal(whole.pixel_values, again.pixel_values)
+    for other in ("source", None):
+        with pytest.raises(ValueError, match="its keep_side is 30 and here it is"):
+            rded(tmp_path / "run", read(other), teacher, ipc=2, resume_from_checkpoint="latest").run()
 
 
 # Scores and choice

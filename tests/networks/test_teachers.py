@@ -14,14 +14,19 @@ import torch
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
+from timm.data import create_transform
 from timm.models import save_for_hf
 from torch import nn
+from torchvision.transforms import functional as vision
 
+from hf_distill.augmentation.crops import CROP_DRAWS, draw_crops, uniform
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
+from hf_distill.data.pixels import Frame
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.frames import frame_in_timm, frame_to_timm
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.timm_models import timm
 from hf_distill.rng import generator
@@ -30,9 +35,19 @@ from hf_distill.runs.checkpoints import load_checkpoint
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training import teachers as teachers_module
 from hf_distill.training.batchnorm import share_statistics
-from hf_distill.training.teachers import TeacherConfig, crop_flip, find_teachers, teacher_folder, train_teacher
+from hf_distill.training.teachers import (
+    TeacherConfig,
+    _Augmented,
+    _pool,
+    crop_flip,
+    find_teachers,
+    framed_by_teacher,
+    teacher_folder,
+    train_teacher,
+)
 from tests.helpers.events import Notes
 from tests.helpers.goldens import check_golden
+from tests.helpers.photographs import cache_in, cropped, photographs, store
 from tests.helpers.recipes import DIES_AT_THIRD_STATE
 
 NAMES = ["cat", "Hund", "犬", "a/b | c"]
@@ -520,6 +535,27 @@ def test_crop_flip_is_padding_cutting_and_mirroring():
         assert np.array_equal(cut, wanted[:, :, ::-1] if mirrored < 0.5 else wanted)
 
 
+@pytest.mark.parametrize("side", ["source", "30"])
+def test_random_crops_of_kept_images_are_pillows(tmp_path, monkeypatch, side):
+    cache_in(tmp_path / "cache", monkeypatch)
+    images = photographs(12)
+    store(tmp_path / "photos", "train", images)
+    data = DataArguments(dataset_name=str(tmp_path / "photos"), resolution=[16], keep_side=side, normalization="none")
+    real = RealImages.from_arguments(data)
+    shown = _Augmented(_pool(real, torch.device("cpu"), "nothing"), TeacherConfig(teacher_augment="rrc"), seed=3)
+    rows = torch.tensor([5, 0, 11, 2, 7, 4])
+    found, labels = shown.augmented(rows, slice(1, None), epoch=2, step=0)
+    assert torch.equal(labels, real.labels[rows[1:]])
+    crops = draw_crops(uniform(shown.seed, (2,), rows[1:], CROP_DRAWS), real.kept_sizes(rows[1:]))
+    assert crops.flip.unique().tolist() == [False, True]
+    for image, row, box, flip in zip(found, rows[1:].tolist(), crops.boxes.tolist(), crops.flip.tolist(), strict=True):
+        original = images[row]
+        if side == "30" and min(original.size) > 30:
+            original = vision.resize(original, 30, vision.InterpolationMode.BICUBIC)
+        expected = cropped(original, box, (16, 16))
+        assert np.abs(255 * image.numpy() - (expected[:, :, ::-1] if flip else expected)).max() < 1.01
+
+
 def test_settings_that_cannot_be_are_refused():
     for changes, says in (
         ({"warmup_epochs": 9, "teacher_epochs": 9}, "--warmup_epochs is 9"),
@@ -958,3 +994,88 @@ def test_the_demo_reads_digits(recipes, tmp_path):
     done = recipes("teacher", ["--disable_tqdm", "true", "--output_dir", "demo"], tmp_path)
     assert done.status == [0], done.err
     assert Teacher.from_pretrained(tmp_path / "demo").results["test_accuracy"] > 0.97
+
+
+# How its test images were framed
+
+
+@pytest.mark.parametrize(
+    ("description", "frame"),
+    [
+        ({"crop_pct": 0.875, "interpolation": "bilinear"}, Frame(256, "bilinear")),
+        ({"crop_pct": 0.95, "interpolation": "bicubic", "crop_mode": "center"}, Frame(235)),
+        ({"crop_pct": 1.0, "interpolation": "bilinear"}, Frame(None, "bilinear")),
+        ({"crop_pct": 0.9, "crop_mode": "squash", "interpolation": "lanczos"}, Frame()),
+        ({"crop_pct": "0.875", "interpolation": 3}, Frame()),
+        ({"crop_pct": 1e-300}, Frame()),
+        ({}, Frame()),
+    ],
+)
+def test_the_frame_in_a_description_is_that_of_timms_own_transform(description, frame):
+    assert frame_in_timm(description, (224, 224)) == frame
+    if description.get("crop_mode") != "squash" and isinstance(description.get("crop_pct"), float) and frame != Frame():
+        resize = create_transform((3, 224, 224), is_training=False, **description).transforms[0]
+        assert resize.size == (frame.side or 224)
+        assert resize.interpolation.value == frame.interpolation
+
+
+def test_timm_computes_the_side_of_a_frame_again_from_what_is_written():
+    for size in (32, 64, 224, 299):
+        for side in range(size, 2 * size):
+            again = frame_in_timm(frame_to_timm(Frame(side), (size, size)), (size, size)).side
+            assert again == (side if side > size else None)
+
+
+def test_a_teacher_says_how_its_test_images_were_framed_and_timm_reads_it(tmp_path):
+    own = make(size=(16, 16), config={**CONFIG, "test_frame": {"side": 20, "interpolation": "bilinear"}})
+    own.save_pretrained(tmp_path / "own")
+    assert Teacher.frame_of(str(tmp_path / "own")) == Frame(20, "bilinear") == own.test_frame
+    known = load_json(tmp_path / "own" / "config.json")["pretrained_cfg"]
+    assert math.floor(16 / known["crop_pct"]) == 20
+    assert known["interpolation"] == "bilinear"
+    (tmp_path / "own" / "teacher_config.json").unlink()  # what is left is timm's
+    assert Teacher.frame_of(str(tmp_path / "own")) == Frame(20, "bilinear")
+    assert Teacher.from_pretrained(tmp_path / "own").test_frame == Frame(20, "bilinear")
+    # One that says nothing was tested on whole images, whatever timm's weights of that name were.
+    make("resnet18", size=(16, 16)).save_pretrained(tmp_path / "silent")
+    assert Teacher.frame_of(str(tmp_path / "silent")) == Frame()
+    assert load_json(tmp_path / "silent" / "config.json")["pretrained_cfg"]["crop_pct"] == 1
+
+
+@pytest.mark.parametrize("frame", [[], {"side": 3}, {"side": -1, "interpolation": "bicubic"}])
+def test_a_frame_that_is_none_is_one_line(tmp_path, frame):
+    make().save_pretrained(tmp_path / "t")
+    index = tmp_path / "t" / "teacher_config.json"
+    save_json(index, {**load_json(index), "test_frame": frame})
+    for read in (Teacher.frame_of, Teacher.from_pretrained):
+        with pytest.raises(
+            ValueError, match=r"teacher_config\.json has test_frame .*; expected null, or an object of a"
+        ):
+            read(str(tmp_path / "t"))
+
+
+def test_data_are_framed_as_the_last_teacher_was_unless_a_flag_says_otherwise(tmp_path):
+    framed = {"test_frame": {"side": 20, "interpolation": "bilinear"}}
+    make(size=(16, 16), config={**CONFIG, **framed}).save_pretrained(tmp_path / "last")
+    make(size=(16, 16)).save_pretrained(tmp_path / "silent")
+    names = [str(tmp_path / "silent"), str(tmp_path / "last")]
+
+    def read(names: list[str] | None, **flags) -> tuple[int | None, str | None]:
+        data = framed_by_teacher(DataArguments(**flags), names)
+        return data.resize, data.interpolation
+
+    assert read(names, resolution=[16]) == (20, "bilinear")
+    assert read(names, resolution=[16], resize=18) == (18, "bilinear")
+    assert read(names, resolution=[16], resize=18, interpolation="bicubic") == (18, "bicubic")
+    assert read(names) == read(names[:1], resolution=[16]) == read(None, resolution=[16]) == (None, None)
+
+
+def test_a_trained_teacher_remembers_how_it_was_tested(tmp_path, monkeypatch):
+    cache_in(tmp_path / "cache", monkeypatch)
+    for split in ("train", "test"):
+        store(tmp_path / "photos", split, photographs(12))
+    data = DataArguments(dataset_name=str(tmp_path / "photos"), resolution=[16], resize=20, keep_side="source")
+    digits = RealImages.train_and_test(data)
+    teacher = trained(digits, tmp_path / "teacher", batch_train=6, teacher_augment="rrc")
+    assert Teacher.frame_of(str(tmp_path / "teacher")) == teacher.test_frame == Frame(20)
+    assert teacher.config["training"]["keep_side"] == "source"
