@@ -18,10 +18,11 @@ Sun, Shi, Yu and Lin, CVPR 2024, arXiv:2312.03526. For each class y:
     n        ipc              distilled images of a class
     S        -                size of an image, as the teacher takes it
 
-A crop has the shape of the whole image and 0.08 (`min_scale`) to 1 of its area, and is not mirrored. The teacher sees
-it in the middle of an image of the usual size, with the mean colour (zeros, after standardisation) around it. Tile k of
-image number i is the crop ranked k n + i, so that each image has some of the best. A side S that f does not divide has
-its first tiles one pixel longer. Nothing is optimised.
+A crop has the shape of a distilled image and 0.08 (`min_scale`) to 1 of the area of x_i, and is not mirrored. With
+`--keep_side` x_i is the image itself, of any shape, as the authors have it; else its centre, already brought to S. The
+teacher sees a crop in the middle of an image of the usual size, with the mean colour (zeros, after standardisation)
+around it. Tile k of image number i is the crop ranked k n + i, so that each image has some of the best. A side S that f
+does not divide has its first tiles one pixel longer. Nothing is optimised.
 
 Differs from the authors' code:
 - A class with fewer than n f² images gives second-best crops as well, after the best of each image, then third-best

@@ -71,6 +71,8 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
     recorded = {key: value for key, value in source.get("arguments", {}).items() if key in defaults}
     recorded["dataset_config"] = source.get("config")
     recorded["dataset_train_split"] = source.get("split") or defaults["dataset_train_split"]
+    if given.dataset_streaming:
+        recorded["keep_side"] = None  # a stream is read once
     recorded["dataset_revision"] = None  # of one repository, and means nothing anywhere else
     if "/" in (name or "") and given.dataset_name in (None, name):
         revision = source.get("revision")

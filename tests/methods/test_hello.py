@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from hf_distill.config import parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.data.ragged import Ragged
 from hf_distill.data.resampling import resized
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import ProjectorLabels
@@ -150,6 +151,15 @@ def test_where_nothing_is_to_be_mended_the_images_are_those_of_rded_bit_for_bit(
     plain = rded(tmp_path, train, ipc=2, factor=flags["factor"])
     for label in range(3):
         assert torch.equal(made(method, label), made(plain, label))
+
+
+def test_tiles_of_images_in_one_buffer_are_those_of_the_same_images_side_by_side(tmp_path, train, prior):
+    method = hello(tmp_path, train, prior, update_steps=1, factor=2)
+    rows = method.candidates(1)[:4]
+    boxes, images = method.boxes(rows)[:, 0], train.uint8(rows)
+    ragged = Ragged.of(list(images.permute(0, 2, 3, 1).numpy()), images.shape[1])
+    found, expected = (method.tile(each, boxes, (8, 8)).int() for each in (ragged, images))
+    assert (found - expected).abs().max() <= 1  # sums of other lengths, rounded to bytes
 
 
 @pytest.mark.slow
