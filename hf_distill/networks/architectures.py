@@ -40,11 +40,16 @@ __all__ = [
 LARGEST = 10_000  # of a size or an option of a network; what asks for more asks for a machine's memory
 
 
+def timm_models() -> ModuleType:
+    """The module that makes the networks of this package known to timm; the first call takes seconds to import it."""
+    with torch.device("cpu"):  # a caller may build on another device, and what an import makes stays where it was made
+        from . import timm_models
+    return timm_models
+
+
 def timm_with_ours() -> ModuleType:
     """timm, to which the networks of this package are known; the first call takes seconds to import it."""
-    with torch.device("cpu"):  # a caller may build on another device, and what an import makes stays where it was made
-        from .timm_models import timm
-    return timm
+    return timm_models().timm
 
 
 def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
@@ -85,6 +90,8 @@ class StudentSpec:
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised network, the same one for the same seed; the global generators stay as they were.
 
+        It starts as torchvision's of that kind does, where there is one: see `timm_models.start_as_torchvision`.
+
         Raises:
             ValueError: timm has no such model, or the model cannot take images of this size.
         """
@@ -100,7 +107,10 @@ class StudentSpec:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
             try:
-                return timm.create_model(self.name, num_classes=self.num_classes, in_chans=self.in_chans, **kwargs)
+                model = timm.create_model(self.name, num_classes=self.num_classes, in_chans=self.in_chans, **kwargs)
+                if "zero_init_last" not in kwargs:
+                    timm_models().start_as_torchvision(self.name, model)
+                return model
             except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
                 reason = reprlib.repr(" ".join(str(error).split()))
                 raise ValueError(

@@ -4,17 +4,24 @@ Importing this registers them, and takes seconds: the package does it when a net
 `architectures.timm_with_ours`, and never at the top of a module.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import timm
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from .convnets import CONVNETS, MAX_DEPTH, ConvNet
 
-__all__ = ["timm"]
+__all__ = ["start_as_torchvision", "timm"]
+
+# timm's names of networks that torchvision has too; `test_resnet` and others of timm's own are not among them.
+AS_TORCHVISION = re.compile(
+    r"(resnet|wide_resnet|resnext)\d.*|regnet[xy]_\d.*|mobilenetv2_\d+|efficientnet_b\d|swinv2_(tiny|small|base)_.*"
+)
 
 
 class SmallResNet(ResNet):
@@ -84,3 +91,28 @@ def resnet50_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 for images of 32 to 64 pixels."""
     layers = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
     return build_model_with_cfg(SmallResNet, "resnet50_small", pretrained, **layers, **kwargs)
+
+
+@torch.no_grad()
+def start_as_torchvision(name: str, model: nn.Module) -> None:
+    """Let a fresh network of a timm name start as torchvision's does, which students and teachers of the papers are.
+
+    timm starts the last normalisation of a residual block at 0 (`zero_init_last`, and Swin V2's) where torchvision
+    has 1; and convolutions of C channels in G groups with the deviation sqrt(2 G / (k² C)) in MobileNetV2, EfficientNet
+    and RegNet, where torchvision leaves G out; the classifiers of the first two differ as well. The stored description
+    of a network says nothing of it, and weights that are loaded take its place.
+
+    Args:
+        name: By which timm built it.
+        model: Changed in place; networks that torchvision has not, or starts alike, are left as they are.
+    """
+    base = name.partition(".")[0]
+    for layer in model.modules() if AS_TORCHVISION.fullmatch(base) else ():
+        if isinstance(layer, (nn.BatchNorm2d, nn.LayerNorm)):
+            nn.init.ones_(layer.weight)
+        elif isinstance(layer, nn.Conv2d) and not base.startswith(("resne", "wide", "swin")):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        elif isinstance(layer, nn.Linear) and base.startswith("mobilenet"):
+            nn.init.normal_(layer.weight, std=0.01)
+        elif isinstance(layer, nn.Linear) and base.startswith("efficientnet"):
+            nn.init.uniform_(layer.weight, -(layer.out_features**-0.5), layer.out_features**-0.5)

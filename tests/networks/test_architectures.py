@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from hf_distill.networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
-from hf_distill.networks.timm_models import timm
+from hf_distill.networks.timm_models import AS_TORCHVISION, timm
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,55 @@ def test_convolutions_on_cuda_have_channels_last_unless_groupnorm_would_change_t
     last = torch.channels_last
     assert found == {"instance": torch.contiguous_format, "batch": last, "none": last}
     assert {layout_for(spec.build(0), cpu) for spec in kinds.values()} == {torch.contiguous_format}
+
+
+def starting(model: nn.Module) -> dict[tuple[str, tuple[int, ...]], torch.Tensor]:
+    """All weights of layers of one kind and shape, as one vector."""
+    parts: dict[tuple[str, tuple[int, ...]], list[torch.Tensor]] = {}
+    for layer in model.modules():
+        kind = next((kind for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d) if isinstance(layer, kind)), None)
+        if kind is not None:
+            parts.setdefault((kind.__name__, tuple(layer.weight.shape)), []).append(layer.weight.detach().flatten())
+    return {kind: torch.cat(weights) for kind, weights in parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("resnet18", "resnet18"),
+        ("mobilenetv2_100", "mobilenet_v2"),
+        ("efficientnet_b0", "efficientnet_b0"),
+        ("regnetx_008", "regnet_x_800mf"),
+    ],
+)
+def test_a_fresh_network_of_timm_starts_as_torchvisions(name, other):
+    ours, theirs = starting(StudentSpec(name, 100, 3, (224, 224)).build(0)), {}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        theirs = starting(torchvision.models.get_model(other, weights=None, num_classes=100))
+    assert ours.keys() == theirs.keys()
+    for kind, weights in ours.items():
+        if kind[0] == "BatchNorm2d":
+            assert torch.equal(weights, theirs[kind]), kind
+            continue
+        # Deviations of n independent draws from one distribution differ by about sqrt(1 / n) of themselves.
+        assert abs(weights.std() / theirs[kind].std() - 1) < 5 * len(weights) ** -0.5, kind
+
+
+def test_small_resnets_start_alike_and_networks_of_timms_own_as_timms():
+    model = StudentSpec("resnet18_small", 10, 3, (32, 32)).build(0)
+    assert all(layer.weight.min() == 1 for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert all(map(AS_TORCHVISION.fullmatch, ("resnext50_32x4d", "wide_resnet50_2", "resnet50_small", "regnety_080")))
+    assert not any(map(AS_TORCHVISION.fullmatch, ("resnetv2_50", "seresnet50", "tf_efficientnet_lite0", "test_resnet")))
+    own = StudentSpec("test_resnet", 10, 3, (32, 32)).build(0)
+    assert any(layer.weight.max() == 0 for layer in own.modules() if isinstance(layer, nn.BatchNorm2d))
+    asked = StudentSpec("resnet18_small", 10, 3, (32, 32), {"zero_init_last": True}).build(0)
+    assert asked.layer1[0].bn2.weight.max() == 0
+
+
+def test_a_description_says_nothing_of_the_start_and_old_ones_give_the_same_network():
+    spec, given = StudentSpec("resnet18_small", 10, 3, (32, 32)), timm.create_model("resnet18_small", num_classes=10)
+    assert spec.to_dict()["kwargs"] == {}
+    model = spec.build(0)
+    model.load_state_dict(given.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), given.parameters(), strict=True))
