@@ -27,11 +27,11 @@ from hf_distill.runs.publishing import prepare_push, push_with_projector
 from hf_distill.runs.start import disable_progress_bars, source_arguments
 from hf_distill.training.projectors import ProjectorConfig, train_projector
 from hf_distill.training.small_clip import PriorArguments, find_prior
-from hf_distill.training.teachers import TeacherConfig, find_teachers
+from hf_distill.training.teachers import NamedTeachers, TeacherConfig, find_teachers
 
 
 @dataclass
-class ProjectArguments(ProcessArguments):
+class ProjectArguments(NamedTeachers, ProcessArguments):
     """Which images the projector is for, what it imitates, and where it goes."""
 
     distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
@@ -89,7 +89,11 @@ def main() -> None:
     options = {"seed": args.seed, "accelerator": accelerator, "disable_tqdm": args.disable_tqdm}
     prior = find_prior(prior_args, train, **options)
     config.check_prior(prior, train.class_names)  # before anything is trained
-    teachers = find_teachers(args.teachers, train, test, teacher_config, along=config.weak_teachers, **options)
+    named = {"along": config.weak_teachers, "class_names": args.teacher_class_names}
+    teachers = [
+        teacher.narrowed(train.class_names)
+        for teacher in find_teachers(args.teachers, train, test, teacher_config, **named, **options)
+    ]
     kept = {"resume_from_checkpoint": args.resume_from_checkpoint, "overwrite": args.overwrite_output_dir}
     asked = {"views": protocol.views, "synthetic": distilled_pool(distilled, accelerator.device)}
     projector = train_projector(

@@ -15,6 +15,7 @@ import yaml
 from hf_distill.config import DataArguments, load_yaml, parse_args
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import METHODS
+from hf_distill.networks.class_names import imagenet_names
 from hf_distill.training.teachers import TeacherConfig
 from tests.helpers import ROOT
 from tests.helpers.recipes import Recipes
@@ -485,3 +486,20 @@ def test_the_preset_of_a_method_says_which_teacher_to_train_and_a_misspelt_key_i
     with pytest.raises(SystemExit):
         parse_args(*classes, args=["--config", str(wrong)], passed_over=methods)
     assert "unknown key 'teacher_epoch'; did you mean 'teacher_epochs'?" in capsys.readouterr().err
+
+
+NAMED = sorted(
+    (name, teacher.removeprefix("timm:"))
+    for name in PRESETS
+    for teacher in [load_yaml(CONFIGS / name).get("teachers")]
+    if teacher is not None
+)
+
+
+@pytest.mark.parametrize(("name", "teacher"), NAMED, ids=str)
+def test_a_teacher_that_a_preset_names_knows_its_classes_and_sees_what_the_preset_makes(name, teacher):
+    values, known = load_yaml(CONFIGS / name), timm.get_pretrained_cfg(teacher)
+    assert imagenet_names({"tag": known.tag, "num_classes": known.num_classes}) is not None
+    assert known.input_size == (3, values["resolution"], values["resolution"])
+    assert (list(known.mean), list(known.std)) == (values["mean"], values["std"])
+    assert known.hf_hub_id == f"timm/{teacher}"

@@ -26,6 +26,9 @@ No gradient passes through the training of a student, so memory is that of one t
 as are looked at together (`segment_size`); this number changes the gradient by rounding alone. Each image is published
 with the teacher's logits, and students are trained on them by the same loss as here.
 
+Of a teacher of more classes than the data, students learn the logits of the data's classes, so d and the labels are of
+these. CE is over all of its classes: it keeps images that move at their class, and not at the likeliest of a few.
+
 Differs from the authors' code:
 - The images of a group stay together from beginning to end. Theirs draws |J| of all N images in each iteration, and
   attacks them with students that were trained on others. With |J| = N (their "full") there is no difference. T counts
@@ -72,7 +75,7 @@ from ..networks.teachers import Teacher, expert_teachers
 from ..rng import derive_seed, generator
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from ..runs.processes import on_main
-from ..training.teachers import TeacherConfig, find_teachers
+from ..training.teachers import NamedTeachers, TeacherConfig, find_teachers
 
 Network = Callable[[Tensor], Tensor]  # images (n, C, H, W) -> logits (n, K)
 
@@ -112,7 +115,14 @@ def groups(classes: int, ipc: int, size: int | None, seed: int) -> list[Tensor]:
 
 
 def segment_gradient(
-    teacher: Network, students: Sequence[Network], x: Tensor, labels: Tensor, alpha: float, count: int, weight: float
+    teacher: Network,
+    students: Sequence[Network],
+    x: Tensor,
+    labels: Tensor,
+    alpha: float,
+    count: int,
+    weight: float,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """∂L/∂X for some images of a group, and their part of L: one graph of the teacher, and of one student at a time.
 
@@ -127,6 +137,8 @@ def segment_gradient(
         alpha: α.
         count: |J|, images of the whole group.
         weight: Of each d_i: 1 for their sum, 1/K for their mean.
+        rows: (C,) logits of a teacher of more classes that are those of the students; d_i is over them, the
+            cross-entropy over all.
 
     Returns:
         The gradient (n, C, H, W); Σ weight · d_i and the cross-entropy, each times n / |J|.
@@ -135,11 +147,11 @@ def segment_gradient(
     share = len(x) / count
     logits = teacher(x).to(x.dtype)  # (n, K)
     at = logits.detach().requires_grad_()
-    ce = share * F.cross_entropy(at, labels)
+    ce = share * F.cross_entropy(at, labels if rows is None else rows[labels])
     (upward,) = torch.autograd.grad(alpha * ce, at)  # ∂L/∂f_T(X), (n, K)
     gradient, apart = torch.zeros_like(x), torch.zeros_like(ce)
     for student in students:
-        d = share * weight * F.l1_loss(student(x).to(x.dtype), at)
+        d = share * weight * F.l1_loss(student(x).to(x.dtype), at if rows is None else at[:, rows])
         to_images, to_logits = torch.autograd.grad(d, (x, at))
         gradient -= to_images
         upward = upward - to_logits
@@ -157,6 +169,7 @@ def group_gradient(
     *,
     segment_size: int | None = None,
     reduce: str = "sum",
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """∂L/∂X for a whole group, `segment_size` images at a time, as `segment_gradient` gives it.
 
@@ -166,13 +179,13 @@ def group_gradient(
     weight = 1.0 if reduce == "sum" else 1 / len(students)
     size, count = segment_size or len(x), len(x)
     parts = zip(x.split(size), labels.split(size), strict=True)
-    pieces = [segment_gradient(teacher, students, *part, alpha, count, weight) for part in parts]
+    pieces = [segment_gradient(teacher, students, *part, alpha, count, weight, rows) for part in parts]
     gradients, apart, ce = zip(*pieces, strict=True)
     return torch.cat(gradients), torch.stack(apart).sum(), torch.stack(ce).sum()
 
 
 @dataclass
-class APMConfig(OptimizedConfig):
+class APMConfig(NamedTeachers, OptimizedConfig):
     """Hyper-parameters of APM; the defaults are those that all of the paper's settings share.
 
     Example:
@@ -267,6 +280,11 @@ def _named(config: APMConfig, train: RealImages) -> StudentSpec | None:
     return StudentSpec(config.student_net, train.num_classes, channels, (height, width))
 
 
+def _columns(network: Network, rows: Tensor) -> Network:
+    """The logits `rows` of a network."""
+    return lambda images: network(images)[:, rows]
+
+
 class APM(BlockDistiller):
     """Students are trained on the images of a group, and the images leave them.
 
@@ -279,13 +297,13 @@ class APM(BlockDistiller):
     Args:
         config: An `APMConfig`.
         train: The images to distil.
-        teachers: Networks that were trained on them; the first one labels.
+        teachers: Networks that know their classes, and perhaps others; the first one labels.
         student: What students are; if not given `config.student_net`, else the first teacher's architecture.
         dsa_strategy: Augmentation of what students see, here and when they are evaluated.
         kwargs: See `Method`.
 
     Raises:
-        ValueError: A teacher has other classes or another input than `train`, or another preprocessing than the first;
+        ValueError: A teacher lacks a class of `train`, takes other images, or has another preprocessing than the first;
             the student cannot take such images; there are fewer groups than shards.
     """
 
@@ -324,13 +342,18 @@ class APM(BlockDistiller):
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         self.preprocessing = self.teachers[0].preprocessing
         for teacher in self.teachers:
-            teacher.check_matches(train)
+            teacher.check_input(train)
             if teacher.preprocessing.fingerprint() != self.preprocessing.fingerprint():
                 raise ValueError(
                     f"the teachers {self.teachers[0].digest} and {teacher.digest} see images through different "
                     "preprocessing; expected teachers of one"
                 )
-        self.student = student or _named(config, train) or self.teachers[0].spec
+        self.parts = [teacher.rows_of(train.class_names) for teacher in self.teachers]
+        whole = [list(range(teacher.spec.num_classes)) for teacher in self.teachers]
+        self.narrows = self.parts != whole  # where not, nothing is picked out
+        self.logits_of = [torch.tensor(rows, device=self.device) if self.narrows else None for rows in self.parts]
+        own = replace(self.teachers[0].spec, num_classes=train.num_classes)
+        self.student = student or _named(config, train) or own
         check_student(self.student)
         self.strategy = DSA(dsa_strategy).strategy
         if not self.protocol.per_view:  # what is trained on the set sees the augmentation and rate that it was made for
@@ -372,7 +395,8 @@ class APM(BlockDistiller):
         (settings,), config = having.networks, having.config
         config.check_shard()
         if config.experts is None:
-            teachers = find_teachers(config.teachers, having.train, having.test, settings, **having.options)
+            options = {"class_names": config.teacher_class_names, **having.options}
+            teachers = find_teachers(config.teachers, having.train, having.test, settings, **options)
         else:
             teachers = expert_teachers(config.experts)
         return {"teachers": teachers, "dsa_strategy": settings.dsa_strategy}
@@ -390,6 +414,7 @@ class APM(BlockDistiller):
         return {
             **super().identity(),
             "teachers": [teacher.digest for teacher in self.teachers],
+            **({"teacher_rows": self.parts} if self.narrows else {}),
             "student": self.student.to_dict(),
             "dsa_strategy": self.strategy,
             "mixed_precision": str(self.accelerator.mixed_precision),
@@ -446,7 +471,7 @@ class APM(BlockDistiller):
 
         def look(count: int) -> None:
             x, labels = torch.zeros(count, *shape, device=device), torch.zeros(count, dtype=torch.long, device=device)
-            segment_gradient(teacher, [student], x, labels, config.alpha, count, 1.0)
+            segment_gradient(teacher, [student], x, labels, config.alpha, count, 1.0, self.logits_of[0])
 
         def train() -> None:
             count = min(config.batch_net, most)
@@ -504,12 +529,11 @@ class APM(BlockDistiller):
                     saved = t
                 seed = derive_seed(config.seed, "student", block.number, t)
                 drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
-                teacher = self._logits(self.teachers[drawn].model)
-                students = []  # those before it need not stay in memory while it is trained
-                students = self.students(x, teacher, seed)
-            gradient, apart, ce = group_gradient(
-                teacher, students, x, labels, config.alpha, segment_size=self.segment_size, reduce=config.reduce_k
-            )
+                teacher, rows = self._logits(self.teachers[drawn].model), self.logits_of[drawn]
+                students: list[Network] = []  # those before it need not stay in memory while it is trained
+                students = self.students(x, teacher if rows is None else _columns(teacher, rows), seed)
+            options = {"segment_size": self.segment_size, "reduce": config.reduce_k, "rows": rows}
+            gradient, apart, ce = group_gradient(teacher, students, x, labels, config.alpha, **options)
             velocity.mul_(config.mom_img).add_(gradient)
             x.sub_(velocity, alpha=learning_rate(t, config.max_steps, config.lr_img))
             if (t + 1) % config.logging_steps == 0 or t + 1 == config.max_steps:
@@ -540,7 +564,7 @@ class APM(BlockDistiller):
 
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
         """The set with the logits of the first teacher, and with this teacher."""
-        source = NetworkLabels(self.teachers[0])
+        source = NetworkLabels(self.teachers[0].narrowed(self.train.class_names))
         logits = torch.empty(len(labels), self.train.num_classes, dtype=torch.float16)  # as they are stored
         for block in self.blocks():  # group by group, so that neither shards nor processes change a bit
             part = images[block.rows].to(self.device)

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)  # neither is a kind of the other
+
 
 @dataclass(frozen=True)
 class _Record:
     """Mean and variance of the input of one layer, (C,) or (G, C)."""
 
     name: str
-    layer: nn.BatchNorm2d
+    layer: nn.BatchNorm2d | nn.SyncBatchNorm
     mean: Tensor
     variance: Tensor
 
@@ -43,7 +45,8 @@ class BatchNormStatistics:
             loss = statistics.loss()
 
     Args:
-        model: A network in evaluation mode; all its BatchNorm2d layers count, with timm's BatchNormAct2d.
+        model: A network in evaluation mode; all its BatchNorm2d and SyncBatchNorm layers count, with timm's that have
+            the activation in them (BatchNormAct2d, SyncBatchNormAct).
         groups: Take each batch as this many blocks of equal size, one after the other, that do not see each other:
             what several batches would give, in one pass.
 
@@ -53,7 +56,7 @@ class BatchNormStatistics:
 
     def __init__(self, model: nn.Module, groups: int | None = None) -> None:
         self.model, self.groups = model, groups
-        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BATCH_NORM)}
         if not self.layers:
             raise ValueError(
                 f"{type(model).__name__} has no BatchNorm2d layer; expected a network with BatchNorm, such as resnet18"
@@ -99,8 +102,8 @@ class BatchNormStatistics:
     def _start(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._records.clear()
 
-    def _hook(self, name: str) -> Callable[[nn.BatchNorm2d, tuple[Tensor, ...]], None]:
-        def record(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+    def _hook(self, name: str) -> Callable[[nn.BatchNorm2d | nn.SyncBatchNorm, tuple[Tensor, ...]], None]:
+        def record(layer: nn.BatchNorm2d | nn.SyncBatchNorm, inputs: tuple[Tensor, ...]) -> None:
             if layer.training:
                 raise ValueError(
                     f"layer {name!r} is in training mode and would forget its statistics; call eval() on the network"
@@ -175,7 +178,7 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1)
 
 
-def _check(name: str, layer: nn.BatchNorm2d) -> None:
+def _check(name: str, layer: nn.BatchNorm2d | nn.SyncBatchNorm) -> None:
     mean, variance = layer.running_mean, layer.running_var
     if mean is None or variance is None:
         raise ValueError(

@@ -154,7 +154,8 @@ class HeLlO(PatchMethod):
     Args:
         config: A `HeLlOConfig`.
         train: The images to distil.
-        teachers: What the projector imitates; the last one scores the crops, and is the student's architecture.
+        teachers: What the projector imitates; the last one scores the crops, and is the student's architecture. One of
+            more classes than `train` is narrowed to these, for crops and labels alike (see `rded`).
         prior: The CLIP model.
         kwargs: See `Method`; on `test` the projector's accuracy is reported.
 
@@ -162,7 +163,7 @@ class HeLlO(PatchMethod):
         projector: Once the set is distilled; its folder is `label-projector` in that of the run.
 
     Raises:
-        ValueError: A teacher has other classes or another input than `train`, a class has too few images, or the
+        ValueError: A teacher lacks a class of `train` or takes other images, a class has too few images, or the
             protocol looks at no views.
     """
 
@@ -193,9 +194,10 @@ class HeLlO(PatchMethod):
         prior: Prior,
         **kwargs: Any,
     ) -> None:
+        teachers = [teacher.narrowed(train.class_names) for teacher in teachers]
         super().__init__(config, train, teachers=teachers, **kwargs)
         check_can_train(train, prior, teachers, config, self.accelerator)  # now, not after the images
-        self.teachers = list(teachers)
+        self.teachers = teachers
         self.prior = prior
 
     @classmethod
@@ -215,7 +217,8 @@ class HeLlO(PatchMethod):
         prior = find_prior(of_prior, having.train, **having.options)
         config.check_prior(prior, having.train.class_names)
         weak = config.weak_teachers
-        teachers = find_teachers(config.teachers, having.train, having.test, of_teachers, along=weak, **having.options)
+        options = {"along": weak, "class_names": config.teacher_class_names, **having.options}
+        teachers = find_teachers(config.teachers, having.train, having.test, of_teachers, **options)
         return {"teachers": teachers, "prior": prior}
 
     def identity(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..training.teachers import TeacherConfig, find_teachers
+from ..training.teachers import NamedTeachers, TeacherConfig, find_teachers
 
 
 def centred(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -56,7 +56,7 @@ def choose(losses: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class PatchConfig(DistillConfig):
+class PatchConfig(NamedTeachers, DistillConfig):
     """Which crops are drawn, and what becomes of them; the defaults are those of RDED's ImageNet-1K run."""
 
     num_candidates: int = HfArg(default=300, help="Images of a class that are looked at; all where it has fewer.")
@@ -99,11 +99,11 @@ class PatchMethod(BlockDistiller):
     Args:
         config: A `PatchConfig`.
         train: The images to distil.
-        teachers: Networks that were trained on them; the last one scores.
+        teachers: Networks that know their classes; the last one scores. One of more classes is narrowed to these.
         kwargs: See `Method`.
 
     Raises:
-        ValueError: The teacher has other classes or another input than `train`; or as `check`.
+        ValueError: The teacher lacks a class of `train` or takes other images; or as `check`.
     """
 
     learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
@@ -114,9 +114,9 @@ class PatchMethod(BlockDistiller):
         if not teachers:
             raise ValueError(f"{type(self).__name__} without a teacher has nothing to score crops with; give one")
         super().__init__(config, train, **kwargs)
-        self.teacher = teachers[-1].to(self.device)
+        self.teacher = teachers[-1].narrowed(train.class_names).to(self.device)
         self.preprocessing = self.teacher.preprocessing
-        self.teacher.check_matches(train)
+        self.teacher.check_input(train)
 
     @classmethod
     def protocol_of(cls, config: PatchConfig, train: RealImages) -> TrainingProtocol:
@@ -137,7 +137,9 @@ class PatchMethod(BlockDistiller):
     def learn(cls, having: Preparation) -> dict[str, Any]:
         """The teachers that are named, or else one of these settings, trained unless it is there."""
         (settings,) = having.networks
-        teachers = find_teachers(having.config.teachers, having.train, having.test, settings, **having.options)
+        config = having.config
+        options = {"class_names": config.teacher_class_names, **having.options}
+        teachers = find_teachers(config.teachers, having.train, having.test, settings, **options)
         return {"teachers": teachers}
 
     def blocks(self) -> list[Block]:

@@ -24,6 +24,9 @@ teacher sees a crop in the middle of an image of the usual size, with the mean c
 around it. Tile k of image number i is the crop ranked k n + i, so that each image has some of the best. A side S that f
 does not divide has its first tiles one pixel longer. Nothing is optimised.
 
+A teacher of more classes than the data is narrowed to these, so s_ij is over them alone, as the authors' code narrows
+the classifier: crops are parts of real images of their class, and no other class need be kept out of them.
+
 Differs from the authors' code:
 - A class with fewer than n f² images gives second-best crops as well, after the best of each image, then third-best
   ones; theirs stops.
@@ -81,11 +84,11 @@ class RDED(PatchMethod):
     Args:
         config: An `RDEDConfig`.
         train: The images to distil.
-        teachers: The network that was trained on them.
+        teachers: The network that knows their classes; one of more classes is narrowed to these.
         kwargs: See `Method`.
 
     Raises:
-        ValueError: The teacher has other classes or another input than `train`, or a class has too few images.
+        ValueError: The teacher lacks a class of `train` or takes other images, or a class has too few images.
     """
 
     config_class = RDEDConfig

@@ -17,6 +17,10 @@ SRe2L: Yin, Xing and Shen, NeurIPS 2023, arXiv:2306.13092. CDA: Yin and Shen, TM
 
 A block starts from N(0, 1) and ends with its last iterate. CDA is SRe2L with a curriculum of crops.
 
+CE is over all classes of the teacher, also where it has more than the data (an ImageNet-1K network for ten of its
+classes): a softmax over the ten alone is content with what is the likeliest of them, though it be seen as another one
+of the thousand. The labels of the set are those of the teacher narrowed to the data's classes.
+
 Differs from the authors' code:
 - A block is always on one device: they split it, and the statistics of one part of it win.
 - Images are kept as they are, rounded to bytes; theirs are cut off to bytes and saved as JPEG files of quality 75
@@ -26,6 +30,7 @@ Differs from the authors' code:
   is the same on every run.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,10 +57,15 @@ from ..hub.cards import Paper
 from ..networks.compiling import compiled
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..training.teachers import TeacherConfig, find_teachers
+from ..training.teachers import NamedTeachers, TeacherConfig, find_teachers
 from .batchnorm import BatchNormStatistics, mean_norm, total_variation
 
+logger = logging.getLogger(__name__)
+
 BETAS = (0.5, 0.9)
+DROWNED = 20.0  # times the other part of L
+EVEN = 5  # times the cross-entropy, which R_BN counts early on in runs whose images show both
+EARLY = (0.1, 0.5)  # of the iterations: noise is gone by the first, and the class is there from the second on
 CROP, ROLL = 1, 2  # paths of what is drawn for a block
 
 
@@ -97,21 +107,48 @@ def placing(start: int, length: int, size: int, flip: bool, offset: int, device:
 def terms(
     model: nn.Module, statistics: BatchNormStatistics, x: Tensor, labels: Tensor, config: "SRe2LConfig"
 ) -> dict[str, Tensor]:
-    """The terms of L for views `x` (B, C, H, W), without their weights, and "loss", with them.
+    """The terms of L for views `x` (B, C, H, W), without their weights ("bn"), with them ("bn_weighted"), and "loss".
 
     All that is compiled: the views are made outside, for each has another box.
+
+    Args:
+        model: φ.
+        statistics: Of its BatchNorm layers.
+        labels: (B,) logits of φ that are to be large.
+        config: The weights.
     """
     values = {"ce": F.cross_entropy(model(x).float(), labels), "bn": statistics.loss(config.first_bn_multiplier)}
     weights = {"bn": config.r_bn, "tv": config.r_tv, "l2": config.r_l2}
     for name, measure in (("tv", total_variation), ("l2", mean_norm)):
         if weights[name]:
             values[name] = measure(x)
-    values["loss"] = values["ce"] + sum(weights[name] * values[name] for name in weights if name in values)
-    return values
+    weighted = {f"{name}_weighted": weights[name] * values[name] for name in weights if name in values}
+    return {**values, **weighted, "loss": values["ce"] + sum(weighted.values())}
+
+
+def drowned(values: dict[str, float], config: "SRe2LConfig") -> str | None:
+    """In words, that one of the two parts of L is lost beside the other, and what to do; None where both count.
+
+    Beside a cross-entropy below 1 a large R_BN is what the end of every block looks like: the class is there by then.
+
+    Args:
+        values: Of `terms`.
+        config: The weights.
+    """
+    ce, bn, weighted = values["ce"], values["bn"], values["bn_weighted"]
+    if not config.r_bn or DROWNED**-1 <= weighted / max(ce, 1.0) <= DROWNED:
+        return None
+    lost = "the class drowns in the statistics" if weighted > ce else "the statistics drown in the class"
+    better = float(f"{EVEN * max(ce, 1.0) / bn:.0e}")
+    return (
+        f"{lost}: --r_bn {config.r_bn:g} makes {weighted:.3g} of R_BN {bn:.4g}, beside a cross-entropy of {ce:.3g}. "
+        f"R_BN grows with a teacher's layers, channels and activations; with --r_bn {better:g} it would count {EVEN} "
+        "times the cross-entropy"
+    )
 
 
 @dataclass
-class SRe2LConfig(OptimizedConfig):
+class SRe2LConfig(NamedTeachers, OptimizedConfig):
     """Hyper-parameters of SRe2L; the defaults are those of its ImageNet-1K run.
 
     Example:
@@ -178,11 +215,11 @@ class SRe2L(BlockDistiller):
     Args:
         config: A `SRe2LConfig`.
         train: The images to distil.
-        teachers: Networks with BatchNorm that were trained on them; the first one labels.
+        teachers: Networks with BatchNorm that know their classes, and perhaps others; the first one labels.
         kwargs: See `Method`.
 
     Raises:
-        ValueError: A teacher has other classes or another input than `train`, or no BatchNorm; or as `check`.
+        ValueError: A teacher lacks a class of `train`, takes other images, or has no BatchNorm; or as `check`.
     """
 
     learns_from = (TeacherConfig,)
@@ -207,11 +244,14 @@ class SRe2L(BlockDistiller):
             raise ValueError(f"{type(self).__name__} without a teacher has nothing to read images out of; give one")
         self.teachers = [teacher.to(self.device) for teacher in teachers]
         for teacher in self.teachers:
-            teacher.check_matches(train)
+            teacher.check_input(train)
+        self.rows = [teacher.rows_of(train.class_names) for teacher in self.teachers]
+        self.targets = [torch.tensor(rows, device=self.device) for rows in self.rows]
         self.statistics = [BatchNormStatistics(teacher.model) for teacher in self.teachers]
         self.preprocessing = self.teachers[0].preprocessing
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
         self._terms = compiled(terms, self.accelerator)
+        self._warned = False  # that one part of L drowns the other
 
     @classmethod
     def check(cls, config: SRe2LConfig, train: RealImages, accelerator: Accelerator) -> None:
@@ -223,8 +263,9 @@ class SRe2L(BlockDistiller):
     def learn(cls, having: Preparation) -> dict[str, Any]:
         """The teachers that are named, or else one of these settings, trained unless it is there."""
         (settings,) = having.networks
-        teachers = find_teachers(having.config.teachers, having.train, having.test, settings, **having.options)
-        return {"teachers": teachers}
+        config = having.config
+        options = {"class_names": config.teacher_class_names, **having.options}
+        return {"teachers": find_teachers(config.teachers, having.train, having.test, settings, **options)}
 
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""
@@ -236,8 +277,10 @@ class SRe2L(BlockDistiller):
         return blocks
 
     def identity(self) -> dict[str, Any]:
-        """Beside the data, the weights of the teachers."""
-        return {**super().identity(), "teachers": [teacher.digest for teacher in self.teachers]}
+        """Beside the data, the weights of the teachers, and which of their logits are those of the data's classes."""
+        teachers, classes = [teacher.digest for teacher in self.teachers], [each.class_names for each in self.teachers]
+        parts = [rows != list(range(len(names))) for rows, names in zip(self.rows, classes, strict=True)]
+        return {**super().identity(), "teachers": teachers, **({"teacher_rows": self.rows} if any(parts) else {})}
 
     def initial(self, block: Block) -> Tensor:
         """The images that a block starts from, (B, C, H, W) float32 on the device."""
@@ -269,7 +312,7 @@ class SRe2L(BlockDistiller):
         """The `terms` of L with the teacher of iteration `t`, in the launcher's precision."""
         turn = t % len(self.teachers)
         with self.accelerator.autocast(), self.statistics[turn] as statistics:
-            return self._terms(self.teachers[turn].model, statistics, x, labels, self.config)
+            return self._terms(self.teachers[turn].model, statistics, x, self.targets[turn][labels], self.config)
 
     @property
     def iterations(self) -> int:
@@ -298,7 +341,16 @@ class SRe2L(BlockDistiller):
                 values = {name: value.item() for name, value in losses.items()}
                 self.check_finite(values, block, t + 1, f"lower --lr_img {config.lr_img:g} or --r_bn {config.r_bn:g}")
                 log(t + 1, values)
+                self._look(values, t + 1)
         return self.finished(x.detach())
+
+    def _look(self, values: dict[str, float], iteration: int) -> None:
+        """Warn, once in a run, where one part of L drowns the other while the images take shape."""
+        first, last = (share * self.config.max_steps for share in EARLY)
+        warning = drowned(values, self.config) if not self._warned and first <= iteration <= last else None
+        if warning is not None:
+            self._warned = True
+            logger.warning("at iteration %s of %s %s", iteration, self.config.max_steps, warning)
 
     def finished(self, x: Tensor) -> Tensor:
         """The bytes of recovered images (B, C, H, W)."""
@@ -308,8 +360,8 @@ class SRe2L(BlockDistiller):
         return torch.stack([_through_jpeg(image) for image in cut_off])
 
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
-        """The set with the first teacher, which labels its views."""
-        teacher = self.teachers[0]
+        """The set with the first teacher, narrowed to its classes, which labels its views."""
+        teacher = self.teachers[0].narrowed(self.train.class_names)
         return DistilledSet(
             images,
             labels,

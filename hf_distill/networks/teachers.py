@@ -1,13 +1,14 @@
 """`Teacher`: a trained timm network with its running statistics, its classes by name, and what its images go through.
 
 A folder or repository of it is timm's own (`config.json`, `model.safetensors`), so timm alone loads the network;
-`teacher_config.json` beside them says the rest. Repositories that timm or somebody else wrote are read as well.
+`teacher_config.json` beside them says the rest. Repositories that timm or somebody else wrote are read as well, and the
+image classifiers of transformers.
 """
 
 import copy
 import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from ..hub.files import atomic_write, check_format_version, load_json, package_v
 from ..hub.folder import Home, HubFolder, locate
 from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
+from .class_names import Classes, imagenet_names, read_class_names
 from .frames import frame_in_timm, frame_to_timm, is_frame
 from .network_folder import (
     EVAL_RESULTS,
@@ -49,11 +51,17 @@ from .network_folder import (
 )
 from .timm_files import TIMM_CONFIG, WEIGHTS, load_weights, read_timm
 from .trajectories import ExpertTrajectories
+from .transformers_files import PROCESSOR, is_transformers, read_processor, read_transformers
 
 INDEX = "teacher_config.json"
 FORMAT_VERSION = 1
 # Of the description that timm gives a network, what stays true of other weights.
 KEPT = ("fixed_input_size", "first_conv", "classifier")
+
+
+def _is_part(value: Any) -> bool:
+    known = value if isinstance(value, dict) else {}
+    return value is None or (is_whole(known.get("num_classes")) and is_hex(8)(known.get("digest")))
 
 
 _ACCURACY = ("a number in [0, 1], or null", lambda value: value is None or is_share(value))
@@ -65,6 +73,7 @@ ABOUT: Rules = {
     "sha256": ("64 hex digits", is_hex(64)),
     "weights": OBJECT_OR_NULL,
     "test_frame": ("null, or an object of a side and an interpolation", is_frame),
+    "narrowed": ("an object with num_classes and digest, or null", _is_part),
 }
 
 
@@ -90,7 +99,8 @@ class Teacher(HubFolder):
         config: What `teacher_config.json` says beside these.
 
     Attributes:
-        config: source, training, results, versions, device; and weights, where they come from a plain repository.
+        config: source, training, results, versions, device; weights, where they come from a plain repository; and
+            narrowed, where it is a part of a teacher of more classes: of how many, which of its logits, and its digest.
 
     Raises:
         ValueError: Classes, channels or image size do not fit the network.
@@ -99,7 +109,7 @@ class Teacher(HubFolder):
     repo_type = "model"
     config_name = TIMM_CONFIG
     owned = ("README.md", TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, EVAL_RESULTS)
-    fetched = (TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE)
+    fetched = (TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, PROCESSOR)
     loader = "Teacher.from_pretrained"
     _foreign = False  # of a repository that this library did not write
 
@@ -190,17 +200,13 @@ class Teacher(HubFolder):
         if names == self.class_names:
             return
         difference = class_difference(self.class_names, names)
-        if len(names) != len(self.class_names):
-            cure = "use a teacher of these classes, or choose its classes with --classes"
-        elif sorted(names) == sorted(self.class_names):
-            cure = "the order alone differs: give --classes in its order, or use teacher.reordered(names)"
-        else:
-            cure = "use a teacher of these classes"
-        raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {cure}")
+        raise ValueError(
+            f"the teacher {self.spec.name} ({self.digest}) {difference}; use a teacher of these classes, or one of "
+            "more or in another order through teacher.narrowed(names)"
+        )
 
-    def check_matches(self, real: RealImages) -> None:
-        """Raise one `ValueError` that says what differs, unless the classes and the size are those of `real`."""
-        self.check_classes(real.class_names)
+    def check_input(self, real: RealImages) -> None:
+        """Raise a `ValueError` unless the network takes images of the size and channels of `real`."""
         own_shape = (self.preprocessing.channels, *self.preprocessing.image_size)
         if own_shape != tuple(real.shape):
             raise ValueError(
@@ -208,29 +214,67 @@ class Teacher(HubFolder):
                 f"{tuple(real.shape)}; give --resolution {own_shape[1]} {own_shape[2]}, or another teacher"
             )
 
-    def reordered(self, names: Sequence[str]) -> "Teacher":
-        """The same teacher with its logits in the order of `names`: a copy whose last layer has its rows permuted.
+    def check_matches(self, real: RealImages) -> None:
+        """Raise one `ValueError` that says what differs, unless the classes and the size are those of `real`."""
+        self.check_classes(real.class_names)
+        self.check_input(real)
+
+    def rows_of(self, names: Sequence[str]) -> list[int]:
+        """The logits that are those of the classes `names`, in their order.
+
+        Names need not be written alike: see `class_names.Classes`. Where there are as many as logits, and all but a few
+        stand in their order, the few take the places that are left.
 
         Raises:
-            ValueError: `names` are not its classes, or its last layer is not a linear one.
+            ValueError: A class is absent, or may be several; the message says which, and what is near.
         """
-        if sorted(names) != sorted(self.class_names):
-            self.check_classes(names)
-        order = torch.tensor([self.class_names.index(name) for name in names])
+        try:
+            return Classes(self.class_names).find(list(names))
+        except ValueError as error:
+            raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {error}") from error
+
+    def narrowed(self, names: Sequence[str]) -> "Teacher":
+        """The same teacher for the classes `names` alone: a copy whose classifier has their rows, in their order.
+
+        It is a network of its own, which any loader of teachers reads, and its softmax is over these classes. Where
+        `names` are all its classes in order, it is this very network, by these names.
+
+        Args:
+            names: Of classes it knows, as `rows_of` finds them.
+
+        Raises:
+            ValueError: As `rows_of`; or its last layer is neither linear nor a convolution.
+        """
+        names, count = list(names), self.spec.num_classes
+        if names == self.class_names:
+            return self
+        rows = self.rows_of(names)
+        if rows == list(range(count)):
+            renamed = Teacher(self.model, self.spec, names, self.preprocessing, self.config)
+            renamed.origin, renamed.release = self.origin, self.release
+            return renamed
         model = copy.deepcopy(self.model)
         layers = [model.get_submodule(name) for name in classifiers(model)]
         if not layers or not all(
-            isinstance(layer, (nn.Linear, nn.Conv2d)) and len(layer.weight) == len(order) for layer in layers
+            isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == count for layer in layers
         ):
             raise ValueError(
                 f"the logits of {self.spec.name} do not come from a linear layer or convolution that it names, so "
-                "their order cannot be changed; bring the images into the teacher's order with --classes"
+                f"{len(names)} of its {count:,} classes can neither be taken out of it nor reordered; use a teacher of "
+                "these classes in this order"
             )
-        with torch.no_grad():
-            for layer in layers:
-                for parameter in layer.parameters(recurse=False):  # a row for each class: weights and biases
-                    parameter.copy_(parameter[order.to(parameter.device)])
-        return Teacher(model, self.spec, names, self.preprocessing, copy.deepcopy(self.config))
+        for layer in layers:
+            for name, parameter in list(layer.named_parameters(recurse=False)):  # a row for each class
+                part = parameter.detach()[torch.tensor(rows, device=parameter.device)].clone()
+                setattr(layer, name, nn.Parameter(part, requires_grad=False))
+            setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(rows))
+        model.num_classes = len(rows)
+        config = copy.deepcopy(self.config)
+        if len(rows) < count:  # they are of another task
+            config["results"] = {}
+        known = self.origin and {"repo_id": self.origin.repo_id, "revision": self.origin.revision}
+        config["narrowed"] = {"num_classes": count, "rows": rows, "digest": self.digest, **(known or {})}
+        return Teacher(model, replace(self.spec, num_classes=len(rows)), names, self.preprocessing, config)
 
     # From elsewhere, and to there
 
@@ -242,20 +286,30 @@ class Teacher(HubFolder):
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | str | Path | None = None,
     ) -> Self:
-        """The teacher in a local folder or a Hub repository: of this library's, or of timm's format alone.
+        """The teacher in a local folder or a Hub repository, in the format of this library, timm or transformers.
+
+        Networks that timm has of ImageNet-1K, 12K and 21K name no classes, and get WordNet's numbers (`n01440764`).
 
         Args:
             repo_id_or_path: A folder that exists, or `owner/name`.
             revision, token, local_files_only: As `HubFolder.from_pretrained`.
-            class_names: Names of the logits, in order, where the repository has none. Where it has some they may be
-                other names for the same classes, but not the same names in another order.
+            class_names: Names of the logits, in order, or the path of a file that has them (`read_class_names`), where
+                the repository has none. Where it has some they may be other names for the same classes, but not the
+                same names in another order.
 
         Raises:
             ValueError, OSError: As `HubFolder.from_pretrained`; or nobody names the classes.
         """
         teacher = cls._open(repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only)
+        if isinstance(class_names, str | Path):
+            given, class_names = class_names, read_class_names(class_names)
+            if len(class_names) != teacher.spec.num_classes:
+                raise ValueError(
+                    f"{given} names {len(class_names):,} classes, and {repo_id_or_path} has "
+                    f"{teacher.spec.num_classes:,}; expected a name for each of its logits, in their order"
+                )
         if class_names is not None:
             origin = teacher.origin
             if sorted(class_names) == sorted(teacher.class_names):
@@ -265,7 +319,7 @@ class Teacher(HubFolder):
         if not teacher.class_names:
             raise ValueError(
                 f"{repo_id_or_path} does not name its {teacher.spec.num_classes} classes, and their order must be "
-                "known; give class_names, the names of its logits in order"
+                "known; give the names of its logits in order: a file with --teacher_class_names, or class_names"
             )
         return teacher
 
@@ -307,13 +361,16 @@ class Teacher(HubFolder):
         if name.startswith("timm:"):
             name, revision = _timm_repository(name.removeprefix("timm:"))
         place = locate(name, cls.repo_type, revision=revision)
-        folder = place.snapshot([TIMM_CONFIG, INDEX]) if isinstance(place, Repository) else place
+        folder = place.snapshot([TIMM_CONFIG, INDEX, PROCESSOR]) if isinstance(place, Repository) else place
         if (folder / INDEX).is_file():
             about = load_json(folder / INDEX)
             check_values(folder / INDEX, about, {"test_frame": ABOUT["test_frame"]})
             return Frame(**(about.get("test_frame") or {}))
         if not (folder / TIMM_CONFIG).is_file():
             return Frame()  # whoever loads it says what is wrong
+        if is_transformers(folder):
+            preprocessing, test_images = read_processor(folder)
+            return frame_in_timm(test_images, preprocessing.image_size)
         config = load_json(folder / TIMM_CONFIG)
         known = config.get("pretrained_cfg")
         description = {**known, **config} if isinstance(known, dict) else config
@@ -325,7 +382,7 @@ class Teacher(HubFolder):
     def from_timm(
         cls,
         name: str,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | str | Path | None = None,
         *,
         pretrained: bool = True,
         preprocessing: Preprocessing | None = None,
@@ -336,7 +393,7 @@ class Teacher(HubFolder):
 
         Args:
             name: `resnet18.tv_in1k`, whose weights are on the Hub, or `hf-hub:owner/name@revision`.
-            class_names: Names of the logits, in order; few repositories of timm's have them.
+            class_names: Names of the logits, in order, or a file of them, as `from_pretrained` takes them.
             pretrained: Load the weights, from safetensors alone; else the network is initialised by `seed`.
             preprocessing: What the images go through, for a network without weights.
             seed: For a network without weights.
@@ -348,6 +405,8 @@ class Teacher(HubFolder):
         if not pretrained:
             if class_names is None or preprocessing is None:
                 raise ValueError(f"{name} without weights needs class_names and preprocessing; give both")
+            if isinstance(class_names, str | Path):
+                class_names = read_class_names(class_names)
             size = preprocessing.image_size
             spec = StudentSpec(name, len(class_names), preprocessing.channels, size, kwargs)
             return cls(spec.build(seed), spec, class_names, preprocessing)
@@ -386,6 +445,7 @@ class Teacher(HubFolder):
     def _timm_config(self) -> dict[str, Any]:
         """The file that timm reads: the architecture, its options, its classes, and what its images are."""
         spec, known = self.spec, self.model.pretrained_cfg
+        # What timm says of its own weights is not of these: images here are cut to the shape, and nothing more.
         return {
             "architecture": spec.name,
             "num_classes": spec.num_classes,
@@ -437,7 +497,7 @@ class Teacher(HubFolder):
             call=home.arguments(),
             timm_name=f"hf-hub:{home.name}{at}" if home.on_hub else f"local-dir:{home.name}",
             needs_import=not build.__module__.startswith("timm."),
-            config={"device": None, "weights": None, "training": None, **self.config},
+            config={"device": None, "weights": None, "training": None, "narrowed": None, **self.config},
             spec=self.spec,
             class_names=self.class_names,
             preprocessing=self.preprocessing,
@@ -502,16 +562,21 @@ class Teacher(HubFolder):
 
     @classmethod
     def _read_plain(cls, folder: Path) -> Self:
-        """The network of a folder that timm's own functions, or somebody else's, wrote."""
-        model, spec, preprocessing, description = read_timm(folder)
-        names = description.get("label_names", description.get("labels"))
-        if isinstance(names, dict):
-            names = [names.get(str(index)) for index in range(spec.num_classes)]
-        texts = {name: description.get(name) for name in ("tag", "license", "origin_url")}
-        weights = {name: text for name, text in texts.items() if isinstance(text, str)}
-        named = are_names(names) and len(names) == spec.num_classes
+        """The network of a folder that timm's own functions, transformers', or somebody else's wrote."""
+        if is_transformers(folder):
+            model, spec, preprocessing, names, description = read_transformers(folder)
+            weights: dict[str, Any] = {}
+        else:
+            model, spec, preprocessing, description = read_timm(folder)
+            names = description.get("label_names", description.get("labels"))
+            if isinstance(names, dict):
+                names = [names.get(str(index)) for index in range(spec.num_classes)]
+            if not are_names(names) or len(names) != spec.num_classes:
+                names = imagenet_names(description)
+            texts = {name: description.get(name) for name in ("tag", "license", "origin_url")}
+            weights = {name: text for name, text in texts.items() if isinstance(text, str)}
         about = {"weights": weights, "test_frame": asdict(frame_in_timm(description, spec.img_size))}
-        teacher = cls(model, spec, names if named else None, preprocessing, about)
+        teacher = cls(model, spec, names, preprocessing, about)
         teacher._foreign = True
         return teacher
 

@@ -1,4 +1,4 @@
-"""The networks of this package by name for `timm.create_model`: the ConvNets, and ResNets for small images.
+"""The networks of this package by name for `timm.create_model`: ConvNets, ResNets for small images, transformers'.
 
 Importing this registers them, and takes seconds: the package does it when a network is built, in
 `architectures.timm_with_ours`, and never at the top of a module.
@@ -15,6 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from .convnets import CONVNETS, MAX_DEPTH, ConvNet
+from .transformers_models import KINDS, TransformersClassifier
 
 __all__ = ["start_as_torchvision", "timm"]
 
@@ -62,6 +63,7 @@ default_cfgs = generate_default_cfgs(
         }
         for name in ("resnet18_small", "resnet50_small")
     }
+    | {name: {"input_size": (3, 224, 224), "pool_size": None} for name in KINDS}
 )
 
 
@@ -91,6 +93,21 @@ def resnet50_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 for images of 32 to 64 pixels."""
     layers = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
     return build_model_with_cfg(SmallResNet, "resnet50_small", pretrained, **layers, **kwargs)
+
+
+def _register_transformers(name: str, kind: str) -> None:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model = build_model_with_cfg(TransformersClassifier, name, pretrained, kind=kind, **kwargs)
+        model.pretrained_cfg = {**model.pretrained_cfg, "classifier": model.classifiers}
+        return model
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"The image classifier {kind} of transformers; takes `description`, its configuration as JSON."
+    register_model(create)
+
+
+for _name, _kind in KINDS.items():
+    _register_transformers(_name, _kind)
 
 
 @torch.no_grad()

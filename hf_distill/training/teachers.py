@@ -53,6 +53,17 @@ PARTS = ("student", "class_names", "preprocessing")  # of a teacher, which its f
 
 
 @dataclass
+class NamedTeachers:
+    """How the classes of teachers that are at hand are called, for settings that name such teachers."""
+
+    teacher_class_names: str | None = HfArg(
+        default=None,
+        help="File with the names of the logits of --teachers, in order, for those that name none: one on each line, "
+        "or JSON.",
+    )
+
+
+@dataclass
 class TeacherConfig:
     """The network that learns from all images, and how.
 
@@ -324,24 +335,29 @@ def find_teachers(
     seed: int,
     accelerator: Accelerator,
     along: int = 1,
+    class_names: str | None = None,
     disable_tqdm: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> list[Teacher]:
     """The teachers that are named; without names the one of these settings, trained where there is none yet.
 
-    All processes call it.
+    All processes call it. Those that are named have all their classes, of which the images may have a part.
 
     Args:
         names: Folders, repositories, or `timm:<name>` for pretrained weights that timm knows.
-        train: What the teacher is trained on, and what all must be for.
+        train: What the teacher is trained on.
         test: See `train_teacher`.
         config: The settings of the one that is trained.
         along: How many to take of that training, at evenly spaced epochs; the last one is the finished one.
+        class_names: A file with the names of the logits of each that is named (`--teacher_class_names`).
         callbacks: Look on while it is trained.
 
     Raises:
-        ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`.
+        ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`; or there are names of logits,
+            and no teacher is named.
     """
+    if names is None and class_names is not None:
+        raise ValueError(f"--teacher_class_names is {class_names} without --teachers, whose logits it names; give them")
     if names is None:
         epochs, folder = _along(config, along), _folder_along(train, config, seed, accelerator, along)
         begun = "latest" if folder.exists() else None
@@ -350,9 +366,9 @@ def find_teachers(
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
     return [
-        Teacher.from_timm(name.removeprefix("timm:"), train.class_names)
+        Teacher.from_timm(name.removeprefix("timm:"), class_names)
         if name.startswith("timm:")
-        else Teacher.from_pretrained(name)
+        else Teacher.from_pretrained(name, class_names=class_names)
         for name in names
     ]
 

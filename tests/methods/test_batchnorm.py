@@ -1,11 +1,13 @@
 """R_BN against closed forms, loops and NumPy; the priors on images against loops."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
 from hf_distill.methods.batchnorm import BatchNormStatistics, input_statistics, mean_norm, total_variation
@@ -305,7 +307,9 @@ def test_hooks_go_when_the_loop_fails():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "densenet121", "mobilenetv2_100"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_b0", "densenet121", "mobilenetv2_100", "tf_efficientnet_lite0"]
+)
 def test_every_layer_of_usual_networks_is_read_once_in_order(name):
     model = timm.create_model(name, num_classes=3).eval()
     remember(model, noise(2, 3, 32, 32))
@@ -316,6 +320,18 @@ def test_every_layer_of_usual_networks_is_read_once_in_order(name):
         assert statistics.loss() > 0
     assert sorted(ran) == sorted(layers)
     assert ran[0] == layers[0]
+    assert len(ran) == sum(name.endswith("running_mean") for name in model.state_dict())
+
+
+@pytest.mark.parametrize("act", [False, True], ids=["plain", "with the activation inside"])
+def test_layers_that_share_statistics_are_read_as_others_are(act):
+    model = timm.create_model("tf_efficientnet_lite0" if act else "test_resnet", num_classes=3).eval()
+    remember(model, noise(2, 3, 32, 32))
+    shared = (convert_sync_batchnorm if act else nn.SyncBatchNorm.convert_sync_batchnorm)(copy.deepcopy(model)).eval()
+    kinds = {type(layer) for layer in shared.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {SyncBatchNormAct if act else nn.SyncBatchNorm}
+    x = noise(2, 3, 32, 32, seed=1)
+    torch.testing.assert_close(r_bn(shared, x), r_bn(model, x), rtol=1e-5, atol=0)
 
 
 class Odd(nn.Module):

@@ -19,7 +19,7 @@ from hf_distill.engine.method import DistillationDiverged
 from hf_distill.evaluation.evaluate import protocol_for
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import RDED, RDEDConfig
-from hf_distill.methods.patches import choose
+from hf_distill.methods.patches import centred, choose, take_crops
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from tests.helpers.pets import NAMES, made, random_teacher, real
@@ -341,10 +341,30 @@ def test_another_teacher_does_not_continue_a_run(tmp_path):
                                       train.preprocessing), ipc=2).run()  # fmt: skip
 
 
+def test_a_teacher_of_more_classes_scores_and_labels_among_those_of_the_data(tmp_path):
+    train = real(noise(30, 3, 8, 8), [0, 1, 2] * 10)
+    more = random_teacher(train, ["fish", *NAMES[::-1], "newt"])
+    order = [more.class_names.index(name) for name in NAMES]
+    method = rded(tmp_path, train, more, ipc=2)
+    rows = method.candidates(1)[:3]
+    boxes = method.boxes(rows)
+    crops = [
+        [centred(take_crops(train.uint8([int(row)]), box[None], (4, 4)), train.preprocessing) for box in part]
+        for row, part in zip(rows, boxes, strict=True)
+    ]
+    logits = torch.stack([torch.cat([more.logits(crop) for crop in part]) for part in crops])[..., order]
+    expected = logits.logsumexp(-1) - logits[..., 1]
+    torch.testing.assert_close(method.crop_losses(rows, boxes, 1), expected, rtol=1e-5, atol=1e-6)
+    distilled = method.run()
+    seen = distilled.floats()
+    labels = distilled.teacher(seen, distilled.labels, torch.arange(6))
+    torch.testing.assert_close(labels, more.logits(seen)[:, order], rtol=1e-5, atol=1e-6)
+
+
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
     train = real(noise(30, 3, 8, 8), [0, 1, 2] * 10)
-    with pytest.raises(ValueError, match="calls class 0 'owl', and here it is 'cat'"):
-        rded(tmp_path, train, random_teacher(train, ["owl", "dog", "cat"]))
+    with pytest.raises(ValueError, match="has 3 classes, and 1 of these 3 are not among them: "):
+        rded(tmp_path, train, random_teacher(train, ["fish", "dog", "cat"]))
     large = random_teacher(real(noise(3, 3, 16, 16), [0, 1, 2]))
     with pytest.raises(ValueError, match=r"takes images \(3, 16, 16\).*give --resolution 16 16"):
         rded(tmp_path, train, large)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from safetensors.torch import load_file, save_file
-from timm.data import create_transform
+from safetensors.torch import load_file, save, save_file
+from timm.data import ImageNetInfo, create_transform
 from timm.models import save_for_hf
 from torch import nn
 from torchvision.transforms import functional as vision
@@ -246,9 +246,78 @@ def test_a_repository_of_timm_alone_becomes_a_teacher_and_says_where_from(hub, t
     assert repo in (tmp_path / "own" / "README.md").read_text()
 
 
+def timms_own(hub, name: str, labels: list[str] | None = None) -> str:
+    """A repository with the files and fields of timm's own, and a network that is quick to build; its commit."""
+    known = timm.get_pretrained_cfg(name).to_dict(remove_source=True, remove_null=True)
+    config = {"architecture": "test_resnet", "num_classes": known["num_classes"], "num_features": 512}
+    cut = {**known, "input_size": (3, 16, 24)}
+    model = remember(timm.create_model("test_resnet", num_classes=known["num_classes"]), seed=1)
+    content = {
+        "config.json": json.dumps({**config, **({"label_names": labels} if labels else {}), "pretrained_cfg": cut}),
+        "model.safetensors": save({key: tensor.contiguous() for key, tensor in model.state_dict().items()}),
+        "README.md": "---\nlicense: bsd-3-clause\nlibrary_name: timm\n---\n",
+        "pytorch_model.bin": b"never read",
+    }
+    repo = timm.get_pretrained_cfg(name).hf_hub_id
+    hub.put("model", repo, {path: text.encode() if isinstance(text, str) else text for path, text in content.items()})
+    return hub.head("model", repo)
+
+
+def test_timms_own_repositories_of_imagenet_are_teachers_of_its_classes_and_of_ten_of_them(hub, tmp_path):
+    """They name no classes; each preset's teacher is one."""
+    hub.add_user("timms", "hf_" + "t" * 34, orgs=["timm"])
+    commit = timms_own(hub, "resnet18.tv_in1k")
+    real = Images(["tench", "English springer", "golf_ball"])
+    (teacher,) = find_teachers(["timm:resnet18.tv_in1k"], real, None, TeacherConfig(), seed=0, accelerator=None)
+    assert teacher.class_names == ImageNetInfo().label_names()
+    home = {"repo_id": "timm/resnet18.tv_in1k", "revision": commit}
+    about = {"tag": "tv_in1k", "license": "bsd-3-clause", "origin_url": "https://github.com/pytorch/vision"}
+    assert teacher.config["weights"] == about | home
+    assert teacher.test_frame == Teacher.frame_of("timm:resnet18.tv_in1k") == Frame(256, "bilinear")
+    assert teacher.preprocessing.mean == (0.485, 0.456, 0.406)
+
+    words = ImageNetInfo().label_descriptions()
+    everything = teacher.narrowed([*words[:517], "crane2", *words[518:]])
+    assert everything.model is teacher.model  # by other names, and still fetched from there
+    assert everything.origin == teacher.origin
+
+    narrowed = teacher.narrowed(real.class_names)
+    images = teacher.preprocessing(pixels(teacher))
+    torch.testing.assert_close(narrowed.logits(images), teacher.logits(images)[:, [0, 217, 574]], rtol=1e-6, atol=1e-6)
+    assert narrowed.origin is None  # so a set keeps its 3 rows, and needs the repository no more
+    about = {"num_classes": 1000, "rows": [0, 217, 574], "digest": teacher.digest}
+    assert narrowed.config["narrowed"] == about | home
+    again = Teacher.from_pretrained(narrowed.save_pretrained(tmp_path))
+    check_same(again, narrowed)
+    assert again.test_frame == Frame(256, "bilinear")
+    card = (tmp_path / "README.md").read_text()
+    assert f"a part of a teacher of 1,000 classes, `{teacher.digest}`, of timm/resnet18.tv_in1k (`{commit}`)" in card
+    with pytest.raises(ValueError, match=r"1 of these 2 are not among them: 'axolotol' \(near: .*'axolotl, mud puppy"):
+        teacher.narrowed(["tench", "axolotol"])
+
+
+def test_names_of_classes_come_from_a_file_where_the_repository_has_none(tmp_path):
+    plain(tmp_path / "plain", label_names=None)
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(NAMES), encoding="utf-8")
+    teacher = Teacher.from_pretrained(tmp_path / "plain", class_names=path)
+    assert teacher.class_names == NAMES
+    real, options = Images(NAMES[2:]), {"seed": 0, "accelerator": None}
+    (named,) = find_teachers([str(tmp_path / "plain")], real, None, TeacherConfig(), class_names=str(path), **options)
+    assert named.narrowed(real.class_names).class_names == NAMES[2:]
+    path.write_text("\n".join(NAMES[1:]), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"names\.txt names 3 classes, and .*plain has 4; expected a name for each"
+    ) as error:
+        Teacher.from_pretrained(tmp_path / "plain", class_names=str(path))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="--teacher_class_names is x without --teachers"):
+        find_teachers(None, real, None, TeacherConfig(), class_names="x", **options)
+
+
 def test_classes_that_nobody_names_must_be_given_and_names_must_not_change_places(tmp_path):
     plain(tmp_path, label_names=None)
-    with pytest.raises(ValueError, match=r"does not name its 4 classes.*give class_names"):
+    with pytest.raises(ValueError, match=r"does not name its 4 classes.*--teacher_class_names, or class_names"):
         Teacher.from_pretrained(tmp_path)
     teacher = Teacher.from_pretrained(tmp_path, class_names=NAMES)
     assert teacher.class_names == NAMES
@@ -256,7 +325,7 @@ def test_classes_that_nobody_names_must_be_given_and_names_must_not_change_place
         Teacher.from_pretrained(tmp_path, class_names=NAMES[1:])
     folder = teacher.save_pretrained(tmp_path / "own")
     assert Teacher.from_pretrained(folder, class_names=["w", "x", "y", "z"]).class_names == ["w", "x", "y", "z"]
-    with pytest.raises(ValueError, match="the order alone differs"):
+    with pytest.raises(ValueError, match="calls class 0 'cat', and here it is 'a/b"):
         Teacher.from_pretrained(folder, class_names=NAMES[::-1])
 
 
@@ -274,45 +343,66 @@ def test_a_network_of_timm_can_be_taken_without_weights():
 # Classes
 
 
-def test_classes_are_the_same_names_in_the_same_order_or_one_error():
+def ending_in(head: str) -> Teacher:
+    """A teacher whose classifier is linear, or a convolution, as some of timm's networks end."""
     teacher = make()
-    teacher.check_classes(tuple(NAMES))
-    with pytest.raises(
-        ValueError, match=r"calls class 1 'Hund', and here it is 'dog'; use a teacher of these classes$"
-    ):
-        teacher.check_classes(["cat", "dog", "犬", "a/b | c"])
-    with pytest.raises(ValueError, match="has 4 classes, and there are 3"):
-        teacher.check_classes(NAMES[:3])
-    with pytest.raises(ValueError, match=r"calls class 0 'cat', and here it is 'Hund'.*teacher\.reordered\(names\)"):
-        teacher.check_classes(["Hund", "cat", "犬", "a/b | c"])
-
-
-@pytest.mark.parametrize("head", ["linear", "convolution"])
-def test_a_reordered_teacher_says_the_same_of_every_class(head):
-    teacher, order = make(), [2, 0, 3, 1]
-    if head == "convolution":  # as some of timm's networks end
+    if head == "convolution":
         fc = teacher.model.fc
         layer = nn.Conv2d(fc.in_features, fc.out_features, 1)
         layer.weight.data, layer.bias.data = fc.weight.data[:, :, None, None], fc.bias.data
         teacher.model.global_pool = nn.AdaptiveAvgPool2d(1)
         teacher.model.fc = nn.Sequential(layer, nn.Flatten())
         teacher.model.pretrained_cfg = {**teacher.model.pretrained_cfg, "classifier": "fc.0"}
+    return teacher
+
+
+def test_classes_are_the_same_names_in_the_same_order_or_one_error():
+    teacher = make()
+    teacher.check_classes(tuple(NAMES))
+    with pytest.raises(ValueError, match=r"calls class 1 'Hund', and here it is 'dog'; use a teacher of these classes"):
+        teacher.check_classes(["cat", "dog", "犬", "a/b | c"])
+    with pytest.raises(ValueError, match="has 4 classes, and there are 3"):
+        teacher.check_classes(NAMES[:3])
+    with pytest.raises(ValueError, match=r"calls class 0 'cat', and here it is 'Hund'.*teacher\.narrowed\(names\)"):
+        teacher.check_classes(["Hund", "cat", "犬", "a/b | c"])
+
+
+class Images:
+    """What a teacher that is named is looked up for: images of some classes."""
+
+    def __init__(self, class_names: list[str]) -> None:
+        self.class_names = class_names
+
+
+@pytest.mark.parametrize("head", ["linear", "convolution"])
+def test_a_narrowed_teacher_says_the_same_of_its_classes_and_has_a_softmax_over_them(head):
+    teacher = ending_in(head)
+    part = teacher.narrowed([NAMES[2], NAMES[0]])
+    images = teacher.preprocessing(pixels(teacher))
+    torch.testing.assert_close(part.logits(images), teacher.logits(images)[:, [2, 0]], rtol=1e-6, atol=1e-6)
+    assert (part.spec.num_classes, part.results) == (2, {})
+    assert teacher.narrowed(NAMES) is teacher
+
+
+@pytest.mark.parametrize("head", ["linear", "convolution"])
+def test_a_reordered_teacher_says_the_same_of_every_class(head):
+    teacher, order = ending_in(head), [2, 0, 3, 1]
     names = [NAMES[index] for index in order]
-    again = teacher.reordered(names)
+    again = teacher.narrowed(names)
     again.check_classes(names)
     images = teacher.preprocessing(pixels(teacher))
     torch.testing.assert_close(again.logits(images), teacher.logits(images)[:, order], rtol=1e-6, atol=1e-6)
     assert again.digest != teacher.digest
-    assert again.reordered(NAMES).digest == teacher.digest
+    assert again.narrowed(NAMES).digest == teacher.digest
 
 
 def test_a_teacher_cannot_be_reordered_into_other_classes_or_without_a_linear_layer():
-    with pytest.raises(ValueError, match="calls class 3"):
-        make().reordered([*NAMES[:3], "dog"])
+    with pytest.raises(ValueError, match="has 4 classes, and 1 of these 4 are not among them: 'dog'"):
+        make().narrowed([*NAMES[:3], "dog"])
     teacher = make()
     teacher.model.pretrained_cfg = {**teacher.model.pretrained_cfg, "classifier": "layer4"}
-    with pytest.raises(ValueError, match="their order cannot be changed"):
-        teacher.reordered(NAMES[::-1])
+    with pytest.raises(ValueError, match="can neither be taken out of it nor reordered"):
+        teacher.narrowed(NAMES[::-1])
 
 
 # Bad input

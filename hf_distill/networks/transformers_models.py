@@ -1,0 +1,136 @@
+"""Image classifiers of transformers as networks that timm builds: one name for each kind, such as `transformers_vit`.
+
+What else such a network is goes with it as the text of a JSON object, `description`: transformers' configuration. Only
+classes that are part of transformers are built from it, no file is loaded, and no code of a repository runs.
+"""
+
+import json
+import re
+import reprlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+__all__ = ["CLASSES", "KINDS", "MISTAKES", "TransformersClassifier", "configuration"]
+
+# Some see no pixels, or texts beside them; timm's own networks are read as such.
+OTHERS = ("imagegpt", "shieldgemma2", "timm_wrapper")
+KINDS = {f"transformers_{kind.replace('-', '_')}": kind for kind in CLASSIFIERS if kind not in OTHERS}
+CLASSES = {
+    name: kind
+    for kind, names in CLASSIFIERS.items()
+    if kind not in OTHERS
+    for name in ([names] if isinstance(names, str) else names)
+}
+LARGEST = 1_000_000  # of a number in a description; what asks for more asks for a machine's memory
+LOADING = re.compile("pretrained|checkpoint|auto_map|backbone|(?<!drop_)path|file|weights|url|hub|quantization")
+# What transformers raises of configurations that cannot be.
+MISTAKES = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,
+)
+
+
+def configuration(kind: str, description: str, num_classes: int) -> PretrainedConfig:
+    """transformers' configuration of a network that `description` tells of.
+
+    Raises:
+        ValueError: It is no such text, would have a file loaded, or transformers cannot make sense of it.
+    """
+    try:
+        values = json.loads(description)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the description of a {kind} of transformers is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the description of a {kind} is {reprlib.repr(values)}; expected a JSON object")
+    for name, value in _entries(values):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (LOADING.search(name) and value) or (number and not abs(value) <= LARGEST):
+            raise ValueError(
+                f"the description of a {kind} has {name} {reprlib.repr(value)}; expected what builds a network "
+                f"without loading anything, with numbers up to {LARGEST:,}"
+            )
+    try:
+        return AutoConfig.for_model(kind, **{**values, "num_labels": num_classes})
+    except MISTAKES as error:
+        reason = reprlib.repr(" ".join(str(error).split()))
+        raise ValueError(f"transformers cannot make sense of the description of a {kind} ({reason})") from error
+
+
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The plain values in a JSON value, each under the key that is nearest to it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _entries(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _entries(item, name)
+    else:
+        yield name, value
+
+
+class TransformersClassifier(nn.Module):
+    """The logits of an image classifier of transformers, in timm's manner.
+
+    Args:
+        kind: transformers' `model_type`.
+        description: The rest of its configuration, as the text of a JSON object.
+        num_classes: Logits.
+        in_chans: Channels of its images.
+
+    Raises:
+        ValueError: As `configuration`; or the network is for images of other channels.
+    """
+
+    def __init__(self, kind: str, description: str = "{}", num_classes: int = 1000, in_chans: int = 3) -> None:
+        super().__init__()
+        config = configuration(kind, description, num_classes)
+        if (channels := getattr(config, "num_channels", in_chans)) != in_chans:
+            raise ValueError(f"a {kind} that sees {channels} channels, for images of {in_chans}; expected the same")
+        try:
+            self.network = AutoModelForImageClassification.from_config(config)
+        except MISTAKES as error:
+            reason = reprlib.repr(" ".join(str(error).split()))
+            raise ValueError(f"transformers cannot build a {kind} as it is described ({reason})") from error
+        self.num_classes = num_classes
+        heads = {
+            f"network.{name}": layer
+            for name, layer in self.network.named_modules()
+            if name.partition(".")[0] != self.network.base_model_prefix
+            and isinstance(layer, nn.Linear | nn.Conv2d)
+            and len(layer.weight) == num_classes
+        }
+        self.classifiers = list(heads)
+        self.num_features = next((layer.weight.shape[1] for layer in heads.values()), 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
+        return self.network(pixel_values=x).logits
+
+    def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
+        """Take the weights of a checkpoint of transformers, whatever its version called them.
+
+        Raises:
+            ValueError: They are those of another network.
+        """
+        size, given = (
+            sum(value.numel() for value in self.state_dict().values()),
+            sum(map(torch.numel, tensors.values())),
+        )
+        try:
+            network, report = type(self.network).from_pretrained(
+                None, config=self.network.config, state_dict=tensors, output_loading_info=True
+            )
+        except MISTAKES as error:
+            reason = reprlib.repr(" ".join(str(error).split()))
+            raise ValueError(f"are not those of its description, {size:,} values of {given:,} ({reason})") from error
+        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            if report[kind]:
+                what = kind.partition("_")[0]
+                raise ValueError(f"have {len(report[kind])} {what} tensors, such as {min(map(str, report[kind]))}")
+        self.network = network
