@@ -34,14 +34,14 @@ from ..hub.files import atomic_write, load_json
 from ..hub.folder import locate
 from ..hub.repository import Repository
 from .architectures import fill, read_shapes, sha256_of
-from .timm_files import TIMM_CONFIG, WEIGHTS, read_timm
+from .timm_files import PROCESSOR, TIMM_CONFIG, WEIGHTS, read_timm
 
 __all__ = ["LIBRARIES", "TEMPLATES", "Prior", "prompt_templates"]
 
 LIBRARIES = ("timm", "transformers", "open_clip")
 TEMPLATES = ("openai", "simple")
 CONFIG = TIMM_CONFIG  # timm's and transformers'
-IMAGES = "preprocessor_config.json"
+IMAGES = PROCESSOR
 PICKLED = "pytorch_model.bin"  # read as plain tensors, where a repository of transformers has nothing else
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"

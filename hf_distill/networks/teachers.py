@@ -49,9 +49,8 @@ from .network_folder import (
     read_preprocessing,
     write_whitening,
 )
-from .timm_files import TIMM_CONFIG, WEIGHTS, load_weights, read_timm
+from .timm_files import PROCESSOR, TIMM_CONFIG, WEIGHTS, is_transformers, load_weights, read_timm
 from .trajectories import ExpertTrajectories
-from .transformers_files import PROCESSOR, is_transformers, read_processor, read_transformers
 
 INDEX = "teacher_config.json"
 FORMAT_VERSION = 1
@@ -369,6 +368,8 @@ class Teacher(HubFolder):
         if not (folder / TIMM_CONFIG).is_file():
             return Frame()  # whoever loads it says what is wrong
         if is_transformers(folder):
+            from .transformers_files import read_processor  # as in `_read_plain`
+
             preprocessing, test_images = read_processor(folder)
             return frame_in_timm(test_images, preprocessing.image_size)
         config = load_json(folder / TIMM_CONFIG)
@@ -564,6 +565,8 @@ class Teacher(HubFolder):
     def _read_plain(cls, folder: Path) -> Self:
         """The network of a folder that timm's own functions, transformers', or somebody else's wrote."""
         if is_transformers(folder):
+            from .transformers_files import read_transformers  # here, for it takes seconds to import
+
             model, spec, preprocessing, names, description = read_transformers(folder)
             weights: dict[str, Any] = {}
         else:

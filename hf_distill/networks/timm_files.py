@@ -14,6 +14,7 @@ from .architectures import StudentSpec, fill, read_shapes
 
 TIMM_CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+PROCESSOR = "preprocessor_config.json"  # of transformers, whose other two files are called as timm's are
 PLAIN: Rules = {
     "architecture": ("the name of a timm model", lambda name: isinstance(name, str)),
     "num_classes": ("a whole number from 1", is_whole),
@@ -22,6 +23,12 @@ PLAIN: Rules = {
     "std": ("a number for each channel", lambda values: isinstance(values, list)),
     "model_args": OBJECT_OR_NULL,
 }
+
+
+def is_transformers(folder: Path) -> bool:
+    """True where the `config.json` in a folder is transformers' and not timm's."""
+    config = load_json(folder / TIMM_CONFIG)
+    return "architecture" not in config and isinstance(config.get("model_type"), str)
 
 
 def read_timm(folder: Path) -> tuple[nn.Module, StudentSpec, Preprocessing, dict[str, Any]]:

@@ -116,8 +116,8 @@ def start_as_torchvision(name: str, model: nn.Module) -> None:
 
     timm starts the last normalisation of a residual block at 0 (`zero_init_last`, and Swin V2's) where torchvision
     has 1; and convolutions of C channels in G groups with the deviation sqrt(2 G / (k² C)) in MobileNetV2, EfficientNet
-    and RegNet, where torchvision leaves G out; the classifiers of the first two differ as well. The stored description
-    of a network says nothing of it, and weights that are loaded take its place.
+    and RegNet, where torchvision leaves G out; MobileNetV2's classifier differs as well. The stored description of a
+    network says nothing of it, and weights that are loaded take its place.
 
     Args:
         name: By which timm built it.
@@ -131,5 +131,3 @@ def start_as_torchvision(name: str, model: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
         elif isinstance(layer, nn.Linear) and base.startswith("mobilenet"):
             nn.init.normal_(layer.weight, std=0.01)
-        elif isinstance(layer, nn.Linear) and base.startswith("efficientnet"):
-            nn.init.uniform_(layer.weight, -(layer.out_features**-0.5), layer.out_features**-0.5)

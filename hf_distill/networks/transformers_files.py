@@ -17,22 +17,15 @@ from ..hub.checks import MOST_CLASSES, are_names
 from ..hub.files import load_json
 from .architectures import StudentSpec, read_shapes
 from .class_names import imagenet_order
-from .timm_files import TIMM_CONFIG, WEIGHTS
+from .timm_files import PROCESSOR, TIMM_CONFIG, WEIGHTS
 from .transformers_models import CLASSES, KINDS, MISTAKES
 
-PROCESSOR = "preprocessor_config.json"
 # Of a configuration: what says nothing of the network, or says it in another place.
 LEFT_OUT = (
     *("model_type", "id2label", "label2id", "num_labels", "transformers_version", "torch_dtype", "dtype"),
     *("_name_or_path", "auto_map", "problem_type", "finetuning_task", "_commit_hash", "custom_pipelines"),
 )
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by PIL's numbers
-
-
-def is_transformers(folder: Path) -> bool:
-    """True where the `config.json` in a folder is transformers' and not timm's."""
-    config = load_json(folder / TIMM_CONFIG)
-    return "architecture" not in config and isinstance(config.get("model_type"), str)
 
 
 def read_transformers(

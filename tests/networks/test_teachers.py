@@ -24,6 +24,7 @@ from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.data.pixels import Frame
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.frames import frame_in_timm, frame_to_timm
@@ -263,6 +264,7 @@ def timms_own(hub, name: str, labels: list[str] | None = None) -> str:
     return hub.head("model", repo)
 
 
+@pytest.mark.slow
 def test_timms_own_repositories_of_imagenet_are_teachers_of_its_classes_and_of_ten_of_them(hub, tmp_path):
     """They name no classes; each preset's teacher is one."""
     hub.add_user("timms", "hf_" + "t" * 34, orgs=["timm"])
@@ -1064,6 +1066,28 @@ def test_a_mistake_is_one_line(recipes, home, flags, says):
     assert line.startswith("error: ")
     assert says in line
     assert not (home / "new" / "config.json").exists()
+
+
+def test_recipes_take_two_of_a_teachers_ten_classes_and_say_in_one_line_what_does_not_fit(recipes, home):
+    few = {"max_train_samples": 40, "max_test_samples": 20, "ipc": 1, "max_steps": 2, "jitter": 1, "eval_seeds": 1}
+    flags = {**few, "teachers": "whole", "eval_protocol": "crops-tiny", "eval_full_data": False, "disable_tqdm": True}
+    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    two = ["--classes", "7", "3", "--eval_baselines", "random"]
+    done = recipes("cda", [*words, *two, "--output_dir", "two"], home)
+    assert done.status == [0], done.err
+    back = DistilledSet.from_pretrained(home / "two")
+    assert back.teacher.teacher.config["narrowed"]["rows"] == [7, 3]
+    assert (back.class_names, back.config["student"]["num_classes"]) == (["7", "3"], 2)
+    (home / "names.txt").write_text("\n".join(f"digit {number}" for number in range(9)))
+    for more, says in (
+        (["--teacher_class_names", "names.txt"], "names.txt names 9 classes, and whole has 10"),
+        (["--teacher_class_names", "nowhere.txt"], "the class names in nowhere.txt cannot be read"),
+    ):
+        done = recipes("cda", [*words, *two, *more, "--output_dir", "none"], home)
+        assert done.status == [1]
+        (line,) = [line for line in done.err.splitlines() if "error" in line.lower()]
+        assert line.startswith("error: ")
+        assert says in line
 
 
 def test_the_recipe_publishes_its_teacher(recipes, hub, home):

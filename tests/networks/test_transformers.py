@@ -26,8 +26,9 @@ from hf_distill.hub.files import load_json, save_json
 from hf_distill.methods.batchnorm import BatchNormStatistics
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
+from hf_distill.networks.timm_files import PROCESSOR
 from hf_distill.networks.timm_models import timm
-from hf_distill.networks.transformers_files import PROCESSOR, read_transformers
+from hf_distill.networks.transformers_files import read_transformers
 
 NAMES = ["cat", "Hund", "犬", "a, b"]
 IDS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
@@ -68,6 +69,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [resnet, vit])
 def test_a_repository_of_transformers_is_a_teacher_that_says_what_transformers_says(build, hub, tmp_path):
     model, repo = build(tmp_path / "plain"), f"{hub.namespace}/{build.__name__}"
@@ -115,6 +117,7 @@ def test_checkpoints_of_older_names_are_read(tmp_path):
         assert torch.equal(one, other), name
 
 
+@pytest.mark.slow
 def test_names_that_nobody_gave_or_that_repeat_are_none_and_of_imagenet_are_known(tmp_path):
     for number, labels in enumerate((["LABEL_0", "LABEL_1", "LABEL_2"], ["cat", "cat", "dog"])):
         folder = tmp_path / str(number)
