@@ -199,10 +199,11 @@ class Teacher(HubFolder):
         if names == self.class_names:
             return
         difference = class_difference(self.class_names, names)
-        raise ValueError(
-            f"the teacher {self.spec.name} ({self.digest}) {difference}; use a teacher of these classes, or one of "
-            "more or in another order through teacher.narrowed(names)"
-        )
+        if sorted(names) == sorted(self.class_names):
+            cure = "the order alone differs: use teacher.narrowed(names)"
+        else:
+            cure = "use a teacher of these classes, or one that has others too through teacher.narrowed(names)"
+        raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {cure}")
 
     def check_input(self, real: RealImages) -> None:
         """Raise a `ValueError` unless the network takes images of the size and channels of `real`."""

@@ -295,18 +295,29 @@ def test_teachers_that_do_not_fit_are_one_line_before_anything_is_made(tmp_path,
     with pytest.raises(ValueError, match=r"^HeLlO without a teacher has nothing to score crops with; give one$"):
         HeLlO(HeLlOConfig(output_dir=str(tmp_path), **TINY), train, teachers=[], prior=prior)
     own, spec = random_teacher(train), random_teacher(train).spec
-    renamed = Teacher(own.model, spec, NAMES[::-1], train.preprocessing)
+    others = Teacher(own.model, spec, ["fish", *NAMES[1:]], train.preprocessing)
     shifted = Teacher(own.model, spec, NAMES, Preprocessing(3, (16, 16), (0.1,) * 3, (0.2,) * 3))
     large = StudentSpec("convnet_d1", 3, 3, (8, 8), {"width": 8})
     small = Teacher(large.build(0), large, NAMES, Preprocessing(3, (8, 8), (0.4,) * 3, (0.3,) * 3))
     for weak, says in (
-        (renamed, "calls class 0 'owl', and here it is 'cat'"),
+        (others, "has 3 classes, and 1 of these 3 are not among them: 'cat'"),
         (shifted, "sees images through another preprocessing than these"),
         (small, "takes images .3, 8, 8."),
     ):
         with pytest.raises(ValueError, match=f"^.*{says}.*$"):
             hello(tmp_path, train, prior, [weak, own])
     assert not list(tmp_path.iterdir())
+
+
+def test_teachers_of_more_classes_or_of_another_order_score_and_label_by_name(tmp_path, train, prior):
+    more = random_teacher(train, ["fish", *NAMES[::-1]])
+    method = hello(tmp_path, train, prior, [more, more])
+    images = train.images([0, 1])
+    expected = more.logits(images)[:, [3, 2, 1]]
+    for teacher in (method.teacher, *method.teachers):
+        torch.testing.assert_close(teacher.logits(images), expected, rtol=1e-6, atol=1e-6)
+    labels = method.online(images, torch.zeros(2), torch.arange(2))
+    torch.testing.assert_close(labels, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_half_precision_without_a_scaler_is_refused_before_images_are_made(tmp_path, train, prior):
