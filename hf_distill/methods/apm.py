@@ -521,7 +521,7 @@ class APM(BlockDistiller):
         aside = self.folder / f"unfinished-{block.number:06d}"
         x, velocity, start = self._kept(block, aside)
         labels, saved = block.labels.to(self.device), start
-        students: list[Network] = []
+        students = []
         for t in range(start, config.max_steps):
             if not students or refreshes(t, config.max_steps, period):
                 if t - saved >= config.save_steps:  # a student that begins anew need not be kept
