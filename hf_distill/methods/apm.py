@@ -530,7 +530,7 @@ class APM(BlockDistiller):
                 seed = derive_seed(config.seed, "student", block.number, t)
                 drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
                 teacher, rows = self._logits(self.teachers[drawn].model), self.logits_of[drawn]
-                students: list[Network] = []  # those before it need not stay in memory while it is trained
+                students = []  # those before it need not stay in memory while it is trained
                 students = self.students(x, teacher if rows is None else _columns(teacher, rows), seed)
             options = {"segment_size": self.segment_size, "reduce": config.reduce_k, "rows": rows}
             gradient, apart, ce = group_gradient(teacher, students, x, labels, config.alpha, **options)
