@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import concatenate_datasets, load_dataset
 from machine import describe
+from timm.data import ImageNetInfo
 
 import hf_distill as hd
 from hf_distill.hub.files import load_json, save_json
@@ -47,6 +49,7 @@ class Arguments:
     students: list[str] = field(default_factory=list)
     seeds: int = 5
     threads: int | None = None
+    recognise: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -88,28 +91,48 @@ def images(args: Arguments) -> tuple[hd.RealImages, hd.RealImages]:
     return train, test
 
 
+def first_expert(folder: str) -> hd.Teacher:
+    """What herding and k-center compare images by, where there are experts."""
+    return hd.Teacher.from_expert(hd.ExpertTrajectories.from_pretrained(folder), 0)
+
+
+def recognised(distilled: hd.DistilledSet, teachers: str) -> list[dict[str, Any]]:
+    """The class that a teacher sees in each image among all that it has, and how sure it is of the right one."""
+    teacher = hd.Teacher.from_pretrained(teachers)
+    names = teacher.narrowed(distilled.class_names).config["narrowed"]["rows"]
+    with torch.no_grad():
+        logits = teacher.logits(teacher.preprocessing(distilled.images_uint8()))
+    sure, words = logits.softmax(1), ImageNetInfo().label_descriptions()
+    return [
+        {
+            "class": distilled.class_names[label],
+            "seen": words[int(row.argmax())].split(",")[0],
+            "right": int(row.argmax()) == names[label],
+            "probability": row[names[label]].item(),
+        }
+        for label, row in zip(distilled.labels.tolist(), sure, strict=True)
+    ]
+
+
 def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: int | None, **options: Any) -> Any:
     """Distil, or go on to `steps` iterations, train students on the result, and write down what they reach."""
     accelerator = make_accelerator(cpu_threads=args.threads)
     folder = args.output / "run"
     settings = {**args.settings, "output_dir": str(folder), **({} if steps is None else {"max_steps": steps})}
     if folder.is_dir():
-        settings["resume_from_checkpoint"] = "latest"
+        kept = folder / f"checkpoint-{steps}"
+        settings["resume_from_checkpoint"] = str(kept) if kept.is_dir() else "latest"
     method = getattr(hd, args.method)
     began = time.monotonic()
     distilled = method.distill(train, test, preset=args.preset, accelerator=accelerator, **settings)
     distilling = time.monotonic() - began
-    report = hd.evaluate(
-        distilled,
-        train,
-        test,
-        num_seeds=args.seeds,
-        students=args.students or None,
-        accelerator=accelerator,
-        **options,
-    )
+    report = EvalReport()
+    if args.seeds:
+        guide = None if "experts" not in args.settings else first_expert(args.settings["experts"])
+        options |= {"num_seeds": args.seeds, "students": args.students or None, "guide": guide}
+        report = hd.evaluate(distilled, train, test, accelerator=accelerator, **options)
+        print(report.table(), flush=True)
     distilled.save_pretrained(args.output / f"set-{steps or 'final'}")
-    print(report.table(), flush=True)
     return {
         "steps": steps,
         "learned_lr": None if distilled.lr is None else distilled.lr.item(),
@@ -117,6 +140,7 @@ def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: i
         "seconds_evaluating": time.monotonic() - began - distilling,
         **report.to_json(),
         "differences": differences(report),
+        **({"recognised": recognised(distilled, args.recognise)} if args.recognise else {}),
     }
 
 
@@ -129,7 +153,8 @@ def main() -> None:
     parser.add_argument("--preset")
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="numbers of iterations to look at")
     parser.add_argument("--students", nargs="*", default=[])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="students of each row; 0 trains none")
+    parser.add_argument("--recognise", help="a teacher of all ImageNet-1K classes, which is to name the images")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=VALUE", help="a setting of the data")
