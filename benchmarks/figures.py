@@ -8,13 +8,11 @@
 `split` puts the last 5,000 of CIFAR-10's training images among those to test on. `trajectory` goes on from one number
 of iterations to the next in one folder, with students on each of the sets; `distil` does one run. What is given by
 `--set name=value` (as in a preset's file) is recorded. `PART.json` in the output folder holds the command, the commit,
-the rows with the accuracy of every student, the differences to each baseline, student by student with a 95 % interval,
-and the wall time.
+the rows with the accuracy of every student, the differences to each baseline with a 95 % interval, and the wall time.
 """
 
 import argparse
 import json
-import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -25,15 +23,14 @@ import torch
 import yaml
 from datasets import concatenate_datasets, load_dataset
 from machine import describe
+from scipy import stats
 from timm.data import ImageNetInfo
 
 import hf_distill as hd
+from hf_distill.evaluation.evaluate import BASELINES
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.results import EvalReport
 from hf_distill.runs.processes import make_accelerator
-
-# Two-sided 95 % of Student's distribution, by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass
@@ -54,21 +51,21 @@ class Arguments:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def paired(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """The mean difference of students with equal seeds, in points, and half of its 95 % interval."""
-    apart = [100 * (one - other) for one, other in zip(ours, theirs, strict=True)]
-    half = T95[len(apart) - 1] * statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
-    return {"points": statistics.mean(apart), "half_of_95_percent": half}
+def apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """The difference of two means in points, and half of its 95 % interval (Welch: students of two sets are no pairs)."""
+    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    points = 100 * (statistics.mean(ours) - statistics.mean(theirs))
+    return {"points": points, "half_of_95_percent": 50 * float(interval.high - interval.low)}
 
 
-def differences(report: EvalReport) -> list[dict[str, Any]]:
+def differences(rows: list[dict[str, Any]], baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each distilled row to the baselines with the same labels and student."""
-    own = [row for row in report.rows if row.set == "distilled"]
+    alike = ("labels", "student")
     return [
-        {"student": row.student, "labels": row.labels, "to": other.set, **paired(row.accuracies, other.accuracies)}
-        for row in own
-        for other in report.rows
-        if other.set not in ("distilled", "full data") and (other.labels, other.student) == (row.labels, row.student)
+        {"to": other["set"], **{key: row[key] for key in alike}, **apart(row["accuracies"], other["accuracies"])}
+        for row in rows
+        for other in baselines
+        if row["set"] == "distilled" and all(row[key] == other[key] for key in alike)
     ]
 
 
@@ -138,8 +135,8 @@ def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: i
         "learned_lr": None if distilled.lr is None else distilled.lr.item(),
         "seconds_distilling": distilling,
         "seconds_evaluating": time.monotonic() - began - distilling,
+        "selected_step": distilled.config.get("selected_step"),
         **report.to_json(),
-        "differences": differences(report),
         **({"recognised": recognised(distilled, args.recognise)} if args.recognise else {}),
     }
 
@@ -171,17 +168,18 @@ def main() -> None:
     result = load_json(path) if path.is_file() else {"results": []}
     train, test = images(args)
     done = {each["steps"] for each in result["results"]}
-    baselines: dict[str, Any] = {}
+    about = describe(args, make_accelerator(cpu_threads=args.threads).device)
+    about["arguments"]["output"] = args.output.name
     for number in args.steps or [None]:
         if number in done:
             continue
         # The baselines are the same beside each of the sets: one time is enough.
-        once = [row for each in result["results"] for row in each["rows"] if row["set"] != "distilled"]
-        baselines = {"baselines": [], "full_data": False} if once else {}
-        each = measure(args, train, test, number, **baselines)
-        result |= describe(args, make_accelerator(cpu_threads=args.threads).device)
-        result["arguments"]["output"] = args.output.name
-        result["results"].append(each)
+        once = [row for each in result["results"] for row in each["rows"] if row["set"] in BASELINES]
+        each = measure(args, train, test, number, **({"baselines": [], "full_data": False} if once else {}))
+        each["differences"] = differences(
+            each["rows"], once or [row for row in each["rows"] if row["set"] in BASELINES]
+        )
+        result["results"].append({**about, **each})
         save_json(path, json.loads(json.dumps(result, default=str)))
 
 

@@ -115,6 +115,7 @@ class TrajectoryMatching(Distiller):
         # What is trained on the set sees the augmentation that the set was made under.
         self.protocol = self.protocol.with_augmentation(strategy)
         self.student = self._student()
+        self._next = config.lr_init  # β after the step that `objection` has last looked at
         self._at_floor = 0
 
     @classmethod
@@ -228,9 +229,9 @@ class TrajectoryMatching(Distiller):
     def objection(self, logs: dict[str, float]) -> str | None:
         """As `Distiller.objection`, and a β that the step would take too far from where it began."""
         problem = super().objection(logs)
-        after = self._next_lr()
-        if problem is None and not after <= LR_LIMIT * self.config.lr_init:
-            return f"the learned learning rate went from {self.config.lr_init:.4g} to {after:.4g}"
+        self._next = self._next_lr()
+        if problem is None and not self._next <= LR_LIMIT * self.config.lr_init:
+            return f"the learned learning rate went from {self.config.lr_init:.4g} to {self._next:.4g}"
         return problem
 
     def _next_lr(self) -> float:
@@ -245,7 +246,7 @@ class TrajectoryMatching(Distiller):
         """Keep β at or above its first value / `LR_LIMIT`: with less, a student stands still and teaches nothing."""
         lr, floor = self.distilled.lr, self.config.lr_init / LR_LIMIT
         lr.clamp_(min=floor)
-        self._at_floor = self._at_floor + 1 if lr.item() <= lr.new_tensor(floor).item() else 0
+        self._at_floor = self._at_floor + 1 if self._next <= floor else 0
         if self._at_floor == FLOOR_STEPS:
             logger.warning(
                 "the learned learning rate has been at its lower end, %.4g, for %d steps and learns nothing there; "
