@@ -52,7 +52,7 @@ class Arguments:
 
 
 def apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """The difference of two means in points, and half of its 95 % interval (Welch: students of two sets are no pairs)."""
+    """The difference of two means in points, and half of its 95 % interval; by Welch, for students are no pairs."""
     interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
     points = 100 * (statistics.mean(ours) - statistics.mean(theirs))
     return {"points": points, "half_of_95_percent": 50 * float(interval.high - interval.low)}
