@@ -6,7 +6,8 @@
 
 In order: the tests marked `gpu`; two steps of every recipe on scikit-learn's digits; the other benchmarks on random
 data, at the shapes of CIFAR-10 and ImageNet-1K; and, where a folder of CIFAR-10 that `load_dataset` reads is given,
-experts, TESLA with the exact gradient and with the truncated one, and students of three architectures on what it made.
+experts, TESLA with the exact gradient and with the truncated one, MTT, and students of three architectures on what
+TESLA made.
 
 What each part is believed to take is printed first, and compared with what it took at the end. A part that does not fit
 into the minutes that are left is not begun; one whose time box ends is stopped, and the next begins. Each leaves
@@ -72,7 +73,7 @@ def gpu_tests(toy: bool) -> Part:
         words = f"-m pytest -q -m gpu -p no:cacheprovider --rootdir {ROOT} -c {ROOT / 'pyproject.toml'} --junitxml"
         spread = "-n 4 --dist loadfile" if importlib.util.find_spec("xdist") is not None and not toy else ""
         # Without an accelerator all are skipped, and to import them all takes half a minute.
-        tests = ROOT / "tests" / "test_augment.py" if toy else ROOT / "tests"
+        tests = ROOT / "tests" / "augmentation" / "test_dsa.py" if toy else ROOT / "tests"
         yield Command([*words.split(), RESULT, *spread.split(), str(tests)])
 
     def figures(folder: Path) -> dict[str, Any]:
@@ -246,11 +247,11 @@ def cifar10_parts(toy: bool, output: Path, cifar10: str | None) -> Iterator[Part
     times = (5, 60) if toy else (150, 300)
     yield Part("cifar10-experts", "cifar10", train, *times, lacks=lacks, continues=True, seed=SEED)
 
-    def tesla(name: str, curvature: int, ipc: int) -> Part:
+    def matching(name: str, method: str, ipc: int) -> Part:
         start = scale.expert_epochs - 1
         words = (
-            f"{RECIPES / 'tesla.py'} {data} --experts {experts} --output_dir out --ipc {ipc} --curvature {curvature} "
-            f"--label hard --syn_steps {scale.syn_steps[ipc]} --lr_init {scale.lr_init[ipc]} --expert_epochs 2 "
+            f"{RECIPES / method} {data} --experts {experts} --output_dir out --ipc {ipc} "
+            f"--syn_steps {scale.syn_steps[ipc]} --lr_init {scale.lr_init[ipc]} --expert_epochs 2 "
             f"--max_start_epoch {start} --save_steps {scale.save_steps} --save_total_limit 100000 --select last "
             f"--eval_steps 1000000 --eval_protocol {scale.protocol} {LEAST_TABLE}"
         )
@@ -274,8 +275,9 @@ def cifar10_parts(toy: bool, output: Path, cifar10: str | None) -> Iterator[Part
         return Part(name, "cifar10", commands, *times, figures=figures, needs="cifar10-experts", lacks=lacks, seed=SEED)
 
     for ipc in scale.syn_steps:
-        yield tesla(f"cifar10-tesla-exact-ipc{ipc}", 1, ipc)
-        yield tesla(f"cifar10-tesla-truncated-ipc{ipc}", 0, ipc)
+        yield matching(f"cifar10-tesla-exact-ipc{ipc}", "tesla.py --label hard --curvature 1", ipc)
+        yield matching(f"cifar10-tesla-truncated-ipc{ipc}", "tesla.py --label hard --curvature 0", ipc)
+        yield matching(f"cifar10-mtt-ipc{ipc}", "mtt.py", ipc)
 
     def students(folder: Path) -> Iterator[Command]:
         words = (
