@@ -6,7 +6,7 @@ being stored, and whatever the order, the batches, the workers or the processes 
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -154,6 +154,10 @@ class Views:
             x = F.pad(x - background, (self.pad,) * 4) + background
         params = CropParams(boxes, u[:, CROP_DRAWS - 1] < self.flip)
         return crop_resize(x, params.to(x.device), (height, width))
+
+    def for_real_images(self) -> "Views":
+        """The views without a shuffle: images as they were taken have no tiles."""
+        return replace(self, shuffle=1)
 
     def to_config(self) -> dict[str, Any]:
         """The attributes as JSON types; `shuffle` where there is one, so that earlier descriptions are the same."""

@@ -197,11 +197,11 @@ def evaluate(
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     if baselines:
         _check_enough(train, counts)
-    trainer = trainer_for(distilled, protocol, test, held_out, seed, accelerator, disable_tqdm)
+    trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
     # Without networks trained on all of them, training images are looked at once, or few of them again and again.
     pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
-    real = _RealSets(train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, trainer)
+    real = _RealSets(train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer)
 
     if full_data:
         learner = made_for(distilled) or specs[0]
@@ -231,7 +231,8 @@ class _RealSets:
         specs: The students.
         names: Which subsets.
         num_seeds: Students per row.
-        trainer: What trains and tests them.
+        protocol: That of the distilled set.
+        trainer: What trains and tests students.
     """
 
     train: RealImages
@@ -241,6 +242,7 @@ class _RealSets:
     specs: Sequence[StudentSpec]
     names: Sequence[str]
     num_seeds: int
+    protocol: TrainingProtocol
     trainer: Trainer
 
     @property
@@ -255,9 +257,9 @@ class _RealSets:
     def full_data(self, guide: StudentSpec) -> tuple[list[Result], dict[str, Tensor]]:
         """The results of all real images, and the `coresets` by the first network `guide` that learned them."""
         everything = torch.arange(len(self.train))
-        trainer = replace(self.trainer, protocol=self.trainer.protocol.for_full_data())
-        epochs = trainer.protocol.full_data_epochs
-        cases = self._cases("full data", everything.expand(self.num_seeds, -1), everything, epochs)
+        protocol = self.protocol.for_full_data()
+        rows = everything.expand(self.num_seeds, -1)
+        cases = self._cases("full data", rows, everything, protocol, protocol.full_data_epochs)
         reported = len(cases)
         if self.greedy and guide not in self.specs:  # a network for the features alone
             only, classes = everything.expand(1, -1), self.pool.labels
@@ -268,8 +270,8 @@ class _RealSets:
             rows = self.coresets(partial(before_logits, model)) if (index, number) == (guiding, 0) else {}
             return (accuracy(model, self.trainer.test) if index < reported else None), rows
 
-        lrs = trainer.choose(cases)
-        judged = trainer.train(cases, lrs, judge)
+        lrs = self.trainer.choose(cases)
+        judged = self.trainer.train(cases, lrs, judge)
         results = [
             Result(case, lr, [measured for measured, _ in students])
             for case, lr, students in zip(cases, lrs, judged, strict=True)
@@ -278,23 +280,25 @@ class _RealSets:
 
     def baselines(self, coreset_rows: dict[str, Tensor]) -> list[Case]:
         """The cases of the subsets; `coreset_rows` are those of `coresets`, and random ones are drawn here."""
-        cases, seed, epochs = [], self.trainer.seed, self.trainer.protocol.epochs
+        cases, seed, protocol = [], self.trainer.seed, self.protocol.for_real_images()
         for name in self.names:
             if name == "random":
                 draws = [random_rows(self.train, self.counts, seed, number) for number in range(self.num_seeds)]
                 rows, trial = torch.stack(draws), random_rows(self.train, self.counts, seed, "trial")
             else:
                 rows, trial = coreset_rows[name].expand(self.num_seeds, -1), coreset_rows[name]
-            cases += self._cases(name, rows, trial, epochs)
+            cases += self._cases(name, rows, trial, protocol, protocol.epochs)
         return cases
 
-    def _cases(self, name: str, rows: Tensor, trial: Tensor, epochs: int) -> list[Case]:
+    def _cases(
+        self, name: str, rows: Tensor, trial: Tensor, protocol: TrainingProtocol, epochs: int
+    ) -> list[Case]:
         """For each student the case of classes, and that of the teacher's labels."""
         targets: dict[str, Tensor | LabelSource] = {"hard": self.pool.labels}
         if self.teacher is not None:
             targets["soft"] = self.teacher
         return [
-            Case(name, labels, spec, self.pool, target, rows, trial, self.trainer.protocol.lrs, epochs)
+            Case(name, labels, spec, self.pool, target, rows, trial, protocol.lrs, epochs, protocol)
             for spec in self.specs
             for labels, target in targets.items()
         ]
@@ -338,7 +342,7 @@ def validation_accuracy(
     """
     pool = held_out if isinstance(held_out, Pool) else real_pool(distilled, held_out, accelerator)
     # Streams of their own: the students that select a step are not those that report on it.
-    trainer = Trainer(accelerator, protocol, derive_seed(seed, "validation"), pool, held_out=None, disable_tqdm=True)
+    trainer = Trainer(accelerator, derive_seed(seed, "validation"), pool, held_out=None, disable_tqdm=True)
     own = _distilled_cases(distilled, student_specs(distilled, None), protocol, num_nets, accelerator.device)
     (result,) = trainer.measure(own[:1])
     return sum(result.accuracies) / num_nets
@@ -380,7 +384,6 @@ def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:
 
 def trainer_for(
     distilled: DistilledSet,
-    protocol: TrainingProtocol,
     test: RealImages,
     held_out: RealImages | None,
     seed: int,
@@ -397,7 +400,7 @@ def trainer_for(
         check_data(distilled, real)
     test_pool = real_pool(distilled, test, accelerator)
     held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
-    return Trainer(accelerator, protocol, seed, test_pool, held_out_pool, disable_tqdm)
+    return Trainer(accelerator, seed, test_pool, held_out_pool, disable_tqdm)
 
 
 def check_data(distilled: DistilledSet, real: RealImages) -> None:
@@ -454,7 +457,7 @@ def _distilled_cases(
             as_made = learned and kind == own and spec == made_for(distilled)
             lrs = learned if as_made else (*learned, *protocol.lrs)
             every = rows.expand(num_seeds, -1)
-            cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs))
+            cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs, protocol))
     return cases
 
 
@@ -484,10 +487,11 @@ def _report(
     context: dict[str, str],
 ) -> EvalReport:
     """The report of some results; `context` is what their meta says beside how students were trained."""
-    protocol, device = trainer.protocol, device_name(trainer.accelerator.device)
+    device = device_name(trainer.accelerator.device)
     report = EvalReport()
     for case, lr, accuracies in results:
-        student, trained = student_name(case.spec), protocol.title
+        student, protocol = student_name(case.spec), case.protocol
+        trained = protocol.title
         if labels is not None and (case.set, case.labels) == ("distilled", "soft"):
             kind = "stored labels" if isinstance(labels, EpochLabels) else f"label projector {labels.digest}"
             trained = f"{protocol.title}, {kind} ({human_bytes(labels.num_bytes)})"

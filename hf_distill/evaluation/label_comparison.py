@@ -90,7 +90,7 @@ def compare_labels(
     protocol = protocol_for(distilled, protocol)
     (spec,) = student_specs(distilled, None if student is None else [student])
     check_student(spec)
-    trainer = trainer_for(distilled, protocol, test, held_out, seed, accelerator, disable_tqdm)
+    trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm)
     results = trainer.measure(_cases(distilled, sources, spec, protocol, num_seeds, accelerator.device))
     return [
         LabelRow(
@@ -131,6 +131,7 @@ def _cases(
             trial=rows,
             lrs=(*learned, *protocol.lrs),
             epochs=protocol.epochs,
+            protocol=protocol,
         )
         for source in sources.values()
     ]

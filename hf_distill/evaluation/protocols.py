@@ -62,8 +62,8 @@ class TrainingProtocol(ABC):
 
     @property
     def title(self) -> str:
-        """The name in the rows of reports, with whatever follows the set."""
-        return self.name
+        """The name in the rows of reports, with the batches where they are not the same for every set."""
+        return self.name if self.full_data_batch_size is None else f"{self.name}, batches of {self.batch_size}"
 
     def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
         """The protocol for a set of `ipc` images of each class, each of `factor` x `factor` tiles: most follow nothing.
@@ -72,9 +72,14 @@ class TrainingProtocol(ABC):
         """
         return self
 
+    def for_real_images(self) -> Self:
+        """The protocol for images as they were taken, of which none has tiles."""
+        return self
+
     def for_full_data(self) -> Self:
-        """The protocol with the batches of all real images."""
-        return self if self.full_data_batch_size is None else replace(self, batch_size=self.full_data_batch_size)
+        """The protocol for all real images, with their batches."""
+        real = self.for_real_images()
+        return real if self.full_data_batch_size is None else replace(real, batch_size=self.full_data_batch_size)
 
     def with_augmentation(self, dsa_strategy: str) -> Self:
         """The protocol with the DSA that a set was made with, where students see DSA at all."""
@@ -190,11 +195,9 @@ class CropProtocol(TrainingProtocol):
 
     @property
     def title(self) -> str:
-        """As of any, and the batches and tiles of one that follows the set."""
-        if not self.follows_set:
-            return self.name
-        tiles = f", {self.views.shuffle}x{self.views.shuffle} tiles" if self.views.shuffle > 1 else ""
-        return f"{self.name}, batches of {self.batch_size}{tiles}"
+        """As of any, with the batches of one that follows the set, and the tiles that are shuffled."""
+        batches = f"{self.name}, batches of {self.batch_size}" if self.follows_set else super().title
+        return f"{batches}, {self.views.shuffle}x{self.views.shuffle} tiles" if self.views.shuffle > 1 else batches
 
     def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
         """RDED's, for a set of `ipc` images of each class, each of `factor` x `factor` tiles; others follow nothing.
@@ -207,6 +210,10 @@ class CropProtocol(TrainingProtocol):
         crop = "resized" if factor > 1 else "none"
         views = replace(self.views, crop=crop, scale=(1 / factor, 1.0), shuffle=factor)
         return replace(self, batch_size=rded_batch(ipc, classes), views=views)
+
+    def for_real_images(self) -> Self:
+        """The protocol without a shuffle, which would cut up what is no tile; crops and batches stay."""
+        return replace(self, views=self.views.for_real_images())
 
     def to_config(self) -> dict[str, Any]:
         """As of any; the loss "mse" has no use for a temperature."""

@@ -36,6 +36,7 @@ class Case:
         trial: (N,), the images that learning rates are tried on.
         lrs: The learning rates to choose from.
         epochs: Passes over the images.
+        protocol: The schedule, for a set like this.
     """
 
     set: str
@@ -47,6 +48,7 @@ class Case:
     trial: Tensor
     lrs: tuple[float, ...]
     epochs: int
+    protocol: TrainingProtocol
 
 
 class Result(NamedTuple):
@@ -75,7 +77,6 @@ class Trainer:
 
     Attributes:
         accelerator: Processes, device and precision.
-        protocol: The schedule.
         seed: The one seed.
         test: What accuracies are measured on.
         held_out: What learning rates are chosen on; None takes the first of each case.
@@ -83,7 +84,6 @@ class Trainer:
     """
 
     accelerator: Accelerator
-    protocol: TrainingProtocol
     seed: int
     test: Pool
     held_out: Pool | None
@@ -126,7 +126,7 @@ class Trainer:
         parts: list[tuple[int, slice]] = []
         for index, (case, rows, _, seeds) in enumerate(jobs):
             # Who trains side by side depends on the case alone, so that the number of processes changes no result.
-            size = students_at_once(case.spec, rows.shape[1], self.protocol, case.pool.device)
+            size = students_at_once(case.spec, rows.shape[1], case.protocol, case.pool.device)
             parts += [(index, slice(start, start + size)) for start in range(0, len(seeds), size)]
         mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
         judged = []
@@ -153,7 +153,7 @@ class Trainer:
             job.case.targets,
             job.rows[part],
             job.case.spec,
-            self.protocol,
+            job.case.protocol,
             epochs=job.case.epochs,
             lrs=job.lrs[part],
             seeds=job.seeds[part],

@@ -232,7 +232,8 @@ def train_projector(
         test: Images to report accuracy on.
         prior: The CLIP model to adapt.
         teachers: What the projector imitates, the best one last.
-        views: What students see of the synthetic images: what the projector will be asked about. The seed is another.
+        views: What students see of the synthetic images: what the projector will be asked about. The seed is another,
+            and real images are seen without the shuffle of tiles, which they do not have.
         config: The settings.
         directory: On storage that the processes share.
         seed: The one seed.
@@ -480,11 +481,12 @@ class _ProjectorTraining(EpochTraining):
     def epoch(self, epoch: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
         pool, config, background = self.pools[epoch], self.config, self.pools[epoch].black
         asked = torch.randint(len(self.teachers), (len(batches),), generator=draw).tolist()
+        views = self._views(pool)
         first, total = sum(self.steps[:epoch]), sum(self.steps)
         self.projector.train()
         for step, batch in enumerate(batches):
             rows = batch[part]
-            x = _laid_out(self.views(pool.images, rows, epoch, len(pool), background))
+            x = _laid_out(views(pool.images, rows, epoch, len(pool), background))
             teachers = self.teachers if config.teacher_target == "mean" else [self.teachers[asked[step]]]
             lr = config.lr(first + step, total)
             yield self.step(x, teachers, self._classes(pool, rows, epoch), lr, len(batch))
@@ -503,6 +505,10 @@ class _ProjectorTraining(EpochTraining):
             f"--lr_projector {self.config.lr_projector:g}"
         )
 
+    def _views(self, pool: Pool) -> Views:
+        """What is seen of real images, or of those of the distilled set."""
+        return self.views.for_real_images() if pool is self.real else self.views
+
     def _classes(self, pool: Pool, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The classes of images and their partners, and the images' shares of the views."""
         device = self.accelerator.device
@@ -513,7 +519,7 @@ class _ProjectorTraining(EpochTraining):
         """Accuracies in [0, 1] on test images, and the fidelity on views that it was not trained on."""
         self.projector.round_parameters()
         pool = self.synthetic or self.real
-        views = dataclasses.replace(self.views, seed=derive_seed(self.seed, "projector", "fidelity"))
+        views = dataclasses.replace(self._views(pool), seed=derive_seed(self.seed, "projector", "fidelity"))
         options = {"accelerator": self.accelerator, "batch_size": self.config.batch_projector}
         measured: dict[str, Any] = fidelity(self.projector, self.teachers, pool, views, **options)
         measured["asked_about"] = "real images" if self.synthetic is None else "distilled images"

@@ -672,12 +672,35 @@ def test_networks_that_do_not_know_an_image_alone_and_those_of_other_classes_cho
 def test_the_rows_and_the_meta_say_what_a_protocol_that_follows_the_set_came_to(data, teacher, accelerator):
     rded = replace(PROTOCOLS["rded"], epochs=1, full_data_epochs=1, full_data_batch_size=64).for_set(2, 10, 2)
     report = evaluated(data, teacher, protocol=rded, accelerator=accelerator, num_seeds=1, baselines=["random"])
-    assert {row.protocol for row in report.rows} == {"rded, batches of 10, 2x2 tiles"}
-    (context,) = report.meta.values()
-    assert (context["batch_size"], context["full_data_batch_size"]) == (10, 64)
-    assert (context["cosine"], context["batchnorm_updates"], context["optimizer"]) == (2.0, 2, "adamw")
-    assert context["views"] == Views(scale=(0.5, 1.0), shuffle=2).to_config()
-    assert "momentum" not in context
+    titles = {
+        "distilled": "rded, batches of 10, 2x2 tiles",
+        "random": "rded, batches of 10",
+        "full data": "rded, batches of 64",
+    }
+    assert {row.set: row.protocol for row in report.rows} == titles
+    contexts = {name.removesuffix(", convnet_d1 width=8"): context for name, context in report.meta.items()}
+    assert contexts.keys() == set(titles.values())
+    for name, batch, shuffle in (("distilled", 10, 2), ("random", 10, 1), ("full data", 64, 1)):
+        context = contexts[titles[name]]
+        assert (context["batch_size"], context["full_data_batch_size"]) == (batch, 64)
+        assert (context["cosine"], context["batchnorm_updates"], context["optimizer"]) == (2.0, 2, "adamw")
+        assert context["views"] == Views(scale=(0.5, 1.0), shuffle=shuffle).to_config()
+        assert context["epochs"].keys() == {f"{name}, hard labels", f"{name}, soft labels"}
+        assert "momentum" not in context
+
+
+@pytest.mark.slow
+def test_tiles_alone_are_shuffled(data, teacher, accelerator, monkeypatch):
+    shuffles: dict[int, set[int]] = {}
+
+    def remember(pool, targets, rows, spec, protocol, **rest) -> list[nn.Module]:
+        shuffles.setdefault(len(pool), set()).add(protocol.views.shuffle)
+        return train_students(pool, targets, rows, spec, protocol, **rest)
+
+    monkeypatch.setattr(trainer_module, "train_students", remember)
+    rded = replace(PROTOCOLS["rded"], epochs=1, full_data_epochs=1).for_set(2, 10, 2)
+    evaluated(data, teacher, protocol=rded, accelerator=accelerator, num_seeds=1)
+    assert shuffles == {20: {2}, len(data[0]): {1}}  # the images of the set, and the real ones that others are of
 
 
 def test_the_report_says_what_students_were_trained_with(data, accelerator):

@@ -77,12 +77,14 @@ def pool_of(real: RealImages) -> Pool:
     return Pool(real, real.labels, preprocessing=real.preprocessing)
 
 
-def train(digits, prior, teachers, folder: Path, *, resume: str | None = None, synthetic=None, **changes: Any):
+def train(
+    digits, prior, teachers, folder: Path, *, resume: str | None = None, synthetic=None, views=VIEWS, **changes: Any
+):
     config = ProjectorConfig(**{**SMALL, **changes})
     where = {"resume_from_checkpoint": resume, "synthetic": synthetic, "disable_tqdm": True}
     real, test = digits
     return train_projector(
-        real, test, prior, teachers, VIEWS, config, folder, seed=3, accelerator=make_accelerator(), **where
+        real, test, prior, teachers, views, config, folder, seed=3, accelerator=make_accelerator(), **where
     )
 
 
@@ -160,11 +162,11 @@ def test_a_step_has_the_gradient_of_the_loss_by_hand_no_longer_than_one(digits, 
     torch.testing.assert_close(before - after, 0.01 * taken / (taken.abs() + 1e-8), rtol=1e-3, atol=1e-6)
 
 
-def epochs_by_hand(projector, teachers, pools: list[Pool], weight: float) -> list[float]:
+def epochs_by_hand(projector, teachers, pools: list[Pool], weight: float, shuffles: list[int] | None = None):
     """The mean loss of CLIP's own classifier, in each epoch."""
-    views = Views(scale=(0.5, 1.0), flip=0.0, seed=derive_seed(3, "projector", "views"))
     losses = []
-    for epoch, pool in enumerate(pools):
+    for epoch, (pool, shuffle) in enumerate(zip(pools, shuffles or [1] * len(pools), strict=True)):
+        views = Views(scale=(0.5, 1.0), flip=0.0, shuffle=shuffle, seed=derive_seed(3, "projector", "views"))
         rows = torch.arange(len(pool))
         with torch.no_grad():
             x = views(pool.images, rows, epoch, len(pool), pool.black)
@@ -195,6 +197,14 @@ def test_each_epoch_is_of_its_own_views_of_the_real_images_and_then_of_the_synth
     names = ("test_accuracy", "zero_shot_accuracy", "teacher_accuracy")
     assert [projector.results[name] for name in names] == pytest.approx(right)
     assert right[0] == right[1]
+
+
+def test_tiles_are_shuffled_and_real_images_have_none(digits, prior, teachers, synthetic, tmp_path):
+    flags = {"lr_projector": 0, "batch_projector": 1000, "projector_epochs": 1, "adapt_epochs": 1, "ce_projector": 0.3}
+    views = replace(VIEWS, shuffle=2)
+    projector = train(digits, prior, teachers, tmp_path, synthetic=synthetic, views=views, **flags)
+    expected = epochs_by_hand(projector, teachers, [pool_of(digits[0]), synthetic], 0.3, shuffles=[1, 2])
+    assert projector.results["epoch_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_step_asks_the_mean_of_all_teachers_or_one_of_them_and_all_in_time(digits, prior, teachers, tmp_path):
