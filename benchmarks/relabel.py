@@ -39,6 +39,7 @@ from hf_distill.evaluation.crop_students import distillation_loss, parameter_gro
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.hub.files import package_versions, save_json
 from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.compiling import in_precision
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 
@@ -136,14 +137,14 @@ def main() -> None:
         def batches() -> Iterator[Tensor]:
             return (cutmix(x.to(device, non_blocking=True).contiguous(memory_format=layout)) for x in loader)
 
+        answer = in_precision(teacher.teacher.model, accelerator)
+
         @torch.no_grad()
         def label_files(name: str) -> None:
             for epoch in range(args.epochs):
                 (folder / name / str(epoch)).mkdir(parents=True)
                 for number, x in enumerate(batches()):
-                    with accelerator.autocast():
-                        logits = teacher.teacher.model(x)
-                    torch.save(logits.half().cpu(), folder / name / str(epoch) / f"{number}.pt")
+                    torch.save(answer(x).half().cpu(), folder / name / str(epoch) / f"{number}.pt")
 
         def train_files(name: str) -> None:
             model = spec.build(0).to(device, memory_format=layout).train()

@@ -233,6 +233,18 @@ def test_the_page_names_the_sources_that_the_file_names(name):
         assert row.why or not (ours or "the same" not in row.theirs), f"{key}: the page does not say why it differs"
 
 
+@pytest.mark.parametrize("name", [name for name, other in BORROWED.items() if other.startswith("mtt/")])
+def test_a_value_that_was_borrowed_from_mtt_is_said_to_be_the_same_where_it_is(name):
+    for (preset, key), (row,) in PAGE_ROWS.items():
+        lender = PAGE_ROWS.get((BORROWED[name], key))
+        if preset != name or lender is None or not row.theirs.startswith("[MTT]"):
+            continue
+        numbers = re.match(r"\[MTT\] ([\d.e+-]+)$", row.theirs)
+        theirs = row.value if "the same" in row.theirs else numbers and float(numbers[1])
+        if theirs is not None:
+            assert theirs == lender[0].value, key
+
+
 def test_a_page_that_has_rotted_is_found_out():
     page = PAGE.read_text(encoding="utf-8")
     other = rows_of(page.replace("| `syn_steps` | 50 |", "| `syn_steps` | 51 |", 1))
@@ -402,6 +414,9 @@ def test_test_images_of_224_pixels_are_cut_out_of_256_and_crops_out_of_the_image
         assert (data.resolution, data.resize, data.interpolation) == ([224], 256, "bilinear")
         crops = {"rded": "source", "hello": "source"}.get(method)
         assert data.keep_side == ("384" if short.startswith("imagenette") else crops)
+    elif name == "rded/tiny-imagenet-ipc50.yaml":
+        assert (data.resolution, data.resize, data.interpolation) == (None, 64 // 7 * 8, "bilinear")
+        assert data.keep_side is None
     else:
         assert (data.resize, data.interpolation, data.keep_side) == (None, None, None)
 

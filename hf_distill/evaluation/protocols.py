@@ -242,9 +242,10 @@ class CropProtocol(TrainingProtocol):
 def rded_batch(ipc: int, classes: int) -> int:
     """Images per step in the code of RDED (arXiv:2312.03526), for `ipc` images of each of `classes`.
 
-    It is 10, 50 and 100 for 1, 10 and 50 images per class, twice that from 100 classes on, and 100 for Tiny-ImageNet,
-    which is taken here to be any set of 200 classes; never more than there are images. Its code has no other numbers of
-    images per class: here each takes the batch of the next smaller one.
+    It is 10, 50 and 100 for 1, 10 and 50 images per class of 10 classes, twice that for those of 100 and of 1,000, and
+    100 for Tiny-ImageNet; never more than there are images. Its code has no other numbers. Here images per class
+    between these take the batch of the next smaller number, other sets of 100 classes or more that of 100 and 1,000,
+    smaller ones that of 10; and any set of 200 classes is taken for Tiny-ImageNet, whatever its size in pixels.
     """
     batch = next(size for least, size in ((50, 100), (10, 50), (0, 10)) if ipc >= least)
     if classes == 200:

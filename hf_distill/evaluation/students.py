@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..augmentation.dsa import DSA, DsaParams
 from ..data.feed import Pool, upload
+from ..data.precision import without_autocast
 from ..distilled.labels import LabelSource
 from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
@@ -132,7 +133,8 @@ def train_students(
         lrs: One learning rate per student.
         seeds: One seed per student.
         accelerator: Says whether the forward passes of networks that train alone are compiled, and in what precision
-            those of networks are that train on crops; the others, which trajectories are matched with, are float32.
+            those of networks are that train on crops. The others, which trajectories are matched with, are float32,
+            also where the caller is in autocast.
     """
     pool = pool.holding(rows)
     if isinstance(protocol, CropProtocol):
@@ -147,7 +149,7 @@ def train_students(
     if len(rows) > 1 and _stateless(spec):
         return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
     each = zip(rows.split(1), lrs, seeds, strict=True)
-    look = in_precision(compiled(forward, accelerator), None)
+    look = without_autocast(compiled(forward, accelerator))
     return [_train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, look)[0] for own, lr, seed in each]
 
 
@@ -175,7 +177,7 @@ def _train_side_by_side(
 ) -> list[nn.Module]:
     """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps."""
     model = FlatModel.from_spec(spec).to(pool.device)
-    together = torch.func.vmap(model)
+    together = without_autocast(torch.func.vmap(model))
     thetas = torch.stack([model.init(derive_seed(seed, "init")) for seed in seeds])  # (E, P)
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)

@@ -410,15 +410,23 @@ class APM(BlockDistiller):
         return [Block(number, rows, classes[rows]) for number, rows in places]
 
     def identity(self) -> dict[str, Any]:
-        """Beside the data: the teachers' weights, the student and its augmentation."""
+        """Beside the data: the teachers' weights, the student, its augmentation and its schedule."""
         return {
             **super().identity(),
             "teachers": [teacher.digest for teacher in self.teachers],
             **({"teacher_rows": self.parts} if self.narrows else {}),
             "student": self.student.to_dict(),
             "dsa_strategy": self.strategy,
+            "student_schedule": self.student_schedule,
             "mixed_precision": str(self.accelerator.mixed_precision),
         }
+
+    @property
+    def student_schedule(self) -> dict[str, Any]:
+        """All that says how often and how students are trained, as JSON types: what no flag says among it."""
+        steps, period = self.config.max_steps, self.config.refresh_every
+        trained = sum(refreshes(t, steps, period) for t in range(steps))
+        return {"students": trained, "epochs": self.training.epochs, **self.training.to_config()}
 
     def initial(self, block: Block) -> Tensor:
         """The images that a group starts from, (B, C, H, W) float32 on the device: different real images, or noise."""
@@ -583,6 +591,7 @@ class APM(BlockDistiller):
                 "student": self.student.to_dict(),
                 "teachers": named,
                 "dsa_strategy": self.strategy,
+                "student_schedule": self.student_schedule,
                 "eval_lrs": list(self.protocol.lrs),
                 "label_loss": self.training.loss,
                 "mixed_precision": str(self.accelerator.mixed_precision),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,6 +319,22 @@ def test_a_run_is_not_continued_with_another(data, teacher, tmp_path, launch, ch
     }
     with pytest.raises(ValueError, match=rf"is of another run: its {changed}(\.kwargs\.width|\[0\])? is"):
         make(data, **{"teacher": teacher, "folder": tmp_path, "max_steps": 1, **other[changed]}).run()
+
+
+def test_a_run_that_was_begun_with_students_of_another_schedule_is_not_continued(data, teacher, tmp_path):
+    make(data, teacher, tmp_path, max_steps=1).run()
+    path = tmp_path / "blocks" / "run.json"
+    run = json.loads(path.read_text())
+    schedule = run.pop("student_schedule")
+    for before, changed in (
+        ({}, "student_schedule is None and here it is"),  # as runs of before wrote it
+        ({"student_schedule": {**schedule, "students": 2}}, "student_schedule.students is 2 and here it is 1"),
+        ({"student_schedule": {**schedule, "reset_momentum": True}}, "student_schedule.reset_momentum is True"),
+    ):
+        path.write_text(json.dumps({**run, **before}))
+        with pytest.raises(ValueError, match=rf"is of another run: its {changed}") as refused:
+            make(data, teacher, tmp_path, max_steps=1).run()
+        assert "\n" not in str(refused.value)
 
 
 # Precision
@@ -774,13 +791,18 @@ def test_shards_may_have_found_their_teacher_elsewhere_and_be_meant_for_other_ev
 
 
 def test_shards_that_overlap_lack_or_do_not_belong_together_are_refused_in_one_line(data, teacher, shards, tmp_path):
-    whole, (one, two, _) = shards
+    whole, (one, two, three) = shards
     other = make(data, teacher, tmp_path / "run", batch_syn=5, max_steps=3, shard="3/3", lr_img=2.0).run()
     other = other.save_pretrained(tmp_path / "other")
+    before = shutil.copytree(three, tmp_path / "before")  # as a shard of before the schedule was in it
+    config = json.loads((before / "distill_config.json").read_text())
+    del config["student_schedule"]
+    (before / "distill_config.json").write_text(json.dumps(config))
     for paths, says in (
         ([one, two], r"images lack; give the shards 3/3 too"),
         ([one, two, one], r"shard-1 and .*shard-1 both have image \d+; give each shard once"),
         ([one, two, other], r"other and .*shard-1 are of different runs: hyperparameters.lr_img is 2.0 and 1.0; join"),
+        ([one, two, before], r"before and .*shard-1 are of different runs: student_schedule is None and "),
         ([one, two, whole], r"whole is no shard of a set; expected the folder of a run with --shard"),
         ([], r"there are no shards to join"),
     ):
