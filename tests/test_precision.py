@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,13 +34,19 @@ from hf_distill.data.resampling import resized
 from hf_distill.distilled.labels import NetworkLabels
 from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
 from hf_distill.evaluation.students import train_students
-from hf_distill.methods import APM, RDED, APMConfig, RDEDConfig, SRe2L, SRe2LConfig
+from hf_distill.methods import APM, MTT, RDED, TESLA, APMConfig, MTTConfig, RDEDConfig, SRe2L, SRe2LConfig, TESLAConfig
+from hf_distill.methods.hello import update_in_prior
 from hf_distill.methods.patches import centred
-from hf_distill.networks.architectures import StudentSpec
+from hf_distill.methods.unroll import StudentStep
+from hf_distill.networks.architectures import FlatModel, StudentSpec
+from hf_distill.networks.priors import Prior
+from hf_distill.networks.projector import LabelProjector
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
 from hf_distill.training.experts import ExpertConfig, ExpertTrainer
+from hf_distill.training.projectors import ProjectorConfig, ProjectorStep
 from hf_distill.training.teachers import TeacherConfig, crop_flip, train_teacher
+from tests.helpers.clips import save_clip
 
 COUNT, SIDE = 6, 32
 SIZE = (SIDE, SIDE)
@@ -175,6 +184,47 @@ def students_under_dsa(train: RealImages, accelerator: Accelerator, folder: str)
     train_students(pool, pool.labels, torch.arange(20)[None], SPEC, protocol, 4, [0.01], [1], accelerator)
 
 
+def recovered_images(train: RealImages, accelerator: Accelerator, folder: str) -> None:
+    teacher = network(train)
+    teacher.model.features[1].running_var.mul_(2.0)  # as if it had seen data
+    config = SRe2LConfig(ipc=1, max_steps=3, jitter=2, output_dir=folder, disable_tqdm=True)
+    method = SRe2L(config, train, teachers=[teacher], accelerator=accelerator)
+    x, numbers = method.initial(method.blocks()[0]), uniform(0, (1,), torch.arange(3), CROP_DRAWS)
+    for t in range(4):
+        method.losses(method.view(x, t % 3, numbers, numbers[:, :2]), torch.arange(10), t)
+
+
+def matched_trajectories(train: RealImages, accelerator: Accelerator, folder: str) -> None:
+    flat, draw = FlatModel.from_spec(StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4})), generator(0, "steps")
+    start = flat.init(0)
+    rows = [torch.randperm(8, generator=draw)[:5] for _ in range(3)]
+    steps = [StudentStep(each, DSA("scale_rotate").sample(5, draw, (8, 8))) for each in rows]
+    images, labels = train.images(range(8)), train.labels[:8]
+    # With a rate of 0 the parameters, and so all that is shown, are the same in each precision.
+    for kind, config in ((MTT, MTTConfig()), (TESLA, TESLAConfig(label="hard"))):
+        method = kind.__new__(kind)
+        method.config, method.accelerator = config, accelerator
+        method.experts = SimpleNamespace(flat_model=lambda: flat)
+        method.student = method._student()
+        method.matching_gradient(start, start + 0.1, images, labels, steps, torch.tensor(0.0))
+
+
+def updated_tiles(train: RealImages, accelerator: Accelerator, folder: str) -> None:
+    prior = Prior.from_pretrained(save_clip("vit", Path(folder)))
+    originals = torch.rand(4, 3, 32, 32, generator=generator(0, "originals"))
+    update_in_prior(prior, resized(originals, (16, 16)).clamp(0, 1), originals, 1, 0.0, accelerator)
+
+
+def a_projector(train: RealImages, accelerator: Accelerator, folder: str) -> None:
+    prior, config = Prior.from_pretrained(save_clip("vit", Path(folder))), ProjectorConfig(prompts="simple")
+    names = [f"digit {name}" for name in train.class_names]
+    projector = LabelProjector(prior, names, train.preprocessing, templates="simple", lora=config.lora())
+    x, labels = train.images(range(6)), train.labels[:6]
+    step = ProjectorStep(projector.train(), config, accelerator)
+    for _ in range(2):
+        step(x, [network(train)], (labels, labels, torch.ones(6)), 0.0, 6)
+
+
 def a_teacher(train: RealImages, accelerator: Accelerator, folder: str) -> None:
     flags = {"student": "convnet_d1", "student_width": 4, "teacher_augment": "dsa"}
     config = TeacherConfig(teacher_epochs=2, batch_train=10, **flags)
@@ -193,7 +243,11 @@ def scores_of_crops(train: RealImages, accelerator: Accelerator, folder: str) ->
     method.crop_losses(rows, method.boxes(rows), 0)
 
 
-LOOKING = [students_of_apm, students_on_crops, students_under_dsa, a_teacher, an_expert, scores_of_crops]
+LOOKING = [
+    *(students_of_apm, students_on_crops, students_under_dsa, a_teacher, an_expert, scores_of_crops),
+    *(recovered_images, matched_trajectories, updated_tiles),
+    pytest.param(a_projector, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("look", LOOKING, ids=lambda look: look.__name__)
@@ -208,3 +262,20 @@ def test_networks_are_shown_the_same_images_in_every_precision(look, train, laun
     for (_, plain), (_, half) in zip(seen["no"], seen["bf16"], strict=True):
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, plain, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_students_that_trajectories_are_matched_with_are_float32_whatever_the_caller_is_in(norm, train):
+    pool = Pool(train.uint8(torch.arange(20)), train.labels[:20], preprocessing=train.preprocessing)
+    spec = replace(SPEC, kwargs={"width": 4, "norm": norm})  # two of the first kind train side by side
+    protocol = EvalProtocol("short", epochs=3, full_data_epochs=1)
+
+    def trained() -> list[Tensor]:
+        rows = torch.arange(20).expand(2, -1)
+        models = train_students(pool, pool.labels, rows, spec, protocol, 3, [0.1, 0.1], [1, 2])
+        return [value for model in models for value in model.state_dict().values()]
+
+    expected = trained()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = trained()
+    assert all(torch.equal(one, other) for one, other in zip(inside, expected, strict=True))

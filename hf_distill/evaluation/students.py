@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..augmentation.dsa import DSA, DsaParams
 from ..data.feed import Pool, upload
-from ..data.precision import without_autocast
 from ..distilled.labels import LabelSource
 from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
@@ -146,11 +145,13 @@ def train_students(
         raise ValueError(f"protocol {protocol.name!r} is a {type(protocol).__name__}; expected an EvalProtocol")
     if not isinstance(targets, Tensor):
         targets = RowTargets(pool, targets, rows)
-    if len(rows) > 1 and _stateless(spec):
-        return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
-    each = zip(rows.split(1), lrs, seeds, strict=True)
-    look = without_autocast(compiled(forward, accelerator))
-    return [_train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, look)[0] for own, lr, seed in each]
+    with torch.autocast(pool.device.type, enabled=False):  # backward passes too would be in that of the caller
+        if len(rows) > 1 and _stateless(spec):
+            return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
+        each, look = zip(rows.split(1), lrs, seeds, strict=True), compiled(forward, accelerator)
+        return [
+            _train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, look)[0] for own, lr, seed in each
+        ]
 
 
 def students_at_once(spec: StudentSpec, count: int, protocol: TrainingProtocol, device: torch.device) -> int:
@@ -177,7 +178,7 @@ def _train_side_by_side(
 ) -> list[nn.Module]:
     """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps."""
     model = FlatModel.from_spec(spec).to(pool.device)
-    together = without_autocast(torch.func.vmap(model))
+    together = torch.func.vmap(model)
     thetas = torch.stack([model.init(derive_seed(seed, "init")) for seed in seeds])  # (E, P)
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)

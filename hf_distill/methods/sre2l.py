@@ -54,7 +54,7 @@ from ..distilled.labels import NetworkLabels
 from ..engine.blocks import Block, BlockDistiller
 from ..engine.method import Preparation
 from ..hub.cards import Paper
-from ..networks.compiling import compiled
+from ..networks.compiling import compiled, forward, in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
 from ..training.teachers import NamedTeachers, TeacherConfig, find_teachers
@@ -105,19 +105,25 @@ def placing(start: int, length: int, size: int, flip: bool, offset: int, device:
 
 
 def terms(
-    model: nn.Module, statistics: BatchNormStatistics, x: Tensor, labels: Tensor, config: "SRe2LConfig"
+    look: Callable[[nn.Module, Tensor], Tensor],
+    model: nn.Module,
+    statistics: BatchNormStatistics,
+    x: Tensor,
+    labels: Tensor,
+    config: "SRe2LConfig",
 ) -> dict[str, Tensor]:
     """The terms of L for views `x` (B, C, H, W), without their weights ("bn"), with them ("bn_weighted"), and "loss".
 
     All that is compiled: the views are made outside, for each has another box.
 
     Args:
+        look: The forward pass of a network, with logits (B, K) float32.
         model: φ.
         statistics: Of its BatchNorm layers.
         labels: (B,) logits of φ that are to be large.
         config: The weights.
     """
-    values = {"ce": F.cross_entropy(model(x).float(), labels), "bn": statistics.loss(config.first_bn_multiplier)}
+    values = {"ce": F.cross_entropy(look(model, x), labels), "bn": statistics.loss(config.first_bn_multiplier)}
     weights = {"bn": config.r_bn, "tv": config.r_tv, "l2": config.r_l2}
     for name, measure in (("tv", total_variation), ("l2", mean_norm)):
         if weights[name]:
@@ -250,6 +256,7 @@ class SRe2L(BlockDistiller):
         self.statistics = [BatchNormStatistics(teacher.model) for teacher in self.teachers]
         self.preprocessing = self.teachers[0].preprocessing
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
+        self._answer = in_precision(forward, self.accelerator)
         self._terms = compiled(terms, self.accelerator)
         self._warned = False  # that one part of L drowns the other
 
@@ -309,10 +316,11 @@ class SRe2L(BlockDistiller):
         return rows @ x @ columns.T
 
     def losses(self, x: Tensor, labels: Tensor, t: int) -> dict[str, Tensor]:
-        """The `terms` of L with the teacher of iteration `t`, in the launcher's precision."""
+        """The `terms` of L with the teacher of iteration `t`, which looks in the launcher's precision."""
         turn = t % len(self.teachers)
-        with self.accelerator.autocast(), self.statistics[turn] as statistics:
-            return self._terms(self.teachers[turn].model, statistics, x, self.targets[turn][labels], self.config)
+        model, targets = self.teachers[turn].model, self.targets[turn][labels]
+        with self.statistics[turn] as statistics:
+            return self._terms(self._answer, model, statistics, x, targets, self.config)
 
     @property
     def iterations(self) -> int:
