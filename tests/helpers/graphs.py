@@ -9,6 +9,12 @@ UNORDERED = re.compile(
     "GridSampler|Upsample|(Reflection|Replication)Pad|Adaptive(Avg|Max)Pool|(Avg|Max|Fractional)Pool3|MaxPool|MaxUnpool|"
     "Scatter|IndexAdd|IndexSelect|Gather|Embedding|Cumsum|RepeatInterleave|NllLoss2D|Ctc|Put(?!Backward)"
 )
+# The same among what is computed, whoever asked for it; what only gathers has no sum.
+UNORDERED_OPERATION = re.compile(
+    "grid_sampler.*_backward|upsample.*_backward|(reflection|replication)_pad.*_backward|adaptive.*pool.*_backward|"
+    "(avg|max|fractional)_pool3d.*_backward|max_pool2d.*_backward|max_unpool|scatter_(add|reduce)|index_(add|reduce)|"
+    "_?embedding.*_backward|cumsum|nll_loss2d|ctc_loss|^put"
+)
 
 
 def nodes(tensor: Tensor) -> set[str]:

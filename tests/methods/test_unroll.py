@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_distill.augmentation import sampling
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.methods.unroll import Student, StudentStep, adjoint_unroll, full_unroll
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.rng import generator
-from tests.helpers.graphs import UNORDERED, nodes
+from tests.helpers.graphs import UNORDERED, UNORDERED_OPERATION, nodes
 
 CLASSES, IMAGES, SIZE = 3, 7, 8
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -305,6 +307,41 @@ def test_no_part_of_the_gradient_is_one_that_an_accelerator_adds_up_in_any_order
     passed = nodes(gradient.square().sum())
     assert len(passed) > 20  # the second order is in it
     assert not [name for name in passed if UNORDERED.search(name)]
+
+
+class Ordered(TorchDispatchMode):
+    """All that is computed, as a context in which a sum of scattered parts is refused; one part of each is no sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.passed.add(name)
+        alone = name == "index_add_" and len(args[2].unique()) == len(args[2])
+        if UNORDERED_OPERATION.search(name) and not alone:
+            raise AssertionError(f"{func} adds up in any order")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("unroll", [full_unroll, adjoint_unroll])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_whole_gradient_as_an_accelerator_computes_it_scatters_nothing(monkeypatch, operation, unroll):
+    *first, steps, lr = problem(strategy=operation, momentum=0.9)
+    order = generator(1, "order")  # as a draw has it: an image is in a step once
+    steps = [StudentStep(torch.randperm(IMAGES, generator=order)[:5], step.augment) for step in steps]
+    inputs = (*first, steps, lr)
+    expected = unroll(*inputs)
+    if operation in ("scale", "rotate"):  # of which a CPU has a way of its own, that is not an accelerator's
+        with pytest.raises(AssertionError, match="grid_sampler_2d_backward"), Ordered():
+            unroll(*inputs)
+    monkeypatch.setattr(sampling, "IN_ORDER", frozenset())
+    with Ordered() as ordered:
+        gathered = unroll(*inputs)
+    assert ("gather" in ordered.passed) or operation not in ("crop", "scale", "rotate")
+    assert error(gathered.pixels, expected.pixels) < 1e-10
+    assert error(gathered.lr, expected.lr) < 1e-10
 
 
 @pytest.fixture
