@@ -10,7 +10,9 @@ from .labels import LabelSource
 def targets_of(pool: Pool, source: LabelSource, rows: Tensor | None = None) -> Tensor:
     """The labels that `source` gives to images of `pool`: classes (n,), or logits (n, K) as float16.
 
-    Logits travel as that, and are halved part by part: those of all of ImageNet-1K are gigabytes.
+    Logits travel as that, and are halved part by part: those of all of ImageNet-1K are gigabytes. Parts are of one size
+    for every network, for the last bits of logits depend on how many images were together, and these labels are stored
+    and trained on; with networks that see whole batches the labels themselves depend on it.
 
     Args:
         pool: The images.

@@ -290,9 +290,7 @@ class _RealSets:
             cases += self._cases(name, rows, trial, protocol, protocol.epochs)
         return cases
 
-    def _cases(
-        self, name: str, rows: Tensor, trial: Tensor, protocol: TrainingProtocol, epochs: int
-    ) -> list[Case]:
+    def _cases(self, name: str, rows: Tensor, trial: Tensor, protocol: TrainingProtocol, epochs: int) -> list[Case]:
         """For each student the case of classes, and that of the teacher's labels."""
         targets: dict[str, Tensor | LabelSource] = {"hard": self.pool.labels}
         if self.teacher is not None:
