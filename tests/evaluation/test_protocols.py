@@ -31,6 +31,7 @@ def test_the_rate_of_rded_ends_at_half(name):
         *[(1, 10, 10), (10, 10, 50), (50, 10, 100)],  # CIFAR-10, Imagenette, Imagewoof
         *[(1, 200, 100), (10, 200, 100), (50, 200, 100)],  # Tiny-ImageNet
         *[(5, 10, 10), (20, 10, 50), (200, 1000, 200), (1, 3, 3), (1, 1, 2)],  # others take those of the next smaller
+        *[(10, 99, 50), (10, 101, 100), (10, 500, 100), (50, 21841, 200)],
     ],
 )
 @pytest.mark.parametrize("name", ["rded", "hello"])
