@@ -38,6 +38,18 @@ UNREADABLE = (
     MemoryError,
 )
 PLAIN = "?bhilqBHILQefd"  # types of arrays that become tensors
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+# A file whose content takes more bytes than both is one that was made to exhaust the memory.
+LARGE = 2**30
+GROWTH = 200  # times the file
+# The same for lists that are stored once and referred to in many places.
+ENTRIES = 10**6
+REPEATS = 10  # times the entries that are stored
+
+
+class _RefusedError(ValueError):
+    """The file is what it is meant to be, and is not read."""
 
 
 class _Kind:
@@ -99,17 +111,106 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, _plain(array.dtype, str(array.dtype)).newbyteorder("="), order="C"))
 
 
-def _with_tensors(content: Any) -> Any:
-    """`content` with tensors in place of arrays."""
-    if isinstance(content, _Array):
-        if content.tensor is None:
-            raise TypeError("an array without content")
-        return content.tensor
-    if isinstance(content, dict):
-        return {key: _with_tensors(value) for key, value in content.items()}
-    if type(content) in (list, tuple):
-        return type(content)(_with_tensors(value) for value in content)
-    return content
+def _check_tensor(path: Path, tensor: Tensor) -> None:
+    """Raise a `ValueError` unless a tensor is what an array of numbers is."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided:
+        kind = "sparse"
+    elif tensor.is_meta:
+        kind = "meta"
+    elif tensor.dtype in (torch.bool, *FLOATS, *INTEGERS):
+        return
+    raise _RefusedError(
+        f"{path} holds a {kind} tensor; expected dense tensors of numbers, with their values: save it again as such"
+    )
+
+
+def _check_bytes(path: Path, size: int, what: str) -> None:
+    """Raise a `ValueError` where `size` bytes are more than a file can mean."""
+    stored = path.stat().st_size
+    if size > max(LARGE, GROWTH * stored):
+        raise _RefusedError(
+            f"{path} is refused: {what} {size:,} bytes of a file of {stored:,}, more than {GROWTH} times as many; ask "
+            "its authors for a file of the images themselves"
+        )
+
+
+class _Unpickled:
+    """What a `.pt` file holds, with tensors in place of arrays.
+
+    What a pickle refers to in several places is converted once, and is one object in several places again.
+
+    Args:
+        path: The file, for messages.
+
+    Attributes:
+        stored: Entries of dicts, lists and tuples that were converted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.stored = path, 0
+        self.done: dict[int, tuple[Any, int, int] | None] = {}  # by id; None while it is being converted
+
+    def convert(self, content: Any) -> tuple[Any, int, int]:
+        """`content` converted, and its entries and the bytes of its tensors, counted in each place anew.
+
+        Raises:
+            TypeError: An array of no content, or of other things than numbers.
+            ValueError: A tensor that is none of plain numbers, or a list that holds itself.
+        """
+        if isinstance(content, _Array):
+            if content.tensor is None:
+                raise TypeError("an array without content")
+            content = content.tensor
+        if isinstance(content, Tensor):
+            _check_tensor(self.path, content)
+            return content, 1, content.numel() * content.element_size()
+        if not isinstance(content, dict) and type(content) not in (list, tuple):
+            return content, 1, 0
+        if id(content) in self.done:
+            known = self.done[id(content)]
+            if known is None:
+                raise ValueError("a list that holds itself")
+            return known
+        self.done[id(content)] = None
+        parts = list(map(self.convert, content.values() if isinstance(content, dict) else content))
+        values = [part[0] for part in parts]
+        self.stored += 1 + len(parts)
+        converted = dict(zip(content, values, strict=True)) if isinstance(content, dict) else type(content)(values)
+        self.done[id(content)] = known = converted, 1 + sum(p[1] for p in parts), sum(p[2] for p in parts)
+        return known
+
+
+def _with_tensors(path: Path, content: Any) -> Any:
+    """`content` with tensors in place of arrays.
+
+    Raises:
+        TypeError: An array of other things than numbers.
+        ValueError: There are other tensors than plain ones, or more of anything than the file can mean.
+    """
+    unpickled = _Unpickled(path)
+    converted, entries, size = unpickled.convert(content)
+    if entries > max(ENTRIES, REPEATS * unpickled.stored):
+        raise _RefusedError(
+            f"{path} is refused: its lists hold one another, {entries:,} entries by {unpickled.stored:,} that are "
+            "stored; ask its authors for a file of plain tensors"
+        )
+    _check_bytes(path, size, "its tensors declare")
+    return converted
+
+
+def _zipped(path: Path) -> list[zipfile.ZipInfo]:
+    """The parts of a zip file, none for another file.
+
+    Raises:
+        ValueError: They would be unpacked to more than a file can mean.
+    """
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    _check_bytes(path, sum(part.file_size for part in parts), "its parts unpack to")
+    return parts
 
 
 def _can_be_mapped(path: Path) -> bool:
@@ -117,11 +218,12 @@ def _can_be_mapped(path: Path) -> bool:
 
     Raises:
         BadZipFile: A part is not what its sum says. A sum of 0 is one that torch was told not to compute.
+        ValueError: Its parts would be unpacked to more than a file can mean.
     """
-    if not zipfile.is_zipfile(path):
+    parts = _zipped(path)
+    if not parts:
         return False
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
         for part in parts:
             if part.CRC:
                 with archive.open(part) as content:
@@ -136,16 +238,19 @@ def load_pt(path: Path) -> Any:
     Arrays of numpy become tensors, and its numbers those of Python.
 
     Raises:
-        ValueError: It is none, is damaged, or needs code to be read.
+        ValueError: It is none, is damaged, or needs code to be read; it has tensors of other things than plain numbers,
+            or was made to exhaust the memory.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a .pt file that torch.save wrote")
     path.open("rb").close()  # who may not read it is told so
     try:
         with torch.serialization.safe_globals(NUMPY), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            warnings.filterwarnings("ignore", "Detected pickle protocol|Validating sparse tensor invariants")
             mapped = _can_be_mapped(path)
-            return _with_tensors(torch.load(path, map_location="cpu", mmap=mapped, weights_only=True))
+            return _with_tensors(path, torch.load(path, map_location="cpu", mmap=mapped, weights_only=True))
+    except _RefusedError:
+        raise
     except UNREADABLE as error:
         needs = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needs:
@@ -168,7 +273,7 @@ def load_arrays(path: Path) -> Any:
     """The content of a `.npy` file, a tensor, or of a `.npz` file, tensors by name; words stay lists of words.
 
     Raises:
-        ValueError: It is none, is damaged, or holds objects, which are pickled.
+        ValueError: It is none, is damaged, holds objects, which are pickled, or was made to exhaust the memory.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a .npy or .npz file that numpy wrote")
@@ -177,11 +282,14 @@ def load_arrays(path: Path) -> Any:
         return array.tolist() if array.dtype.kind == "U" else as_tensor(array)
 
     try:
+        _zipped(path)
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return plain(content)
         with content:
             return {name: plain(content[name]) for name in content.files}
+    except _RefusedError:
+        raise
     except UNREADABLE as error:
         if "allow_pickle" in str(error):
             raise ValueError(

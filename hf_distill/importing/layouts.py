@@ -194,7 +194,7 @@ def _as_labels(labels: Any, path: Path) -> Tensor:
             raise ValueError(f"the labels of {path} are a list of no numbers; expected (N,) or (N, K)") from error
     if not isinstance(labels, Tensor):
         raise ValueError(f"the labels of {path} are a {type(labels).__name__}; expected a tensor (N,) or (N, K)")
-    return labels.byte() if labels.dtype == torch.bool else labels
+    return labels if labels.is_floating_point() else labels.long()
 
 
 def _read_tensor(path: Path, images: Tensor, labels_key: str | None) -> StoredImages:

@@ -412,6 +412,75 @@ def test_pickles_of_other_protocols_are_read_or_refused_by_name(legacy, tmp_path
         refuse(path, "pickle protocol above 3")
 
 
+# Files that were made to exhaust the memory
+
+
+def declaring(path: Path, size: int) -> Path:
+    """The same zip file, whose last part is said to unpack to `size` bytes."""
+    content = bytearray(packed(path, zipfile.ZIP_DEFLATED).read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # in the directory at the end; the format's book has the size 24 bytes on
+    content[entry + 24 : entry + 28] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.npz"])
+def test_compressed_parts_that_would_fill_the_memory_are_not_unpacked(name, tmp_path):
+    path = tmp_path / name
+    saved(path, {"images": syn()}) if name == "x.pt" else np.savez(path, images=syn().numpy())
+    refuse(declaring(path, 3 * 2**30), "is refused", "unpack to", "bytes of a file of")
+
+
+def test_tensors_that_declare_far_more_than_is_stored_are_refused(tmp_path):
+    one = torch.zeros(1)
+    refuse(saved(tmp_path / "x.pt", {"images": one.expand(10**6, 3, 32, 32)}), "is refused", "its tensors declare")
+    part = one.expand(1000, 3, 32, 32)
+    refuse(saved(tmp_path / "x.pt", [part] * 100), "is refused", "its tensors declare")
+
+
+def test_lists_that_hold_one_another_are_read_once_or_refused(tmp_path):
+    shared: list = [0] * 10
+    for _ in range(3):
+        shared = [shared] * 10
+    path = saved(tmp_path / "x.pt", {"images": syn(), "labels": shuffled(), "more": shared})
+    assert torch.equal(import_images(path, **GIVEN).labels, shuffled())
+    more = load_pt(path)["more"]
+    assert more == shared
+    assert all(part is more[0] for part in more)
+    for _ in range(20):
+        shared = [shared] * 10
+    refuse(saved(path, {"images": syn(), "more": shared}), "is refused", "hold one another")
+    itself: list = []
+    itself.append(itself)
+    refuse(saved(path, {"images": syn(), "more": itself}), "a list that holds itself")
+
+
+# Tensors that are more than numbers
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (syn().to_sparse(), "sparse"),
+        (torch.empty(6, 3, 8, 8, device="meta"), "meta"),
+        (syn().to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (syn().to(torch.complex64), "complex64"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tensors_of_anything_but_plain_numbers_are_refused(tensor, kind, tmp_path):
+    refuse(saved(tmp_path / "x.pt", {"images": tensor, "labels": shuffled()}), f"holds a {kind} tensor")
+    refuse(saved(tmp_path / "x.pt", {"images": syn(), "labels": tensor[:, 0, 0, 0]}), f"holds a {kind} tensor")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint16, torch.uint32, torch.uint64])
+def test_classes_may_be_integers_of_any_kind(kind, tmp_path):
+    path = saved(tmp_path / "x.pt", {"images": syn(), "labels": shuffled().to(kind)})
+    assert torch.equal(import_images(path, **GIVEN).labels, shuffled())
+    saved(path, {"images": syn(), "labels": F.one_hot(shuffled(), 3).to(kind)})
+    assert torch.equal(import_images(path, **GIVEN).labels, shuffled())
+
+
 # Arrays that are more than numbers
 
 
