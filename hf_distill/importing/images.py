@@ -127,8 +127,10 @@ def _split_labels(labels: Tensor | None, count: int, names: list[str], what: str
         logger.warning("%s has no labels: %d images for each class, class after class", what, count // classes)
         return blocks, None
     labels = labels.detach()
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    for shape in ((count,), (count, classes)):  # with axes of length 1 before, between or after these
+        if labels.numel() == math.prod(shape) and [n for n in labels.shape if n > 1] == [n for n in shape if n > 1]:
+            labels = labels.reshape(shape)
+            break
     if labels.shape not in ((count,), (count, classes)):
         raise ValueError(
             f"the labels of {what} have shape {tuple(labels.shape)}; expected ({count},), or ({count}, {classes}) for "

@@ -1,8 +1,8 @@
 """Images and labels in the files of other programs: which tensor is which, in the layouts of `hf_distill.importing`."""
 
 import logging
+import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from .files import as_tensor, load_arrays, load_pt
 logger = logging.getLogger(__name__)
 
 LABELS = ("labels", "targets", "target", "label", "y")
-OTHER = ("pixel_values", "soft_labels", "lr", "mean", "std", "class_names", "accs_all_exps")
+OTHER = ("pixel_values", "class_names", "accs_all_exps")
+STATISTICS = ("mean", "std", "zca_mean", "zca_values", "zca_vectors")
 FILES = (".pt", ".pth", ".npy", ".npz")
 NONE = "none"
 
@@ -63,16 +64,26 @@ def _is_images(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
-def _count(images: Any) -> int:
-    return sum(map(len, images)) if isinstance(images, (list, tuple)) else len(images)
+def _shape(images: Any) -> tuple[int, ...]:
+    """That of a tensor of images, or of those of all classes together."""
+    if isinstance(images, (list, tuple)):
+        return (sum(map(len, images)), *images[0].shape[1:])
+    return tuple(images.shape)
+
+
+def _axes(value: Any) -> tuple[int, ...]:
+    """The shape of a tensor, or of lists in one another by the first of each; () for anything else."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if not isinstance(value, (list, tuple)):
+        return ()
+    return (len(value), *(_axes(value[0]) if value else ()))
 
 
 def _is_rows(value: Any, count: int) -> bool:
-    """True for a number or a row of numbers for each of `count` images."""
-    if isinstance(value, Tensor):
-        return value.ndim in (1, 2) and len(value) == count
-    numbers = isinstance(value, (list, tuple)) and len(value) == count
-    return numbers and all(isinstance(part, (int, float, list, tuple, Tensor)) for part in value)
+    """True for numbers or words that could be labels of `count` images, whichever axis these lie on."""
+    axes = _axes(value)
+    return len(axes) < 4 and count in axes and 0 not in axes
 
 
 def _is_whole(value: Any) -> bool:
@@ -91,9 +102,23 @@ def _parts(content: Any, prefix: str = "") -> dict[str, Any]:
     return {name: part for key, value in inside for name, part in _parts(value, f"{prefix}{key}.").items()}
 
 
-def _is_other(name: str) -> bool:
-    """True where a name says that something is neither images nor labels that could be meant."""
-    return any(word in OTHER or word.startswith("zca_") for word in name.split("."))
+def _is_other(name: str, value: Any, sizes: tuple[int, ...]) -> bool:
+    """True where name and shape say that something is neither images nor labels that could be meant.
+
+    Args:
+        name: Of the part.
+        value: Its content.
+        sizes: Of an image: (C, H, W), or (H, W, C).
+    """
+    words, numbers = name.split("."), math.prod(_axes(value))
+    if any(word in OTHER for word in words):
+        return True
+    if words[-1] == "lr":
+        return numbers == 1
+    whole = math.prod(sizes)
+    channels = {1, *sizes[:1], *(size for size in sizes[-1:] if size in (1, 3))}
+    shapes = {whole} if words[-1].startswith("zca_") else channels
+    return words[-1] in STATISTICS and numbers in ({whole**2} if words[-1] == "zca_vectors" else shapes)
 
 
 def _asked_for(parts: dict[str, Any], key: str, flag: str, path: Path) -> str:
@@ -109,7 +134,8 @@ def _images_in(path: Path, parts: dict[str, Any], key: str | None) -> str:
     names = [
         name
         for name, value in parts.items()
-        if _is_images(value) or (name.split(".")[-1] == "images" and isinstance(value, Tensor))
+        if (_is_images(value) and name.split(".")[-1] not in STATISTICS)
+        or (name.split(".")[-1] == "images" and isinstance(value, Tensor))
     ]
     if "images" in names:  # as pixels, beside what was optimised
         names = [name for name in names if name != "pixel_values"]
@@ -127,13 +153,17 @@ def _images_in(path: Path, parts: dict[str, Any], key: str | None) -> str:
     return names[0]
 
 
-def _labels_in(path: Path, parts: dict[str, Any], count: int, key: str | None, images: str | None) -> str | None:
-    """The name of the labels of `count` images among `parts`; those that only could be are asked about."""
+def _labels_in(
+    path: Path, parts: dict[str, Any], shape: tuple[int, ...], key: str | None, images: str | None
+) -> str | None:
+    """The name of the labels of images of `shape` among `parts`; those that only could be are asked about."""
     if key == NONE:
         return None
     if key is not None:
         return _asked_for(parts, key, "--labels_key", path)
-    names = [name for name in parts if name != images and not _is_other(name)]
+    count, within = shape[0], "" if images is None else images.rpartition(".")[0]
+    own = set() if images is None else {images, f"{within}.soft_labels" if within else "soft_labels"}
+    names = [name for name, value in parts.items() if name not in own and not _is_other(name, value, shape[1:])]
     second = f"{images[:-1]}1" if images is not None and images.split(".")[-1] == "0" else None
     if second is not None and f"{images[:-1]}2" in parts:
         second = None  # no pair
@@ -163,19 +193,19 @@ def read_images(
     if isinstance(content, Tensor):
         read = _read_tensor(path, content, own_key)
     elif images_key is None and isinstance(inner, (list, tuple)) and len(inner) and all(map(_is_pair, inner)):
-        read = _read_experiments(path, inner, experiment)
+        read = _read_experiments(path, content, experiment, own_key)
     else:
         read = _read_parts(path, content, images_key, own_key)
-    count = _count(read.images)
+    shape = _shape(read.images)
     if labels is not None:
         within = _parts(_load(labels))
-        name = "" if list(within) == [""] else _labels_in(labels, within, count, labels_key, None)
+        name = "" if list(within) == [""] else _labels_in(labels, within, shape, labels_key, None)
         if name is None:
             raise ValueError(f"{labels} holds {', '.join(within)[:100]}; name the labels in it with --labels_key")
         read.labels, read.soft_labels = within[name], None
         read.files = [*read.files[:1], labels]
     elif read.labels is None and read.soft_labels is None and labels_key is None:
-        _ask_for_labels_beside(path, count)
+        _ask_for_labels_beside(path, shape)
     if read.labels is not None:
         read.labels = _as_labels(read.labels, path)
     return read
@@ -216,7 +246,7 @@ def _read_tensor(path: Path, images: Tensor, labels_key: str | None) -> StoredIm
     return read
 
 
-def _ask_for_labels_beside(path: Path, count: int) -> None:
+def _ask_for_labels_beside(path: Path, shape: tuple[int, ...]) -> None:
     """Raise a `ValueError` where a file beside images without labels could hold these."""
     most = max(path.stat().st_size, 2**16)  # labels are not larger than their images
     for file in sorted(path.parent.iterdir()):
@@ -231,26 +261,38 @@ def _ask_for_labels_beside(path: Path, count: int) -> None:
             if named:
                 raise
             continue  # another program's
-        if not any(map(_is_images, parts.values())) and any(_is_rows(value, count) for value in parts.values()):
+        if any(map(_is_images, parts.values())):
+            continue
+        if any(_is_rows(part, shape[0]) and not _is_other(name, part, shape[1:]) for name, part in parts.items()):
             raise ValueError(
-                f"{path} has no labels, and {file.name} beside it holds a row for each of {count} images: give "
+                f"{path} has no labels, and {file.name} beside it holds a row for each of {shape[0]} images: give "
                 f"--labels {file}, or --labels_key {NONE} where these are no labels"
             )
 
 
-def _read_experiments(path: Path, data: Sequence[Any], experiment: int) -> StoredImages:
+def _read_experiments(path: Path, content: Any, experiment: int, labels_key: str | None) -> StoredImages:
+    """One of the pairs in a list of such, which may be the `data` of a dict; what lies beside them could be labels."""
+    data, parts, within = content, {}, ""
+    if isinstance(content, dict):
+        data, within = content["data"], "data."
+        parts = _parts({name: value for name, value in content.items() if name != "data"})
     if not 0 <= experiment < len(data):
         raise ValueError(f"{path} holds {len(data)} experiments; --experiment is {experiment}, counted from 0")
     if len(data) > 1:
         logger.info("%s holds %d experiments: reading number %d", path, len(data), experiment)
+    name = f"{within}{experiment}.0"
     images, labels = data[experiment]
-    return StoredImages(images, labels, f"experiments, number {experiment} of {len(data)}", [path])
+    parts = {f"{within}{experiment}.1": labels, **parts}
+    label = _labels_in(path, parts, _shape(images), labels_key, name)
+    return StoredImages(
+        images, None if label is None else parts[label], f"experiments, number {experiment} of {len(data)}", [path]
+    )
 
 
 def _read_parts(path: Path, content: Any, images_key: str | None, labels_key: str | None) -> StoredImages:
     parts = _parts(content)
     name = _images_in(path, parts, images_key)
-    label = _labels_in(path, parts, _count(parts[name]), labels_key, name)
+    label = _labels_in(path, parts, _shape(parts[name]), labels_key, name)
     within = name.rpartition(".")[0]
     beside = {key: parts.get(f"{within}.{key}" if within else key) for key in ("lr", "soft_labels", "class_names")}
     read = StoredImages(parts[name], None if label is None else parts[label], "dict", [path], lr=beside["lr"])

@@ -258,6 +258,72 @@ def test_what_could_be_labels_is_asked_about(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cls", shuffled()[None]),
+        ("cls", shuffled()[None].tolist()),
+        ("logits", LOGITS[:, :, None]),
+        ("logits", LOGITS.T),
+        ("zca_targets", shuffled()),
+        ("mean", shuffled().float()),
+        ("std", LOGITS),
+        ("zca_mean", shuffled()),
+        ("lr", shuffled() / 10),
+        ("names", ["eel", "eel", "cat", "cat", "dog", "dog"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_anything_with_an_axis_for_the_images_is_asked_about(name, value, tmp_path):
+    path = saved(tmp_path / "x.pt", {"images": syn(), name: value})
+    refuse(path, f"holds {name} for 6 images", f"--labels_key {name}")
+    saved(path, {"syn": {"images": syn()}, name: value})
+    refuse(path, f"holds {name} for 6 images", f"--labels_key {name}")
+
+
+def test_soft_labels_that_are_not_those_of_the_images_are_asked_about(tmp_path):
+    path = saved(tmp_path / "x.pt", {"syn": {"images": syn(), "labels": shuffled()}, "soft_labels": LOGITS})
+    refuse(path, "holds syn.labels and soft_labels")
+    saved(path, {"syn": {"images": syn(), "labels": shuffled(), "soft_labels": LOGITS}})
+    assert torch.equal(import_images(path, **GIVEN).soft_labels, LOGITS.half())
+
+
+@pytest.mark.parametrize("labels", [shuffled()[None], shuffled()[None, :, None], LOGITS[:, :, None], LOGITS[None]])
+def test_axes_of_one_are_left_out_of_labels(labels, tmp_path):
+    distilled = import_images(saved(tmp_path / "x.pt", {"images": syn(), "labels": labels}), **GIVEN)
+    assert torch.equal(distilled.labels, shuffled())
+    assert (distilled.soft_labels is None) == (labels.numel() == 6)
+
+
+def test_one_image_of_one_class_keeps_its_labels(tmp_path):
+    for count, names in ((1, ["cat"]), (1, NAMES), (3, ["cat"])):
+        logits = noise(count, len(names), seed=1) + 9 * F.one_hot(torch.zeros(count).long(), len(names))
+        path = saved(tmp_path / "x.pt", {"images": noise(count, 3, 8, 8), "labels": logits})
+        if names == NAMES:
+            assert torch.equal(import_images(path, **GIVEN).soft_labels, logits.half())
+        else:
+            refuse(path, "expected whole numbers", class_names=names)
+
+
+def test_statistics_of_the_images_are_no_labels(tmp_path):
+    statistics = {"mean": torch.rand(1, 3, 1, 1), "std": torch.rand(3, 1, 1), "lr": torch.tensor([0.1])}
+    statistics |= {"zca_mean": noise(192), "zca_vectors": noise(192, 192), "zca_values": noise(192)}
+    content = {"images": noise(192, 3, 8, 8), "labels": torch.arange(192) % 3, **statistics}
+    assert len(import_images(saved(tmp_path / "x.pt", {"a": content}), **GIVEN)) == 192
+    three = {"images": syn(1), **{name: statistics[name] for name in ("mean", "lr")}}
+    assert torch.equal(import_images(saved(tmp_path / "x.pt", three), **GIVEN).labels, torch.arange(3))
+
+
+def test_labels_beside_pairs_of_experiments_are_asked_about(tmp_path):
+    path = saved(tmp_path / "x.pt", {"data": [[syn(), blocks()], [syn(seed=1), blocks()]], "targets": shuffled()})
+    refuse(path, "holds data.1.1 and targets", "--labels_key data.1.1", experiment=1)
+    assert torch.equal(import_images(path, **GIVEN, labels_key="targets").labels, shuffled())
+    asked = import_images(path, **GIVEN, experiment=1, labels_key="data.1.1")
+    assert torch.equal(asked.labels, blocks())
+    assert torch.equal(asked.pixel_values, syn(seed=1))
+    refuse(path, "has no 'y', which --labels_key names", labels_key="y")
+
+
+@pytest.mark.parametrize(
     ("images", "beside"),
     [("x.pt", "y.pt"), ("data.pt", "targets.npy"), ("syn.pt", "syn_label.pth"), ("images_500.pt", "labels_best.pt")],
 )
