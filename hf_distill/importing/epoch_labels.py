@@ -12,6 +12,8 @@ import hashlib
 import logging
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ from ..augmentation.recorded_views import recorded_config
 from ..data.feed import Pool
 from ..distilled.epoch_labels import FORMAT_VERSION, EpochLabels, images_sha256, store
 from .evidence import CERTAIN, LabelEvidence
-from .files import load_pt
+from .files import load_pt, require_empty
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +69,16 @@ def import_epoch_labels(
         folder: Holds `epoch_<e>/batch_<b>.tar`, from 0.
         pool: The images that were labelled, in the order of an `ImageFolder`: class after class.
         class_names: Of the images, one for each logit.
-        directory: A new folder.
+        directory: A new or empty folder; it is written to when all labels are read and believed.
         order_seed: Of the sampler that dealt the images.
         source: `RealImages.provenance` of what the images were made of.
         disable_tqdm: No progress bar.
 
     Raises:
         ValueError: Files are missing, hold something else or need code to be read, or are of other images or classes,
-            or of these in another order.
+            or of these in another order; or `directory` is not empty.
     """
+    require_empty(directory)
     folder, directory, count, size = Path(folder), Path(directory), len(pool), tuple(pool.shape[1:])
     files = _epochs(folder)
     first = _batch(files[0][0], size)
@@ -113,9 +116,20 @@ def import_epoch_labels(
             "order_seed": order_seed,
         },
     }
-    labels = store(directory, config, make, source=source, accelerator=Accelerator(), disable_tqdm=disable_tqdm)
+    there = directory.resolve()
+    there.parent.mkdir(parents=True, exist_ok=True)
+    # All epochs are evidence, so nothing of an import that was refused or interrupted is gone on with.
+    aside = Path(tempfile.mkdtemp(prefix=".importing-", dir=there.parent))
+    try:
+        new = aside / there.name  # which its card names
+        store(new, config, make, source=source, accelerator=Accelerator(), disable_tqdm=disable_tqdm)
+        there.mkdir(exist_ok=True)
+        for part in sorted(new.iterdir()):
+            part.replace(there / part.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     _warn_unless_certain(folder, evidence, order_seed)
-    return labels
+    return EpochLabels.from_pretrained(directory)
 
 
 def _sha256(paths: Sequence[Path]) -> str:

@@ -49,6 +49,8 @@ class Standing(NamedTuple):
         chance: Of the own class under all permutations.
         z: (mean - chance) in deviations of the permutations; 0 where these do not differ.
         claim: The same for what the labels say of themselves.
+
+    Without labels mean and chance are NaN.
     """
 
     mean: float
@@ -66,7 +68,9 @@ def standing(scores: Tensor, own: Tensor, claims: Tensor) -> Standing:
         claims: (n,) float64, what each row says of its own score.
     """
     n = len(own)
-    if n < 2:
+    if n == 0:
+        return Standing(math.nan, math.nan, 0.0, 0.0)
+    if n == 1:
         return Standing(float(scores[0, own[0]]), float(scores[0, own[0]]), 0.0, 0.0)
     weights = own.bincount(minlength=scores.shape[1]).double()  # (K,) rows of each class
     rows = (scores @ weights / n)[:, None]  # (n, 1)

@@ -58,6 +58,12 @@ def test_labels_that_say_nothing_are_no_evidence():
         assert (evidence.all.z, evidence.certain, evidence.refuted(), evidence.turned()) == (0, False, None, None)
 
 
+@pytest.mark.parametrize("count", [6, 20])
+def test_no_labels_are_no_evidence(count):
+    evidence = LabelEvidence(torch.arange(count) % 10, 10)
+    assert (evidence.all.z, evidence.certain, evidence.refuted(), evidence.turned()) == (0, False, None, None)
+
+
 def test_weak_labels_of_thirty_images_are_believed_in_the_right_order_and_refused_in_a_wrong_one():
     draw = drawn()
     assert [judge(draw) for _ in range(40)] == ["certain"] * 40

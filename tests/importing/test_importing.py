@@ -375,7 +375,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(zipped, tmp_path):
     whole = path.read_bytes()
     draw = np.random.default_rng(0)
     said = []
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(whole)
         where = draw.integers(len(damaged) if draw.random() < 0.5 else 600, size=4)
         for place, value in zip(where, draw.integers(256, size=4), strict=True):
@@ -385,7 +385,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(zipped, tmp_path):
             import_images(path, **GIVEN)
         except ValueError as error:
             said.append(str(error))
-    assert len(said) > 20
+    assert len(said) > 10
     assert not any("\n" in line for line in said)
 
 
