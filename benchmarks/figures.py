@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from scipy import stats
 from timm.data import ImageNetInfo
 
 import hf_distill as hd
-from hf_distill.evaluation.evaluate import BASELINES
+from hf_distill.evaluation.evaluate import BASELINES, protocol_for
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.results import EvalReport
 from hf_distill.runs.processes import make_accelerator
@@ -45,6 +45,7 @@ class Arguments:
     steps: list[int] = field(default_factory=list)
     students: list[str] = field(default_factory=list)
     seeds: int = 5
+    epochs: int | None = None
     threads: int | None = None
     recognise: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -126,7 +127,10 @@ def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: i
     report = EvalReport()
     if args.seeds:
         guide = None if "experts" not in args.settings else first_expert(args.settings["experts"])
-        options |= {"num_seeds": args.seeds, "students": args.students or None, "guide": guide}
+        protocol = protocol_for(distilled, None)
+        if args.epochs is not None:
+            protocol = replace(protocol, name=f"{protocol.name} cut to {args.epochs} epochs", epochs=args.epochs)
+        options |= {"protocol": protocol, "num_seeds": args.seeds, "students": args.students or None, "guide": guide}
         report = hd.evaluate(distilled, train, test, accelerator=accelerator, **options)
         print(report.table(), flush=True)
     distilled.save_pretrained(args.output / f"set-{steps or 'final'}")
@@ -152,6 +156,7 @@ def main() -> None:
     parser.add_argument("--students", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=5, help="students of each row; 0 trains none")
     parser.add_argument("--recognise", help="a teacher of all ImageNet-1K classes, which is to name the images")
+    parser.add_argument("--epochs", type=int, help="of students, in place of the protocol's")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=VALUE", help="a setting of the data")
