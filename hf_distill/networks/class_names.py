@@ -7,18 +7,20 @@ Tinca tinca") and one of them ("tench"). timm carries numbers and words; either 
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..hub.checks import are_names
+from ..hub.checks import MOST_CLASSES, are_names
 from .architectures import timm_with_ours
 
 SHOWN = 3  # names in a message
+PAIRS = 20  # of names in the log
 WNID = re.compile(r"n\d{8}")
 SUBSETS = {"1k": "imagenet-1k", "12k": "imagenet-12k", "21k": "imagenet-21k", "22k": "imagenet-22k"}
-STRANGERS = 0.01  # share of names that may be unknown where all others stand in the network's order
+STRANGERS = 0.01  # share of names that may be unknown where all others stand in the order of WordNet's numbers
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -34,18 +36,25 @@ def read_class_names(path: str | Path) -> list[str]:
         raise ValueError(f"the class names in {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"the class names in {path} are no UTF-8 text ({error.reason}); {expected}") from error
+    except ValueError as error:  # a NUL in the path
+        raise ValueError(f"the class names in {str(path)!r} cannot be read: {error}") from error
     names: Any = [line.strip() for line in text.splitlines()]
     if text.startswith(("[", "{")):
         try:
             names = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the class names in {path} are no JSON ({error}); {expected}") from error
+            if len(names) == 1 or names[0] in ("[", "{") or names[0].endswith((",", ":")):  # else a name on each line
+                raise ValueError(f"the class names in {path} are no JSON ({error}); {expected}") from error
     if isinstance(names, dict):
         names = [names.get(str(index)) for index in range(len(names))]
     if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)):
         raise ValueError(f"{path} holds no names of classes, or an empty one; {expected}")
     if not are_names(names):
-        twice = next((name for name in names if names.count(name) > 1), names[0])
+        twice = next((name for name, times in Counter(names).items() if times > 1), None)
+        if twice is None:
+            raise ValueError(
+                f"{path} has more than {MOST_CLASSES:,} names, or one that is no text of whole characters; {expected}"
+            )
         raise ValueError(f"{path} names {twice!r} twice; expected a name of its own for each class")
     return names
 
@@ -124,26 +133,61 @@ class Classes:
 
     def rows(self, name: str) -> list[int]:
         """The logits that a class `name` of data may be: none, one, or several where the name is ambiguous."""
+        return self._rows(name)[0]
+
+    def _rows(self, name: str) -> tuple[list[int], int]:
+        """The logits that a class may be, and which of the four ways told so, the nearest is 0."""
         pieces = _pieces(name)
-        for index, keys in (
-            (self._own, [name]),
-            (self._all, _whole(name)),
-            (self._first, [name]),
-            (self._any, [_plain(key) for key in (*_whole(name), *pieces)]),
+        for way, (index, keys) in enumerate(
+            (
+                (self._own, [name]),
+                (self._all, _whole(name)),
+                (self._first, [name]),
+                (self._any, [_plain(key) for key in (*_whole(name), *pieces)]),
+            )
         ):
             rows = sorted({row for key in keys for row in index.get(key, ())})
             if rows:
-                return rows
-        return []
+                return rows, way
+        return [], 0
 
-    def stand_in_order(self, names: Sequence[str]) -> bool:
-        """True where `names` are those of all logits in their order, but for a few that mean no logit beside these."""
+    def strangers(self, names: Sequence[str]) -> list[int] | None:
+        """The places of those of `names` that mean no logit, where all others are those of all logits in their order.
+
+        None where they are not, or too many mean none. Names of which one means nothing are accepted only where one
+        side has WordNet's numbers, whose order is known.
+        """
         if len(names) != len(self.names):
-            return False
+            return None
         found = [self.rows(name) for name in names]
         strangers = [row for row, rows in enumerate(found) if row not in rows]
         placed = set(range(len(names))) - set(strangers)
-        return len(strangers) <= STRANGERS * len(names) and all(placed.issuperset(found[row]) for row in strangers)
+        if strangers and not any(all(map(WNID.fullmatch, side)) for side in (self.names, names)):
+            return None
+        few = len(strangers) <= STRANGERS * len(names)
+        return strangers if few and all(placed.issuperset(found[row]) for row in strangers) else None
+
+    def stand_in_order(self, names: Sequence[str]) -> bool:
+        """True where `names` are those of all logits in their order, but for a few that mean no logit beside these."""
+        return self.strangers(names) is not None
+
+    def called_otherwise(self, names: Sequence[str]) -> str:
+        """The classes whose very name the network has not, or that have their place alone, as a text of pairs.
+
+        Those are first that were told in the least near way; numbers of WordNet need no telling.
+
+        Args:
+            names: Such as `find` finds.
+        """
+        strangers = self.strangers(names)
+        if strangers is not None:
+            pairs = [(3, names[row], row) for row in strangers]
+        else:
+            told = ((name, *self._rows(name)) for name in names if not WNID.fullmatch(name))
+            pairs = [(way, name, rows[0]) for name, rows, way in told if way]
+        pairs.sort(key=lambda pair: -pair[0])
+        shown = ", ".join(f"{name!r} -> {self._called([row])}" for _, name, row in pairs[:PAIRS])
+        return shown + (f" and {len(pairs) - PAIRS} more" if len(pairs) > PAIRS else "")
 
     def find(self, names: Sequence[str]) -> list[int]:
         """The logit of each of `names`.

@@ -6,10 +6,11 @@ image classifiers of transformers.
 """
 
 import copy
+import logging
 import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ from .network_folder import (
 )
 from .timm_files import PROCESSOR, TIMM_CONFIG, WEIGHTS, is_transformers, load_weights, read_timm
 from .trajectories import ExpertTrajectories
+
+logger = logging.getLogger(__name__)
 
 INDEX = "teacher_config.json"
 FORMAT_VERSION = 1
@@ -228,10 +231,14 @@ class Teacher(HubFolder):
         Raises:
             ValueError: A class is absent, or may be several; the message says which, and what is near.
         """
+        names, classes = list(names), Classes(self.class_names)
         try:
-            return Classes(self.class_names).find(list(names))
+            rows = classes.find(names)
         except ValueError as error:
             raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {error}") from error
+        if names != self.class_names and (otherwise := classes.called_otherwise(names)):
+            _say_called_otherwise(f"{self.spec.name} ({self.digest})", otherwise, bool(classes.strangers(names)))
+        return rows
 
     def narrowed(self, names: Sequence[str]) -> "Teacher":
         """The same teacher for the classes `names` alone: a copy whose classifier has their rows, in their order.
@@ -246,6 +253,8 @@ class Teacher(HubFolder):
             ValueError: As `rows_of`; or its last layer is neither linear nor a convolution.
         """
         names, count = list(names), self.spec.num_classes
+        if not names:
+            raise ValueError(f"no classes to narrow the teacher {self.spec.name} to; expected one at least")
         if names == self.class_names:
             return self
         rows = self.rows_of(names)
@@ -583,6 +592,20 @@ class Teacher(HubFolder):
         teacher = cls(model, spec, names, preprocessing, about)
         teacher._foreign = True
         return teacher
+
+
+@cache
+def _say_called_otherwise(teacher: str, pairs: str, unknown: bool) -> None:
+    """Log once which classes of data a teacher knows by other names, or by their place alone."""
+    if unknown:
+        logger.warning(
+            "the teacher %s does not know these names, and all others are in its order: %s; where that is wrong, name "
+            "its logits with --teacher_class_names",
+            teacher,
+            pairs,
+        )
+    else:
+        logger.info("classes of the data by their names in the teacher %s: %s", teacher, pairs)
 
 
 def expert_teachers(name: str) -> list[Teacher]:

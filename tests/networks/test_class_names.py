@@ -112,6 +112,21 @@ def test_all_names_in_order_are_known_by_their_place_also_where_two_are_alike(th
     assert imagenet_order(words[:999]) is None
 
 
+def test_a_name_that_means_nothing_has_the_place_that_is_left_among_wordnets_numbers_alone(numbers, words, thousand):
+    unknown = ["unicorn" if row == 7 else name for row, name in enumerate(words)]
+    assert thousand.find(unknown) == list(range(1000))
+    assert thousand.called_otherwise(unknown).startswith("'unicorn' -> 'n01514668' = 'cock'")
+    plain = [f"c{row}" for row in range(100)]
+    with pytest.raises(ValueError, match="1 of these 100 are not among them: 'unicorn'"):
+        Classes(plain).find(["unicorn" if row == 7 else name for row, name in enumerate(plain)])
+
+
+def test_classes_that_are_known_by_one_word_of_several_are_told_the_least_like_ones_first(thousand):
+    told = thousand.called_otherwise(["kite", "capitulum", "n01440764"])
+    assert told == "'capitulum' -> 'n13133613' = 'ear, spike, capitulum', 'kite' -> 'n01608432' = 'kite'"
+    assert Classes(["cat", "dog"]).called_otherwise(["dog", "cat"]) == ""
+
+
 def test_names_that_are_no_imagenets_are_compared_as_they_are():
     assert Classes(["0", "1", "2"]).find(["2", "0"]) == [2, 0]
     assert Classes(["black cat", "Black_Cat"]).find(["Black_Cat"]) == [1]
@@ -140,6 +155,7 @@ def test_names_are_read_from_lines_a_list_or_an_object(tmp_path, text):
         (json.dumps({"0": ["n01440764", "tench"]}).encode(), "holds no names of classes"),
         (b'["a", ', "are no JSON"),
         (b"\xff\xfe\x00", "are no UTF-8 text"),
+        (b'["a", "\\ud800"]', "one that is no text of whole characters"),
         (None, "cannot be read: No such file"),
     ],
 )
@@ -149,3 +165,10 @@ def test_a_file_without_names_is_one_line(tmp_path, content, says):
     with pytest.raises(ValueError, match=says) as error:
         read_class_names(tmp_path / "names")
     assert "\n" not in str(error.value)
+
+
+def test_lines_may_begin_with_a_bracket_and_a_path_with_a_nul_is_one_line(tmp_path):
+    (tmp_path / "names").write_text("[unused]\ncat")
+    assert read_class_names(tmp_path / "names") == ["[unused]", "cat"]
+    with pytest.raises(ValueError, match=r"class names in 'a\\x00b' cannot be read"):
+        read_class_names("a\0b")

@@ -298,6 +298,17 @@ def test_timms_own_repositories_of_imagenet_are_teachers_of_its_classes_and_of_t
         teacher.narrowed(["tench", "axolotol"])
 
 
+def test_classes_of_data_that_a_teacher_calls_otherwise_are_logged_once(caplog):
+    teacher = make(names=["n02124075", "Black_Dog", "fish"])
+    with caplog.at_level("INFO", logger="hf_distill.networks.teachers"):
+        for _ in range(2):
+            assert teacher.narrowed(["black dog", "Egyptian cat"]).spec.num_classes == 2
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("'black dog' -> 'Black_Dog', 'Egyptian cat' -> 'n02124075' = 'Egyptian cat'")
+    with pytest.raises(ValueError, match="no classes to narrow the teacher test_resnet to"):
+        teacher.narrowed([])
+
+
 def test_names_of_classes_come_from_a_file_where_the_repository_has_none(tmp_path):
     plain(tmp_path / "plain", label_names=None)
     path = tmp_path / "names.txt"
