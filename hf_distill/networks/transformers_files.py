@@ -18,7 +18,7 @@ from ..hub.files import load_json
 from .architectures import StudentSpec, read_shapes
 from .class_names import imagenet_order
 from .timm_files import PROCESSOR, TIMM_CONFIG, WEIGHTS
-from .transformers_models import CLASSES, KINDS, MISTAKES
+from .transformers_models import CLASSES, KINDS, MISTAKES, configuration, most_layers
 
 # Of a configuration: what says nothing of the network, or says it in another place.
 LEFT_OUT = (
@@ -78,11 +78,18 @@ def _names(labels: Any, count: int) -> list[str] | None:
 def _load(path: Path, spec: StudentSpec) -> nn.Module:
     """The network of `spec` with the weights in a file of transformers."""
     try:
+        shapes, description = read_shapes(path), spec.kwargs["description"]
+        configuration(KINDS[spec.name], description, spec.num_classes)
+        if (layers := most_layers(description)) > len(shapes):
+            raise ValueError(
+                f"{path} has {len(shapes):,} tensors, and {spec.name} is described with {layers:,} layers; expected the "
+                "weights of that network: fetch the repository again"
+            )
         with torch.device("meta"):  # a description can ask for a network of any size
             model = spec.build(0)
             _check_output(model, spec)
         needed = sum(parameter.numel() for parameter in model.parameters())
-        given = sum(math.prod(shape) for shape in read_shapes(path).values())
+        given = sum(math.prod(shape) for shape in shapes.values())
         if needed > given:
             raise ValueError(
                 f"{path} has {given:,} values, and {spec.name} for {spec.num_classes} classes takes {needed:,}; "
@@ -131,29 +138,31 @@ def read_processor(folder: Path) -> tuple[Preprocessing, dict[str, Any]]:
         raise ValueError(f"{path} turns the channels of images around (BGR), which networks here never see")
     if values.get("do_resize") and not isinstance(values.get("size"), dict):
         raise ValueError(f"{path} has size {reprlib.repr(values.get('size'))}; expected that of images")
-    size, crop = values.get("size") or {}, values.get("crop_size") or {}
-    shorter = size.get("shortest_edge") or min(size.get("height") or 0, size.get("width") or 0)
-    height, width = size.get("height") or shorter, size.get("width") or shorter
-    crop_pct = 1.0
-    if values.get("crop_pct"):  # such a processor enlarges by it first, and ConvNeXt's squeezes large images
-        squeezed = "ConvNext" in type(processor).__name__ and shorter >= 384
-        crop_pct = 1.0 if squeezed else values["crop_pct"]
-    elif values.get("do_center_crop") and crop.get("height"):
-        height, width = crop["height"], crop["width"]
-        # LeViT's resizes to 256 for 224, and says 224
-        crop_pct = 224 / 256 if "Levit" in type(processor).__name__ else min(1.0, min(height, width) / (shorter or 1))
-    if values.get("do_center_crop") and crop.get("height"):
-        height, width = crop["height"], crop["width"]
-    # ((255 factor x - offset) - mean) / std of x in [0, 1]
-    scale = 255 * (values.get("rescale_factor") or 1 / 255) if values.get("do_rescale") else 255.0
-    offset = 1.0 if values.get("rescale_offset") else 0.0
     mean, std = values.get("image_mean"), values.get("image_std")
     if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
         raise ValueError(f"{path} has image_mean {reprlib.repr(mean)}; expected a number for each channel")
-    # EfficientNet's divides twice.
-    powers = int(bool(values.get("do_normalize"))) + int(bool(values.get("include_top")))
-    shifts = list(mean) if values.get("do_normalize") else [0.0] * len(mean)
     try:
+        size, crop = values.get("size") or {}, values.get("crop_size") or {}
+        shorter = size.get("shortest_edge") or min(size.get("height") or 0, size.get("width") or 0)
+        height, width = size.get("height") or shorter, size.get("width") or shorter
+        crop_pct = 1.0
+        if values.get("crop_pct"):  # such a processor enlarges by it first, and ConvNeXt's squeezes large images
+            squeezed = "ConvNext" in type(processor).__name__ and shorter >= 384
+            crop_pct = 1.0 if squeezed else values["crop_pct"]
+        elif values.get("do_center_crop") and crop.get("height"):
+            height, width = crop["height"], crop["width"]
+            # LeViT's resizes to 256 for 224, and says 224
+            crop_pct = (
+                224 / 256 if "Levit" in type(processor).__name__ else min(1.0, min(height, width) / (shorter or 1))
+            )
+        if values.get("do_center_crop") and crop.get("height"):
+            height, width = crop["height"], crop["width"]
+        # ((255 factor x - offset) - mean) / std of x in [0, 1]
+        scale = 255 * (values.get("rescale_factor") or 1 / 255) if values.get("do_rescale") else 255.0
+        offset = 1.0 if values.get("rescale_offset") else 0.0
+        # EfficientNet's divides twice.
+        powers = int(bool(values.get("do_normalize"))) + int(bool(values.get("include_top")))
+        shifts = list(mean) if values.get("do_normalize") else [0.0] * len(mean)
         preprocessing = Preprocessing.from_config(
             {
                 "channels": len(mean),
@@ -162,8 +171,9 @@ def read_processor(folder: Path) -> tuple[Preprocessing, dict[str, Any]]:
                 "std": [deviation**powers / scale for deviation in std],
             }
         )
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"{path} does not say what images go through: {error}") from error
+    except MISTAKES as error:
+        reason = reprlib.repr(" ".join(str(error).split()))
+        raise ValueError(f"{path} does not say what images go through: {reason}") from error
     resample = values.get("resample")
     known = isinstance(resample, int) and 0 <= resample < len(RESAMPLING)
     return preprocessing, {"crop_pct": crop_pct, **({"interpolation": RESAMPLING[resample]} if known else {})}

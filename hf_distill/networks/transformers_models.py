@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
-__all__ = ["CLASSES", "KINDS", "MISTAKES", "TransformersClassifier", "configuration"]
+__all__ = ["CLASSES", "KINDS", "MISTAKES", "TransformersClassifier", "configuration", "most_layers"]
 
 # Some see no pixels, or texts beside them; timm's own networks are read as such.
 OTHERS = ("imagegpt", "shieldgemma2", "timm_wrapper")
@@ -28,7 +28,14 @@ CLASSES = {
     for name in ([names] if isinstance(names, str) else names)
 }
 LARGEST = 1_000_000  # of a number in a description; what asks for more asks for a machine's memory
-LOADING = re.compile("pretrained|checkpoint|auto_map|backbone|(?<!drop_)path|file|weights|url|hub|quantization")
+MOST_LAYERS = 1_000  # also entries of a list, most of which are of layers
+LAYERS = re.compile(r"layers|depth|blocks|stages|repeats|experts|^len\(")
+LOADING = re.compile(
+    "pretrained|checkpoint|auto_map|attribute_map|backbone|(?<!drop_)path|file|weights|url|hub|quantization"
+)
+# transformers takes the name of a repository for an implementation, and runs the kernel that is there.
+IMPLEMENTATION = re.compile("implementation|use_kernel")
+IMPLEMENTATIONS = (None, True, False, "eager", "sdpa")
 # What transformers raises of configurations that cannot be.
 MISTAKES = (
     *(ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError),
@@ -48,12 +55,19 @@ def configuration(kind: str, description: str, num_classes: int) -> PretrainedCo
         raise ValueError(f"the description of a {kind} of transformers is no JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"the description of a {kind} is {reprlib.repr(values)}; expected a JSON object")
-    for name, value in _entries(values):
+    for names, value in _entries(values):
+        name = names[-1]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (LOADING.search(name) and value) or (number and not abs(value) <= LARGEST):
+        most = MOST_LAYERS if LAYERS.search(name) else LARGEST
+        others = any(map(IMPLEMENTATION.search, names)) and value not in IMPLEMENTATIONS
+        if (
+            others
+            or ((LOADING.search(name) or "attribute_map" in names) and value)
+            or (number and not abs(value) <= most)
+        ):
             raise ValueError(
-                f"the description of a {kind} has {name} {reprlib.repr(value)}; expected what builds a network "
-                f"without loading anything, with numbers up to {LARGEST:,}"
+                f"the description of a {kind} has {'.'.join(names)} {reprlib.repr(value)}; expected what builds a "
+                f"network without loading anything, with numbers up to {most:,}"
             )
     try:
         return AutoConfig.for_model(kind, **{**values, "num_labels": num_classes})
@@ -62,16 +76,23 @@ def configuration(kind: str, description: str, num_classes: int) -> PretrainedCo
         raise ValueError(f"transformers cannot make sense of the description of a {kind} ({reason})") from error
 
 
-def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The plain values in a JSON value, each under the key that is nearest to it."""
+def _entries(value: Any, names: tuple[str, ...] = ("",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The plain values in a JSON value, each under the keys that lead to it; the length of a list too."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _entries(item, key)
+            yield from _entries(item, (*names, key) if names != ("",) else (key,))
     elif isinstance(value, list):
+        yield (*names[:-1], f"len({names[-1]})"), len(value)
         for item in value:
-            yield from _entries(item, name)
+            yield from _entries(item, names)
     else:
-        yield name, value
+        yield names, value
+
+
+def most_layers(description: str) -> int:
+    """The largest number of layers that stands in the description of a network."""
+    counts = (value for names, value in _entries(json.loads(description)) if LAYERS.search(names[-1]))
+    return max((value for value in counts if type(value) is int), default=0)
 
 
 class TransformersClassifier(nn.Module):

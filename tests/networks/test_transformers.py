@@ -209,6 +209,22 @@ def break_it(folder: Path, how: str) -> None:
         edit(config, hidden_sizes=[8, 10**12])
     elif how == "a network that loads":
         edit(config, use_pretrained_backbone=True)
+    elif how in ("a kernel", "a kernel of experts", "a kernel of a part", "a kernel by another name"):
+        values = {
+            "a kernel": {"attn_implementation": "somebody/kernel"},
+            "a kernel of experts": {"_experts_implementation": "somebody/kernel"},
+            "a kernel of a part": {"_attn_implementation": {"": "somebody/kernel"}},
+            "a kernel by another name": {"attribute_map": {"x": "_attn_implementation"}, "x": "somebody/kernel"},
+        }
+        edit(config, **values[how])
+    elif how == "many layers":
+        edit(config, depths=[1, 1_000_000])
+    elif how == "more layers than tensors":
+        edit(config, depths=[1, 900])
+    elif how == "many stages":
+        edit(config, hidden_sizes=[8] * 1001)
+    elif how == "a size in words":
+        edit(folder / PROCESSOR, image_processor_type="CLIPImageProcessor", size={"shortest_edge": "x"}, crop_pct=None)
     elif how == "nonsense":
         edit(config, hidden_sizes="many")
     elif how == "half a file":
@@ -230,6 +246,14 @@ def break_it(folder: Path, how: str) -> None:
         ("a huge network", r"has [\d,]+ values, and transformers_resnet for 4 classes takes"),
         ("a huge number", "has hidden_sizes 1000000000000; expected what builds a network"),
         ("a network that loads", "has use_pretrained_backbone True; expected what builds a network without loading"),
+        ("a kernel", "has attn_implementation 'somebody/kernel'; expected what builds a network without loading"),
+        ("a kernel of experts", "has _experts_implementation 'somebody/kernel'; expected"),
+        ("a kernel of a part", r"has _attn_implementation\. 'somebody/kernel'; expected"),
+        ("a kernel by another name", r"has attribute_map\.x '_attn_implementation'; expected"),
+        ("many layers", "has depths 1000000; expected what builds a network .* up to 1,000"),
+        ("more layers than tensors", r"has \d+ tensors, and transformers_resnet is described with 900 layers"),
+        ("many stages", r"has len\(hidden_sizes\) 1001; expected what builds a network .* up to 1,000"),
+        ("a size in words", r"preprocessor_config\.json .*does not say what images go through"),
         ("nonsense", "transformers cannot make sense of the description of a resnet"),
         ("half a file", "is no whole safetensors file"),
     ],
