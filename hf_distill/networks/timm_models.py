@@ -4,7 +4,6 @@ Importing this registers them, and takes seconds: the package does it when a net
 `architectures.timm_with_ours`, and never at the top of a module.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +18,15 @@ from .transformers_models import KINDS, TransformersClassifier
 
 __all__ = ["start_as_torchvision", "timm"]
 
-# timm's names of networks that torchvision has too; `test_resnet` and others of timm's own are not among them.
-AS_TORCHVISION = re.compile(
-    r"(resnet|wide_resnet|resnext)\d.*|regnet[xy]_\d.*|mobilenetv2_\d+|efficientnet_b\d|swinv2_(tiny|small|base)_.*"
-)
+# timm's names of networks that torchvision has too, and the ResNets for small images.
+AS_TORCHVISION = {
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet18_small", "resnet50_small"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+    *(f"regnet{kind}_{size}" for kind in "xy" for size in ("004", "008", "016", "032", "080", "160", "320")),
+    *("regnety_1280", "mobilenetv2_100"),
+    *(f"efficientnet_b{number}" for number in range(8)),
+    *(f"swinv2_{size}_window8_256" for size in ("tiny", "small", "base")),
+}
 
 
 class SmallResNet(ResNet):
@@ -124,7 +128,7 @@ def start_as_torchvision(name: str, model: nn.Module) -> None:
         model: Changed in place; networks that torchvision has not, or starts alike, are left as they are.
     """
     base = name.partition(".")[0]
-    for layer in model.modules() if AS_TORCHVISION.fullmatch(base) else ():
+    for layer in model.modules() if base in AS_TORCHVISION else ():
         if isinstance(layer, (nn.BatchNorm2d, nn.LayerNorm)):
             nn.init.ones_(layer.weight)
         elif isinstance(layer, nn.Conv2d) and not base.startswith(("resne", "wide", "swin")):
