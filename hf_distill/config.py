@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+MOST_RESIZED = 10  # times the crop that is cut out of them, images may be resized to
 BASELINES = ("random", "herding", "k-center")  # subsets of the real images that a distilled set is compared with
 
 
@@ -52,12 +53,22 @@ def check_at_least(flag: str, value: float | None, least: float) -> None:
 
 
 def check_resize(resize: int | None, size: Sequence[int]) -> None:
-    """Raise a `ValueError` unless a crop of this height and width fits into images of that shorter side."""
-    if resize is not None and resize < min(size):
+    """Raise a `ValueError` unless a crop of this height and width fits into images of that shorter side, and is not
+    the smallest part of them."""
+    if resize is not None and not min(size) <= resize <= MOST_RESIZED * min(size):
         crop = "x".join(map(str, size))
         raise ValueError(
-            f"--resize is {resize} and the crop out of it has {crop} pixels; expected at least {min(size)}, such as "
-            "256 for --resolution 224"
+            f"--resize is {resize} and the crop out of it has {crop} pixels; expected {min(size)} to "
+            f"{MOST_RESIZED * min(size)}, such as 256 for --resolution 224"
+        )
+
+
+def check_keep_side(side: str | None, size: Sequence[int]) -> None:
+    """Raise a `ValueError` where images are kept smaller than the height and width that crops of them get."""
+    if side not in (None, "source") and int(str(side)) < min(size):
+        raise ValueError(
+            f"--keep_side is {side} and crops are brought to {'x'.join(map(str, size))} pixels; expected at least "
+            f"{min(size)}, source, or none"
         )
 
 
@@ -93,7 +104,8 @@ class DataArguments:
         "for 224 in most published figures. Without it: what a named teacher says, else no more is cut off than must.",
     )
     interpolation: str | None = HfArg(
-        default=None, help="Filter that resizes images: bicubic or bilinear. Without it: a named teacher's, or bicubic."
+        default=None,
+        help="Filter that resizes all images: bicubic or bilinear. Without it: a named teacher's, or bicubic.",
     )
     keep_side: str | None = HfArg(
         default=None,
@@ -134,6 +146,8 @@ class DataArguments:
             raise ValueError(
                 f"--keep_side {side} looks at the images again, and --dataset_streaming reads them once; leave one out"
             )
+        if self.resolution is not None:
+            check_keep_side(side, (self.resolution[0], self.resolution[-1]))
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std go together: give both, or neither to have them computed from train")
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):

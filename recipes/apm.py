@@ -32,7 +32,8 @@ def main() -> None:
     shard = "" if config.shard is None else f"-shard{config.shard.replace('/', 'of')}"
     config, accelerator = start_run(config, hub, f"apm-{data_args.short_name}-ipc{config.ipc}{shard}")
 
-    train, test = RealImages.train_and_test(framed_by_teacher(data_args, config.teachers))
+    framed = framed_by_teacher(data_args, config.teachers, APM.labelled_by)
+    train, test = RealImages.train_and_test(framed)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     apm = APM.prepare(
         train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator

@@ -26,7 +26,8 @@ def main() -> None:
     data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
     config, accelerator = start_run(config, hub, f"cda-{data_args.short_name}-ipc{config.ipc}")
 
-    train, test = RealImages.train_and_test(framed_by_teacher(data_args, config.teachers))
+    framed = framed_by_teacher(data_args, config.teachers, CDA.labelled_by)
+    train, test = RealImages.train_and_test(framed)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     cda = CDA.prepare(
         train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator

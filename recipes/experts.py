@@ -36,6 +36,8 @@ def main() -> None:
     demo = Path(__file__).parent / "configs" / "experts" / "digits.yaml"
     classes = (DataArguments, ExpertConfig, RunArguments, HubArguments)
     data_args, config, run, hub = parse_args(*classes, default_config=demo)
+    if data_args.keep_side is not None:
+        raise ValueError(f"--keep_side {data_args.keep_side} is for random crops, and experts cut none; leave it out")
     if run.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(cpu_threads=run.cpu_threads)

@@ -30,7 +30,8 @@ def main() -> None:
     data_args, teacher_config, prior_args, config, hub = parse_args(*classes, default_config=DEMO)
     config, accelerator = start_run(config, hub, f"hello-{data_args.short_name}-ipc{config.ipc}", projector=True)
 
-    train, test = RealImages.train_and_test(framed_by_teacher(data_args, config.teachers))
+    framed = framed_by_teacher(data_args, config.teachers, HeLlO.labelled_by)
+    train, test = RealImages.train_and_test(framed)
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     hello = HeLlO.prepare(
         train, test, config=config, networks=(teacher_config, prior_args), held_out=held_out, accelerator=accelerator

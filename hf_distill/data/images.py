@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import INTERPOLATIONS, DataArguments, check_resize
+from ..config import INTERPOLATIONS, DataArguments, check_keep_side, check_resize
 from ..rng import generator
 from .kept import Encoded, Kept
 from .pixels import Frame, Keep, Pixels, Target, rows_in_chunk
@@ -568,6 +568,7 @@ def _options(args: DataArguments, pixels: Pixels, encoded: Encoded | None) -> di
     """What train images have beside pixels: how test images are framed, and images at their own shapes if asked for."""
     frame, kept = _test_frame(args), None
     check_resize(args.resize, pixels.shape[1:])
+    check_keep_side(args.keep_side, pixels.shape[1:])
     if args.keep_side is not None and encoded is not None:
         side = None if args.keep_side == "source" else int(args.keep_side)
         kept = encoded.kept(Keep(pixels.shape[0], side, frame.interpolation))

@@ -66,6 +66,33 @@ def _check_images(train: RealImages, test: RealImages | None, held_out: RealImag
             train.check_alike(images, name)
 
 
+def _cuts_crops(settings: Any) -> bool:
+    return getattr(settings, "teacher_augment", None) == "rrc"
+
+
+def _warn_of_keeping(train: RealImages, used: bool) -> None:
+    if train.keep_side is not None and not used:
+        logger.warning(
+            "nothing here cuts random crops out of images, so keep_side=%s changes nothing; it is for RDED, HeLlO and "
+            "--teacher_augment rrc",
+            train.keep_side,
+        )
+
+
+def _warn_of_frame(teacher: Teacher, train: RealImages) -> None:
+    """Warn where test images are framed in another way than those of the teacher, as far as it says."""
+    frame, here = teacher.test_frame, train.test_frame
+    smallest = min(train.shape[1:])
+    same = (frame.side or smallest, frame.interpolation) == (here.side or smallest, here.interpolation)
+    if teacher.config.get("test_frame") and train.resized and not same:
+        logger.warning(
+            "test images of the teacher %s (%s) had a shorter side of %s pixels (%s) before the crop, and here "
+            "they have %s (%s); its figures are of resize=%s, interpolation=%r",
+            *(teacher.name, teacher.digest, frame.side or smallest, frame.interpolation),
+            *(here.side or smallest, here.interpolation, frame.side, frame.interpolation),
+        )
+
+
 def _images_learned_from(learned: dict[str, Any]) -> dict[str, int]:
     """How many images the experts and the teachers among `learned` were trained on, as far as they say."""
     networks = [each for value in learned.values() for each in (value if isinstance(value, list) else [value])]
@@ -140,6 +167,8 @@ class Method(ABC):
         callbacks: What looks on, beside the progress bar and the trackers.
 
     Attributes:
+        labelled_by: The place of the teacher that labels, or scores, among those that are named.
+        cuts_crops: Random crops are cut out of images of `train`, which may be kept at their own shapes for that.
         takes_images: As many different images of a class are needed as are made; baselines always need them.
         further_callbacks: Those that were given.
         distilled: The set: from `Distiller.setup` on, or once all blocks are there.
@@ -153,6 +182,8 @@ class Method(ABC):
     config_class: ClassVar[type[DistillConfig]]
     learns_from: ClassVar[tuple[type, ...]] = ()
     takes_images: ClassVar[bool] = True
+    labelled_by: ClassVar[int] = 0
+    cuts_crops: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -274,9 +305,12 @@ class Method(ABC):
         say_held_out(train, held_out, cls.chosen_by_held_out(config))
         given = {type(settings): settings for settings in networks}
         complete = [given[kind] if kind in given else kind() for kind in cls.learns_from]
+        _warn_of_keeping(train, cls.cuts_crops or any(map(_cuts_crops, complete)))
         learned = cls.learn(Preparation(train, test, config, complete, accelerator, callbacks))
         for what, count in _images_learned_from(learned).items():
             say_learned_from(what, count, train, held_out)
+        if learned.get("teachers"):
+            _warn_of_frame(learned["teachers"][cls.labelled_by], train)
         return cls(config, train, **learned, test=test, held_out=held_out, accelerator=accelerator, callbacks=callbacks)
 
     @classmethod

@@ -572,7 +572,7 @@ class APM(BlockDistiller):
 
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
         """The set with the logits of the first teacher, and with this teacher."""
-        source = NetworkLabels(self.teachers[0].narrowed(self.train.class_names))
+        source = NetworkLabels(self.teachers[self.labelled_by].narrowed(self.train.class_names))
         logits = torch.empty(len(labels), self.train.num_classes, dtype=torch.float16)  # as they are stored
         for block in self.blocks():  # group by group, so that neither shards nor processes change a bit
             part = images[block.rows].to(self.device)

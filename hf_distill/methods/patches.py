@@ -108,13 +108,15 @@ class PatchMethod(BlockDistiller):
 
     learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
     takes_images = False  # an image gives several crops
+    labelled_by = -1
+    cuts_crops = True
     config: PatchConfig
 
     def __init__(self, config: PatchConfig, train: RealImages, *, teachers: Sequence[Teacher], **kwargs: Any) -> None:
         if not teachers:
             raise ValueError(f"{type(self).__name__} without a teacher has nothing to score crops with; give one")
         super().__init__(config, train, **kwargs)
-        self.teacher = teachers[-1].narrowed(train.class_names).to(self.device)
+        self.teacher = teachers[self.labelled_by].narrowed(train.class_names).to(self.device)
         self.preprocessing = self.teacher.preprocessing
         self.teacher.check_input(train)
 

@@ -369,7 +369,7 @@ class SRe2L(BlockDistiller):
 
     def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
         """The set with the first teacher, narrowed to its classes, which labels its views."""
-        teacher = self.teachers[0].narrowed(self.train.class_names)
+        teacher = self.teachers[self.labelled_by].narrowed(self.train.class_names)
         return DistilledSet(
             images,
             labels,

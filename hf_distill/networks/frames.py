@@ -1,9 +1,10 @@
 """How the test images of a network were framed, as timm's description of it says: `crop_pct` and `interpolation`."""
 
 import math
+from pathlib import Path
 from typing import Any
 
-from ..config import INTERPOLATIONS
+from ..config import INTERPOLATIONS, MOST_RESIZED
 from ..data.pixels import Frame
 from ..hub.checks import is_whole
 
@@ -16,7 +17,7 @@ def frame_in_timm(description: dict[str, Any], size: tuple[int, int]) -> Frame:
     """
     share, mode, name = (description.get(key) for key in ("crop_pct", "crop_mode", "interpolation"))
     side = None
-    if isinstance(share, float) and 0.1 <= share < 1 and mode in (None, "center"):
+    if isinstance(share, float) and 1 / MOST_RESIZED <= share < 1 and mode in (None, "center"):
         side = math.floor(min(size) / share)
     return Frame(side, name) if name in INTERPOLATIONS else Frame(side)
 
@@ -36,3 +37,14 @@ def is_frame(value: Any) -> bool:
         return True
     known = isinstance(value, dict) and value.keys() == {"side", "interpolation"}
     return known and (value["side"] is None or is_whole(value["side"])) and value["interpolation"] in INTERPOLATIONS
+
+
+def check_frame(path: Path, about: dict[str, Any], size: Any) -> None:
+    """Raise a `ValueError` where the frame in a file is more than `MOST_RESIZED` times the size of the images."""
+    side = (about.get("test_frame") or {}).get("side")
+    sides = size if isinstance(size, list) and size and all(map(is_whole, size)) else []
+    if side is not None and sides and side > MOST_RESIZED * min(sides):
+        raise ValueError(
+            f"{path} has test images with a shorter side of {side:,} pixels for a crop of {min(sides)}; expected at "
+            f"most {MOST_RESIZED} times as many: fetch or train it again"
+        )

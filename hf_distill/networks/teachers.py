@@ -40,7 +40,7 @@ from ..hub.folder import Home, HubFolder, locate
 from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
 from .class_names import Classes, imagenet_names, read_class_names
-from .frames import frame_in_timm, frame_to_timm, is_frame
+from .frames import check_frame, frame_in_timm, frame_to_timm, is_frame
 from .network_folder import (
     EVAL_RESULTS,
     RULES,
@@ -312,25 +312,53 @@ class Teacher(HubFolder):
             ValueError, OSError: As `HubFolder.from_pretrained`; or nobody names the classes.
         """
         teacher = cls._open(repo_id_or_path, revision=revision, token=token, local_files_only=local_files_only)
+        return teacher.called(class_names, str(repo_id_or_path))
+
+    def called(self, class_names: Sequence[str] | str | Path | None, where: str) -> Self:
+        """The same teacher with names for its logits, as `from_pretrained` takes them.
+
+        Args:
+            class_names: In order, or a file of them; None keeps its own.
+            where: It comes from, for messages.
+
+        Raises:
+            ValueError: They are of another number, contradict its own, or nobody names the classes.
+        """
+        teacher, count = self, self.spec.num_classes
         if isinstance(class_names, str | Path):
             given, class_names = class_names, read_class_names(class_names)
-            if len(class_names) != teacher.spec.num_classes:
+            if len(class_names) != count:
                 raise ValueError(
-                    f"{given} names {len(class_names):,} classes, and {repo_id_or_path} has "
-                    f"{teacher.spec.num_classes:,}; expected a name for each of its logits, in their order"
+                    f"{given} names {len(class_names):,} classes, and {where} has {count:,}; expected a name for each "
+                    "of its logits, in their order"
                 )
         if class_names is not None:
-            origin = teacher.origin
-            if sorted(class_names) == sorted(teacher.class_names):
-                teacher.check_classes(class_names)
-            teacher = cls(teacher.model, teacher.spec, class_names, teacher.preprocessing, teacher.config)
-            teacher.origin = origin
+            teacher = type(self)(self.model, self.spec, class_names, self.preprocessing, self.config)
+            teacher.origin = self.origin
+            self._check_renaming(teacher.class_names, where)
         if not teacher.class_names:
             raise ValueError(
-                f"{repo_id_or_path} does not name its {teacher.spec.num_classes} classes, and their order must be "
-                "known; give the names of its logits in order: a file with --teacher_class_names, or class_names"
+                f"{where} does not name its {count} classes, and their order must be known; give the names of its "
+                "logits in order: a file with --teacher_class_names, or class_names"
             )
         return teacher
+
+    def _check_renaming(self, names: Sequence[str], where: str) -> None:
+        """Raise where a name is already that of another logit, and warn where names replace others."""
+        places = {name: row for row, name in enumerate(self.class_names)}
+        changed = [row for row, name in enumerate(names) if places and places.get(name) != row]
+        moved = next((row for row in changed if names[row] in places), None)
+        if moved is not None:
+            raise ValueError(
+                f"class {moved} is called {names[moved]!r} here, and {where} calls class {moved} "
+                f"{self.class_names[moved]!r} and class {places[names[moved]]} {names[moved]!r}; leave the names out, "
+                "or give them in its order"
+            )
+        if changed:
+            logger.warning(
+                "%d of the %d classes of %s are called otherwise here, such as %r for %r",
+                *(len(changed), len(names), where, names[changed[0]], self.class_names[changed[0]]),
+            )
 
     @classmethod
     def _open(cls, repo_id_or_path: str | Path, **where: Any) -> Self:
@@ -374,6 +402,8 @@ class Teacher(HubFolder):
         if (folder / INDEX).is_file():
             about = load_json(folder / INDEX)
             check_values(folder / INDEX, about, {"test_frame": ABOUT["test_frame"]})
+            student = about.get("student")
+            check_frame(folder / INDEX, about, student.get("img_size") if isinstance(student, dict) else None)
             return Frame(**(about.get("test_frame") or {}))
         if not (folder / TIMM_CONFIG).is_file():
             return Frame()  # whoever loads it says what is wrong
@@ -553,6 +583,7 @@ class Teacher(HubFolder):
         about = load_json(path)
         check_format_version(path, about, FORMAT_VERSION)
         check_values(path, about, ABOUT)
+        check_frame(path, about, about["student"].get("img_size"))
         release = about.pop("release", None)
         own = {
             name: about.pop(name) for name in ("format_version", "student", "class_names", "preprocessing", "sha256")

@@ -82,8 +82,8 @@ def _load(path: Path, spec: StudentSpec) -> nn.Module:
         configuration(KINDS[spec.name], description, spec.num_classes)
         if (layers := most_layers(description)) > len(shapes):
             raise ValueError(
-                f"{path} has {len(shapes):,} tensors, and {spec.name} is described with {layers:,} layers; expected the "
-                "weights of that network: fetch the repository again"
+                f"{path} has {len(shapes):,} tensors, and {spec.name} is described with {layers:,} layers; expected "
+                "the weights of that network: fetch the repository again"
             )
         with torch.device("meta"):  # a description can ask for a network of any size
             model = spec.build(0)

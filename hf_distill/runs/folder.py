@@ -24,7 +24,7 @@ LONGEST_VALUE = 80  # characters of a value in a message
 def describe_images(real: RealImages) -> dict[str, Any]:
     """Everything about the images that decides what is learned from them, as JSON types; whoever has the images again
     has the same, wherever they lie."""
-    interpolation = real.test_frame.interpolation
+    side, interpolation = real.test_frame.side, real.test_frame.interpolation
     return {
         "class_names": list(real.class_names),
         "preprocessing": real.preprocessing.to_config(),
@@ -34,6 +34,7 @@ def describe_images(real: RealImages) -> dict[str, Any]:
         # Of a dataset in hand, which somebody may have changed: its pixels.
         **({"pixels": real.provenance["pixels"]} if "pixels" in real.provenance else {}),
         **({"keep_side": real.keep_side} if real.keep_side else {}),
+        **({"resize": side} if side else {}),  # of held-out images, which decide what is kept
         **({"interpolation": interpolation} if interpolation != INTERPOLATIONS[0] else {}),
     }
 

@@ -25,13 +25,14 @@ from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..augmentation.randaugment import DRAWS as RANDAUGMENT_DRAWS
 from ..augmentation.randaugment import cutout_randaugment
 from ..augmentation.shrinking import take_crops
-from ..config import DataArguments, HfArg, check_at_least, check_choice
+from ..config import MOST_RESIZED, DataArguments, HfArg, check_at_least, check_choice
 from ..data.feed import Keep, Pool, upload
 from ..data.images import RealImages
 from ..data.pixels import Frame
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 from ..networks.batches import images_at_once
+from ..networks.class_names import read_class_names
 from ..networks.compiling import refuse_fp16
 from ..networks.teachers import INDEX, Teacher, classifiers
 from ..rng import derive_seed, generator
@@ -58,8 +59,8 @@ class NamedTeachers:
 
     teacher_class_names: str | None = HfArg(
         default=None,
-        help="File with the names of the logits of --teachers, in order, for those that name none: one on each line, "
-        "or JSON.",
+        help="File with the names of the logits of --teachers, in order, for those that name none, or as many: one on "
+        "each line, or JSON.",
     )
 
 
@@ -349,7 +350,8 @@ def find_teachers(
         test: See `train_teacher`.
         config: The settings of the one that is trained.
         along: How many to take of that training, at evenly spaced epochs; the last one is the finished one.
-        class_names: A file with the names of the logits of each that is named (`--teacher_class_names`).
+        class_names: A file with names of logits (`--teacher_class_names`), for those that name none; and for those
+            that name as many, whose own names must not be in other places there.
         callbacks: Look on while it is trained.
 
     Raises:
@@ -365,34 +367,41 @@ def find_teachers(
         latest["callbacks"] = callbacks
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
+    teachers = [Teacher.start(name) for name in names]
+    given = None if class_names is None else read_class_names(class_names)
+    own = [bool(teacher.class_names) and teacher.spec.num_classes != len(given or ()) for teacher in teachers]
     return [
-        Teacher.from_timm(name.removeprefix("timm:"), class_names)
-        if name.startswith("timm:")
-        else Teacher.from_pretrained(name, class_names=class_names)
-        for name in names
+        teacher.called(None if keeps and not all(own) else class_names, name)
+        for teacher, keeps, name in zip(teachers, own, names, strict=True)
     ]
 
 
-def framed_by_teacher(args: DataArguments, names: Sequence[str] | None) -> DataArguments:
-    """The arguments of data whose test images are framed as those of the teacher were, the last of `names`.
+def framed_by_teacher(args: DataArguments, names: Sequence[str] | None, labelled_by: int) -> DataArguments:
+    """The arguments of data whose test images are framed as those of a teacher were.
 
-    Only what no flag says is taken from it, and nothing where images have no --resolution to be brought to.
+    Only what no flag says is taken from it, and nothing where images have no --resolution to be brought to, or one that
+    does not fit into its frame: the teacher itself says then which size it takes. Its filter becomes that of all
+    images, for there is one.
+
+    Args:
+        names: As `--teachers` has them.
+        labelled_by: The place of the one that counts among them: `Method.labelled_by`.
 
     Raises:
         ValueError, OSError: As `Teacher.from_pretrained` and `Teacher.from_timm`.
     """
     if not names or args.resolution is None or None not in (args.resize, args.interpolation):
         return args
-    frame = Teacher.frame_of(names[-1])
-    if frame == Frame():
+    frame, smallest = Teacher.frame_of(names[labelled_by]), min(args.resolution)
+    if frame == Frame() or not smallest <= (frame.side or smallest) <= MOST_RESIZED * smallest:
         return args
     framed = replace(args, resize=args.resize or frame.side, interpolation=args.interpolation or frame.interpolation)
     logger.info(
-        "test images have a shorter side of %s pixels (%s) before the crop, as %s says; --resize and --interpolation "
-        "win",
-        framed.resize or min(args.resolution),
+        "test images have a shorter side of %s pixels before the crop, and all images, those of train too, are resized "
+        "by a %s filter, as %s says; --resize and --interpolation win",
+        framed.resize or smallest,
         framed.interpolation,
-        names[-1],
+        names[labelled_by],
     )
     return framed
 

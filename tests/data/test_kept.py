@@ -150,6 +150,8 @@ def test_a_dataset_in_hand_is_framed_alike(folder):
     [
         ({"resolution": [224], "resize": 223}, "--resize is 223 and the crop out of it has 224x224 pixels"),
         ({"resolution": [32, 64], "resize": 31}, "--resize is 31 and the crop out of it has 32x64 pixels"),
+        ({"resolution": [32, 64], "resize": 321}, "--resize is 321 and .* 32x64 pixels; expected 32 to 320"),
+        ({"resolution": [32, 64], "keep_side": "31"}, "--keep_side is 31 and crops are brought to 32x64 pixels"),
         ({"resize": 0}, "--resize is 0; expected at least 1"),
         ({"interpolation": "lanczos"}, "--interpolation is 'lanczos'; expected one of bicubic, bilinear"),
         ({"keep_side": "0"}, "--keep_side is '0'; expected a number of pixels, such as 384, or source"),
@@ -167,6 +169,8 @@ def test_a_resize_below_images_whose_size_nobody_gave_is_one_line(folder):
     store(folder, "train", photographs(4, shapes=[(16, 16)]))
     with pytest.raises(ValueError, match=r"^--resize is 15 and the crop out of it has 16x16 pixels[^\n]*$"):
         RealImages.from_arguments(args(folder, resize=15))
+    with pytest.raises(ValueError, match="--keep_side is 8 and crops are brought to"):
+        RealImages.from_arguments(args(folder, keep_side="8"))
     with pytest.raises(ValueError, match=r"^keep_side is 3\.5; expected a name or a number$"):
         RealImages.from_hub(folder, keep_side=3.5)
 
@@ -247,6 +251,9 @@ def test_the_limit_names_the_cache_and_the_source_has_none(folder, monkeypatch):
     assert len(decoded) == 2
     described = [describe_images(real) for real in (first, source, decodes(0))]
     assert [about.get("keep_side") for about in described] == ["30", "source", None]
+    # What is held out decides what is kept, so its frame is a part of a run; one of before has none.
+    assert "resize" not in described[0]
+    assert describe_images(decodes(0, resize=20))["resize"] == 20
 
 
 def test_images_without_a_kept_shape_say_how_to_keep_them(folder):

@@ -26,6 +26,10 @@ from hf_distill.data.pixels import Frame
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.hub.files import load_json, save_json
+from hf_distill.methods.apm import APM
+from hf_distill.methods.hello import HeLlO
+from hf_distill.methods.rded import RDED
+from hf_distill.methods.sre2l import CDA, SRe2L
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.frames import frame_in_timm, frame_to_timm
 from hf_distill.networks.teachers import Teacher
@@ -328,6 +332,32 @@ def test_names_of_classes_come_from_a_file_where_the_repository_has_none(tmp_pat
         find_teachers(None, real, None, TeacherConfig(), class_names="x", **options)
 
 
+def test_a_file_of_names_is_for_those_of_several_teachers_that_it_fits(tmp_path, caplog):
+    make(names=NAMES[:2]).save_pretrained(tmp_path / "named")
+    plain(tmp_path / "plain", label_names=None)
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(NAMES), encoding="utf-8")
+
+    def read(*folders: str) -> list[list[str]]:
+        names, options = [str(tmp_path / folder) for folder in folders], {"seed": 0, "accelerator": None}
+        teachers = find_teachers(names, Images(NAMES), None, TeacherConfig(), class_names=str(path), **options)
+        return [teacher.class_names for teacher in teachers]
+
+    assert read("named", "plain") == [NAMES[:2], NAMES]
+    with pytest.raises(ValueError, match=r"names\.txt names 4 classes, and .*named has 2"):
+        read("named")
+    path.write_text("katze\nHund\n", encoding="utf-8")
+    with caplog.at_level("WARNING", logger="hf_distill.networks.teachers"):
+        assert read("named") == [["katze", "Hund"]]
+    assert "1 of the 2 classes of" in caplog.text
+    assert "such as 'katze' for 'cat'" in caplog.text
+    path.write_text("Hund\nkatze\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"class 0 is called 'Hund' here, and .* calls class 0 'cat' and class 1 'Hund'"
+    ):
+        read("named")
+
+
 def test_classes_that_nobody_names_must_be_given_and_names_must_not_change_places(tmp_path):
     plain(tmp_path, label_names=None)
     with pytest.raises(ValueError, match=r"does not name its 4 classes.*--teacher_class_names, or class_names"):
@@ -338,7 +368,9 @@ def test_classes_that_nobody_names_must_be_given_and_names_must_not_change_place
         Teacher.from_pretrained(tmp_path, class_names=NAMES[1:])
     folder = teacher.save_pretrained(tmp_path / "own")
     assert Teacher.from_pretrained(folder, class_names=["w", "x", "y", "z"]).class_names == ["w", "x", "y", "z"]
-    with pytest.raises(ValueError, match="calls class 0 'cat', and here it is 'a/b"):
+    with pytest.raises(
+        ValueError, match=r"class 0 is called 'a/b . c' here, and .* calls class 0 'cat' and class 3 'a/b"
+    ):
         Teacher.from_pretrained(folder, class_names=NAMES[::-1])
 
 
@@ -1179,6 +1211,19 @@ def test_a_frame_that_is_none_is_one_line(tmp_path, frame):
             read(str(tmp_path / "t"))
 
 
+def test_a_frame_that_is_far_larger_than_the_images_is_one_line(tmp_path):
+    make(size=(16, 24)).save_pretrained(tmp_path / "t")
+    index = tmp_path / "t" / "teacher_config.json"
+    for side, fits in ((160, True), (161, False)):
+        save_json(index, {**load_json(index), "test_frame": {"side": side, "interpolation": "bicubic"}})
+        for read in (Teacher.frame_of, Teacher.from_pretrained):
+            if fits:
+                read(str(tmp_path / "t"))
+                continue
+            with pytest.raises(ValueError, match="shorter side of 161 pixels for a crop of 16; expected at most 10"):
+                read(str(tmp_path / "t"))
+
+
 def test_data_are_framed_as_the_last_teacher_was_unless_a_flag_says_otherwise(tmp_path):
     framed = {"test_frame": {"side": 20, "interpolation": "bilinear"}}
     make(size=(16, 16), config={**CONFIG, **framed}).save_pretrained(tmp_path / "last")
@@ -1186,13 +1231,18 @@ def test_data_are_framed_as_the_last_teacher_was_unless_a_flag_says_otherwise(tm
     names = [str(tmp_path / "silent"), str(tmp_path / "last")]
 
     def read(names: list[str] | None, **flags) -> tuple[int | None, str | None]:
-        data = framed_by_teacher(DataArguments(**flags), names)
+        data = framed_by_teacher(DataArguments(**flags), names, -1)
         return data.resize, data.interpolation
 
     assert read(names, resolution=[16]) == (20, "bilinear")
     assert read(names, resolution=[16], resize=18) == (18, "bilinear")
     assert read(names, resolution=[16], resize=18, interpolation="bicubic") == (18, "bicubic")
     assert read(names) == read(names[:1], resolution=[16]) == read(None, resolution=[16]) == (None, None)
+    # Of SRe2L's teachers the first one labels, and its frame counts; RDED and HeLlO have the last one score.
+    assert [method.labelled_by for method in (SRe2L, CDA, APM, RDED, HeLlO)] == [0, 0, 0, -1, -1]
+    assert framed_by_teacher(DataArguments(resolution=[16]), names, 0) == DataArguments(resolution=[16])
+    # Where the teacher takes other sizes, it says so itself, and nobody gave --resize.
+    assert read(names, resolution=[32]) == read(names, resolution=[1]) == (None, None)
 
 
 def test_a_trained_teacher_remembers_how_it_was_tested(tmp_path, monkeypatch):
