@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.method import warn_of_keeping
 from hf_distill.methods import METHODS
 from hf_distill.networks.teachers import Teacher
 from hf_distill.runs.finish import run_recipe
@@ -52,6 +53,7 @@ def main() -> None:
     train, test = RealImages.train_and_test(data_args)
     # The held-out part selects distilled images later on, so no teacher may see it.
     train, held_out = train.split(data_args.validation_fraction, seed=0)
+    warn_of_keeping(train, config.teacher_augment == "rrc")
     say_held_out(train, held_out, ["choose among sets that are distilled with this teacher"])
     teacher = train_teacher(
         train,

@@ -70,7 +70,8 @@ def _cuts_crops(settings: Any) -> bool:
     return getattr(settings, "teacher_augment", None) == "rrc"
 
 
-def _warn_of_keeping(train: RealImages, used: bool) -> None:
+def warn_of_keeping(train: RealImages, used: bool) -> None:
+    """Warn where images are kept at their own shapes, unless random crops are cut out of them."""
     if train.keep_side is not None and not used:
         logger.warning(
             "nothing here cuts random crops out of images, so keep_side=%s changes nothing; it is for RDED, HeLlO and "
@@ -305,7 +306,7 @@ class Method(ABC):
         say_held_out(train, held_out, cls.chosen_by_held_out(config))
         given = {type(settings): settings for settings in networks}
         complete = [given[kind] if kind in given else kind() for kind in cls.learns_from]
-        _warn_of_keeping(train, cls.cuts_crops or any(map(_cuts_crops, complete)))
+        warn_of_keeping(train, cls.cuts_crops or any(map(_cuts_crops, complete)))
         learned = cls.learn(Preparation(train, test, config, complete, accelerator, callbacks))
         for what, count in _images_learned_from(learned).items():
             say_learned_from(what, count, train, held_out)

@@ -172,7 +172,8 @@ def read_processor(folder: Path) -> tuple[Preprocessing, dict[str, Any]]:
             }
         )
     except MISTAKES as error:
-        reason = reprlib.repr(" ".join(str(error).split()))
+        ours = isinstance(error, ValueError)
+        reason = str(error) if ours else f"it has a value of another kind: {' '.join(str(error).split())[:80]}"
         raise ValueError(f"{path} does not say what images go through: {reason}") from error
     resample = values.get("resample")
     known = isinstance(resample, int) and 0 <= resample < len(RESAMPLING)

@@ -30,9 +30,8 @@ CLASSES = {
 LARGEST = 1_000_000  # of a number in a description; what asks for more asks for a machine's memory
 MOST_LAYERS = 1_000  # also entries of a list, most of which are of layers
 LAYERS = re.compile(r"layers|depth|blocks|stages|repeats|experts|^len\(")
-LOADING = re.compile(
-    "pretrained|checkpoint|auto_map|attribute_map|backbone|(?<!drop_)path|file|weights|url|hub|quantization"
-)
+LOADING = re.compile("pretrained|checkpoint|backbone|(?<!drop_)path|file|weights|url|hub")
+OF_OTHERS = re.compile("auto_map|attribute_map|quantization")  # also what stands anywhere in these
 # transformers takes the name of a repository for an implementation, and runs the kernel that is there.
 IMPLEMENTATION = re.compile("implementation|use_kernel")
 IMPLEMENTATIONS = (None, True, False, "eager", "sdpa")
@@ -59,12 +58,9 @@ def configuration(kind: str, description: str, num_classes: int) -> PretrainedCo
         name = names[-1]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         most = MOST_LAYERS if LAYERS.search(name) else LARGEST
-        others = any(map(IMPLEMENTATION.search, names)) and value not in IMPLEMENTATIONS
-        if (
-            others
-            or ((LOADING.search(name) or "attribute_map" in names) and value)
-            or (number and not abs(value) <= most)
-        ):
+        loads = value and (LOADING.search(name) or any(map(OF_OTHERS.search, names)))
+        kernel = value not in IMPLEMENTATIONS and any(map(IMPLEMENTATION.search, names))
+        if loads or kernel or (number and not abs(value) <= most):
             raise ValueError(
                 f"the description of a {kind} has {'.'.join(names)} {reprlib.repr(value)}; expected what builds a "
                 f"network without loading anything, with numbers up to {most:,}"

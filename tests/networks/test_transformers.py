@@ -217,6 +217,8 @@ def break_it(folder: Path, how: str) -> None:
             "a kernel by another name": {"attribute_map": {"x": "_attn_implementation"}, "x": "somebody/kernel"},
         }
         edit(config, **values[how])
+    elif how == "a quantised one":
+        edit(config, quantization_config={"load_in_8bit": True})
     elif how == "many layers":
         edit(config, depths=[1, 1_000_000])
     elif how == "more layers than tensors":
@@ -250,10 +252,14 @@ def break_it(folder: Path, how: str) -> None:
         ("a kernel of experts", "has _experts_implementation 'somebody/kernel'; expected"),
         ("a kernel of a part", r"has _attn_implementation\. 'somebody/kernel'; expected"),
         ("a kernel by another name", r"has attribute_map\.x '_attn_implementation'; expected"),
+        ("a quantised one", r"has quantization_config\.load_in_8bit True; expected what builds a network without"),
         ("many layers", "has depths 1000000; expected what builds a network .* up to 1,000"),
         ("more layers than tensors", r"has \d+ tensors, and transformers_resnet is described with 900 layers"),
         ("many stages", r"has len\(hidden_sizes\) 1001; expected what builds a network .* up to 1,000"),
-        ("a size in words", r"preprocessor_config\.json .*does not say what images go through"),
+        (
+            "a size in words",
+            r"preprocessor_config\.json .*does not say what images go through: it has a value of another kind",
+        ),
         ("nonsense", "transformers cannot make sense of the description of a resnet"),
         ("half a file", "is no whole safetensors file"),
     ],
