@@ -7,21 +7,10 @@ import torch.nn.functional as F
 
 from hf_distill.augmentation import shrinking as module
 from hf_distill.augmentation.crops import CROP_DRAWS, draw_crops, uniform
-from hf_distill.augmentation.shrinking import shrinking, take_crops
+from hf_distill.augmentation.shrinking import take_crops
 from hf_distill.data.ragged import Ragged
 from hf_distill.rng import generator
 from tests.helpers.photographs import cropped, photographs
-
-
-@pytest.mark.parametrize(("full", "size"), [(224, 112), (17, 8), (8, 8), (9, 5), (6, 1)])
-def test_crops_are_resized_as_interpolation_with_antialiasing_does(full, size):
-    pairs = [(first, length) for length in range(1, full + 1, max(full // 12, 1)) for first in (0, full - length)]
-    first, length = torch.tensor(pairs).T
-    found = shrinking(first, length, full, size)
-    for matrix, (start, count) in zip(found, pairs, strict=True):
-        lines = torch.eye(full, dtype=torch.double)[:, None, start : start + count, None].repeat(1, 1, 1, 3)
-        wanted = F.interpolate(lines, (size, 3), mode="bilinear", align_corners=False, antialias=True)[:, 0, :, 0].T
-        torch.testing.assert_close(matrix.double(), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 14), (1, 9, 9)], ids=["colour", "gray"])
