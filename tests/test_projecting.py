@@ -13,7 +13,7 @@ from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.networks.projector import LabelProjector
 from hf_distill.networks.teachers import Teacher
 
-DATA = {"max_train_samples": 200, "max_test_samples": 40, "disable_tqdm": True}
+DATA = {"max_train_samples": 200, "max_test_samples": 40, "validation_fraction": 0.1, "disable_tqdm": True}
 TEACHER = {
     "student": "convnet_d1",
     "student_width": 8,

@@ -279,7 +279,7 @@ def test_timms_own_repositories_of_imagenet_are_teachers_of_its_classes_and_of_t
     home = {"repo_id": "timm/resnet18.tv_in1k", "revision": commit}
     about = {"tag": "tv_in1k", "license": "bsd-3-clause", "origin_url": "https://github.com/pytorch/vision"}
     assert teacher.config["weights"] == about | home
-    assert teacher.test_frame == Teacher.frame_of("timm:resnet18.tv_in1k") == Frame(256, "bilinear")
+    assert teacher.test_frame == Teacher.frame_of("timm:resnet18.tv_in1k") == Frame(18, "bilinear")  # 16 / 0.875
     assert teacher.preprocessing.mean == (0.485, 0.456, 0.406)
 
     words = ImageNetInfo().label_descriptions()
@@ -295,7 +295,7 @@ def test_timms_own_repositories_of_imagenet_are_teachers_of_its_classes_and_of_t
     assert narrowed.config["narrowed"] == about | home
     again = Teacher.from_pretrained(narrowed.save_pretrained(tmp_path))
     check_same(again, narrowed)
-    assert again.test_frame == Frame(256, "bilinear")
+    assert again.test_frame == Frame(18, "bilinear")
     card = (tmp_path / "README.md").read_text()
     assert f"a part of a teacher of 1,000 classes, `{teacher.digest}`, of timm/resnet18.tv_in1k (`{commit}`)" in card
     with pytest.raises(ValueError, match=r"1 of these 2 are not among them: 'axolotol' \(near: .*'axolotl, mud puppy"):
