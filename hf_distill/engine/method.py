@@ -428,19 +428,22 @@ class Method(ABC):
 
     def evaluate(self, test: RealImages) -> EvalReport:
         """The accuracies on `test` of students of the set and of the baselines. All processes call it."""
+        config = self.config
+        # It may have to be fetched first.
+        guided = not config.eval_full_data and any(name != "random" for name in config.eval_baselines)
         report = evaluate(
             self.distilled,
             self.train,
             test,
             held_out=self.held_out or self.train.subset([]),
             protocol=self.protocol,
-            num_seeds=self.config.eval_seeds,
-            baselines=self.config.eval_baselines,
-            full_data=self.config.eval_full_data,
-            guide=self.guide(),
-            seed=self.config.seed,
+            num_seeds=config.eval_seeds,
+            baselines=config.eval_baselines,
+            full_data=config.eval_full_data,
+            guide=self.guide() if guided else None,
+            seed=config.seed,
             accelerator=self.accelerator,
-            disable_tqdm=self.config.disable_tqdm,
+            disable_tqdm=config.disable_tqdm,
         )
         self.distilled.report = report
         return report
