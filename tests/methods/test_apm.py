@@ -648,8 +648,6 @@ def test_recipes_make_shards_join_and_evaluate_them_and_say_in_one_line_what_the
     (tmp_path / "mine" / "data").mkdir(parents=True)
     (tmp_path / "mine" / "data" / "train-00000-of-00001.parquet").write_bytes(b"mine")
     alone = {name: value for name, value in flags.items() if name != "teachers"}
-    two = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    two += ["--classes", "1", "2", "--output_dir", "y"]
     for recipe, words, says in (
         ("join", ["--shards", "part-1", "--output_dir", "x"], "5 of 10 images lack; give the shards 2/2 too"),
         ("join", ["--shards", "part-1", "joined", "--output_dir", "x"], "joined is no shard of a set"),
@@ -667,7 +665,6 @@ def test_recipes_make_shards_join_and_evaluate_them_and_say_in_one_line_what_the
             {**flags, "output_dir": "y", "memory_budget": "1KB"},
             "--memory_budget 1KB is too little for groups of 5",
         ),
-        ("apm", two, "convnet_d1 ("),
         ("apm", {**flags, "output_dir": "y", "shard": "1/2", "push_to_hub": True}, "--push_to_hub with --shard 1/2"),
     ):
         stopped = recipes(recipe, words, tmp_path)
