@@ -255,6 +255,23 @@ def rded_batch(ipc: int, classes: int) -> int:
     return max(2, min(batch, ipc * classes))
 
 
+SRE2L_TINY = CropProtocol(
+    "sre2l-tiny",
+    epochs=100,
+    full_data_epochs=100,
+    batch_size=256,
+    weight_decay=1e-4,
+    lrs=(0.2,),
+    views=Views(mix="none"),
+    optimizer="sgd",
+    momentum=0.9,
+    decay_all=True,
+    squared=True,
+    warmup_epochs=5,
+    source="The code of SRe2L for Tiny-ImageNet (github.com/zeyuanyin/tiny-imagenet), and its logs: SGD, five "
+    "epochs of warm-up, no mixing.",
+)
+
 PROTOCOLS: dict[str, TrainingProtocol] = {
     protocol.name: protocol
     for protocol in (
@@ -316,22 +333,7 @@ PROTOCOLS: dict[str, TrainingProtocol] = {
             lrs=(0.001,),
             source="The code of SRe2L (arXiv:2306.13092) for ImageNet-1K: AdamW, cosine, CutMix, temperature 20.",
         ),
-        CropProtocol(
-            "sre2l-tiny",
-            epochs=100,
-            full_data_epochs=100,
-            batch_size=256,
-            weight_decay=1e-4,
-            lrs=(0.2,),
-            views=Views(mix="none"),
-            optimizer="sgd",
-            momentum=0.9,
-            decay_all=True,
-            squared=True,
-            warmup_epochs=5,
-            source="The code of SRe2L for Tiny-ImageNet (github.com/zeyuanyin/tiny-imagenet), and its logs: SGD, five "
-            "epochs of warm-up, no mixing.",
-        ),
+        SRE2L_TINY,
         CropProtocol(
             "cda",
             epochs=300,
@@ -341,19 +343,10 @@ PROTOCOLS: dict[str, TrainingProtocol] = {
             lrs=(0.001,),
             source="CDA (arXiv:2311.18838) for ImageNet-1K: as SRe2L, in batches of 128, as its authors confirmed.",
         ),
-        CropProtocol(
-            "cda-tiny",
-            epochs=100,
-            full_data_epochs=100,
+        replace(
+            SRE2L_TINY,
+            name="cda-tiny",
             batch_size=64,
-            weight_decay=1e-4,
-            lrs=(0.2,),
-            views=Views(mix="none"),
-            optimizer="sgd",
-            momentum=0.9,
-            decay_all=True,
-            squared=True,
-            warmup_epochs=5,
             source="As sre2l-tiny, in the batches of 64 that LPLD's reproduction of CDA has.",
         ),
         CropProtocol(
