@@ -4,11 +4,13 @@
     python benchmarks/figures.py trajectory --dataset outputs/cifar10 --method TESLA --preset cifar10-ipc1 \\
         --set max_start_epoch=3 --set num_experts=3 --steps 50 100 200 400 --output outputs/figures/tesla-ipc1
     python benchmarks/figures.py distil --dataset DATA --method RDED --preset imagenette-ipc10 --output outputs/rded
+    python benchmarks/figures.py labels --dataset DATA --students resnet18 --set ipc=10 --output outputs/hello
 
 `split` puts the last 5,000 of CIFAR-10's training images among those to test on. `trajectory` goes on from one number
-of iterations to the next in one folder, with students on each of the sets; `distil` does one run. What is given by
-`--set name=value` (as in a preset's file) is recorded. `PART.json` in the output folder holds the command, the commit,
-the rows with the accuracy of every student, the differences to each baseline with a 95 % interval, and the wall time.
+of iterations to the next in one folder, with students on each of the sets; `distil` does one run; `labels` is one of
+HeLlO, with students of its images under each kind of labels. What is given by `--set name=value` (as in a preset's
+file) is recorded. `PART.json` in the output folder holds the command, the commit, the rows with the accuracy of every
+student, the differences to each baseline with a 95 % interval, and the wall time.
 """
 
 import argparse
@@ -28,9 +30,12 @@ from timm.data import ImageNetInfo
 
 import hf_distill as hd
 from hf_distill.evaluation.evaluate import BASELINES, protocol_for
+from hf_distill.evaluation.label_comparison import compare_labels
+from hf_distill.evaluation.protocols import TrainingProtocol
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.results import EvalReport
 from hf_distill.runs.processes import make_accelerator
+from hf_distill.runs.settings import settings_of
 
 
 @dataclass
@@ -50,6 +55,12 @@ class Arguments:
     recognise: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+
+    def cut(self, protocol: TrainingProtocol) -> TrainingProtocol:
+        """The protocol with `epochs`, where they are given, and a name that says so."""
+        if self.epochs is None:
+            return protocol
+        return replace(protocol, name=f"{protocol.name} cut to {self.epochs} epochs", epochs=self.epochs)
 
 
 def apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -112,6 +123,16 @@ def recognised(distilled: hd.DistilledSet, teachers: str) -> list[dict[str, Any]
     ]
 
 
+def student(text: str, distilled: hd.DistilledSet) -> str | hd.StudentSpec:
+    """The student that `NAME` or `NAME option=value ...` describes, for images of the set."""
+    name, *options = text.split()
+    if not options:
+        return name
+    kwargs = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
+    channels, height, width = distilled.pixel_values.shape[1:]
+    return hd.StudentSpec(name, distilled.num_classes, channels, (height, width), kwargs)
+
+
 def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: int | None, **options: Any) -> Any:
     """Distil, or go on to `steps` iterations, train students on the result, and write down what they reach."""
     accelerator = make_accelerator(cpu_threads=args.threads)
@@ -127,10 +148,9 @@ def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: i
     report = EvalReport()
     if args.seeds:
         guide = None if "experts" not in args.settings else first_expert(args.settings["experts"])
-        protocol = protocol_for(distilled, None)
-        if args.epochs is not None:
-            protocol = replace(protocol, name=f"{protocol.name} cut to {args.epochs} epochs", epochs=args.epochs)
-        options |= {"protocol": protocol, "num_seeds": args.seeds, "students": args.students or None, "guide": guide}
+        protocol = args.cut(protocol_for(distilled, None))
+        students = [student(text, distilled) for text in args.students] or None
+        options |= {"protocol": protocol, "num_seeds": args.seeds, "students": students, "guide": guide}
         report = hd.evaluate(distilled, train, test, accelerator=accelerator, **options)
         print(report.table(), flush=True)
     distilled.save_pretrained(args.output / f"set-{steps or 'final'}")
@@ -145,15 +165,47 @@ def measure(args: Arguments, train: hd.RealImages, test: hd.RealImages, steps: i
     }
 
 
+def labels(args: Arguments, train: hd.RealImages, test: hd.RealImages) -> dict[str, Any]:
+    """Distil with HeLlO, and train students of its images with the labels of each source."""
+    accelerator, began = make_accelerator(cpu_threads=args.threads), time.monotonic()
+    kinds = (hd.DataArguments, *hd.HeLlO.learns_from, hd.HeLlO.config_class)
+    settings = {**args.settings, "output_dir": str(args.output / "run")}
+    (data, *networks, config), _ = settings_of("hello", kinds, args.preset, settings)
+    rest, held_out = train.split(data.validation_fraction, seed=0)
+    hello = hd.HeLlO.prepare(rest, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
+    hello.protocol = args.cut(hello.protocol)
+    distilled, named = hello.run(), args.students[0] if args.students else None
+    distilling = time.monotonic() - began
+    report = EvalReport()
+    report.labels = compare_labels(
+        distilled,
+        hello.sources(),
+        test,
+        held_out=held_out,
+        protocol=hello.protocol,
+        student=None if named is None else student(named, distilled),
+        num_seeds=args.seeds,
+        accelerator=accelerator,
+    )
+    print(report.labels_table(), flush=True)
+    return {
+        "steps": None,
+        "seconds_distilling": distilling,
+        "seconds_evaluating": time.monotonic() - began - distilling,
+        "projector": hello.projector.summary(),
+        **report.to_json(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["split", "trajectory", "distil"])
+    parser.add_argument("part", choices=["split", "trajectory", "distil", "labels"])
     parser.add_argument("--dataset", required=True, help="name or folder, for load_dataset")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--method", default="TESLA", choices=[method.__name__ for method in hd.METHODS])
     parser.add_argument("--preset")
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="numbers of iterations to look at")
-    parser.add_argument("--students", nargs="*", default=[])
+    parser.add_argument("--students", nargs="*", default=[], help="such as resnet18, or 'convnet_d3 width=64'")
     parser.add_argument("--seeds", type=int, default=5, help="students of each row; 0 trains none")
     parser.add_argument("--recognise", help="a teacher of all ImageNet-1K classes, which is to name the images")
     parser.add_argument("--epochs", type=int, help="of students, in place of the protocol's")
@@ -180,10 +232,13 @@ def main() -> None:
             continue
         # The baselines are the same beside each of the sets: one time is enough.
         once = [row for each in result["results"] for row in each["rows"] if row["set"] in BASELINES]
-        each = measure(args, train, test, number, **({"baselines": [], "full_data": False} if once else {}))
-        each["differences"] = differences(
-            each["rows"], once or [row for row in each["rows"] if row["set"] in BASELINES]
-        )
+        if args.part == "labels":
+            each = labels(args, train, test)
+        else:
+            each = measure(args, train, test, number, **({"baselines": [], "full_data": False} if once else {}))
+            each["differences"] = differences(
+                each["rows"], once or [row for row in each["rows"] if row["set"] in BASELINES]
+            )
         result["results"].append({**about, **each})
         save_json(path, json.loads(json.dumps(result, default=str)))
 
