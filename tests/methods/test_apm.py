@@ -252,6 +252,22 @@ def test_students_begin_anew_after_so_many_iterations(data, teacher, tmp_path, f
     assert seen == wanted
 
 
+def test_each_group_has_students_of_its_own(data, teacher, tmp_path):
+    apm = make(data, teacher, tmp_path, batch_syn=4, max_steps=4, refresh_every=2)
+    seeds: list[int] = []
+
+    def students(x, network, seed, known=apm.students):
+        seeds.append(seed)
+        return known(x, network, seed)
+
+    apm.students = students
+    blocks = list(apm.blocks())
+    for block in blocks:
+        apm.make(block, lambda *_: None)
+    assert len(blocks) > 1
+    assert len(set(seeds)) == len(seeds) == 2 * len(blocks)
+
+
 def test_the_rate_falls_to_three_tenths_in_the_second_half():
     assert [learning_rate(t, 4, 10.0) for t in range(4)] == [10, 10, 3, 3]
 
