@@ -284,14 +284,34 @@ class HubArguments:
         return f"HubArguments(push_to_hub={self.push_to_hub}, hub_model_id={self.hub_model_id!r})"
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Reads scalars as the text that stands in the file, for YAML's guess at a type would make 7 of the class `007`.
+
+    Nothing, `null` and `~` without quotes are None.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file: its scalars as text, or None where there is nothing.
 
     Raises:
         ValueError: The file is absent, is not YAML, or holds something else than `key: value` lines.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _TextLoader)
     except OSError as error:
         raise ValueError(f"--config {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -323,10 +343,30 @@ def _as_arguments(
                 usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
                 raise ValueError(f"{source}: {key} is empty; expected a value like {usual!r}")
             continue
-        items = value if isinstance(value, list | tuple) else [value]
-        # YAML reads `1e5` as a string and `1.0e+5` as a number; both become the word the parser converts.
-        words += [f"--{key}", *(str(item) for item in items)]
+        if not isinstance(value, list | tuple):
+            words.append(f"--{key}={_as_word(key, value, source)}")
+            continue
+        items = [_as_word(key, item, source) for item in value]
+        for item in items:
+            if item.startswith("-") and not _is_number(item):
+                raise ValueError(f"{source}: {key} holds {item!r}; expected no value that begins as a flag does")
+        words += [f"--{key}", *items]
     return words
+
+
+def _as_word(key: str, value: Any, source: str) -> str:
+    if value is None or isinstance(value, list | tuple | dict | set | bytes):
+        hint = "; write 'null' in quotes to mean the word" if value is None else ""
+        raise ValueError(f"{source}: {key} holds {value!r}; expected one value, or a list of single values{hint}")
+    return str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def presets(recipe: str) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import pytest
 
 from hf_distill.config import DataArguments, HfArg, LoopConfig, find_preset, load_yaml, parse_args, presets
 from hf_distill.methods import MTTConfig, TESLAConfig
+from hf_distill.runs.settings import settings_of
 from hf_distill.training.experts import ExpertConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
@@ -60,6 +61,34 @@ def test_a_number_may_be_written_as_papers_write_it(yaml, written):
     assert extra.rate == 0.001
 
 
+@pytest.mark.parametrize(
+    "names",
+    ["007 010 08 0x1f 0b11 1_000 1:30 190:20:30", "1.10 1e3 .5 .inf .nan -1 +1", "no Yes on OFF true", "2024-01-02"],
+)
+def test_what_stands_in_the_file_is_taken_as_text(yaml, names):
+    names = [*names.split(), "2001-12-14 21:59:43"]
+    for text in (f"classes: [{', '.join(names)}]", "classes:" + "".join(f"\n- {name}" for name in names)):
+        assert parse_args(DataArguments, args=["--config", yaml(text)])[0].classes == names
+    for name in names:
+        (data,) = parse_args(DataArguments, args=["--config", yaml(f"dataset_config: {name}")])
+        assert data.dataset_config == name
+    (data,) = parse_args(DataArguments, args=["--config", yaml("dataset_config: 'null'\nclasses: ['~', \"\"]")])
+    assert (data.dataset_config, data.classes) == ("null", ["~", ""])
+
+
+def test_a_text_that_begins_with_a_dash_is_no_flag(yaml):
+    path = yaml("dataset_config: --loud\nclasses: [-1, -2]\n")
+    data, extra = parse_args(DataArguments, Extra, args=["--config", path])
+    assert (data.dataset_config, data.classes, extra.loud) == ("--loud", ["-1", "-2"], True)
+
+
+def test_a_preset_from_python_is_read_as_one_from_the_command_line(yaml):
+    path = yaml("ipc: 010\nreport_to: none\nsave_total_limit: ~\neval_baselines: []\nlr_img: 1e2\n")
+    (config,), _ = settings_of("mtt", (MTTConfig,), path, {"seed": 3})
+    assert (config.ipc, config.seed, config.lr_img) == (10, 3, 100)
+    assert (config.save_total_limit, config.eval_baselines) == (None, [])
+
+
 def test_an_empty_value_leaves_what_may_be_absent(yaml):
     data, _ = parse_args(DataArguments, LoopConfig, args=["--config", yaml("dataset_name:\noutput_dir: null\n")])
     assert data.dataset_name is None
@@ -88,10 +117,16 @@ def test_the_demo_counts_only_where_neither_a_config_nor_a_dataset_is_named(yaml
     [
         ("icp: 10", "unknown key 'icp'; did you mean 'ipc'?"),
         ("zzzz: 10", "unknown key 'zzzz'; see --help"),
-        ("3: 10", "unknown key 3"),
+        ("3: 10", "unknown key '3'"),
         ("ipc:", "ipc is empty; expected a value like 1"),
         ("- ipc", "holds a list; expected lines of the form `flag: value`"),
         ("ipc: [", "is not valid YAML"),
+        ("ipc: 1\nseed: 2\nipc: 10", "is not valid YAML: ipc stands there twice"),
+        ("classes: [cat, ~]", "classes holds None; expected one value, or a list of single values; write 'null'"),
+        ("classes: [[cat, dog], [eel]]", "classes holds ['cat', 'dog']; expected one value, or a list of single"),
+        ("ipc: {of: 3}", "ipc holds {'of': '3'}; expected one value"),
+        ("classes: [--seed, '5']", "classes holds '--seed'; expected no value that begins as a flag does"),
+        ("ipc: 0x1f", "--ipc: invalid int value: '0x1f'"),
         ("ipc: ten", "--ipc: invalid int value: 'ten'"),
         ("ipc: 0", "--ipc is 0; expected at least 1"),
         ("select: worst", "--select is 'worst'; expected one of best, last"),

@@ -12,7 +12,7 @@ import pytest
 import timm
 import yaml
 
-from hf_distill.config import DataArguments, load_yaml, parse_args
+from hf_distill.config import DataArguments, parse_args
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import METHODS
 from hf_distill.networks.class_names import imagenet_names
@@ -153,6 +153,11 @@ def recipe_of(name: str) -> str:
     return name.split("/")[0]
 
 
+def written(name: str) -> dict[str, Any]:
+    """What stands in a preset, with the types that YAML has for it."""
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+
+
 def parsed(name: str) -> tuple[Any, ...]:
     """A preset as its recipe reads it."""
     return parse_args(*Recipes.dataclasses(recipe_of(name)), args=["--config", str(CONFIGS / name)])
@@ -211,7 +216,7 @@ PAGE_ROWS = rows_of(PAGE.read_text(encoding="utf-8"))
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - set(DEMOS)))
 def test_the_page_has_every_value_of_a_preset_once_and_no_other(name):
-    known = {key: value for key, value in load_yaml(CONFIGS / name).items() if key not in ELSEWHERE}
+    known = {key: value for key, value in written(name).items() if key not in ELSEWHERE}
     listed = {key: [row.value for row in rows] for (preset, key), rows in PAGE_ROWS.items() if preset == name}
     assert {key: values for key, values in listed.items() if values != [None]} == {
         key: [value] for key, value in known.items()
@@ -223,7 +228,7 @@ def test_the_page_has_every_value_of_a_preset_once_and_no_other(name):
 def test_the_page_names_the_sources_that_the_file_names(name):
     lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
     comments = {line.split(":")[0]: line.partition("  # ")[2] for line in lines if not line.startswith("#")}
-    for key in load_yaml(CONFIGS / name).keys() - ELSEWHERE:
+    for key in written(name).keys() - ELSEWHERE:
         (row,) = PAGE_ROWS[name, key]
         assert row.theirs, key
         marks = set(re.findall(r"\[\w+\]", comments[key] if not key.startswith(DATA) else ""))
@@ -288,7 +293,7 @@ def test_each_value_of_a_preset_says_where_it_comes_from(name):
     if name in DEMOS:
         assert "All values are this project's own." in head
         return
-    keys = [key for key in load_yaml(CONFIGS / name) if not key.startswith(DATA)]
+    keys = [key for key in written(name) if not key.startswith(DATA)]
     lines = [line for line in rest.splitlines() if line.split(":")[0] in keys]
     assert len(lines) == len(keys) > 0
     for line in lines:
@@ -372,7 +377,7 @@ def test_a_preset_recovers_as_its_source_does(name):
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - set(DEMOS)))
 def test_the_pretrained_networks_of_a_preset_are_in_timms_list_for_images_of_this_size(name):
-    values = load_yaml(CONFIGS / name)
+    values = written(name)
     for given in (values.get("teachers"), values.get("pretrained_weights"), values.get("model_name_or_path")):
         if given is None or not given.startswith(("timm:", "timm/")):
             continue
@@ -490,7 +495,7 @@ def test_the_preset_of_a_method_says_which_teacher_to_train_and_a_misspelt_key_i
     classes, methods = (DataArguments, TeacherConfig), [method.config_class for method in METHODS]
     words = ["--config", str(CONFIGS / name)]
     data, teacher = parse_args(*classes, args=words, passed_over=methods)
-    known = load_yaml(CONFIGS / name)
+    known = written(name)
     for part in (data, teacher):
         for field in dataclasses.fields(part):
             if field.name in known:
@@ -506,14 +511,14 @@ def test_the_preset_of_a_method_says_which_teacher_to_train_and_a_misspelt_key_i
 NAMED = sorted(
     (name, teacher.removeprefix("timm:"))
     for name in PRESETS
-    for teacher in [load_yaml(CONFIGS / name).get("teachers")]
+    for teacher in [written(name).get("teachers")]
     if teacher is not None
 )
 
 
 @pytest.mark.parametrize(("name", "teacher"), NAMED, ids=str)
 def test_a_teacher_that_a_preset_names_knows_its_classes_and_sees_what_the_preset_makes(name, teacher):
-    values, known = load_yaml(CONFIGS / name), timm.get_pretrained_cfg(teacher)
+    values, known = written(name), timm.get_pretrained_cfg(teacher)
     assert imagenet_names({"tag": known.tag, "num_classes": known.num_classes}) is not None
     assert known.input_size == (3, values["resolution"], values["resolution"])
     assert (list(known.mean), list(known.std)) == (values["mean"], values["std"])

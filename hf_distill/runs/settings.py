@@ -80,8 +80,8 @@ def nearest_preset(method: str, train: RealImages, ipc: int) -> str | None:
         values = load_yaml(path)
         dataset = Path(values.get("dataset_name") or "digits").name
         resolution = values.get("resolution") or SIDES[dataset]
-        size = resolution[0] if isinstance(resolution, list) else resolution
-        return (dataset != name, abs(math.log(size / side)), abs(math.log(values.get("ipc", 1) / ipc)))
+        size = float(resolution[0] if isinstance(resolution, list) else resolution)
+        return (dataset != name, abs(math.log(size / side)), abs(math.log(float(values.get("ipc", 1)) / ipc)))
 
     known = presets(method)
     return min(known, key=lambda preset: distance(known[preset]), default=None)

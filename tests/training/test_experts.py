@@ -292,7 +292,7 @@ def test_the_recipe_trains_experts_and_says_how_to_load_them(trained, tmp_path, 
 
 def test_the_demo_preset_does_not_choose_by_the_clock():
     preset = load_yaml(ROOT / "recipes" / "configs" / "experts" / "digits.yaml")
-    assert preset["experts_at_once"] == 1
+    assert preset["experts_at_once"] == "1"
 
 
 def test_complete_experts_are_reused_and_only_the_lacking_are_trained(trained, copy, data, accelerator):
