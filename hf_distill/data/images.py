@@ -29,7 +29,7 @@ from .kept import Encoded, Kept
 from .pixels import Frame, Keep, Pixels, Target, rows_in_chunk
 from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
 from .ragged import Ragged
-from .source import Source, folder_revision, one_process_at_a_time, split_names
+from .source import Source, check_head, folder_revision, one_process_at_a_time, split_names
 
 __all__ = ["RealImages"]
 
@@ -257,11 +257,9 @@ class RealImages(torch.utils.data.Dataset):
     @classmethod
     def _read(cls, source: Source, args: DataArguments, like: "RealImages | None", seed: int) -> "RealImages":
         """Choose the rows of an open source, and decode them."""
+        rows = _rows(source, args, seed, train=like is None)
         if like is None:
-            rows = _evenly(source, torch.arange(len(source.labels)), args.max_train_samples, generator(seed, "train"))
-            _check_every_class(source, rows, args.max_train_samples)
-        else:
-            rows = _evenly(source, torch.arange(len(source.labels)), args.max_test_samples, generator(seed, "test"))
+            _check_options(args, source.shape(rows))
         pixels, positions, encoded = source.decode(rows)
         if like is None:
             known, options = _fit(args, pixels, positions), _options(args, pixels, encoded)
@@ -275,7 +273,8 @@ class RealImages(torch.utils.data.Dataset):
         """Train and test images with the same classes, size and preprocessing (fitted on train alone).
 
         Test is `--dataset_test_split`, or else the split called test, validation, valid or val. A dataset with none of
-        them gives a fifth of train, stratified by class and drawn by `seed`.
+        them gives a fifth of train, stratified by class and drawn by `seed`. What is wrong with the columns, labels or
+        sizes of either is found before an image is decoded (of a stream, in its first rows).
 
         Raises:
             ValueError: As `from_arguments`.
@@ -285,8 +284,18 @@ class RealImages(torch.utils.data.Dataset):
             splits = set(split_names(args)) - {args.dataset_train_split}
             test_split = next((name for name in TEST_SPLITS if name in splits), None)
         if test_split is not None:
+            if args.dataset_streaming:
+                check_head(args, args.dataset_train_split)
+                check_head(args, test_split)
             revision = folder_revision(args)
-            train = cls.from_arguments(args, seed=seed, revision=revision)
+            source = Source.open(args, args.dataset_train_split, _target(args, None), revision=revision)
+            if not args.dataset_streaming:
+                shape = source.shape(_rows(source, args, seed, train=True))
+                _check_options(args, shape)
+                alike = _target_like(args, shape, _test_frame(args), source.target.resize)
+                shown = Source.open(args, test_split, alike, source.class_names, revision)
+                shown.shape(_rows(shown, args, seed, train=False))
+            train = cls._read(source, args, None, seed)
             return train, cls.from_arguments(args, test_split, like=train, seed=seed, revision=revision)
         source = Source.open(args, args.dataset_train_split, _target(args, None))
         rest, held_out = _stratify(source.labels, len(source.class_names), 0.2, generator(seed, "no test split"))
@@ -299,6 +308,7 @@ class RealImages(torch.utils.data.Dataset):
             )
         logger.warning("%s has no test split: a fifth of %r is held out for it", source.name, source.split)
         rows = torch.cat([train_rows, test_rows]).sort().values
+        _check_options(args, source.shape(rows))
         pixels, positions, encoded = source.decode(rows)
         at = [torch.searchsorted(rows, part) for part in (train_rows, test_rows)]
         about = (source.labels[rows], source.class_names, _fit(args, pixels, positions[at[0]]), source.provenance)
@@ -553,22 +563,34 @@ def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> tuple[Datase
 def _target(args: DataArguments, like: RealImages | None) -> Target:
     """The size and colour that images are to have: those of `like`, or else those that the arguments ask for."""
     if like is not None:
-        (channels, height, width), frame = like.shape, like.test_frame
-        resize = args.resolution is not None or like.resized or frame.side is not None
-        return Target((height, width), "gray" if channels == 1 else "rgb", resize, frame)
+        return _target_like(args, like.shape, like.test_frame, like.resized)
     size = None if args.resolution is None else (args.resolution[0], args.resolution[-1])
     return Target(size, args.color, resize=size is not None, frame=replace(_test_frame(args), side=None))
+
+
+def _target_like(args: DataArguments, shape: tuple[int, int, int], frame: Frame, resized: bool) -> Target:
+    """What test images are to become beside train images of this shape."""
+    resize = args.resolution is not None or resized or frame.side is not None
+    return Target(shape[1:], "gray" if shape[0] == 1 else "rgb", resize, frame)
 
 
 def _test_frame(args: DataArguments) -> Frame:
     return Frame(args.resize, args.interpolation or INTERPOLATIONS[0])
 
 
+def _check_options(args: DataArguments, shape: tuple[int, int, int]) -> None:
+    """Raise a one-line `ValueError` where the arguments do not fit train images of this shape."""
+    check_resize(args.resize, shape[1:])
+    check_keep_side(args.keep_side, shape[1:])
+    if args.mean is not None and len(args.mean) != shape[0]:
+        raise ValueError(
+            f"--mean has {len(args.mean)} number(s) and the images {shape[0]} channel(s); give one for each"
+        )
+
+
 def _options(args: DataArguments, pixels: Pixels, encoded: Encoded | None) -> dict[str, Any]:
     """What train images have beside pixels: how test images are framed, and images at their own shapes if asked for."""
     frame, kept = _test_frame(args), None
-    check_resize(args.resize, pixels.shape[1:])
-    check_keep_side(args.keep_side, pixels.shape[1:])
     if args.keep_side is not None and encoded is not None:
         side = None if args.keep_side == "source" else int(args.keep_side)
         kept = encoded.kept(Keep(pixels.shape[0], side, frame.interpolation))
@@ -578,6 +600,16 @@ def _options(args: DataArguments, pixels: Pixels, encoded: Encoded | None) -> di
 def _by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
     """Rows of each class, ascending."""
     return labels.argsort(stable=True).split(torch.bincount(labels, minlength=num_classes).tolist())
+
+
+def _rows(source: Source, args: DataArguments, seed: int, *, train: bool) -> Tensor:
+    """The rows that `--max_train_samples` or `--max_test_samples` leaves, as numbers in `source.rows`."""
+    limit = args.max_train_samples if train else args.max_test_samples
+    draw = generator(seed, "train" if train else "test")
+    rows = _evenly(source, torch.arange(len(source.labels)), limit, draw)
+    if train:
+        _check_every_class(source, rows, limit)
+    return rows
 
 
 def _evenly(source: Source, rows: Tensor, limit: int | None, draw: torch.Generator) -> Tensor:
@@ -629,10 +661,6 @@ def _fit(args: DataArguments, pixels: Pixels, positions: Tensor) -> Preprocessin
         zca = _zca(args, pixels, positions)
     elif args.mean is not None and args.std is not None:
         mean, std = tuple(args.mean), tuple(args.std)
-        if len(mean) != channels:
-            raise ValueError(
-                f"--mean has {len(mean)} number(s) and the images {channels} channel(s); give one for each"
-            )
     elif args.normalization == "mean_std":
         mean, std = fit_mean_std(_batches(pixels, positions))
     return Preprocessing(channels, (height, width), mean, std, zca)

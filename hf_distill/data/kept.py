@@ -24,6 +24,7 @@ from .pixels import (
     BadImage,
     Keep,
     Pixels,
+    Plan,
     Target,
     decode_table,
     header,
@@ -73,10 +74,15 @@ class Encoded:
         Raises:
             ValueError: An image cannot be used; it is named by row and split.
         """
+        plan = self.plan(target)
         with self.lock(), self._naming_rows():
-            plan = plan_for(self.images, self.feature, target)
             decoded = self._map(decode_table, plan, plan.rows_at_once, {"pixels": Value("binary")})
         return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize)
+
+    def plan(self, target: Target) -> Plan:
+        """The size and colour that all of them get, by the headers of up to 1,000; a `ValueError` as `framed`."""
+        with self._naming_rows():
+            return plan_for(self.images, self.feature, target)
 
     def kept(self, keep: Keep) -> "Kept":
         """All of them at their own shapes: mapped where their size has a limit, else decoded on demand.

@@ -133,6 +133,14 @@ class Plan:
         """Images in one chunk of the file."""
         return rows_in_chunk(self.shape)
 
+    def wrong_size(self, size: tuple[int, int]) -> str:
+        """Why an image of this height and width cannot be used."""
+        (height, width), (least, across) = size, self.size
+        return (
+            f"the image is {height}x{width} (height x width); expected {least}x{across}, as the first: images of mixed "
+            "sizes need --resolution"
+        )
+
     def pixels(self, image: PIL.Image.Image) -> np.ndarray:
         """(C, H, W) uint8.
 
@@ -145,10 +153,7 @@ class Plan:
         height, width = self.size
         if image.size != (width, height) or self.frame.side is not None:
             if not self.resize:
-                raise ValueError(
-                    f"the image is {image.height}x{image.width} (height x width); expected {height}x{width}, as the "
-                    "first: images of mixed sizes need --resolution"
-                )
+                raise ValueError(self.wrong_size((image.height, image.width)))
             image = cover(image, height, width, self.frame)
         return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
 
@@ -299,8 +304,15 @@ def plan_for(images: datasets.Dataset, feature: datasets.Image, target: Target) 
     """The plan for one column of `images`, in arrow format, by the headers of up to 1,000 of them, spread over all."""
     inspected = np.unique(np.linspace(0, len(images) - 1, min(INSPECTED, len(images))).astype(int)).tolist()
     headers = (header(images[position].column(0)[0].as_py(), feature, position) for position in inspected)
-    first = next(headers)
-    return target.plan(first[0], (gray for _, gray in chain([first], headers)))
+    if target.resize:
+        first = next(headers)
+        return target.plan(first[0], (gray for _, gray in chain([first], headers)))
+    sizes, all_gray = zip(*headers, strict=True)
+    plan = target.plan(sizes[0], all_gray)
+    for position, size in zip(inspected, sizes, strict=True):
+        if size != plan.size:
+            raise BadImage(position, plan.wrong_size(size))
+    return plan
 
 
 def header(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> tuple[tuple[int, int], bool]:

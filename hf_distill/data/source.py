@@ -36,11 +36,13 @@ from .digits import digits_folder
 from .kept import Encoded
 from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
-__all__ = ["Source", "folder_revision", "one_process_at_a_time", "split_names"]
+__all__ = ["Source", "check_head", "folder_revision", "one_process_at_a_time", "split_names"]
 
 logger = logging.getLogger(__name__)
 
 NOT_TOLD = ("dataset_name", "dataset_streaming", "num_proc")
+
+HEAD = 100  # rows of a stream that are looked at before it is read
 
 OPENED = 1000  # files of a folder; of more only names, sizes and times are read
 
@@ -100,16 +102,7 @@ class Source:
         # Reading needs no lock, and a long list of files must not make processes wait in a row.
         revision = revision or folder_revision(args)
         with one_process_at_a_time(args):
-            splits, read = _load(args)
-            name = _name(args)
-            if split not in splits:
-                raise ValueError(
-                    f"split {split!r} is not in {name}, which has {', '.join(splits)}{_did_you_mean(split, splits)}; "
-                    "choose with --dataset_train_split and --dataset_test_split"
-                )
-            if splits[split] == 0:
-                raise ValueError(_empty(_where(split, name)))
-            data = read(split)
+            name, data = _name(args), _open_split(args, split)
             return cls._of(args, name, split, data, _provenance(args, split, data, revision), target, class_names)
 
     @classmethod
@@ -144,9 +137,7 @@ class Source:
         class_names: list[str] | None,
     ) -> "Source":
         """Find columns and classes of a split."""
-        features = data.features
-        if features is None:
-            features = data._resolve_features().features
+        features = _features(data)
         image_column = _image_column(args, features, name)
         label_column = _label_column(args, features, name, image_column)
         label_feature = features[label_column]
@@ -173,18 +164,30 @@ class Source:
         Raises:
             ValueError: An image cannot be used; it is named by row and split.
         """
-        rows = self.rows[chosen]
         if self.streamed:
-            first = self.data.with_format(None)[0]
-            size = (first["height"], first["width"])
-            shape = (len(first["pixels"]) // (size[0] * size[1]), *size)
-            return Pixels(self.data.data.column("pixels"), shape, self.target.resize), rows, None
-        images = self.data.select_columns([self.image_column])
+            column = self.data.data.column("pixels")
+            return Pixels(column, self.shape(chosen), self.target.resize), self.rows[chosen], None
+        encoded = self._encoded(chosen)
+        return encoded.framed(self.target), torch.arange(len(chosen)), encoded
+
+    def shape(self, chosen: Tensor) -> tuple[int, int, int]:
+        """(C, H, W) of the pixels of `rows[chosen]`, by the headers of up to 1,000 of these images.
+
+        Raises:
+            ValueError: One of these is of a size that cannot be used.
+        """
+        if not self.streamed:
+            return self._encoded(chosen).plan(self.target).shape
+        first = self.data.with_format(None)[0]
+        height, width = first["height"], first["width"]
+        return len(first["pixels"]) // (height * width), height, width
+
+    def _encoded(self, chosen: Tensor) -> Encoded:
+        rows, images = self.rows[chosen], self.data.select_columns([self.image_column])
         if len(rows) < len(images):
             images = images.select(rows.numpy())
         lock = partial(one_process_at_a_time, self.args)
-        encoded = Encoded(images.with_format("arrow"), rows, self.where, self.split, lock, self.args.num_proc)
-        return encoded.framed(self.target), torch.arange(len(rows)), encoded
+        return Encoded(images.with_format("arrow"), rows, self.where, self.split, lock, self.args.num_proc)
 
 
 @contextmanager
@@ -225,6 +228,41 @@ def split_names(args: DataArguments) -> list[str]:
     """The splits of the dataset."""
     with one_process_at_a_time(args):
         return list(_load(args)[0])
+
+
+def _open_split(args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """One split; a `ValueError` of one line where there is none of this name, or nothing in it."""
+    splits, read = _load(args)
+    if split not in splits:
+        raise ValueError(
+            f"split {split!r} is not in {_name(args)}, which has {', '.join(splits)}{_did_you_mean(split, splits)}; "
+            "choose with --dataset_train_split and --dataset_test_split"
+        )
+    if splits[split] == 0:
+        raise ValueError(_empty(_where(split, _name(args))))
+    return read(split)
+
+
+def _features(data: Dataset | IterableDataset) -> Features:
+    return data.features or data._resolve_features().features
+
+
+def check_head(args: DataArguments, split: str) -> None:
+    """Raise what the columns and the first labels of a streamed split tell, before an image is decoded.
+
+    Raises:
+        ValueError: As `Source.open`.
+    """
+    data, name = _open_split(args, split), _name(args)
+    features = _features(data)
+    column = _label_column(args, features, name, _image_column(args, features, name))
+    labels = [example[column] for example in data.select_columns([column]).take(HEAD)]
+    if not labels:
+        raise ValueError(_empty(_where(split, name)))
+    feature = features[column]
+    stored = Value("int64") if isinstance(feature, ClassLabel) else feature
+    values = pa.chunked_array([pa.array(labels, stored.pa_type)])
+    _codes(values, feature, _where(split, name), check_negative=args.classes is None)
 
 
 def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], Dataset | IterableDataset]]:
@@ -326,7 +364,7 @@ def _stream_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows that `_stream` keeps, one by one; `revision` only names the cache."""
     data = _load(source)[1](split)
-    features = data.features or data._resolve_features().features
+    features = _features(data)
     image_column, label_column = columns
     feature, label_feature = features[image_column], features[label_column]
     encoded = data.select_columns(list(columns)).cast_column(image_column, datasets.Image(decode=False))

@@ -723,6 +723,43 @@ def test_an_empty_split_is_an_error(folder, streaming):
     message("split 'test' of flowers is empty", arguments, "test", RealImages.from_arguments(arguments))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ([-1, -1], "row 0 of split 'test' of flowers: label -1"),
+        ([0, None], "row 1 of split 'test' of flowers has no label"),
+        ([], "split 'test' of flowers is empty"),
+    ],
+)
+@pytest.mark.parametrize("feature", [Value("int64"), ClassLabel(names=["a", "b"])])
+def test_what_is_wrong_with_the_labels_of_test_is_found_before_train_is_decoded(
+    folder, streaming, labels, problem, feature, monkeypatch
+):
+    write(folder, "train", noise(6), [0, 1] * 3, feature)
+    write(folder, "test", noise(len(labels)), labels, feature)
+    decoded = count_decoded(monkeypatch)
+    with pytest.raises(ValueError, match=problem):
+        RealImages.train_and_test(args(folder, dataset_streaming=streaming))
+    assert not decoded
+
+
+def test_what_is_wrong_with_sizes_and_flags_is_found_before_anything_is_decoded(folder, monkeypatch):
+    write(folder, "train", noise(6), [0, 1] * 3)
+    write(folder, "test", noise(2, (4, 4, 3)), [0, 1])
+    decoded = count_decoded(monkeypatch)
+    for problem, more in {
+        "row 0 of split 'test' of flowers: the image is 4x4": {},
+        r"--mean has 1 number\(s\) and the images 3": {"mean": [0.5], "std": [0.5]},
+        "--resize is 5 and the crop out of it has 6x6": {"resize": 5},
+    }.items():
+        with pytest.raises(ValueError, match=problem):
+            RealImages.train_and_test(args(folder, **more))
+    write(folder, "train", [*noise(5), *noise(1, (6, 9, 3))], [0, 1] * 3)
+    message("row 5 of split 'train' of flowers: the image is 6x9", args(folder))
+    assert not decoded
+
+
 def test_a_split_that_is_not_there_is_named_with_those_that_are(folder):
     write(folder, "train", noise(2), [0, 1])
     message("split 'trian' is not in flowers, which has train.*--dataset_train_split", args(folder), "trian")
