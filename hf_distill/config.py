@@ -127,6 +127,9 @@ class DataArguments:
         help="Part of train held out of everything, to choose the best step and learning rates by, never by test; 0 "
         "for none.",
     )
+    skip_corrupt: bool = HfArg(
+        default=False, help="Leave images out that cannot be decoded, and count them on the card, in place of an error."
+    )
     num_proc: int | None = HfArg(default=None, help="Processes that decode and resize images the first time.")
 
     def __post_init__(self) -> None:

@@ -52,7 +52,8 @@ class RealImages(torch.utils.data.Dataset):
         labels: (N,) int64 on the CPU.
         class_names: Name of each label.
         preprocessing: From pixels to what a network sees; computed from train, reused for test.
-        provenance: Where the images come from: name, config, split, revision, license, gated, homepage, num_images.
+        provenance: Where the images come from: name, config, split, revision, license, gated, homepage, num_images;
+            num_corrupt where some were left out.
         test_frame: How test and held-out images are brought to this size.
     """
 
@@ -95,6 +96,7 @@ class RealImages(torch.utils.data.Dataset):
         std: Sequence[float] | None = None,
         zca_eps: float = 0.1,
         max_samples: int | None = None,
+        skip_corrupt: bool = False,
         num_proc: int | None = None,
         seed: int = 0,
     ) -> "RealImages":
@@ -123,6 +125,7 @@ class RealImages(torch.utils.data.Dataset):
             mean, std: Per channel in [0, 1]; computed if not given.
             zca_eps: Added to the eigenvalues of the covariance of [0, 1] pixels.
             max_samples: Keep only so many, evenly from all classes; `seed` draws them.
+            skip_corrupt: Leave images out that cannot be decoded, and count them, in place of an error.
             num_proc: Processes that decode.
             seed: See `max_samples`.
 
@@ -144,6 +147,7 @@ class RealImages(torch.utils.data.Dataset):
             zca_eps=zca_eps,
             max_train_samples=max_samples,
             max_test_samples=max_samples,
+            skip_corrupt=skip_corrupt,
             num_proc=num_proc,
         )
         if like is not None and not isinstance(like, RealImages):
@@ -179,6 +183,7 @@ class RealImages(torch.utils.data.Dataset):
         std: Sequence[float] | None = None,
         zca_eps: float = 0.1,
         max_samples: int | None = None,
+        skip_corrupt: bool = False,
         num_proc: int | None = None,
         seed: int = 0,
     ) -> "RealImages":
@@ -221,6 +226,7 @@ class RealImages(torch.utils.data.Dataset):
             zca_eps=zca_eps,
             max_train_samples=max_samples,
             max_test_samples=max_samples,
+            skip_corrupt=skip_corrupt,
             num_proc=num_proc,
         )
         return cls.from_arguments(args, like=like, seed=seed)
@@ -260,8 +266,9 @@ class RealImages(torch.utils.data.Dataset):
         rows = _rows(source, args, seed, train=like is None)
         if like is None:
             _check_options(args, source.shape(rows))
-        pixels, positions, encoded = source.decode(rows)
+        pixels, positions, encoded, rows = source.decode(rows)
         if like is None:
+            _check_left(source, rows)
             known, options = _fit(args, pixels, positions), _options(args, pixels, encoded)
         else:
             known, options = like.preprocessing, {"test_frame": like.test_frame, "encoded": encoded}
@@ -309,8 +316,9 @@ class RealImages(torch.utils.data.Dataset):
         logger.warning("%s has no test split: a fifth of %r is held out for it", source.name, source.split)
         rows = torch.cat([train_rows, test_rows]).sort().values
         _check_options(args, source.shape(rows))
-        pixels, positions, encoded = source.decode(rows)
-        at = [torch.searchsorted(rows, part) for part in (train_rows, test_rows)]
+        pixels, positions, encoded, rows = source.decode(rows)
+        at = [torch.nonzero(torch.isin(rows, part)).flatten() for part in (train_rows, test_rows)]
+        _check_left(source, rows[at[0]])
         about = (source.labels[rows], source.class_names, _fit(args, pixels, positions[at[0]]), source.provenance)
         whole = cls(pixels, positions, *about, **_options(args, pixels, encoded))
         test = whole.subset(at[1])._as_test()
@@ -462,7 +470,7 @@ class RealImages(torch.utils.data.Dataset):
         channels, height, width = self.shape
         target = Target((height, width), "gray" if channels == 1 else "rgb", True, self.test_frame)
         view, encoded = copy.copy(self), self._encoded.select(self._positions)
-        view._pixels, view._positions = encoded.framed(target), torch.arange(len(self))
+        (view._pixels, _), view._positions = encoded.framed(target), torch.arange(len(self))
         view._encoded, view._kept = encoded, None
         return view
 
@@ -633,6 +641,16 @@ def _check_every_class(source: Source, rows: Tensor, limit: int | None) -> None:
     if len(rows) < len(source.class_names):
         raise ValueError(
             f"--max_train_samples is {limit}; expected at least {len(source.class_names)}, one image for each class"
+        )
+
+
+def _check_left(source: Source, rows: Tensor) -> None:
+    """Raise a `ValueError` of one line where all images of a class were corrupt."""
+    left = torch.bincount(source.labels[rows], minlength=len(source.class_names))
+    if not left.all():
+        raise ValueError(
+            f"all images of class {source.class_names[int(left.argmin())]!r} in {source.where} are corrupt, and "
+            "--skip_corrupt leaves none; expected one at least: replace some, or leave the class out with --classes"
         )
 
 

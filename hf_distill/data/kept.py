@@ -5,6 +5,7 @@ the source has them, and decoded whenever they are asked for; or with their shor
 decoded once into an Arrow file that is mapped. None is enlarged.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from .pixels import (
     BadImage,
+    CorruptImages,
     Keep,
     Pixels,
     Plan,
@@ -35,7 +37,11 @@ from .pixels import (
 )
 from .ragged import Ragged
 
-__all__ = ["Encoded", "Kept"]
+__all__ = ["Encoded", "Kept", "sound_rows"]
+
+logger = logging.getLogger(__name__)
+
+NAMED = 10  # problems in one message
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Encoded:
         split: Its name, for the progress bar.
         lock: Of processes that decode into the cache one works, and the others find what it left.
         num_proc: Processes that decode into the cache, or threads that decode on demand.
+        skip_corrupt: Corrupt images are left out and not refused.
     """
 
     images: Dataset
@@ -57,6 +64,7 @@ class Encoded:
     split: str
     lock: Callable[[], AbstractContextManager[Any]]
     num_proc: int | None
+    skip_corrupt: bool
 
     @property
     def feature(self) -> datasets.Image:
@@ -68,16 +76,17 @@ class Encoded:
         """Some of them, in that order."""
         return replace(self, images=self.images.select(numbers.numpy()), rows=self.rows[numbers])
 
-    def framed(self, target: Target) -> Pixels:
-        """All of them at one size, in a mapped file: decoded now, or before.
+    def framed(self, target: Target) -> tuple[Pixels, Tensor]:
+        """All of them at one size, in a mapped file: decoded now, or before; and which are not corrupt, (n,) int64.
 
         Raises:
-            ValueError: An image cannot be used; it is named by row and split.
+            ValueError: An image cannot be used; it is named by row and split, with up to nine others.
         """
         plan = self.plan(target)
         with self.lock(), self._naming_rows():
             decoded = self._map(decode_table, plan, plan.rows_at_once, {"pixels": Value("binary")})
-        return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize)
+        sound = sound_rows(decoded.data.column("problem"), self.rows, self.where, skip=self.skip_corrupt)
+        return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize), sound
 
     def plan(self, target: Target) -> Plan:
         """The size and colour that all of them get, by the headers of up to 1,000; a `ValueError` as `framed`."""
@@ -96,6 +105,7 @@ class Encoded:
         with self.lock(), self._naming_rows():
             at_once = rows_in_chunk((keep.channels, keep.side, 2 * keep.side))
             decoded = self._map(keep_table, keep, at_once, features)
+        sound_rows(decoded.data.column("problem"), self.rows, self.where, skip=self.skip_corrupt)
         return _Mapped(decoded.data, keep)
 
     def _map(self, function: Callable[..., pa.Table], plan: Any, at_once: int, features: dict[str, Value]) -> Dataset:
@@ -106,7 +116,7 @@ class Encoded:
             batch_size=at_once,
             writer_batch_size=at_once,
             remove_columns=self.images.column_names,
-            features=Features(features),
+            features=Features({**features, "problem": Value("string")}),
             fn_kwargs={"plan": plan, "feature": self.feature},
             num_proc=self.num_proc,
             desc=f"Decoding {self.split}",
@@ -119,6 +129,9 @@ class Encoded:
             yield
         except BadImage as bad:
             raise ValueError(f"row {int(self.rows[bad.position])} of {self.where}: {bad.reason}") from bad
+        except CorruptImages as bad:
+            problems = [(int(self.rows[position]), reason) for position, reason in bad.problems]
+            raise ValueError(corrupt(problems, self.where)) from bad
 
     def headers(self, numbers: Tensor) -> list[tuple[int, int]]:
         """Height and width of some of them, which are not decoded for that unless there is no other way."""
@@ -134,6 +147,43 @@ class Encoded:
         cells = self.images[places].column(0).to_pylist() if places else []
         with self._naming_rows(), ThreadPoolExecutor(self.num_proc) as threads:
             return list(threads.map(function, cells, places))
+
+
+def sound_rows(problems: pa.ChunkedArray, rows: Tensor, where: str, *, skip: bool) -> Tensor:
+    """The places of `problems` that are null, (n,) int64; corrupt images are said in a warning.
+
+    Args:
+        problems: Why an image is corrupt, or null.
+        rows: (N,) int64, the row of each in the split.
+        where: The split and the dataset, for messages.
+        skip: Leave corrupt images out.
+
+    Raises:
+        ValueError: All are corrupt, or some are and `skip` is not given; it names up to ten.
+    """
+    bad = np.flatnonzero(problems.is_valid().to_numpy())
+    if len(bad):
+        told = corrupt([(int(rows[place]), problems[int(place)].as_py()) for place in bad.tolist()], where)
+        if not skip or len(bad) == len(problems):
+            raise ValueError(told)
+        logger.warning(
+            "%s of %s images are left out: %s", f"{len(bad):,}", f"{len(problems):,}", told.rpartition(";")[0]
+        )
+    return torch.from_numpy(np.setdiff1d(np.arange(len(problems)), bad))
+
+
+def named(problems: list[tuple[int, str]], where: str) -> str:
+    """Row and reason of up to ten problems of a split, and how many more there are."""
+    (row, reason), *others = problems
+    told = [f"row {row} of {where}: {reason}", *(f"row {row}: {reason}" for row, reason in others[: NAMED - 1])]
+    more = [f"and {len(problems) - NAMED:,} more"] if len(problems) > NAMED else []
+    return "; ".join(told + more)
+
+
+def corrupt(problems: list[tuple[int, str]], where: str) -> str:
+    """What is to be said of corrupt images, in one line."""
+    them = "it" if len(problems) == 1 else "them"
+    return f"{named(problems, where)}; replace {them}, or leave corrupt images out with --skip_corrupt"
 
 
 class Kept(ABC):

@@ -13,10 +13,10 @@ How an image becomes (C, H, W) bytes:
 """
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -31,6 +31,7 @@ from ..config import INTERPOLATIONS
 
 __all__ = [
     "BadImage",
+    "CorruptImages",
     "Frame",
     "Keep",
     "NoImages",
@@ -48,18 +49,31 @@ __all__ = [
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 INSPECTED = 1000  # headers read to tell gray from colour
 STREAM_INSPECTED = 64  # images held back for the same where the source is read only once
+LONGEST_PATH = 200  # characters of a path in a message
 CHUNK_BYTES = 2**26  # of pixels written, and so later mapped, at a time
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)  # what Pillow raises
-DECODER_VERSION = 1  # part of the cache key: raise it whenever the pixels change
+DECODER_VERSION = 2  # part of the cache key: raise it whenever the pixels change
 FILTERS = {name: PIL.Image.Resampling[name.upper()] for name in INTERPOLATIONS}  # all antialiased
 
 
 class BadImage(ValueError):
-    """An image that cannot be used: its position in what was decoded, and why."""
+    """An image that does not fit the others: its position in what was decoded, and why."""
 
     def __init__(self, position: int, reason: str) -> None:
         super().__init__(position, reason)
         self.position, self.reason = position, reason
+
+
+class CorruptImage(BadImage):
+    """An image that is not there, or cannot be decoded: `--skip_corrupt` leaves it out."""
+
+
+class CorruptImages(ValueError):
+    """There is no image that could be decoded: position and reason of each that was tried."""
+
+    def __init__(self, problems: list[tuple[int, str]]) -> None:
+        super().__init__(problems)
+        self.problems = problems
 
 
 class NoImages(ValueError):
@@ -233,19 +247,24 @@ def cover(image: PIL.Image.Image, height: int, width: int, frame: Frame) -> PIL.
 
 
 def decode(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> PIL.Image.Image:
-    """The image of one cell; `BadImage` when there is none."""
+    """The image of one cell; `CorruptImage` when there is none."""
     if value is None:
-        raise BadImage(position, "there is no image; leave the row out of the dataset")
+        raise CorruptImage(position, "there is no image")
     try:
         return feature.decode_example(value)
     except UNREADABLE as error:
         raise _unreadable(value, position, error) from error
 
 
-def _unreadable(value: dict[str, Any], position: int, error: BaseException) -> BadImage:
-    path = f" ({value['path']})" if value.get("path") else ""
-    reason = " ".join(str(error).split()).split(" <_io")[0]
-    return BadImage(position, f"the image{path} cannot be decoded: {reason}; replace it or leave the row out")
+def _unreadable(value: dict[str, Any], position: int, error: BaseException) -> CorruptImage:
+    path = value.get("path") or ""
+    where = f" ({path if len(path) <= LONGEST_PATH else path[:40] + '...'})" if path else ""
+    # Of a system call that failed, not the path again.
+    cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = " ".join(cause.split()).split(" <_io")[0]
+    if len(path) > LONGEST_PATH and value.get("bytes") is None:
+        reason += " (expected a path or encoded bytes, and this is a long text: of base64, decode it first)"
+    return CorruptImage(position, f"the image{where} cannot be decoded: {reason}")
 
 
 def _planned(plan: Plan | Keep, image: PIL.Image.Image, position: int) -> np.ndarray:
@@ -256,13 +275,21 @@ def _planned(plan: Plan | Keep, image: PIL.Image.Image, position: int) -> np.nda
 
 
 def decode_table(table: pa.Table, positions: list[int], *, plan: Plan, feature: datasets.Image) -> pa.Table:
-    """One batch for `Dataset.map`: encoded images in, a column `pixels` of C·H·W bytes per row out."""
-    images = np.empty((len(table), *plan.shape), np.uint8)
-    for image, cell, position in zip(images, table.column(0), positions, strict=True):
-        image[...] = _planned(plan, decode(cell.as_py(), feature, position), position)
+    """One batch for `Dataset.map`: encoded images in; a column `pixels` of C·H·W bytes per row, and `problem` out.
+
+    A corrupt image is zeros, and its problem says why.
+    """
+    images = np.zeros((len(table), *plan.shape), np.uint8)
+    problems: list[str | None] = [None] * len(table)
+    for row, (cell, position) in enumerate(zip(table.column(0), positions, strict=True)):
+        try:
+            images[row] = _planned(plan, decode(cell.as_py(), feature, position), position)
+        except CorruptImage as corrupt:
+            problems[row] = corrupt.reason
     offsets = np.arange(len(images) + 1, dtype=np.int32) * images[0].size
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images)]
-    return pa.table({"pixels": pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)})
+    pixels = pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)
+    return pa.table({"pixels": pixels, "problem": pa.array(problems, pa.string())})
 
 
 def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | None, position: int) -> np.ndarray:
@@ -271,45 +298,94 @@ def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | Non
 
 
 def keep_table(table: pa.Table, positions: list[int], *, plan: Keep, feature: datasets.Image) -> pa.Table:
-    """One batch for `Dataset.map`: encoded images in, columns `pixels` (h·w·C bytes), `height` and `width` out."""
-    cells = zip(table.column(0), positions, strict=True)
-    images = [kept_pixels(plan, feature, cell.as_py(), position) for cell, position in cells]
+    """One batch for `Dataset.map`: encoded images in; columns `pixels` (h·w·C bytes), `height`, `width`, `problem` out.
+
+    A corrupt image has no pixels, and its problem says why.
+    """
+    images: list[np.ndarray] = []
+    problems: list[str | None] = [None] * len(table)
+    for row, (cell, position) in enumerate(zip(table.column(0), positions, strict=True)):
+        try:
+            images.append(kept_pixels(plan, feature, cell.as_py(), position))
+        except CorruptImage as corrupt:
+            images.append(np.empty((0, 0, plan.channels), np.uint8))
+            problems[row] = corrupt.reason
     sizes = np.array([image.shape[:2] for image in images], np.int32)
     pixels = pa.array([image.tobytes() for image in images], pa.large_binary())
-    return pa.table({"pixels": pixels, "height": sizes[:, 0], "width": sizes[:, 1]})
+    columns = {"pixels": pixels, "height": sizes[:, 0], "width": sizes[:, 1]}
+    return pa.table({**columns, "problem": pa.array(problems, pa.string())})
 
 
 def decode_stream(
     rows: Iterable[tuple[int, Any, dict[str, Any] | None]], feature: datasets.Image, target: Target
 ) -> Iterator[dict[str, Any]]:
-    """Rows `{"pixels", "label", "height", "width"}` for `Dataset.from_generator`, in one pass over `rows`.
+    """Rows `{"pixels", "label", "height", "width", "row", "problem"}` for `Dataset.from_generator`, in one pass.
 
     Args:
-        rows: (row number, label, encoded image) of each.
+        rows: (row number, label, encoded image) of each. A corrupt image becomes zeros, and a problem.
         feature: Decodes the images.
         target: What they become; `auto` goes by the first images, which are held back until it is known.
+
+    Raises:
+        BadImage: An image does not fit the first.
+        CorruptImages: None could be decoded.
+        NoImages: There are no rows.
     """
-    decoded = ((row, label, decode(value, feature, row)) for row, label, value in rows)
-    head = list(islice(decoded, STREAM_INSPECTED if target.color == "auto" else 1))
+    decoded, head, good = (_decoded(feature, *row) for row in rows), [], []
+    for one in decoded:
+        head.append(one)
+        good += [one[2]] if isinstance(one[2], PIL.Image.Image) else []
+        if len(good) == (STREAM_INSPECTED if target.color == "auto" else 1):
+            break
     if not head:
         raise NoImages
-    plan = target.plan((head[0][2].height, head[0][2].width), (is_gray(image) for _, _, image in head))
+    if not good:
+        raise CorruptImages([(row, problem) for row, _, problem in head if isinstance(problem, str)])
+    plan = target.plan((good[0].height, good[0].width), map(is_gray, good))
     height, width = plan.size
     for row, label, image in chain(head, decoded):
-        pixels = _planned(plan, image, row)
-        yield {"pixels": pixels.tobytes(), "label": label, "height": height, "width": width}
+        problem = image if isinstance(image, str) else None
+        pixels = np.zeros(plan.shape, np.uint8) if isinstance(image, str) else _planned(plan, image, row)
+        about = {"label": label, "height": height, "width": width, "row": row, "problem": problem}
+        yield {"pixels": pixels.tobytes(), **about}
+
+
+def _decoded(
+    feature: datasets.Image, row: int, label: Any, value: dict[str, Any] | None
+) -> tuple[int, Any, PIL.Image.Image | str]:
+    """A row with its image, or why there is none."""
+    try:
+        return row, label, decode(value, feature, row)
+    except CorruptImage as corrupt:
+        return row, label, corrupt.reason
 
 
 def plan_for(images: datasets.Dataset, feature: datasets.Image, target: Target) -> Plan:
-    """The plan for one column of `images`, in arrow format, by the headers of up to 1,000 of them, spread over all."""
+    """The plan for one column of `images`, in arrow format, by the headers of up to 1,000 of them, spread over all.
+
+    Raises:
+        BadImage: One of these does not fit the first.
+        CorruptImages: None of these can be read.
+    """
     inspected = np.unique(np.linspace(0, len(images) - 1, min(INSPECTED, len(images))).astype(int)).tolist()
-    headers = (header(images[position].column(0)[0].as_py(), feature, position) for position in inspected)
+    problems: list[tuple[int, str]] = []
+
+    def readable() -> Iterator[tuple[int, tuple[int, int], bool]]:
+        for position in inspected:
+            try:
+                yield position, *header(images[position].column(0)[0].as_py(), feature, position)
+            except CorruptImage as corrupt:
+                problems.append((position, corrupt.reason))
+
+    headers = readable()
+    first = next(headers, None)
+    if first is None:
+        raise CorruptImages(problems)
     if target.resize:
-        first = next(headers)
-        return target.plan(first[0], (gray for _, gray in chain([first], headers)))
-    sizes, all_gray = zip(*headers, strict=True)
-    plan = target.plan(sizes[0], all_gray)
-    for position, size in zip(inspected, sizes, strict=True):
+        return target.plan(first[1], (gray for _, _, gray in chain([first], headers)))
+    found = [first, *headers]
+    plan = target.plan(first[1], (gray for _, _, gray in found))
+    for position, size, _ in found:
         if size != plan.size:
             raise BadImage(position, plan.wrong_size(size))
     return plan
@@ -320,7 +396,7 @@ def header(value: dict[str, Any] | None, feature: datasets.Image, position: int)
     if (
         feature.mode is not None
         or value is None
-        or (value["bytes"] is None and not Path(value["path"] or "").is_file())
+        or (value["bytes"] is None and not os.path.isfile(value["path"] or ""))
     ):
         image = decode(value, feature, position)
         return (image.height, image.width), is_gray(image)

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from ..config import DataArguments
 from .digits import digits_folder
-from .kept import Encoded
-from .pixels import BadImage, NoImages, Pixels, Target, decode_stream, rows_in_chunk
+from .kept import Encoded, corrupt, named, sound_rows
+from .pixels import BadImage, CorruptImages, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
 __all__ = ["Source", "check_head", "folder_revision", "one_process_at_a_time", "split_names"]
 
@@ -57,7 +57,8 @@ class Source:
         name: What messages and cards call the dataset.
         rows: (N,) int64, the rows of `data` that have a wanted class, ascending.
         labels: (N,) int64, their classes.
-        provenance: name, config, split, revision, license, gated, homepage, num_images.
+        provenance: name, config, split, revision, license, gated, homepage, num_images; num_corrupt of those that were
+            left out.
         streamed: `data` holds pixels already.
     """
 
@@ -150,25 +151,36 @@ class Source:
             label_column = "label"
         where = _where(split, name)
         column = data.select_columns([label_column]).with_format("arrow")[:].column(0)
-        codes, names = _codes(column, label_feature, where, check_negative=args.classes is None)
+        numbers = data.with_format("numpy")["row"][:] if streamed else None
+        codes, names = _codes(column, label_feature, where, check_negative=args.classes is None, rows=numbers)
         rows, labels, class_names = _order_classes(codes, names, args.classes, class_names, where)
         provenance = {**provenance, "num_images": len(data)}
         parts = (rows, labels, class_names, provenance, streamed)
         return cls(args, name, split, data, image_column, target, *parts)
 
-    def decode(self, chosen: Tensor) -> tuple[Pixels, Tensor, Encoded | None]:
+    def decode(self, chosen: Tensor) -> tuple[Pixels, Tensor, Encoded | None, Tensor]:
         """The pixels of `rows[chosen]`, decoded now or found in the cache, and where in them each of these is.
 
-        With them what they were decoded from, in the same order; None of a stream, which is read once.
+        With them what they were decoded from, in the same order (None of a stream, which is read once), and `chosen`
+        without the images that `--skip_corrupt` leaves out, whose number the provenance takes down.
 
         Raises:
             ValueError: An image cannot be used; it is named by row and split.
         """
-        if self.streamed:
-            column = self.data.data.column("pixels")
-            return Pixels(column, self.shape(chosen), self.target.resize), self.rows[chosen], None
-        encoded = self._encoded(chosen)
-        return encoded.framed(self.target), torch.arange(len(chosen)), encoded
+        encoded = None if self.streamed else self._encoded(chosen)
+        if encoded is not None:
+            pixels, sound = encoded.framed(self.target)
+            positions = sound
+        else:
+            table, rows = self.data.data, self.rows[chosen]
+            pixels = Pixels(table.column("pixels"), self.shape(chosen), self.target.resize)
+            problems, numbers = (table.column(name).take(pa.array(rows.numpy())) for name in ("problem", "row"))
+            split_rows = torch.tensor(numbers.to_pylist())
+            sound = sound_rows(problems, split_rows, self.where, skip=self.args.skip_corrupt)
+            positions = rows[sound]
+        if len(sound) < len(chosen):
+            self.provenance["num_corrupt"] = len(chosen) - len(sound)
+        return pixels, positions, encoded, chosen[sound]
 
     def shape(self, chosen: Tensor) -> tuple[int, int, int]:
         """(C, H, W) of the pixels of `rows[chosen]`, by the headers of up to 1,000 of these images.
@@ -187,7 +199,8 @@ class Source:
         if len(rows) < len(images):
             images = images.select(rows.numpy())
         lock = partial(one_process_at_a_time, self.args)
-        return Encoded(images.with_format("arrow"), rows, self.where, self.split, lock, self.args.num_proc)
+        how = (lock, self.args.num_proc, self.args.skip_corrupt)
+        return Encoded(images.with_format("arrow"), rows, self.where, self.split, *how)
 
 
 @contextmanager
@@ -317,7 +330,7 @@ def _stream(
     columns: tuple[str, str],
     label: Any,
 ) -> Dataset:
-    """The whole split in one pass, as columns `pixels`, `label`, `height`, `width` on disk; cached by what was asked.
+    """The whole split in one pass, as the columns of `decode_stream` on disk; cached by what was asked.
 
     With `--classes` the images of other classes are neither decoded nor kept.
     """
@@ -337,7 +350,8 @@ def _stream(
         "target": target,
     }
     stored = Value("int64") if isinstance(label, ClassLabel) else label
-    features = {"pixels": Value("binary"), "label": stored, "height": Value("int32"), "width": Value("int32")}
+    numbers = {"height": Value("int32"), "width": Value("int32"), "row": Value("int64")}
+    features = {"pixels": Value("binary"), "label": stored, **numbers, "problem": Value("string")}
     at_once = 1000 if target.size is None else rows_in_chunk((3, *target.size))
     try:
         return Dataset.from_generator(
@@ -347,6 +361,8 @@ def _stream(
         if isinstance(error.__cause__, BadImage):
             bad = error.__cause__
             raise ValueError(f"row {bad.position} of {_where(split, _name(args))}: {bad.reason}") from error
+        if isinstance(error.__cause__, CorruptImages):
+            raise ValueError(corrupt(error.__cause__.problems, _where(split, _name(args)))) from error
         if isinstance(error.__cause__, NoImages):
             where = _where(split, _name(args))
             raise ValueError(_empty(where) if args.classes is None else _none_of(args.classes, where)) from error
@@ -373,12 +389,10 @@ def _stream_rows(
         for row, example in enumerate(encoded):
             label = example[label_column]
             if classes is not None:
-                name = str(label)
-                if isinstance(label_feature, ClassLabel) and label is not None:
-                    if not 0 <= label < label_feature.num_classes:
-                        raise BadImage(row, _outside(label, label_feature.num_classes))
-                    name = label_feature.names[label]
-                if name not in classes:
+                coded = isinstance(label_feature, ClassLabel)
+                unknown = label is None or (coded and not 0 <= label < label_feature.num_classes)
+                # What is no label is kept to be refused with the others.
+                if not unknown and str(label_feature.names[label] if coded else label) not in classes:
                     continue
             yield row, label, example[image_column]
 
@@ -454,30 +468,37 @@ def _the_one(candidates: list[str], features: Features, name: str, kind: str) ->
     raise ValueError(f"{name} has {columns}; expected one: choose it with --{kind}_column_name")
 
 
-def _codes(column: pa.ChunkedArray, feature: Any, where: str, *, check_negative: bool) -> tuple[np.ndarray, list[str]]:
-    """(N,) codes, and the class name of each code: a ClassLabel's own, else the sorted values as strings."""
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise ValueError(f"row {row} of {where} has no label; leave the row out of the dataset")
+def _codes(
+    column: pa.ChunkedArray, feature: Any, where: str, *, check_negative: bool, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """(N,) codes, and the class name of each code: a ClassLabel's own, else the sorted values as strings.
+
+    Raises:
+        ValueError: Some have no label, or one that cannot be; it names up to ten, by `rows` (the places, if not given).
+    """
+    wrong = column.is_null().to_numpy()
     if isinstance(feature, ClassLabel):
-        codes = column.to_numpy().astype(np.int64)
-        wrong = np.flatnonzero((codes < 0) | (codes >= feature.num_classes))
-        if len(wrong):
-            raise ValueError(f"row {wrong[0]} of {where}: {_outside(int(codes[wrong[0]]), feature.num_classes)}")
-        return codes, list(feature.names)
-    encoded = column.combine_chunks().dictionary_encode()
-    codes, values = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
-    # -1 says "no label" more often than it names a class; who means a class by it can say so.
-    if check_negative and not isinstance(values[0], str) and min(values) < 0:
-        row = int(np.flatnonzero(codes == values.index(min(values)))[0])
-        raise ValueError(
-            f"row {row} of {where}: label {min(values)}, which means no label; expected 0 or more: leave the "
-            "row out, choose another split, or name the classes with --classes"
-        )
-    order = sorted(range(len(values)), key=values.__getitem__)
-    rank = np.empty(len(values), np.int64)
-    rank[order] = np.arange(len(values))
-    return rank[codes], [str(values[place]) for place in order]
+        codes, values, names = column.fill_null(-1).to_numpy().astype(np.int64), None, list(feature.names)
+        wrong = wrong | (codes < 0) | (codes >= len(names))
+        expected = f"0 to {len(names) - 1}: leave such rows out, or choose a split that has labels with "
+        expected += "--dataset_train_split and --dataset_test_split"
+    else:
+        encoded = column.combine_chunks().dictionary_encode()
+        codes, values = encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+        # -1 says "no label" more often than it names a class; who means a class by it can say so.
+        negative = [check_negative and not isinstance(value, str) and value < 0 for value in values]
+        wrong = wrong | np.array([*negative, False])[codes]
+        order = sorted(range(len(values)), key=values.__getitem__)
+        names, rank = [str(values[place]) for place in order], np.empty(len(values) + 1, np.int64)
+        rank[order] = np.arange(len(values))
+        expected = "0 or more: leave such rows out, choose another split, or name the classes with --classes"
+    bad = np.flatnonzero(wrong)
+    if len(bad):
+        labels = [column[place].as_py() for place in bad.tolist()]
+        told = ["no label" if label is None else f"label {label}" for label in labels]
+        numbers = (bad if rows is None else rows[bad]).tolist()
+        raise ValueError(f"{named(list(zip(numbers, told, strict=True)), where)}; expected {expected}")
+    return (codes if values is None else rank[codes]), names
 
 
 def _empty(where: str) -> str:
@@ -486,13 +507,6 @@ def _empty(where: str) -> str:
 
 def _none_of(classes: Sequence[str], where: str) -> str:
     return f"{where} has no image of the classes {_some(classes)}; choose another split or other classes"
-
-
-def _outside(label: int, num_classes: int) -> str:
-    return (
-        f"label {label}; expected 0 to {num_classes - 1}: leave the row out, or choose a split that has labels with "
-        "--dataset_train_split and --dataset_test_split"
-    )
 
 
 def _order_classes(
@@ -507,19 +521,20 @@ def _order_classes(
         unknown = [name for name in order if name not in known]
         if unknown:
             raise ValueError(
-                f"--classes {unknown[0]}: {where} has no such class{_did_you_mean(unknown[0], names)}; "
+                f"--classes {_some(unknown)}: {where} has no such class{_did_you_mean(unknown[0], names)}; "
                 f"expected some of its {len(names)} classes {_some(names)}"
             )
         if len(set(order)) < len(order):
             raise ValueError(f"--classes {' '.join(order)}: a class is named twice; expected each once")
     place = {name: label for label, name in enumerate(order)}
     labels = np.array([place.get(name, -1) for name in names])[codes]
-    if numbered is not None and classes is None and (labels < 0).any():
-        row = int(np.flatnonzero(labels < 0)[0])
-        name = names[codes[row]]
+    strange = np.flatnonzero(labels < 0)
+    if numbered is not None and classes is None and len(strange):
+        told = [(row, f"class {names[codes[row]]!r}") for row in strange.tolist()]
+        told[0] = (told[0][0], f"{told[0][1]}, which train lacks{_did_you_mean(names[codes[told[0][0]]], order)}")
         raise ValueError(
-            f"row {row} of {where} has class {name!r}, which train lacks{_did_you_mean(name, order)}; expected the "
-            f"classes of train {_some(order)}: name these with --classes to leave the others out"
+            f"{named(told, where)}; expected the classes of train {_some(order)}: name these with --classes to leave "
+            "the others out"
         )
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):

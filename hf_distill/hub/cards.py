@@ -127,8 +127,9 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
         source: `RealImages.provenance`; every key may be absent.
 
     Returns:
-        source_name, source_link (Markdown), source_split, source_revision and source_images; license (for the
-        metadata: the source's, or "other"), licence_note (a sentence), and gated_note (a sentence, or None).
+        source_name, source_link (Markdown), source_split, source_revision, source_images and source_corrupt;
+        license (for the metadata: the source's, or "other"), licence_note (a sentence), and gated_note (a sentence, or
+        None).
     """
     name, homepage = str(source.get("name") or "unknown dataset"), source.get("homepage")
     if os.path.isabs(name) or name.startswith((".", "~")):
@@ -163,6 +164,7 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
         "source_split": source.get("split") and _cell(source["split"]),
         "source_revision": source.get("revision") and _cell(source["revision"]),
         "source_images": source.get("num_images"),
+        "source_corrupt": source.get("num_corrupt"),
         "license": license_id,
         "licence_note": note,
         "gated_note": gated_note,

@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -452,7 +453,9 @@ def test_test_labels_follow_the_class_order_of_train(folder, streaming):
     write(other, "test", noise(2), ["c", "b"], Value("string"))
     assert RealImages.from_arguments(args(other), "test", like=train).labels.tolist() == [2, 1]
     write(other, "test", noise(2), ["c", "bb"], Value("string"))
-    message("row 1 of split 'test' of other has class 'bb', which train lacks", args(other), "test", train)
+    message("row 1 of split 'test' of other: class 'bb', which train lacks", args(other), "test", train)
+    write(other, "test", noise(4), ["c", "bb", "bb", "dd"], Value("string"))
+    message("row 1 of .*: class 'bb', which .*; row 2: class 'bb'; row 3: class 'dd'", args(other), "test", train)
 
 
 def test_a_test_split_has_the_size_and_colour_of_train(folder):
@@ -670,7 +673,81 @@ def test_a_corrupt_image_is_named_by_row_and_split(folder, streaming, content):
     )
     for more in ({}, {"resolution": [4]}, {"color": "rgb", "classes": ["1", "2"]}):
         arguments = args(folder, dataset_streaming=streaming, **more)
-        message("row 3 of split 'train' of flowers: the image cannot be decoded: .*leave the row out", arguments)
+        message(
+            "row 3 of split 'train' of flowers: the image cannot be decoded: .*replace it, or .*--skip_corrupt",
+            arguments,
+        )
+
+
+def png(image: np.ndarray) -> dict:
+    stream = io.BytesIO()
+    PIL.Image.fromarray(image).save(stream, "png")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def write_cells(folder: Path, split: str, cells: list, labels: list) -> None:
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_dict({"image": cells, "label": labels}, features).to_parquet(str(folder / f"{split}-00000.parquet"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_all_corrupt_images_are_named_up_to_ten_in_one_line_or_left_out_and_counted(folder, streaming):
+    images, labels = noise(40), [row // 2 % 2 for row in range(40)]
+    cells = [png(image) for image in images]
+    torn = {**cells[5], "bytes": cells[5]["bytes"][:-60]}
+    for row, bad in {0: None, 17: torn, 31: {"bytes": b"<!DOCTYPE html>", "path": None}}.items():
+        cells[row] = bad
+    write_cells(folder, "train", cells, labels)
+    write_cells(folder, "test", [*cells[:4], {"bytes": b"", "path": None}], labels[:5])
+    how = {"dataset_streaming": streaming}
+    problem = (
+        "row 0 of split 'train' of flowers: there is no image; row 17: the image cannot be decoded: .*; row 31: "
+        ".*; replace them, or leave corrupt images out with --skip_corrupt"
+    )
+    message(problem, args(folder, **how))
+    real, test = RealImages.train_and_test(args(folder, skip_corrupt=True, **how))
+    sound = [row for row in range(40) if row not in (0, 17, 31)]
+    np.testing.assert_array_equal(real.resident("cpu").permute(0, 2, 3, 1).numpy(), np.stack(images)[sound])
+    assert real.labels.tolist() == np.array(labels)[sound].tolist()
+    assert (real.provenance["num_images"], real.provenance["num_corrupt"]) == (40, 3)
+    assert (len(test), test.provenance["num_corrupt"]) == (3, 2)
+    few = RealImages.from_arguments(args(folder, skip_corrupt=True, classes=["1", "0"], max_train_samples=36, **how))
+    assert len(few) + few.provenance.get("num_corrupt", 0) == 36
+    cells[:12] = [{"bytes": b"", "path": None}] * 12
+    write_cells(folder, "train", cells, labels)
+    text = message("row 9: [^;]*; and 4 more; replace them", args(folder, **how))
+    assert "row 10:" not in text
+    write_cells(folder, "train", [None] * 40, labels)
+    message("row 0 of split 'train' of flowers: there is no image;", args(folder, skip_corrupt=True, **how))
+
+
+def test_where_corrupt_images_are_left_out_crops_and_held_out_images_are_of_the_others(folder):
+    images = noise(20, (9, 7, 3))
+    cells = [png(image) for image in images]
+    cells[3] = cells[8] = {"bytes": b"", "path": None}
+    write_cells(folder, "train", cells, [row % 2 for row in range(20)])
+    sound = [image for row, image in enumerate(images) if row not in (3, 8)]
+    for side in ("7", "source"):
+        arguments = args(folder, skip_corrupt=True, resolution=[6], resize=8, keep_side=side)
+        train, test = RealImages.train_and_test(arguments)
+        assert (len(train) + len(test), train.provenance["num_corrupt"]) == (18, 2)
+        assert len(train.split(0.3, seed=0)[1].resident("cpu")) == 4
+        whole = RealImages.from_arguments(arguments)
+        np.testing.assert_array_equal(whole.kept(range(18)).pixels.numpy(), np.concatenate(sound).reshape(-1, 3))
+
+
+def test_a_class_that_is_all_corrupt_is_named(folder):
+    cells = [png(image) for image in noise(4)] + [None, None]
+    write_cells(folder, "train", cells, [0, 1, 0, 1, 2, 2])
+    message("all images of class '2' in split 'train' of flowers are corrupt", args(folder, skip_corrupt=True))
+
+
+def test_a_long_text_in_place_of_a_path_is_cut(folder):
+    texts = [base64.b64encode(png(image)["bytes"]).decode() for image in noise(2, (40, 40, 3))]
+    Dataset.from_dict({"image": texts, "label": [0, 1]}).to_parquet(str(folder / "train.parquet"))
+    text = message("of base64, decode it first", args(folder, image_column_name="image"))
+    assert len(text) < 700
+    message("row 1: .*of base64", args(folder, image_column_name="image"))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -696,7 +773,7 @@ def test_a_missing_image_is_named_by_row_and_split(folder, streaming):
 def test_a_label_outside_the_range_is_named_by_row_and_split(folder, streaming):
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
     images = [PIL.Image.fromarray(image) for image in noise(4)]
-    for labels, row, wrong in (([0, 1, -1, 0], 2, -1), ([0, 1, 0, 5], 3, 5)):
+    for labels, row, wrong in (([0, 1, -1, 0], 2, -1), ([0, 1, 0, 5], 3, 5), ([0, 1, 2, 3], 2, "2.*row 3: label 3")):
         table = Dataset.from_dict({"image": images, "label": labels}, Features({**features, "label": Value("int64")}))
         table = table.data.table.replace_schema_metadata(features.arrow_schema.metadata)
         pq.write_table(table, folder / "train-00000.parquet")
@@ -711,8 +788,11 @@ def test_a_negative_or_missing_integer_label_is_named_unless_it_is_asked_for(fol
     message("row 1 of split 'train' of flowers: label -1", args(folder, dataset_streaming=streaming))
     both = RealImages.from_arguments(args(folder, dataset_streaming=streaming, classes=["-1", "1"]))
     assert both.labels.tolist() == [1, 0, 1, 0]
-    write(folder, "train", noise(3), [1, 0, None])
-    message("row 2 of split 'train' of flowers has no label", args(folder, dataset_streaming=streaming))
+    write(folder, "train", noise(6), [1, 0, None, -1, None, -2])
+    problem = "row 2 of split 'train' of flowers: no label; row 3: label -1; row 4: no label; row 5: label -2"
+    message(problem, args(folder, dataset_streaming=streaming))
+    write(folder, "train", noise(14), [1, 0, *[None] * 12])
+    assert message("row 11: no label; and 2 more", args(folder, dataset_streaming=streaming)).count("row") == 11
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -728,7 +808,7 @@ def test_an_empty_split_is_an_error(folder, streaming):
     ("labels", "problem"),
     [
         ([-1, -1], "row 0 of split 'test' of flowers: label -1"),
-        ([0, None], "row 1 of split 'test' of flowers has no label"),
+        ([0, None], "row 1 of split 'test' of flowers: no label"),
         ([], "split 'test' of flowers is empty"),
     ],
 )
