@@ -113,6 +113,11 @@ class DataArguments:
         "side (pixels; none is enlarged), or from `source`, decoded on demand. Without it: from the resized centres.",
     )
     color: str = HfArg(default="auto", help="rgb, gray, or auto (gray only when every inspected image is gray).")
+    value_range: list[float] | None = HfArg(
+        default=None,
+        help="Values in the files that become black and white, such as 0 4095 for 12 bits in 16; what lies beyond is "
+        "cut off. Without it: all that 8 or 16 bits hold.",
+    )
     classes: list[str] | None = HfArg(default=None, help="Names of the classes to keep, in this order.")
     max_train_samples: int | None = HfArg(
         default=None, help="Use only so many training images, evenly from all classes."
@@ -151,6 +156,9 @@ class DataArguments:
             )
         if self.resolution is not None:
             check_keep_side(side, (self.resolution[0], self.resolution[-1]))
+        span = self.value_range
+        if span is not None and not (len(span) == 2 and all(map(math.isfinite, span)) and span[0] < span[1]):
+            raise ValueError(f"--value_range is {span}; expected two numbers, the lower one first, such as 0 4095")
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std go together: give both, or neither to have them computed from train")
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):

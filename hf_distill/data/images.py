@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from ..config import INTERPOLATIONS, DataArguments, check_keep_side, check_resize
 from ..rng import generator
 from .kept import Encoded, Kept
-from .pixels import Frame, Keep, Pixels, Target, rows_in_chunk
+from .pixels import DEEPEST, LEAST_SPAN, Frame, Keep, Pixels, Target, rows_in_chunk
 from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
 from .ragged import Ragged
 from .source import Source, check_head, folder_revision, one_process_at_a_time, split_names
@@ -35,6 +35,7 @@ __all__ = ["RealImages"]
 
 logger = logging.getLogger(__name__)
 
+LEAST_LEFT = 128  # of the 256 bytes: below, files of more than 8 bits hold more than what is made of them
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
@@ -55,6 +56,7 @@ class RealImages(torch.utils.data.Dataset):
         provenance: Where the images come from: name, config, split, revision, license, gated, homepage, num_images;
             num_corrupt where some were left out.
         test_frame: How test and held-out images are brought to this size.
+        value_range: Values in files that became 0 and 255, where they were given.
     """
 
     def __init__(
@@ -67,13 +69,14 @@ class RealImages(torch.utils.data.Dataset):
         provenance: dict[str, Any],
         *,
         test_frame: Frame | None = None,
+        value_range: tuple[float, float] | None = None,
         encoded: Encoded | None = None,
         kept: Kept | None = None,
     ) -> None:
         self._pixels, self._positions = pixels, positions
         self.labels, self.class_names = labels, class_names
         self.preprocessing, self.provenance = preprocessing, provenance
-        self.test_frame = test_frame or Frame()
+        self.test_frame, self.value_range = test_frame or Frame(), value_range
         self._encoded, self._kept = encoded, kept
 
     @classmethod
@@ -90,6 +93,7 @@ class RealImages(torch.utils.data.Dataset):
         keep_side: int | str | None = None,
         like: "RealImages | None" = None,
         color: str = "auto",
+        value_range: Sequence[float] | None = None,
         classes: Sequence[str] | None = None,
         normalization: str = "mean_std",
         mean: Sequence[float] | None = None,
@@ -118,8 +122,10 @@ class RealImages(torch.utils.data.Dataset):
             interpolation: "bicubic" (if not given) or "bilinear".
             keep_side: Keep images for random crops too, with a shorter side of so many pixels, on disk, none enlarged;
                 or "source", as they are, decoded on demand.
-            like: Take class order, colour, resolution and preprocessing from these: how a test split is read.
+            like: Take class order, colour, range, resolution and preprocessing from these: how a test split is read.
             color: "rgb", "gray" or "auto" (gray only when every inspected image is gray).
+            value_range: Values in files that become black and white; what lies beyond is cut off. All that 8 or 16 bits
+                hold if not given.
             classes: Names of the classes to keep, in this order.
             normalization: "mean_std", "zca" or "none".
             mean, std: Per channel in [0, 1]; computed if not given.
@@ -134,12 +140,13 @@ class RealImages(torch.utils.data.Dataset):
         """
         part, name = _split_of(dataset, split)
         size = {"resolution": resolution, "resize": resize, "interpolation": interpolation, "keep_side": keep_side}
-        _check_alike(like, **size, color=color, normalization=normalization, mean=mean, std=std)
+        looks = {"color": color, "value_range": value_range}
+        _check_alike(like, **size, **looks, normalization=normalization, mean=mean, std=std)
         args = _arguments(
             image_column_name=image_column,
             label_column_name=label_column,
             **size,
-            color=color,
+            **looks,
             classes=classes,
             normalization=normalization,
             mean=mean,
@@ -177,6 +184,7 @@ class RealImages(torch.utils.data.Dataset):
         keep_side: int | str | None = None,
         like: "RealImages | None" = None,
         color: str = "auto",
+        value_range: Sequence[float] | None = None,
         classes: Sequence[str] | None = None,
         normalization: str = "mean_std",
         mean: Sequence[float] | None = None,
@@ -203,7 +211,8 @@ class RealImages(torch.utils.data.Dataset):
             ValueError: One line on what is wrong with the arguments or the data, and what to do.
         """
         size = {"resolution": resolution, "resize": resize, "interpolation": interpolation, "keep_side": keep_side}
-        _check_alike(like, **size, color=color, normalization=normalization, mean=mean, std=std)
+        looks = {"color": color, "value_range": value_range}
+        _check_alike(like, **size, **looks, normalization=normalization, mean=mean, std=std)
         if not isinstance(name, str | Path):
             raise ValueError(
                 f"from_hub was given a {type(name).__name__}; expected owner/name or a folder (from_arguments takes "
@@ -218,7 +227,7 @@ class RealImages(torch.utils.data.Dataset):
             image_column_name=image_column,
             label_column_name=label_column,
             **size,
-            color=color,
+            **looks,
             classes=classes,
             normalization=normalization,
             mean=mean,
@@ -269,9 +278,12 @@ class RealImages(torch.utils.data.Dataset):
         pixels, positions, encoded, rows = source.decode(rows)
         if like is None:
             _check_left(source, rows)
+            _check_values(source, pixels, positions)
             known, options = _fit(args, pixels, positions), _options(args, pixels, encoded)
         else:
+            _check_levels(source, pixels, least=0)
             known, options = like.preprocessing, {"test_frame": like.test_frame, "encoded": encoded}
+            options["value_range"] = like.value_range
         labels = source.labels[rows]
         return cls(pixels, positions, labels, source.class_names, known, source.provenance, **options)
 
@@ -299,7 +311,7 @@ class RealImages(torch.utils.data.Dataset):
             if not args.dataset_streaming:
                 shape = source.shape(_rows(source, args, seed, train=True))
                 _check_options(args, shape)
-                alike = _target_like(args, shape, _test_frame(args), source.target.resize)
+                alike = _target_like(args, shape, _test_frame(args), source.target.resize, source.target.value_range)
                 shown = Source.open(args, test_split, alike, source.class_names, revision)
                 shown.shape(_rows(shown, args, seed, train=False))
             train = cls._read(source, args, None, seed)
@@ -319,6 +331,7 @@ class RealImages(torch.utils.data.Dataset):
         pixels, positions, encoded, rows = source.decode(rows)
         at = [torch.nonzero(torch.isin(rows, part)).flatten() for part in (train_rows, test_rows)]
         _check_left(source, rows[at[0]])
+        _check_values(source, pixels, positions[at[0]])
         about = (source.labels[rows], source.class_names, _fit(args, pixels, positions[at[0]]), source.provenance)
         whole = cls(pixels, positions, *about, **_options(args, pixels, encoded))
         test = whole.subset(at[1])._as_test()
@@ -468,7 +481,8 @@ class RealImages(torch.utils.data.Dataset):
             logger.warning("images that are held out of a stream are cut out of train's centres, whatever --resize is")
             return self
         channels, height, width = self.shape
-        target = Target((height, width), "gray" if channels == 1 else "rgb", True, self.test_frame)
+        color = "gray" if channels == 1 else "rgb"
+        target = Target((height, width), color, True, self.test_frame, self.value_range)
         view, encoded = copy.copy(self), self._encoded.select(self._positions)
         (view._pixels, _), view._positions = encoded.framed(target), torch.arange(len(self))
         view._encoded, view._kept = encoded, None
@@ -514,7 +528,7 @@ def _arguments(**given: Any) -> DataArguments:
     for name in ("interpolation", "keep_side"):
         if not isinstance(given[name], str | None):
             raise ValueError(f"{name} is {given[name]!r}; expected a name{' or a number' * (name == 'keep_side')}")
-    kinds = {"resolution": int, "classes": str, "mean": float, "std": float}
+    kinds = {"resolution": int, "classes": str, "mean": float, "std": float, "value_range": float}
     for name, kind in kinds.items():
         if given[name] is not None:
             if isinstance(given[name], str) or not isinstance(given[name], Iterable):
@@ -571,15 +585,26 @@ def _split_of(dataset: Dataset | DatasetDict, split: str | None) -> tuple[Datase
 def _target(args: DataArguments, like: RealImages | None) -> Target:
     """The size and colour that images are to have: those of `like`, or else those that the arguments ask for."""
     if like is not None:
-        return _target_like(args, like.shape, like.test_frame, like.resized)
+        return _target_like(args, like.shape, like.test_frame, like.resized, like.value_range)
     size = None if args.resolution is None else (args.resolution[0], args.resolution[-1])
-    return Target(size, args.color, resize=size is not None, frame=replace(_test_frame(args), side=None))
+    frame = replace(_test_frame(args), side=None)
+    return Target(size, args.color, resize=size is not None, frame=frame, value_range=_value_range(args))
 
 
-def _target_like(args: DataArguments, shape: tuple[int, int, int], frame: Frame, resized: bool) -> Target:
+def _value_range(args: DataArguments) -> tuple[float, float] | None:
+    return None if args.value_range is None else (args.value_range[0], args.value_range[1])
+
+
+def _target_like(
+    args: DataArguments,
+    shape: tuple[int, int, int],
+    frame: Frame,
+    resized: bool,
+    value_range: tuple[float, float] | None,
+) -> Target:
     """What test images are to become beside train images of this shape."""
     resize = args.resolution is not None or resized or frame.side is not None
-    return Target(shape[1:], "gray" if shape[0] == 1 else "rgb", resize, frame)
+    return Target(shape[1:], "gray" if shape[0] == 1 else "rgb", resize, frame, value_range)
 
 
 def _test_frame(args: DataArguments) -> Frame:
@@ -601,8 +626,8 @@ def _options(args: DataArguments, pixels: Pixels, encoded: Encoded | None) -> di
     frame, kept = _test_frame(args), None
     if args.keep_side is not None and encoded is not None:
         side = None if args.keep_side == "source" else int(args.keep_side)
-        kept = encoded.kept(Keep(pixels.shape[0], side, frame.interpolation))
-    return {"test_frame": frame, "encoded": encoded, "kept": kept}
+        kept = encoded.kept(Keep(pixels.shape[0], side, frame.interpolation, _value_range(args)))
+    return {"test_frame": frame, "value_range": _value_range(args), "encoded": encoded, "kept": kept}
 
 
 def _by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
@@ -651,6 +676,39 @@ def _check_left(source: Source, rows: Tensor) -> None:
         raise ValueError(
             f"all images of class {source.class_names[int(left.argmin())]!r} in {source.where} are corrupt, and "
             "--skip_corrupt leaves none; expected one at least: replace some, or leave the class out with --classes"
+        )
+
+
+def _check_values(source: Source, pixels: Pixels, positions: Tensor) -> None:
+    """Raise a `ValueError` of one line where next to nothing is left of train images by decoding."""
+    _check_levels(source, pixels, least=LEAST_LEFT)
+    low, high = 255, 0
+    for batch in _batches(pixels, positions):
+        low, high = min(low, int(batch.min())), max(high, int(batch.max()))
+        if high - low >= LEAST_SPAN:
+            return
+    found = pixels.levels or (low, high)
+    hint = f"give the values that are to be black and white, such as --value_range {found[0]} {found[1]}"
+    if found[0] == found[1] or source.target.value_range is not None:
+        hint = "look at the files, and at --value_range"
+    raise ValueError(
+        f"the images of {source.where} have values from {low} to {high} once they are decoded (their files from "
+        f"{found[0]} to {found[1]}); expected a span of {LEAST_SPAN} of 255 at least: {hint}"
+    )
+
+
+def _check_levels(source: Source, pixels: Pixels, least: int) -> None:
+    """Raise a `ValueError` of one line where files of more than 8 bits lose what fewer than `least` bytes tell apart,
+    or what is cut off."""
+    if pixels.levels is None or source.target.value_range is not None:
+        return
+    low, high, lost = pixels.levels
+    left = min(high, DEEPEST) // 257 - max(low, 0) // 257 + 1
+    if low < 0 or high > DEEPEST or (lost and left < least):
+        raise ValueError(
+            f"the images of {source.where} have values from {low} to {high} in more than 8 bits, of which 0 to "
+            f"{DEEPEST} become 0 to 255, and no more than {max(left, 0)} different ones are left; give the values that "
+            f"are to be black and white, such as --value_range {low} {high}"
         )
 
 

@@ -22,9 +22,12 @@ from datasets import Dataset, Features, Value
 from torch import Tensor
 
 from .pixels import (
+    DECODED,
+    KEPT,
     BadImage,
     CorruptImages,
     Keep,
+    Levels,
     Pixels,
     Plan,
     Target,
@@ -84,9 +87,10 @@ class Encoded:
         """
         plan = self.plan(target)
         with self.lock(), self._naming_rows():
-            decoded = self._map(decode_table, plan, plan.rows_at_once, {"pixels": Value("binary")})
+            decoded = self._map(decode_table, plan, plan.rows_at_once, DECODED)
         sound = sound_rows(decoded.data.column("problem"), self.rows, self.where, skip=self.skip_corrupt)
-        return Pixels(decoded.data.column("pixels"), plan.shape, plan.resize), sound
+        table = decoded.data
+        return Pixels(table.column("pixels"), plan.shape, plan.resize, Levels.among(table)), sound
 
     def plan(self, target: Target) -> Plan:
         """The size and colour that all of them get, by the headers of up to 1,000; a `ValueError` as `framed`."""
@@ -101,10 +105,9 @@ class Encoded:
         """
         if keep.side is None:
             return _OnDemand(self, keep)
-        features = {"pixels": Value("large_binary"), "height": Value("int32"), "width": Value("int32")}
         with self.lock(), self._naming_rows():
             at_once = rows_in_chunk((keep.channels, keep.side, 2 * keep.side))
-            decoded = self._map(keep_table, keep, at_once, features)
+            decoded = self._map(keep_table, keep, at_once, KEPT)
         sound_rows(decoded.data.column("problem"), self.rows, self.where, skip=self.skip_corrupt)
         return _Mapped(decoded.data, keep)
 
@@ -116,7 +119,7 @@ class Encoded:
             batch_size=at_once,
             writer_batch_size=at_once,
             remove_columns=self.images.column_names,
-            features=Features({**features, "problem": Value("string")}),
+            features=Features(features),
             fn_kwargs={"plan": plan, "feature": self.feature},
             num_proc=self.num_proc,
             desc=f"Decoding {self.split}",

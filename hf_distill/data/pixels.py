@@ -2,8 +2,10 @@
 
 How an image becomes (C, H, W) bytes:
 
-- colour: 16-bit gray is divided by 257 (65535 -> 255), alpha is dropped, palettes and CMYK become RGB, RGB becomes
-  gray by ITU-R 601, all as Pillow has it; EXIF orientation is applied.
+- colour: what is transparent is laid on white (on black where on white nothing of the image would be left, as of white
+  drawings); 16-bit gray is divided by 257 (65535 -> 255); palettes and CMYK become RGB, RGB becomes gray by ITU-R 601,
+  as Pillow has it; EXIF orientation is applied. A range of values, where it is given, becomes 0 to 255 in place of all
+  that a file can hold.
 - size: the shorter side is brought to the target, antialiased bicubic, and the centre is cropped (for H ≠ W: the
   smallest size that covers). Bicubic, because it keeps most detail at the small sizes of distillation, and is what most
   pretrained networks were fed with. Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` do. A
@@ -13,18 +15,21 @@ How an image becomes (C, H, W) bytes:
 """
 
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from datasets import Value
 from torch import Tensor
 
 from ..config import INTERPOLATIONS
@@ -34,6 +39,7 @@ __all__ = [
     "CorruptImages",
     "Frame",
     "Keep",
+    "Levels",
     "NoImages",
     "Pixels",
     "Plan",
@@ -46,6 +52,22 @@ __all__ = [
     "plan_for",
 ]
 
+DECODED = {  # columns of images that are brought to one size
+    "pixels": Value("binary"),
+    "problem": Value("string"),
+    "low": Value("int64"),
+    "high": Value("int64"),
+    "lost": Value("bool"),
+}
+STREAMED = {**DECODED, "height": Value("int32"), "width": Value("int32"), "row": Value("int64")}
+KEPT = {
+    "pixels": Value("large_binary"),
+    "problem": Value("string"),
+    "height": Value("int32"),
+    "width": Value("int32"),
+}
+DEEPEST = 65535  # what becomes 255 of a file of more than 8 bits
+LEAST_SPAN = 8  # of 255, between the darkest and the brightest value, that something can be learned from
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 INSPECTED = 1000  # headers read to tell gray from colour
 STREAM_INSPECTED = 64  # images held back for the same where the source is read only once
@@ -102,6 +124,7 @@ class Target:
         color: rgb, gray, or auto: gray when all inspected images are.
         resize: Bring other sizes to `size`; else they are an error.
         frame: How they are brought to it.
+        value_range: Values in files that become 0 and 255; all that 8 or 16 bits hold if not given.
         version: Of the decoder, so that a cache written by another one is not read.
     """
 
@@ -109,12 +132,14 @@ class Target:
     color: str
     resize: bool
     frame: Frame = Frame()
+    value_range: tuple[float, float] | None = None
     version: int = DECODER_VERSION
 
     def plan(self, first: tuple[int, int], all_gray: Iterable[bool]) -> "Plan":
         """The plan, given the size of the first image and which of the inspected ones are gray."""
         gray = self.color == "gray" or (self.color == "auto" and all(all_gray))
-        return Plan(self.size or first, 1 if gray else 3, self.resize, gray and self.color == "auto", self.frame)
+        reject_colour = gray and self.color == "auto"
+        return Plan(self.size or first, 1 if gray else 3, self.resize, reject_colour, self.frame, self.value_range)
 
 
 @dataclass(frozen=True)
@@ -127,6 +152,7 @@ class Plan:
         resize: Bring other sizes to `size`; else they are an error.
         reject_colour: A colour image is an error, because gray was inferred and not asked for.
         frame: How images are brought to `size`.
+        value_range: As in `Target`.
         version: Of the decoder.
     """
 
@@ -135,6 +161,7 @@ class Plan:
     resize: bool
     reject_colour: bool
     frame: Frame = Frame()
+    value_range: tuple[float, float] | None = None
     version: int = DECODER_VERSION
 
     @property
@@ -161,9 +188,10 @@ class Plan:
         Raises:
             ValueError: The image has another size or colour than was promised, or a mode that has no bytes.
         """
+        _check_floats(image, self.value_range)
         if self.reject_colour and not is_gray(image):
             raise ValueError(f"a {image.mode} image among gray ones; give --color rgb, or --color gray to convert it")
-        image = as_bytes(image, self.channels)
+        image = as_bytes(image, self.channels, self.value_range)
         height, width = self.size
         if image.size != (width, height) or self.frame.side is not None:
             if not self.resize:
@@ -180,12 +208,14 @@ class Keep:
         channels: 1 or 3.
         side: Shorter side that larger ones are brought down to, in pixels; None keeps all as they are.
         interpolation: A name in `FILTERS`.
+        value_range: As in `Target`.
         version: Of the decoder.
     """
 
     channels: int
     side: int | None
     interpolation: str = "bicubic"
+    value_range: tuple[float, float] | None = None
     version: int = DECODER_VERSION
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -197,7 +227,8 @@ class Keep:
 
     def pixels(self, image: PIL.Image.Image) -> np.ndarray:
         """(h, w, C) uint8; a `ValueError` as `Plan.pixels`."""
-        image = as_bytes(image, self.channels)
+        _check_floats(image, self.value_range)
+        image = as_bytes(image, self.channels, self.value_range)
         height, width = self.size(image.height, image.width)
         if image.size != (width, height):
             image = image.resize((width, height), FILTERS[self.interpolation])
@@ -217,19 +248,82 @@ def is_gray(image: PIL.Image.Image) -> bool:
     return image.mode in GRAY_MODES
 
 
-def as_bytes(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
-    """The image in mode L (1 channel) or RGB (3 channels)."""
-    if image.mode == "F":
-        raise ValueError("the image has 32-bit floats, whose range nothing tells; store it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # Pillow would clip 16 bits at 255 instead of scaling them.
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = PIL.Image.fromarray(np.rint(levels / 257).astype(np.uint8))
-    for mode, step in {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}.items():
-        if image.mode == mode:
-            image = image.convert(step)
+def as_bytes(image: PIL.Image.Image, channels: int, value_range: tuple[float, float] | None = None) -> PIL.Image.Image:
+    """The image in mode L (1 channel) or RGB (3 channels), with the ends of `value_range` at 0 and 255."""
     mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    if is_deep(image):
+        image = PIL.Image.fromarray(_rescaled(np.asarray(image), value_range or (0, DEEPEST)))
+        return image if image.mode == mode else image.convert(mode)
+    if image.has_transparency_data:
+        image = _on_ground(image)
+    for other, step in {"P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}.items():
+        if image.mode == other:
+            image = image.convert(step)
+    image = image if image.mode == mode else image.convert(mode)
+    if value_range is None:
+        return image
+    return image.point(_rescaled(np.arange(256), value_range).tolist() * channels)
+
+
+def _check_floats(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> None:
+    """Raise a `ValueError` for floats that are not finite, or whose range is not given."""
+    if image.mode != "F":
+        return
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ValueError("the image has 32-bit floats that are not finite; store it without them")
+    if value_range is None:
+        found = f"{values.min():.6g} to {values.max():.6g}"
+        raise ValueError(
+            f"the image has 32-bit floats, {found} here, whose range nothing tells; give --value_range, or store it "
+            "with 8 or 16 bits"
+        )
+
+
+def is_deep(image: PIL.Image.Image) -> bool:
+    """True if its values are of 16 or 32 bits."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _rescaled(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """The values as bytes: 0 and 255 at the ends of the range, and beyond them."""
+    low, high = value_range
+    return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+
+
+def _on_ground(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image that has transparency on white, or on black where less than `LEAST_SPAN` of it shows on white."""
+    gray = image.mode in GRAY_MODES
+    parts = np.asarray(image.convert("RGBA")).astype(np.uint32)
+    colour, alpha = parts[..., : 1 if gray else 3], parts[..., 3:]
+    ink = colour * alpha + 127
+    shown = (ink + 255 * (255 - alpha)) // 255
+    if np.ptp(shown) < LEAST_SPAN <= np.ptp(alpha):
+        shown = ink // 255
+    return PIL.Image.fromarray(shown.astype(np.uint8).squeeze(2) if gray else shown.astype(np.uint8))
+
+
+class Levels(NamedTuple):
+    """What files of 16 or 32 bits hold: the least and greatest value, and whether bytes have fewer different ones."""
+
+    low: int
+    high: int
+    lost: bool
+
+    @classmethod
+    def of(cls, image: PIL.Image.Image) -> "Levels | None":
+        """Those of one image; None of one of 8 bits."""
+        if not is_deep(image):
+            return None
+        values = np.unique(np.asarray(image))
+        lost = len(np.unique(_rescaled(values, (0, DEEPEST)))) < len(values)
+        return cls(math.floor(values[0]), math.ceil(values[-1]), lost)
+
+    @classmethod
+    def among(cls, table: pa.Table) -> "Levels | None":
+        """Those of all images of a table with the columns of `DECODED`; None if all are of 8 bits."""
+        low, high, lost = pc.min(table["low"]), pc.max(table["high"]), pc.any(table["lost"])
+        return cls(low.as_py(), high.as_py(), lost.as_py()) if low.is_valid else None
 
 
 def cover(image: PIL.Image.Image, height: int, width: int, frame: Frame) -> PIL.Image.Image:
@@ -275,21 +369,25 @@ def _planned(plan: Plan | Keep, image: PIL.Image.Image, position: int) -> np.nda
 
 
 def decode_table(table: pa.Table, positions: list[int], *, plan: Plan, feature: datasets.Image) -> pa.Table:
-    """One batch for `Dataset.map`: encoded images in; a column `pixels` of C·H·W bytes per row, and `problem` out.
+    """One batch for `Dataset.map`: encoded images in; `pixels` of C·H·W bytes, `problem` and the parts of `Levels` out.
 
     A corrupt image is zeros, and its problem says why.
     """
     images = np.zeros((len(table), *plan.shape), np.uint8)
     problems: list[str | None] = [None] * len(table)
+    levels: list[Levels | None] = [None] * len(table)
     for row, (cell, position) in enumerate(zip(table.column(0), positions, strict=True)):
         try:
-            images[row] = _planned(plan, decode(cell.as_py(), feature, position), position)
+            image = decode(cell.as_py(), feature, position)
         except CorruptImage as corrupt:
             problems[row] = corrupt.reason
+            continue
+        images[row], levels[row] = _planned(plan, image, position), Levels.of(image)
     offsets = np.arange(len(images) + 1, dtype=np.int32) * images[0].size
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images)]
     pixels = pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)
-    return pa.table({"pixels": pixels, "problem": pa.array(problems, pa.string())})
+    about = {name: [level and getattr(level, name) for level in levels] for name in Levels._fields}
+    return pa.table({"pixels": pixels, "problem": pa.array(problems, pa.string()), **about})
 
 
 def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | None, position: int) -> np.ndarray:
@@ -319,7 +417,7 @@ def keep_table(table: pa.Table, positions: list[int], *, plan: Keep, feature: da
 def decode_stream(
     rows: Iterable[tuple[int, Any, dict[str, Any] | None]], feature: datasets.Image, target: Target
 ) -> Iterator[dict[str, Any]]:
-    """Rows `{"pixels", "label", "height", "width", "row", "problem"}` for `Dataset.from_generator`, in one pass.
+    """Rows of the columns in `STREAMED`, and `label`, for `Dataset.from_generator`, in one pass.
 
     Args:
         rows: (row number, label, encoded image) of each. A corrupt image becomes zeros, and a problem.
@@ -344,10 +442,13 @@ def decode_stream(
     plan = target.plan((good[0].height, good[0].width), map(is_gray, good))
     height, width = plan.size
     for row, label, image in chain(head, decoded):
-        problem = image if isinstance(image, str) else None
-        pixels = np.zeros(plan.shape, np.uint8) if isinstance(image, str) else _planned(plan, image, row)
-        about = {"label": label, "height": height, "width": width, "row": row, "problem": problem}
-        yield {"pixels": pixels.tobytes(), **about}
+        about = {"label": label, "height": height, "width": width, "row": row}
+        if isinstance(image, str):
+            yield {"pixels": bytes(math.prod(plan.shape)), "problem": image, **about, **dict.fromkeys(Levels._fields)}
+            continue
+        levels = Levels.of(image)
+        found = dict.fromkeys(Levels._fields) if levels is None else levels._asdict()
+        yield {"pixels": _planned(plan, image, row).tobytes(), "problem": None, **about, **found}
 
 
 def _decoded(
@@ -415,10 +516,13 @@ class Pixels:
     Attributes:
         shape: (C, H, W).
         resized: Images of other sizes were brought to this one, and not refused.
+        levels: What the files held, where some are of more than 8 bits.
     """
 
-    def __init__(self, column: pa.ChunkedArray, shape: tuple[int, int, int], resized: bool) -> None:
-        self.shape, self.resized = shape, resized
+    def __init__(
+        self, column: pa.ChunkedArray, shape: tuple[int, int, int], resized: bool, levels: Levels | None = None
+    ) -> None:
+        self.shape, self.resized, self.levels = shape, resized, levels
         self._chunks = []
         for chunk in column.chunks:
             if len(chunk):

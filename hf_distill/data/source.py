@@ -34,7 +34,7 @@ from torch import Tensor
 from ..config import DataArguments
 from .digits import digits_folder
 from .kept import Encoded, corrupt, named, sound_rows
-from .pixels import BadImage, CorruptImages, NoImages, Pixels, Target, decode_stream, rows_in_chunk
+from .pixels import STREAMED, BadImage, CorruptImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
 __all__ = ["Source", "check_head", "folder_revision", "one_process_at_a_time", "split_names"]
 
@@ -173,7 +173,7 @@ class Source:
             positions = sound
         else:
             table, rows = self.data.data, self.rows[chosen]
-            pixels = Pixels(table.column("pixels"), self.shape(chosen), self.target.resize)
+            pixels = Pixels(table.column("pixels"), self.shape(chosen), self.target.resize, Levels.among(table))
             problems, numbers = (table.column(name).take(pa.array(rows.numpy())) for name in ("problem", "row"))
             split_rows = torch.tensor(numbers.to_pylist())
             sound = sound_rows(problems, split_rows, self.where, skip=self.args.skip_corrupt)
@@ -350,8 +350,7 @@ def _stream(
         "target": target,
     }
     stored = Value("int64") if isinstance(label, ClassLabel) else label
-    numbers = {"height": Value("int32"), "width": Value("int32"), "row": Value("int64")}
-    features = {"pixels": Value("binary"), "label": stored, **numbers, "problem": Value("string")}
+    features = {"label": stored, **STREAMED}
     at_once = 1000 if target.size is None else rows_in_chunk((3, *target.size))
     try:
         return Dataset.from_generator(

@@ -34,6 +34,7 @@ def describe_images(real: RealImages) -> dict[str, Any]:
         # Of a dataset in hand, which somebody may have changed: its pixels.
         **({"pixels": real.provenance["pixels"]} if "pixels" in real.provenance else {}),
         **({"keep_side": real.keep_side} if real.keep_side else {}),
+        **({"value_range": list(real.value_range)} if real.value_range else {}),
         **({"resize": side} if side else {}),  # of held-out images, which decide what is kept
         **({"interpolation": interpolation} if interpolation != INTERPOLATIONS[0] else {}),
     }

@@ -23,6 +23,7 @@ from hf_distill.data import pixels
 from hf_distill.data.images import RealImages, _evenly
 from hf_distill.data.source import folder_revision
 from hf_distill.rng import generator
+from hf_distill.runs.folder import describe_images
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,10 @@ def file(image: PIL.Image.Image, kind: str, **options) -> PIL.Image.Image:
 # Pixels
 
 
+def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return colour * (alpha / 255) + (255 - alpha.astype(float))
+
+
 def pictures_by_mode() -> dict[str, tuple[PIL.Image.Image, np.ndarray]]:
     """One image of each mode, and the (H, W, C) bytes that it must become, worked out with NumPy."""
     rng = np.random.default_rng(0)
@@ -101,11 +106,11 @@ def pictures_by_mode() -> dict[str, tuple[PIL.Image.Image, np.ndarray]]:
     return {
         "L": (file(PIL.Image.fromarray(gray), "png"), gray[..., None]),
         "1": (file(PIL.Image.fromarray(gray > 99), "png"), np.where(gray > 99, 255, 0)[..., None]),
-        "LA": (file(PIL.Image.fromarray(np.dstack([gray, alpha])), "png"), gray[..., None]),
+        "LA": (file(PIL.Image.fromarray(np.dstack([gray, alpha])), "png"), on_white(gray[..., None], alpha)),
         "I;16": (file(PIL.Image.fromarray(deep), "png"), np.rint(deep / 65535 * 255)[..., None]),
         "I": (file(PIL.Image.fromarray(deep.astype(np.int32)), "tiff"), np.rint(deep / 65535 * 255)[..., None]),
         "RGB": (file(PIL.Image.fromarray(rgb), "png"), rgb),
-        "RGBA": (file(PIL.Image.fromarray(np.dstack([rgb, alpha])), "png"), rgb),
+        "RGBA": (file(PIL.Image.fromarray(np.dstack([rgb, alpha])), "png"), on_white(rgb, alpha)),
         "P": (file(palette, "png"), table[index]),
         "CMYK": (file(PIL.Image.fromarray(cmyk, "CMYK"), "tiff"), (255 - ink) * (255 - black) / 255),
     }
@@ -128,6 +133,94 @@ def test_every_mode_gives_the_bytes_worked_out_by_hand(folder, mode):
             wanted = (wanted @ [0.299, 0.587, 0.114])[..., None]
         got = real.uint8([0, 1])[1].permute(1, 2, 0).numpy().astype(float)
         assert np.abs(got - np.broadcast_to(wanted, got.shape)).max() <= 1
+
+
+def drawings(kind: str) -> list[PIL.Image.Image]:
+    """Four drawings on transparent ground, each with its own left border."""
+    shapes = [np.where(np.arange(8) < 3 + row, 255, 0).astype(np.uint8) * np.ones((8, 1), np.uint8) for row in range(4)]
+    if kind == "palette":
+        images = [PIL.Image.fromarray(np.where(shape > 0, 1, 0).astype(np.uint8), "L").convert("P") for shape in shapes]
+        for image, shape in zip(images, shapes, strict=True):
+            image.putdata((shape > 0).astype(int).flatten().tolist())
+            image.putpalette([0, 0, 0, 0, 0, 0])
+        return [file(image, "png", transparency=0) for image in images]
+    if kind == "colour key":
+        return [
+            file(PIL.Image.fromarray(np.where(shape, 0, 77).astype(np.uint8)), "png", transparency=77)
+            for shape in shapes
+        ]
+    level = {"black": 0, "white": 255, "gray": 0}[kind]
+    colours = [np.full_like(shape, level) for shape in shapes]
+    return [
+        file(PIL.Image.fromarray(np.dstack([colour] * (1 if kind == "gray" else 3) + [shape])), "png")
+        for colour, shape in zip(colours, shapes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["black", "white", "gray", "palette", "colour key"])
+def test_a_drawing_on_transparent_ground_is_laid_on_a_ground_that_shows_it(folder, kind, streaming):
+    write(folder, "train", drawings(kind), [0, 1, 0, 1])
+    real = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
+    light, dark = (0, 255) if kind == "white" else (255, 0)
+    for row in range(4):
+        expected = np.where(np.arange(8) < 3 + row, dark, light)
+        np.testing.assert_array_equal(real.uint8([row])[0, 0].numpy(), np.tile(expected, (8, 1)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "found"),
+    [
+        (0, 5, np.uint8, "from 0 to 5 once they are decoded .*--value_range 0 5"),
+        (200, 207, np.uint8, "from 200 to 207 once"),
+        (9, 9, np.uint8, "from 9 to 9 once .* look at the files"),
+        (0, 4095, np.uint16, "values from 0 to 4095 in more than 8 bits.* 16 different .*--value_range 0 4095"),
+        (10000, 11023, np.uint16, "--value_range 10000 11023"),
+        (-1024, 3071, np.int32, "values from -1024 to 3071 .*--value_range -1024 3071"),
+        (0, 70000, np.int32, "--value_range 0 70000"),
+        (0, 1, np.uint16, "--value_range 0 1"),
+    ],
+)
+def test_images_that_decoding_leaves_nothing_of_are_refused_until_their_range_is_given(
+    folder, streaming, low, high, kind, found
+):
+    values = np.random.default_rng(0).integers(low, high + 1, (6, 8, 8)).astype(kind)
+    values[:, 0, 0], values[:, 0, 1] = low, high
+    kept = "tiff" if kind == np.int32 else "png"
+    write(folder, "train", [file(PIL.Image.fromarray(image), kept) for image in values], [0, 1] * 3)
+    write(folder, "test", [file(PIL.Image.fromarray(image), kept) for image in values[:2, :2, :2]], [0, 1])
+    how = {"dataset_streaming": streaming, "resolution": [8]}
+    message(found, args(folder, **how))
+    if low == high:
+        return
+    train, test = RealImages.train_and_test(args(folder, value_range=[low, high], **how))
+    expected = np.rint((values - float(low)) / (high - low) * 255)
+    np.testing.assert_array_equal(train.uint8(range(6))[:, 0].numpy(), expected)
+    assert (test.value_range, int(test.resident("cpu").max())) == ((low, high), 255)
+    assert describe_images(train)["value_range"] == [low, high]
+
+
+def test_floats_need_a_range_and_what_lies_beyond_it_is_cut_off(folder):
+    values = np.linspace(-2, 3, 64, dtype=np.float32).reshape(8, 8)
+    write(folder, "train", [file(PIL.Image.fromarray(values), "tiff")] * 2, [0, 1])
+    message("32-bit floats, -2 to 3 here, whose range nothing tells; give --value_range", args(folder))
+    real = RealImages.from_arguments(args(folder, value_range=[0, 2], keep_side="source"))
+    expected = np.rint(values.clip(0, 2) / 2 * 255)
+    np.testing.assert_array_equal(real.uint8([1])[0, 0].numpy(), expected)
+    np.testing.assert_array_equal(real.kept([1]).pixels.numpy().reshape(8, 8), expected)
+    write(folder, "train", [file(PIL.Image.fromarray(values * np.nan), "tiff")] * 2, [0, 1])
+    message("that are not finite", args(folder, value_range=[0, 2]))
+
+
+def test_drawings_of_two_levels_and_deep_images_of_a_whole_range_are_fine(folder):
+    rng = np.random.default_rng(0)
+    bits = [PIL.Image.fromarray(rng.integers(0, 2, (6, 6)).astype(bool)) for _ in range(4)]
+    deep = [PIL.Image.fromarray(rng.integers(0, 60000, (6, 6)).astype(np.uint16)) for _ in range(4)]
+    few = [PIL.Image.fromarray((rng.integers(0, 2, (6, 6)) * 4112).astype(np.uint16)) for _ in range(4)]
+    for images in (bits, deep, few):
+        write(folder, "train", images, [0, 1, 0, 1])
+        assert len(RealImages.from_arguments(args(folder))) == 4
 
 
 def test_a_rotated_photograph_is_turned_upright(folder):
