@@ -22,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets.builder import DatasetBuilder
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.table import ConcatenationTable, MemoryMappedTable
 from huggingface_hub import HfApi, metadata_load
 
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from ..config import DataArguments
 from .digits import digits_folder
+from .files import IMAGES, content_revision, files_in, regrouped, unread
 from .kept import Encoded, corrupt, named, sound_rows
 from .pixels import STREAMED, BadImage, CorruptImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
@@ -43,8 +46,6 @@ logger = logging.getLogger(__name__)
 NOT_TOLD = ("dataset_name", "dataset_streaming", "num_proc")
 
 HEAD = 100  # rows of a stream that are looked at before it is read
-
-OPENED = 1000  # files of a folder; of more only names, sizes and times are read
 
 LABEL_NAMES = ("label", "labels", "class", "target")
 
@@ -299,10 +300,13 @@ def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], D
     try:
         # Not `load_dataset`, which refuses all splits when one is empty.
         builder = datasets.load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
+        if folder.is_dir():
+            builder = _reading_all(builder, Path(name))
         if args.dataset_streaming:
             streams = builder.as_streaming_dataset()
             return dict.fromkeys(streams), streams.__getitem__
         builder.download_and_prepare()
+        _say_rows_left_out(builder)
         return {split: info.num_examples for split, info in builder.info.splits.items()}, builder.as_dataset
     except DatasetNotFoundError as error:
         raise ValueError(
@@ -320,6 +324,46 @@ def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], D
             f"--dataset_name {name} cannot be loaded; fix it, or choose with --dataset_config and --dataset_revision "
             f"({_one_line(error)}{cause})"
         ) from error
+
+
+def _reading_all(builder: DatasetBuilder, folder: Path) -> DatasetBuilder:
+    """What reads all images of a local dataset, where the loader would take class folders for splits; it says what it
+    leaves out.
+
+    Raises:
+        ValueError: A file is in two splits.
+    """
+    card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
+    if builder.config.data_files is None or (card or {}).get("configs"):
+        return builder  # what its author wrote
+    files, read = files_in(folder), _relative(builder, folder)
+    if isinstance(builder, ImageFolder) and (whole := regrouped(folder, files, read)) is not None:
+        builder = datasets.load_dataset_builder(str(folder), data_files=whole)
+        read = _relative(builder, folder)
+    told = unread(files, read)
+    if told is not None:
+        logger.warning("%s: %s", folder.name, told)
+    return builder
+
+
+def _say_rows_left_out(builder: DatasetBuilder) -> None:
+    """Warn of image files that no row of a `metadata` file beside them names."""
+    if not isinstance(builder, ImageFolder):
+        return
+    for split, info in builder.info.splits.items():
+        paths = [Path(path) for path in builder.config.data_files[split]]
+        images = sum(path.suffix.lower() in IMAGES for path in paths)
+        if info.num_examples < images and not any(path.suffix == ".zip" for path in paths):
+            logger.warning(
+                "split %r has %s rows and %s image files; those that its metadata file does not name are left out",
+                *(str(split), f"{info.num_examples:,}", f"{images:,}"),
+            )
+
+
+def _relative(builder: DatasetBuilder, folder: Path) -> dict[str, list[str]]:
+    """The files of each split, relative to the folder."""
+    splits = builder.config.data_files.items()
+    return {str(split): [Path(path).relative_to(folder).as_posix() for path in paths] for split, paths in splits}
 
 
 def _stream(
@@ -625,26 +669,6 @@ def _folder(args: DataArguments) -> Path:
 
 
 def folder_revision(args: DataArguments) -> str | None:
-    """A hash that is another when the files of a local dataset are others; None for a Hub dataset.
-
-    Of names, sizes and first kilobytes: the same for a copy. A folder of more than 1,000 files, which would take
-    minutes to open, is told by names, sizes and times of change.
-    """
+    """A hash of what is in the files of a local dataset, the same for a copy elsewhere; None for a Hub dataset."""
     folder = _folder(args)
-    if not folder.is_dir():
-        return None
-    files = []
-    for place, below, names in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".")]
-        paths = (os.path.join(place, name) for name in names if not name.startswith("."))
-        files += [path for path in paths if os.path.isfile(path)]
-    digest = hashlib.sha256()
-    for path in sorted(files, key=lambda path: path.split(os.sep)):
-        status = os.stat(path)
-        digest.update(f"{path[len(str(folder)) + 1 :].replace(os.sep, '/')} {status.st_size} ".encode())
-        if len(files) > OPENED:
-            digest.update(f"{status.st_mtime_ns} ".encode())
-        else:
-            with open(path, "rb") as file:
-                digest.update(file.read(4096))
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return content_revision(folder) if folder.is_dir() else None

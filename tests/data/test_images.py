@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from huggingface_hub import DatasetCardData, DatasetInfo, HfApi
 from torchvision.transforms import functional as vision
 
 from hf_distill.config import DataArguments
-from hf_distill.data import pixels
+from hf_distill.data import files, pixels
 from hf_distill.data.images import RealImages, _evenly
 from hf_distill.data.source import folder_revision
 from hf_distill.rng import generator
@@ -667,38 +668,129 @@ def test_provenance_names_the_folder_its_licence_and_its_content(folder):
     assert str(folder.parent) not in json.dumps(real.provenance)
 
 
-def test_a_folder_is_another_when_its_files_are(folder, monkeypatch):
+def test_a_folder_is_another_when_its_files_are(folder):
     write(folder, "train", noise(4), [0, 1, 0, 1])
     (folder / "more").mkdir()
     (folder / "more" / "note.txt").write_text("one")
-    few, many = [], []
+    big = folder / "more" / "large.bin"
+    big.write_bytes(bytes(100_000))
+    seen = []
     for change in (
         lambda: None,
         lambda: (folder / "more" / "note.txt").write_text("two"),
         lambda: (folder / "more" / "note.txt").write_text("three"),
         lambda: (folder / "more" / "note.txt").rename(folder / "more" / "other.txt"),
+        lambda: big.write_bytes(bytes(99_999) + b"1"),
         lambda: (folder / ".hidden").write_text("not data"),
     ):
         change()
-        for opened, seen in ((1000, few), (1, many)):
-            monkeypatch.setattr("hf_distill.data.source.OPENED", opened)
-            seen.append(folder_revision(args(folder)))
-            assert seen[-1] == folder_revision(args(folder))
-    for seen in (few, many):
-        assert len(set(seen[:4])) == 4
-        assert seen[4] == seen[3]
-    assert not set(few) & set(many)
+        seen.append(folder_revision(args(folder)))
+        assert seen[-1] == folder_revision(args(folder))
+    assert len(set(seen[:5])) == 5
+    assert seen[5] == seen[4]
 
 
-def test_a_folder_of_many_files_is_listed_once(folder, monkeypatch):
+def test_a_copy_of_a_folder_is_the_same_data_whenever_it_was_made(folder, tmp_path):
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    shutil.copytree(folder, tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "train-00000.parquet", (10**9, 10**9))
+    (tmp_path / "link").symlink_to(folder)
+    assert len({folder_revision(args(each)) for each in (folder, tmp_path / "copy", tmp_path / "link")}) == 1
+
+
+def test_what_has_not_changed_since_is_hashed_once(folder, monkeypatch):
     for name in ("train", "test"):
         write(folder, name, noise(4), [0, 1, 0, 1])
-    listed, walk = [], os.walk
-    monkeypatch.setattr("hf_distill.data.source.OPENED", 1)
-    monkeypatch.setattr("hf_distill.data.source.os.walk", lambda top: listed.append(top) or walk(top))
+        os.utime(folder / f"{name}-00000.parquet", (10**9, 10**9))
+    hashed, original = [], files._sha256
+    monkeypatch.setattr(files, "_sha256", lambda path: hashed.append(path.name) or original(path))
     train, test = RealImages.train_and_test(args(folder))
-    assert listed == [folder]
     assert train.revision == test.revision
+    assert sorted(hashed) == ["test-00000.parquet", "train-00000.parquet"]
+    write(folder, "train", noise(4, seed=1), [0, 1, 0, 1])
+    assert folder_revision(args(folder)) != train.revision
+    assert hashed[2:] == ["train-00000.parquet"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_label_that_was_corrected_in_a_file_of_the_same_size_is_read(folder, streaming):
+    images, labels = noise(60, (20, 20, 3)), [0, 1] * 30
+    write(folder, "train", images, labels)
+    size = (folder / "train-00000.parquet").stat().st_size
+    before = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
+    labels[30:32] = [1, 0]
+    write(folder, "train", images, labels)
+    assert (folder / "train-00000.parquet").stat().st_size == size
+    after = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
+    assert after.labels.tolist() == labels != before.labels.tolist()
+    assert after.revision != before.revision
+
+
+# Which files are read
+
+
+def place(folder: Path, names: str, count: int = 2) -> None:
+    """Image files in each of the folders that `names` lists."""
+    for seed, name in enumerate(names.split()):
+        (folder / name).mkdir(parents=True)
+        for row, image in enumerate(noise(count, (6, 6), seed)):
+            PIL.Image.fromarray(image).save(folder / name / f"{row}.png")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("names", "classes", "test"),
+    [
+        ("bus car tram train-steam train-diesel", ["bus", "car", "train-diesel", "train-steam", "tram"], False),
+        ("bus car train", ["bus", "car", "train"], False),
+        ("photos/test.tube photos/flask", ["flask", "test.tube"], False),
+        ("eval_set val-1 dev", ["dev", "eval_set", "val-1"], False),
+        ("train/bus train/train-steam test/bus test/train-steam", ["bus", "train-steam"], True),
+        ("Train/bus Train/car Test/bus Test/car", ["bus", "car"], True),
+        ("train/bus train/car test/bus test/car", ["bus", "car"], True),
+    ],
+)
+def test_class_folders_are_all_read_whatever_splits_their_names_speak_of(folder, names, classes, test, streaming):
+    place(folder, names, 10)
+    read = RealImages.train_and_test(args(folder, dataset_streaming=streaming))
+    assert read[0].class_names == classes
+    of_train = len(classes) * (10 if test else 8)
+    assert [len(part) for part in read] == [of_train, len(names.split()) * 10 - of_train]
+    pixels = torch.cat([part.resident("cpu") for part in read]).flatten(1)
+    assert len(torch.unique(pixels, dim=0)) == len(names.split()) * 10
+
+
+def test_a_linked_class_folder_is_read_and_a_circle_of_links_is_none(folder, tmp_path):
+    place(tmp_path / "elsewhere", "cat dog")
+    folder.mkdir(exist_ok=True)
+    place(folder, "eel")
+    for name in ("cat", "dog"):
+        (folder / name).symlink_to(tmp_path / "elsewhere" / name)
+    (folder / "eel" / "circle").symlink_to(folder)
+    real = RealImages.from_arguments(args(folder))
+    assert (real.class_names, len(real)) == (["cat", "dog", "eel"], 6)
+    before = real.revision
+    (tmp_path / "elsewhere" / "cat" / "0.png").write_bytes((folder / "eel" / "1.png").read_bytes())
+    assert RealImages.from_arguments(args(folder)).revision != before
+
+
+def test_files_that_no_split_has_are_said_and_one_of_two_splits_is_refused(folder, caplog):
+    write(folder, "train-steam", noise(4), [0, 1, 0, 1])
+    write(folder, "bus", noise(4), [2, 3, 2, 3])
+    with caplog.at_level("WARNING", logger="hf_distill"):
+        RealImages.from_arguments(args(folder))
+    assert r"flowers: 1 data files are in no split (train) and are not read, in . (1); name the files" in caplog.text
+    (folder / "bus-00000.parquet").rename(folder / "train-and-test.parquet")
+    message("1 files are in two of the splits train, test by name, such as train-and-test.parquet", args(folder))
+
+
+def test_images_that_no_row_names_are_said(folder, caplog):
+    place(folder, "train", 4)
+    lines = ["file_name,kind", *(f"{row}.png,{row % 2}" for row in range(3))]
+    (folder / "train" / "metadata.csv").write_text("\n".join(lines))
+    with caplog.at_level("WARNING", logger="hf_distill"):
+        assert len(RealImages.from_arguments(args(folder))) == 3
+    assert "split 'train' has 3 rows and 4 image files" in caplog.text
 
 
 def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch):

@@ -1,0 +1,191 @@
+"""The files of a local dataset: which there are, what is in them, and which of them `load_dataset` reads.
+
+What a dataset is, is its content: a copy elsewhere is the same. Hashing takes its time, so the hash of each file is
+kept in the cache of `datasets`, by path, size and time of change.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.data_files import SPLIT_KEYWORDS, DataFilesList
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub.utils import WeakFileLock
+
+from ..hub.files import atomic_write
+
+__all__ = ["IMAGES", "content_revision", "files_in", "regrouped", "unread"]
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 2**20  # bytes that are hashed at a time
+SETTLED = 2.0  # seconds, after which whatever is written has another time of change, on any disk
+IMAGES = frozenset(ImageFolder.EXTENSIONS)
+TABLES = frozenset({".parquet", ".arrow", ".tar", ".zip"})
+SPLIT_WORDS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+NAMED = 5  # folders in a message
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files of a folder that are not hidden, relative to it with `/`, sorted; links to folders are followed."""
+    found, real = [], {}
+    for place, below, names in os.walk(folder, followlinks=True):
+        real[place] = os.path.realpath(place)
+        above = [real[str(parent)] for parent in Path(place).parents if str(parent) in real]
+        below[:] = [] if real[place] in above else [name for name in below if not _hidden(name)]
+        inside = PurePath(place).relative_to(folder)
+        paths = ((inside / name).as_posix() for name in names if not name.startswith("."))
+        found += [path for path in paths if os.path.isfile(folder / path)]
+    return sorted(found)
+
+
+def _hidden(folder: str) -> bool:
+    return folder.startswith((".", "__"))
+
+
+# What is in them
+
+
+def content_revision(folder: Path) -> str:
+    """A hash of the names and contents of the files in a folder, wherever it lies."""
+    files = files_in(folder)
+    digest = hashlib.sha256()
+    for path, sha in zip(files, _hashes(folder, files), strict=True):
+        digest.update(f"{sha} {path}\n".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _hashes(folder: Path, files: Sequence[str]) -> list[str]:
+    """The SHA-256 of each file, by the cache where it has not changed since it was hashed."""
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    table = Path(datasets.config.HF_DATASETS_CACHE) / f"hf_distill-hashes-{place}.parquet"
+    status = [os.stat(folder / path) for path in files]
+    keys = [(path, each.st_size, each.st_mtime_ns) for path, each in zip(files, status, strict=True)]
+    known = _known(table)
+    if all(key in known for key in keys):
+        return [known[key] for key in keys]
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(table.with_suffix(".lock")):  # of processes that start together one hashes
+        known = _known(table)
+        missing = [key for key in keys if key not in known]
+        now = time.time_ns()
+        with ThreadPoolExecutor() as threads:
+            progress = datasets.utils.tqdm(missing, desc="Hashing files", delay=2)
+            hashed = dict(zip(missing, threads.map(lambda key: _sha256(folder / key[0]), progress), strict=True))
+        known |= hashed
+        # One that was written just now may be written again, and its time be the same.
+        settled = {key: known[key] for key in keys if now - key[2] > SETTLED * 1e9}
+        columns = [*zip(*settled, strict=True)] if settled else [(), (), ()]
+        names = ("path", "size", "changed", "sha256")
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(dict(zip(names, map(list, (*columns, settled.values())), strict=True))), buffer)
+        atomic_write(table, buffer.getvalue())
+    return [known[key] for key in keys]
+
+
+def _known(table: Path) -> dict[tuple[str, int, int], str]:
+    """SHA-256 by path, size and time of change."""
+    try:
+        columns = pq.read_table(table).to_pydict()
+    except (OSError, pa.ArrowException):
+        return {}
+    keys = zip(columns["path"], columns["size"], columns["changed"], strict=True)
+    return dict(zip(keys, columns["sha256"], strict=True))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Which of them are read
+
+
+def regrouped(
+    folder: Path, files: Sequence[str], guessed: Mapping[str, Iterable[str]]
+) -> dict[str, DataFilesList] | None:
+    """All images of folders of classes, by split, where the loader would read others than these; else None.
+
+    It guesses splits by words in names, such as that of a class `train-steam`, and follows no links to folders.
+
+    Args:
+        folder: Of the dataset.
+        files: As `files_in` gives them.
+        guessed: Relative paths of the files that it reads, by split.
+    """
+    images = [path for path in files if PurePath(path).suffix.lower() in IMAGES]
+    if any(PurePath(path).name in ImageFolder.METADATA_FILENAMES for path in files):
+        return None
+    parts = [PurePath(path).parts for path in images]
+    while parts and len(parts[0]) > 2 and len({part[0] for part in parts}) == 1 and not _word(parts[0][0]):
+        parts = [part[1:] for part in parts]
+    if len({len(part) for part in parts}) != 1:
+        return None
+    tops = {part[0] for part in parts}
+    words = {top: _word(top) for top in tops if _word(top)}
+    if len(parts[0]) == 2 and len(words) < 2:
+        split_of = dict.fromkeys(tops, "train")  # a folder for each class, one of which may be called like a split
+    elif len(parts[0]) > 2 and words:
+        split_of = {top: word for top, word in words.items() if word}
+    else:
+        return None
+    whole: dict[str, list[str]] = {}
+    for path, part in zip(images, parts, strict=True):
+        if part[0] in split_of:
+            whole.setdefault(split_of[part[0]], []).append(path)
+    read = {
+        split: sorted(path for path in paths if PurePath(path).suffix.lower() in IMAGES)
+        for split, paths in guessed.items()
+    }
+    if whole == read:
+        return None
+    return {split: _data_files(folder, paths) for split, paths in whole.items()}
+
+
+def _word(name: str) -> str | None:
+    """The split that a folder of this name holds, if it is called like one."""
+    return SPLIT_WORDS.get(name.lower())
+
+
+def _data_files(folder: Path, paths: list[str]) -> DataFilesList:
+    changed = [(str(status.st_mtime_ns), str(status.st_size)) for status in (os.stat(folder / path) for path in paths)]
+    return DataFilesList([(folder / path).as_posix() for path in paths], changed)
+
+
+def unread(files: Sequence[str], read: Mapping[str, Iterable[str]]) -> str | None:
+    """What is to be said of data files that no split has, in words; None where all are read.
+
+    Args:
+        files: As `files_in` gives them.
+        read: Relative paths of the files of each split.
+
+    Raises:
+        ValueError: A file is in two splits.
+    """
+    splits = Counter(path for paths in read.values() for path in set(paths))
+    twice = [path for path, count in splits.items() if count > 1]
+    how = "name the files of each split under `configs:` in its README.md, or put them in folders called train and test"
+    if twice:
+        raise ValueError(
+            f"{len(twice):,} files are in two of the splits {', '.join(read)} by name, such as {min(twice)}; {how}"
+        )
+    kinds = IMAGES | TABLES | {PurePath(path).suffix.lower() for path in splits}
+    left = [path for path in files if path not in splits and PurePath(path).suffix.lower() in kinds]
+    if not left:
+        return None
+    places = Counter(PurePath(path).parent.as_posix() for path in left)
+    told = ", ".join(f"{place} ({count:,})" for place, count in places.most_common(NAMED))
+    more = f" and {len(places) - NAMED:,} other folders" if len(places) > NAMED else ""
+    return f"{len(left):,} data files are in no split ({', '.join(read)}) and are not read, in {told}{more}; {how}"
