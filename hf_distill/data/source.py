@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets.builder import DatasetBuilder
@@ -47,7 +49,8 @@ NOT_TOLD = ("dataset_name", "dataset_streaming", "num_proc")
 
 HEAD = 100  # rows of a stream that are looked at before it is read
 
-LABEL_NAMES = ("label", "labels", "class", "target")
+LABEL_NAMES = ("label", "labels", "class", "cls", "target")
+MOST_CLASSES = 10  # of a column that nothing calls a label, or a fifth of the rows
 
 
 @dataclass
@@ -149,12 +152,14 @@ class Source:
         streamed = isinstance(data, IterableDataset)
         if streamed:
             data = _stream(args, split, target, provenance, (image_column, label_column), label_feature)
-            label_column = "label"
         where = _where(split, name)
-        column = data.select_columns([label_column]).with_format("arrow")[:].column(0)
+        column = data.select_columns(["label" if streamed else label_column]).with_format("arrow")[:].column(0)
         numbers = data.with_format("numpy")["row"][:] if streamed else None
         codes, names = _codes(column, label_feature, where, check_negative=args.classes is None, rows=numbers)
-        rows, labels, class_names = _order_classes(codes, names, args.classes, class_names, where)
+        guess = label_column if _is_guess(args, label_feature, label_column) else None
+        if guess is not None and class_names is None:
+            _check_guess(column, guess, where)
+        rows, labels, class_names = _order_classes(codes, names, args.classes, class_names, where, guess)
         provenance = {**provenance, "num_images": len(data)}
         parts = (rows, labels, class_names, provenance, streamed)
         return cls(args, name, split, data, image_column, target, *parts)
@@ -276,6 +281,8 @@ def check_head(args: DataArguments, split: str) -> None:
     feature = features[column]
     stored = Value("int64") if isinstance(feature, ClassLabel) else feature
     values = pa.chunked_array([pa.array(labels, stored.pa_type)])
+    if _is_guess(args, feature, column) and split == args.dataset_train_split:
+        _check_guess(values, column, _where(split, name), whole=len(labels) < HEAD)
     _codes(values, feature, _where(split, name), check_negative=args.classes is None)
 
 
@@ -466,7 +473,8 @@ def _holds_images(feature: Any) -> bool:
 def _label_column(args: DataArguments, features: Features, name: str, image_column: str) -> str:
     """The column that `--label_column_name` names; or the one ClassLabel; or the one of integers, strings or bools."""
     plain = [column for column, feature in features.items() if column != image_column and _holds_labels(feature)]
-    labels = [column for column in plain if isinstance(features[column], ClassLabel)] or plain
+    labels = [column for column in plain if not column.startswith("__")]  # not the keys and addresses of WebDataset
+    labels = [column for column in labels if isinstance(features[column], ClassLabel)] or labels
     given = args.label_column_name
     if given is not None:
         _check_column(given, features, name, "label", labels)
@@ -480,6 +488,30 @@ def _label_column(args: DataArguments, features: Features, name: str, image_colu
         # Beside ids and file names, a column that is called label is the label.
         labels = [column for column in labels if column.lower() in LABEL_NAMES] or labels
     return _the_one(labels, features, name, "label")
+
+
+def _is_guess(args: DataArguments, feature: Any, column: str) -> bool:
+    """True where neither the user, nor the column's type or name says that it is the label."""
+    said = args.label_column_name is not None or args.classes is not None or column.lower() in LABEL_NAMES
+    return not (said or isinstance(feature, ClassLabel))
+
+
+def _check_guess(column: pa.ChunkedArray, label_column: str, where: str, *, whole: bool = True) -> None:
+    """Raise a `ValueError` that asks for the label where a column looks like ids or sentences: not few values, each
+    several times.
+
+    Args:
+        column: Its values; of a stream that is not read yet (not `whole`), the first.
+    """
+    counts = sorted(pc.value_counts(column).field("counts").to_pylist())
+    few = len(counts) <= max(MOST_CLASSES, len(column) // 5) and counts[0] > 1
+    if few or (not whole and counts[-1] > 1) or len(column) < 2:
+        return
+    raise ValueError(
+        f"{where} has one column that could be the label, {label_column!r}, and it looks like none: {len(counts):,} "
+        f"values in {len(column):,} rows, {counts.count(1):,} of them once, such as {reprlib.repr(column[0].as_py())}; "
+        f"say which is the label with --label_column_name (--label_column_name {label_column} if it is this one)"
+    )
 
 
 def _holds_labels(feature: Any) -> bool:
@@ -553,9 +585,17 @@ def _none_of(classes: Sequence[str], where: str) -> str:
 
 
 def _order_classes(
-    codes: np.ndarray, names: list[str], classes: list[str] | None, numbered: list[str] | None, where: str
+    codes: np.ndarray,
+    names: list[str],
+    classes: list[str] | None,
+    numbered: list[str] | None,
+    where: str,
+    guess: str | None,
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Rows to keep, their labels, and the class names: the `numbered`, else `classes` in their order, else all."""
+    """Rows to keep, their labels, and the class names: the `numbered`, else `classes` in their order, else all.
+
+    `guess` is the column that was taken for the label, if nothing but its values say so.
+    """
     if numbered is not None:
         order = numbered
     else:
@@ -575,9 +615,10 @@ def _order_classes(
     if numbered is not None and classes is None and len(strange):
         told = [(row, f"class {names[codes[row]]!r}") for row in strange.tolist()]
         told[0] = (told[0][0], f"{told[0][1]}, which train lacks{_did_you_mean(names[codes[told[0][0]]], order)}")
+        hint = "" if guess is None else f", or say which column is the label with --label_column_name, if not {guess!r}"
         raise ValueError(
             f"{named(told, where)}; expected the classes of train {_some(order)}: name these with --classes to leave "
-            "the others out"
+            f"the others out{hint}"
         )
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -567,6 +568,70 @@ def test_columns_are_found_by_what_they_hold_or_taken_as_given(folder):
     assert RealImages.from_arguments(args(folder, label_column_name="id")).class_names == ["5", "6", "7"]
     write(folder, "train", noise(3), [0, 1, 1], Value("int64"), ("photo", "label"), **more)
     assert RealImages.from_arguments(args(folder, image_column_name="photo")).class_names == ["0", "1"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"img-{row:04}" for row in range(120)],
+        list(range(1000, 1120)),
+        [f"A photograph of {row // 2} flowers in a garden." for row in range(120)],
+        [row // 3 for row in range(120)],
+    ],
+    ids=["names", "numbers", "sentences", "bursts"],
+)
+def test_a_column_of_ids_or_sentences_is_no_label_unless_the_user_says_so(folder, streaming, values, monkeypatch):
+    write(
+        folder,
+        "train",
+        noise(120, (2, 2)),
+        values,
+        Value("int64" if type(values[0]) is int else "string"),
+        ("image", "of"),
+    )
+    write(
+        folder,
+        "test",
+        noise(2, (2, 2)),
+        values[:2],
+        Value("int64" if type(values[0]) is int else "string"),
+        ("image", "of"),
+    )
+    text = message(
+        "one column that could be the label, 'of', and it looks like none: .*--label_column_name of",
+        args(folder, dataset_streaming=streaming),
+    )
+    assert len(text) < 400
+    said = args(folder, label_column_name="of", dataset_streaming=streaming)
+    assert RealImages.from_arguments(said).num_classes == len(set(values))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_that_has_few_values_in_train_and_others_in_test_is_asked_about(folder, streaming):
+    write(folder, "train", noise(40), [row % 4 for row in range(40)], None, ("image", "patient"))
+    write(folder, "test", noise(4), [4, 5, 4, 5], None, ("image", "patient"))
+    assert RealImages.from_arguments(args(folder, dataset_streaming=streaming)).num_classes == 4
+    with pytest.raises(ValueError, match=r"class '4', which train lacks.*--label_column_name, if not 'patient'"):
+        RealImages.train_and_test(args(folder, dataset_streaming=streaming))
+
+
+def test_a_class_label_is_a_label_also_with_one_image_per_class(folder):
+    names = [f"n{row}" for row in range(30)]
+    write(folder, "train", noise(30), list(range(30)), ClassLabel(names=names), ("image", "of"))
+    assert RealImages.from_arguments(args(folder)).class_names == names
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_class_of_a_webdataset_is_its_label(folder, streaming):
+    with tarfile.open(folder / "train.tar", "w") as archive:
+        for row, image in enumerate(noise(6)):
+            for kind, content in (("png", png(image)["bytes"]), ("cls", str(row % 3).encode())):
+                member = tarfile.TarInfo(f"{row:03}.{kind}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    real = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
+    assert (real.class_names, real.labels.tolist()) == (["0", "1", "2"], [0, 1, 2] * 2)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
