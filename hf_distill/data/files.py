@@ -23,14 +23,25 @@ from huggingface_hub.utils import WeakFileLock
 
 from ..hub.files import atomic_write
 
-__all__ = ["IMAGES", "content_revision", "files_in", "regrouped", "unread"]
+__all__ = [
+    "IMAGES",
+    "PATTERN",
+    "beside_their_table",
+    "content_revision",
+    "files_in",
+    "lists_of_images",
+    "regrouped",
+    "unread",
+]
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 2**20  # bytes that are hashed at a time
 SETTLED = 2.0  # seconds, after which whatever is written has another time of change, on any disk
+PATTERN = "*?["  # what makes a pattern of a path, for `datasets`
 IMAGES = frozenset(ImageFolder.EXTENSIONS)
-TABLES = frozenset({".parquet", ".arrow", ".tar", ".zip"})
+LISTS = frozenset({".csv", ".tsv", ".jsonl"})
+TABLES = LISTS | {".parquet", ".arrow", ".tar", ".zip"}
 SPLIT_WORDS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 NAMED = 5  # folders in a message
 
@@ -154,6 +165,39 @@ def regrouped(
     return {split: _data_files(folder, paths) for split, paths in whole.items()}
 
 
+def lists_of_images(folder: Path, files: Sequence[str]) -> dict[str, DataFilesList] | None:
+    """The tables in a folder by split, which is that of their name or else train; None if there is none."""
+    splits: dict[str, list[str]] = {}
+    for path in files:
+        if PurePath(path).suffix.lower() in LISTS:
+            splits.setdefault(_word(PurePath(path).stem) or "train", []).append(path)
+    return {split: _data_files(folder, paths) for split, paths in splits.items()} or None
+
+
+def beside_their_table(
+    paths: list[str | None], column: str, folders: list[str], root: str, content: str
+) -> dict[str, list[dict[str, str | None] | None]]:
+    """A batch for `Dataset.map`: paths as images, those that are relative to a folder of tables made absolute.
+
+    Args:
+        paths: Of images.
+        column: Which holds them.
+        folders: Where the tables lie.
+        root: The folder that such paths may not lead out of.
+        content: Names what is in the files, for the cache.
+    """
+    images = [{"path": _beside(path, folders, root), "bytes": None} if path else None for path in paths]
+    return {column: images}
+
+
+def _beside(path: str, folders: list[str], root: str) -> str:
+    for folder in folders:
+        found = os.path.normpath(os.path.join(folder, path))
+        if found.startswith(os.path.join(root, "")) and os.path.isfile(found):
+            return found
+    return path
+
+
 def _word(name: str) -> str | None:
     """The split that a folder of this name holds, if it is called like one."""
     return SPLIT_WORDS.get(name.lower())
@@ -176,7 +220,10 @@ def unread(files: Sequence[str], read: Mapping[str, Iterable[str]]) -> str | Non
     """
     splits = Counter(path for paths in read.values() for path in set(paths))
     twice = [path for path, count in splits.items() if count > 1]
-    how = "name the files of each split under `configs:` in its README.md, or put them in folders called train and test"
+    how = (
+        "name the files of each split under `configs:` in its README.md, or put them in folders called train and test "
+        "(a table that names images beside it is read where --image_column_name is its column of paths)"
+    )
     if twice:
         raise ValueError(
             f"{len(twice):,} files are in two of the splits {', '.join(read)} by name, such as {min(twice)}; {how}"

@@ -37,7 +37,16 @@ from torch import Tensor
 
 from ..config import DataArguments
 from .digits import digits_folder
-from .files import IMAGES, content_revision, files_in, regrouped, unread
+from .files import (
+    IMAGES,
+    PATTERN,
+    beside_their_table,
+    content_revision,
+    files_in,
+    lists_of_images,
+    regrouped,
+    unread,
+)
 from .kept import Encoded, corrupt, named, sound_rows
 from .pixels import STREAMED, BadImage, CorruptImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
@@ -304,17 +313,24 @@ def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], D
             f"--dataset_name {name}: there is no such folder{_did_you_mean(str(folder), beside)}; "
             "expected a folder that `load_dataset` reads, or the name of a Hub dataset"
         )
+    if folder.is_dir() and any(character in name for character in PATTERN):
+        raise ValueError(
+            f"--dataset_name {name}: `load_dataset` takes {PATTERN} in a path for a pattern and finds nothing there; "
+            "rename the folder, or give a link to it"
+        )
     try:
         # Not `load_dataset`, which refuses all splits when one is empty.
         builder = datasets.load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
         if folder.is_dir():
-            builder = _reading_all(builder, Path(name))
+            builder = _reading_all(builder, Path(name), args.image_column_name)
+        found = partial(_with_found_images, args, builder)
         if args.dataset_streaming:
             streams = builder.as_streaming_dataset()
-            return dict.fromkeys(streams), streams.__getitem__
+            return dict.fromkeys(streams), lambda split: found(streams[split])
         builder.download_and_prepare()
         _say_rows_left_out(builder)
-        return {split: info.num_examples for split, info in builder.info.splits.items()}, builder.as_dataset
+        splits = {split: info.num_examples for split, info in builder.info.splits.items()}
+        return splits, lambda split: found(builder.as_dataset(split))
     except DatasetNotFoundError as error:
         raise ValueError(
             f"--dataset_name {name}: no such folder here, and no such dataset that this account can read on the Hub; "
@@ -333,9 +349,9 @@ def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], D
         ) from error
 
 
-def _reading_all(builder: DatasetBuilder, folder: Path) -> DatasetBuilder:
-    """What reads all images of a local dataset, where the loader would take class folders for splits; it says what it
-    leaves out.
+def _reading_all(builder: DatasetBuilder, folder: Path, image_column: str | None) -> DatasetBuilder:
+    """What reads all images of a local dataset, where the loader would take class folders for splits, or the tables
+    whose `image_column` names them; it says what it leaves out.
 
     Raises:
         ValueError: A file is in two splits.
@@ -344,13 +360,36 @@ def _reading_all(builder: DatasetBuilder, folder: Path) -> DatasetBuilder:
     if builder.config.data_files is None or (card or {}).get("configs"):
         return builder  # what its author wrote
     files, read = files_in(folder), _relative(builder, folder)
-    if isinstance(builder, ImageFolder) and (whole := regrouped(folder, files, read)) is not None:
+    by_table = image_column not in (None, "image")
+    whole = None
+    if isinstance(builder, ImageFolder):
+        whole = lists_of_images(folder, files) if by_table else regrouped(folder, files, read)
+    if whole is not None:
         builder = datasets.load_dataset_builder(str(folder), data_files=whole)
         read = _relative(builder, folder)
+    if by_table and not isinstance(builder, ImageFolder):
+        files = [path for path in files if Path(path).suffix.lower() not in IMAGES]  # the tables say which are read
     told = unread(files, read)
     if told is not None:
         logger.warning("%s: %s", folder.name, told)
     return builder
+
+
+def _with_found_images(
+    args: DataArguments, builder: DatasetBuilder, data: Dataset | IterableDataset
+) -> Dataset | IterableDataset:
+    """The same with images in place of the paths that the user calls images, relative to the table they stand in."""
+    column, root = args.image_column_name, _folder(args).resolve()
+    if column is None or not root.is_dir():
+        return data
+    features = _features(data)
+    feature = features.get(column)
+    if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+        return data
+    tables = {str(Path(path).parent) for paths in builder.config.data_files.values() for path in paths}
+    how = {"column": column, "folders": sorted(tables), "root": str(root), "content": content_revision(root)}
+    features = Features({**features, column: datasets.Image()})
+    return data.map(beside_their_table, batched=True, input_columns=[column], fn_kwargs=how, features=features)
 
 
 def _say_rows_left_out(builder: DatasetBuilder) -> None:
@@ -390,6 +429,7 @@ def _stream(
         dataset_config=args.dataset_config,
         dataset_revision=args.dataset_revision,
         dataset_streaming=True,
+        image_column_name=args.image_column_name,
     )
     # All of this is the key of the cache, and the revision stands for the data.
     kwargs = {

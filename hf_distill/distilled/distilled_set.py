@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import tempfile
 from dataclasses import replace
@@ -17,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..data.files import PATTERN
 from ..data.preprocessing import Preprocessing
 from ..hub.files import load_json, save_json
 from ..hub.folder import Home, HubFolder
@@ -30,6 +32,8 @@ from .export import export_image_folder, export_pt
 from .labels import HardLabels, LabelSource, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from .reading import CONFIG, DERIVED, FORMAT_VERSION, PIXELS, RESULTS, read_folder
 from .tables import COLUMN, FOLDER, GROUP_BYTES, PNG_MODES, Rows
+
+logger = logging.getLogger(__name__)
 
 PUSHES = 5  # attempts to add results where others publish at the same time
 
@@ -248,6 +252,13 @@ class DistilledSet(nn.Module, HubFolder):
         return self.teacher.tensors() if isinstance(self.teacher, TeacherLabels) else {}
 
     # The folder
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """As every artifact; it warns where `load_dataset` could not read the folder."""
+        folder = super().save_pretrained(directory)
+        if any(character in str(folder.resolve()) for character in PATTERN):
+            logger.warning("load_dataset takes %s in a path for a pattern: to read %s, rename it", PATTERN, folder)
+        return folder
 
     def _write(self, folder: Path, home: Home) -> None:
         data_id = self._content_id()

@@ -794,6 +794,32 @@ def test_a_label_that_was_corrected_in_a_file_of_the_same_size_is_read(folder, s
 # Which files are read
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("images", ["lists/photos", "photos"])
+def test_the_paths_in_a_table_are_relative_to_it_or_to_nothing(folder, streaming, images, tmp_path):
+    (folder / "lists").mkdir()
+    place(folder, images, 6)
+    column = [os.path.relpath(folder / images / f"{row}.png", folder / "lists") for row in range(5)]
+    column.append(str(folder / images / "5.png"))
+    lines = ["file,kind", *(f"{path},{'ab'[row % 2]}" for row, path in enumerate(column))]
+    (folder / "lists" / "list.csv").write_text("\n".join(lines))
+    arguments = args(folder, image_column_name="file", label_column_name="kind", dataset_streaming=streaming)
+    real = RealImages.from_arguments(arguments)
+    np.testing.assert_array_equal(real.resident("cpu")[:, 0].numpy(), np.stack(noise(6, (6, 6)))[..., :6])
+    PIL.Image.fromarray(noise(1, (6, 6), 9)[0]).save(folder / images / "2.png")
+    changed = RealImages.from_arguments(arguments)
+    np.testing.assert_array_equal(changed.uint8([2])[0, 0].numpy(), noise(1, (6, 6), 9)[0])
+    (tmp_path / "secret.png").write_bytes((folder / images / "0.png").read_bytes())
+    (folder / "lists" / "list.csv").write_text("file,kind\n../../secret.png,a\n../../secret.png,b")
+    message("row 0 of split 'train' of flowers: the image .*secret.png. cannot be decoded: No such file", arguments)
+
+
+def test_a_folder_whose_name_is_a_pattern_is_named(folder):
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    folder.rename(folder.parent / "flowers[lr=0.1]")
+    message("takes .* in a path for a pattern and finds nothing there", args(folder.parent / "flowers[lr=0.1]"))
+
+
 def place(folder: Path, names: str, count: int = 2) -> None:
     """Image files in each of the folders that `names` lists."""
     for seed, name in enumerate(names.split()):

@@ -65,6 +65,13 @@ def in_child(work) -> int:
     return os.waitpid(child, 0)[1]
 
 
+@pytest.mark.parametrize(("name", "said"), [("run[lr=0.1]", True), ("run*", True), ("run-lr=0.1", False)])
+def test_a_folder_that_load_dataset_cannot_read_is_named_when_it_is_saved(tmp_path, caplog, name, said):
+    make().save_pretrained(tmp_path / name)
+    assert ("in a path for a pattern" in caplog.text) == said
+    assert same(DistilledSet.from_pretrained(tmp_path / name), make())
+
+
 # The same thing for every reader
 
 WITHOUT_US = """
