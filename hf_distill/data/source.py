@@ -58,6 +58,8 @@ NOT_TOLD = ("dataset_name", "dataset_streaming", "num_proc")
 
 HEAD = 100  # rows of a stream that are looked at before it is read
 
+DOWNLOADED = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.*)")  # repository, commit and path
+
 LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 MOST_CLASSES = 10  # of a column that nothing calls a label, or a fifth of the rows
 
@@ -682,7 +684,7 @@ def _downloaded_from(data: Dataset | IterableDataset) -> tuple[str | None, str |
     """The repository that `datasets` read a split from, if it was one, and the commit, if nothing was changed since."""
     # Files are downloaded as hf://datasets/<name>@<commit>/<path>, so the cache knows its commit without a network.
     for url in data.info.download_checksums or {}:
-        match = re.match(r"hf://datasets/([^@]+)@([^/]+)/", url)
+        match = DOWNLOADED.match(url)
         if match:
             return match[1], match[2]
     if not isinstance(data, Dataset):
@@ -740,8 +742,13 @@ def _provenance(
         provenance["revision"] = commit
         return provenance
     provenance.update(revision=commit or info.sha, gated=info.gated or False)
-    if info.card_data is not None and info.card_data.get("license"):
-        provenance["license"] = info.card_data.get("license")
+    card = info.card_data or {}
+    if card.get("license"):
+        provenance["license"] = card.get("license")
+    read = [match[3] for match in map(DOWNLOADED.match, data.info.download_checksums or {}) if match]
+    told = unread([file.rfilename for file in info.siblings or []], {split: read})
+    if read and told is not None and not card.get("configs"):
+        logger.warning("%s: %s", args.dataset_name, told)
     return provenance
 
 

@@ -884,7 +884,7 @@ def test_images_that_no_row_names_are_said(folder, caplog):
     assert "split 'train' has 3 rows and 4 image files" in caplog.text
 
 
-def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch):
+def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch, caplog):
     write(folder, "train", noise(4), [0, 1, 0, 1])
     build, commit = datasets.load_dataset_builder, "c0ffee" * 6 + "abcd"
 
@@ -899,7 +899,8 @@ def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch)
     def dataset_info(self, name, revision=None):
         assert (name, revision) == ("someone/flowers", commit)
         card = DatasetCardData(license="cc-by-nc-4.0")
-        return DatasetInfo(id=name, sha=commit, gated="auto", card_data=card, tags=[])
+        siblings = [{"rfilename": path} for path in ("README.md", "train.parquet", "bus/0.png", "bus/1.png")]
+        return DatasetInfo(id=name, sha=commit, gated="auto", card_data=card, tags=[], siblings=siblings)
 
     monkeypatch.setattr(datasets, "load_dataset_builder", build_as_if_from_the_hub)
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
@@ -908,6 +909,7 @@ def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch)
     assert real.provenance["license"] == "cc-by-nc-4.0"
     assert real.provenance["gated"] == "auto"
     assert real.provenance["homepage"] == "https://huggingface.co/datasets/someone/flowers"
+    assert "someone/flowers: 2 data files are in no split (train) and are not read, in bus (2); name" in caplog.text
 
 
 def test_without_a_dataset_the_digits_are_read():
