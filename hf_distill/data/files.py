@@ -220,10 +220,7 @@ def unread(files: Sequence[str], read: Mapping[str, Iterable[str]]) -> str | Non
     """
     splits = Counter(path for paths in read.values() for path in set(paths))
     twice = [path for path, count in splits.items() if count > 1]
-    how = (
-        "name the files of each split under `configs:` in its README.md, or put them in folders called train and test "
-        "(a table that names images beside it is read where --image_column_name is its column of paths)"
-    )
+    how = "name the files of each split under `configs:` in its README.md, or put them in folders called train and test"
     if twice:
         raise ValueError(
             f"{len(twice):,} files are in two of the splits {', '.join(read)} by name, such as {min(twice)}; {how}"
@@ -235,4 +232,6 @@ def unread(files: Sequence[str], read: Mapping[str, Iterable[str]]) -> str | Non
     places = Counter(PurePath(path).parent.as_posix() for path in left)
     told = ", ".join(f"{place} ({count:,})" for place, count in places.most_common(NAMED))
     more = f" and {len(places) - NAMED:,} other folders" if len(places) > NAMED else ""
+    if any(PurePath(path).suffix.lower() in LISTS for path in left):
+        how += "; a table of images is read if --image_column_name is its column of paths"
     return f"{len(left):,} data files are in no split ({', '.join(read)}) and are not read, in {told}{more}; {how}"

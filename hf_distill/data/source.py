@@ -118,7 +118,7 @@ class Source:
         # Reading needs no lock, and a long list of files must not make processes wait in a row.
         revision = revision or folder_revision(args)
         with one_process_at_a_time(args):
-            name, data = _name(args), _open_split(args, split)
+            name, data = _name(args), _open_split(args, split, tell=split == args.dataset_train_split)
             return cls._of(args, name, split, data, _provenance(args, split, data, revision), target, class_names)
 
     @classmethod
@@ -260,9 +260,9 @@ def split_names(args: DataArguments) -> list[str]:
         return list(_load(args)[0])
 
 
-def _open_split(args: DataArguments, split: str) -> Dataset | IterableDataset:
+def _open_split(args: DataArguments, split: str, *, tell: bool = False) -> Dataset | IterableDataset:
     """One split; a `ValueError` of one line where there is none of this name, or nothing in it."""
-    splits, read = _load(args)
+    splits, read = _load(args, tell=tell)
     if split not in splits:
         raise ValueError(
             f"split {split!r} is not in {_name(args)}, which has {', '.join(splits)}{_did_you_mean(split, splits)}; "
@@ -286,7 +286,10 @@ def check_head(args: DataArguments, split: str) -> None:
     data, name = _open_split(args, split), _name(args)
     features = _features(data)
     column = _label_column(args, features, name, _image_column(args, features, name))
-    labels = [example[column] for example in data.select_columns([column]).take(HEAD)]
+    try:
+        labels = [example[column] for example in data.select_columns([column]).take(HEAD)]
+    except KeyError as error:
+        raise ValueError(_unlabelled(_where(split, name))) from error
     if not labels:
         raise ValueError(_empty(_where(split, name)))
     feature = features[column]
@@ -297,8 +300,12 @@ def check_head(args: DataArguments, split: str) -> None:
     _codes(values, feature, _where(split, name), check_negative=args.classes is None)
 
 
-def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], Dataset | IterableDataset]]:
+def _load(
+    args: DataArguments, *, tell: bool = False
+) -> tuple[dict[str, int | None], Callable[[str], Dataset | IterableDataset]]:
     """The splits with their number of rows where it is known, and what reads one of them.
+
+    With `tell` it warns of local files and images that are in none.
 
     Raises:
         ValueError: There is no such dataset, it needs a configuration, or it cannot be read or reached.
@@ -324,13 +331,16 @@ def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], D
         # Not `load_dataset`, which refuses all splits when one is empty.
         builder = datasets.load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
         if folder.is_dir():
-            builder = _reading_all(builder, Path(name), args.image_column_name)
+            builder, left = _reading_all(builder, Path(name), args.image_column_name)
+            if left is not None and tell:
+                logger.warning("%s: %s", folder.name, left)
         found = partial(_with_found_images, args, builder)
         if args.dataset_streaming:
             streams = builder.as_streaming_dataset()
             return dict.fromkeys(streams), lambda split: found(streams[split])
         builder.download_and_prepare()
-        _say_rows_left_out(builder)
+        if tell:
+            _say_rows_left_out(builder)
         splits = {split: info.num_examples for split, info in builder.info.splits.items()}
         return splits, lambda split: found(builder.as_dataset(split))
     except DatasetNotFoundError as error:
@@ -351,16 +361,16 @@ def _load(args: DataArguments) -> tuple[dict[str, int | None], Callable[[str], D
         ) from error
 
 
-def _reading_all(builder: DatasetBuilder, folder: Path, image_column: str | None) -> DatasetBuilder:
+def _reading_all(builder: DatasetBuilder, folder: Path, image_column: str | None) -> tuple[DatasetBuilder, str | None]:
     """What reads all images of a local dataset, where the loader would take class folders for splits, or the tables
-    whose `image_column` names them; it says what it leaves out.
+    whose `image_column` names them; and in words what it leaves out.
 
     Raises:
         ValueError: A file is in two splits.
     """
     card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
     if builder.config.data_files is None or (card or {}).get("configs"):
-        return builder  # what its author wrote
+        return builder, None  # what its author wrote
     files, read = files_in(folder), _relative(builder, folder)
     by_table = image_column not in (None, "image")
     whole = None
@@ -371,10 +381,7 @@ def _reading_all(builder: DatasetBuilder, folder: Path, image_column: str | None
         read = _relative(builder, folder)
     if by_table and not isinstance(builder, ImageFolder):
         files = [path for path in files if Path(path).suffix.lower() not in IMAGES]  # the tables say which are read
-    told = unread(files, read)
-    if told is not None:
-        logger.warning("%s: %s", folder.name, told)
-    return builder
+    return builder, unread(files, read)
 
 
 def _with_found_images(
@@ -458,6 +465,8 @@ def _stream(
         if isinstance(error.__cause__, NoImages):
             where = _where(split, _name(args))
             raise ValueError(_empty(where) if args.classes is None else _none_of(args.classes, where)) from error
+        if isinstance(error.__cause__, KeyError):
+            raise ValueError(_unlabelled(_where(split, _name(args)))) from error
         cause = error.__cause__ or error
         raise ValueError(f"{_where(split, _name(args))} cannot be streamed: {_one_line(cause)}") from error
 
@@ -620,6 +629,10 @@ def _codes(
 
 def _empty(where: str) -> str:
     return f"{where} is empty; expected images: choose another split, or fill it"
+
+
+def _unlabelled(where: str) -> str:
+    return f"{where} has images without a label, such as those of a folder that is no class; put them in class folders"
 
 
 def _none_of(classes: Sequence[str], where: str) -> str:

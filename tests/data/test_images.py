@@ -869,15 +869,25 @@ def test_files_that_no_split_has_are_said_and_one_of_two_splits_is_refused(folde
     write(folder, "train-steam", noise(4), [0, 1, 0, 1])
     write(folder, "bus", noise(4), [2, 3, 2, 3])
     with caplog.at_level("WARNING", logger="hf_distill"):
-        RealImages.from_arguments(args(folder))
-    assert r"flowers: 1 data files are in no split (train) and are not read, in . (1); name the files" in caplog.text
+        RealImages.train_and_test(args(folder))
+    said = "flowers: 1 data files are in no split (train) and are not read, in . (1); name the files"
+    assert caplog.text.count(said) == 1
     (folder / "bus-00000.parquet").rename(folder / "train-and-test.parquet")
     message("1 files are in two of the splits train, test by name, such as train-and-test.parquet", args(folder))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_in_no_class_folder_have_no_label(folder, streaming):
+    place(folder, "train test")
+    problem = "split 'train' of flowers(: no label; row 1: no label| has images without a label)"
+    with pytest.raises(ValueError, match=problem):
+        RealImages.train_and_test(args(folder, dataset_streaming=streaming))
+    message(problem, args(folder, dataset_streaming=streaming))
+
+
 def test_images_that_no_row_names_are_said(folder, caplog):
     place(folder, "train", 4)
-    lines = ["file_name,kind", *(f"{row}.png,{row % 2}" for row in range(3))]
+    lines = ["file_name,label", *(f"{row}.png,{row % 2}" for row in range(3))]
     (folder / "train" / "metadata.csv").write_text("\n".join(lines))
     with caplog.at_level("WARNING", logger="hf_distill"):
         assert len(RealImages.from_arguments(args(folder))) == 3

@@ -952,6 +952,12 @@ def test_the_card_says_what_the_set_knows(name):
     check_golden(name, set_card(golden_sets()[name], home, "0123abcd", 1234))
 
 
+def test_the_card_counts_the_images_that_were_left_out():
+    source = {**CONFIG["source"], "num_images": 1437, "num_corrupt": 3}
+    card = set_card(make(config={**CONFIG, "source": source}), Home("pets-3"), "0123abcd", 1234)
+    assert "(1,437 images, 3 of which cannot be decoded and were left out)" in card
+
+
 def test_the_card_is_valid_metadata_and_speaks_of_images_first(tmp_path):
     folder = make(config=CONFIG, report=REPORT).save_pretrained(tmp_path / "pets-3")
     card = DatasetCard.load(folder / "README.md")
