@@ -279,6 +279,9 @@ class HubArguments:
     )
     hub_tag: str | None = HfArg(default=None, help="Tag of this version, such as v1.0.0; it must be a new one.")
     hub_private_repo: bool = HfArg(default=False, help="Make a repository that only its owners see.")
+    hub_overwrite_foreign: bool = HfArg(
+        default=False, help="Publish also where the repository holds something else, and replace that."
+    )
     hub_token: str | None = HfArg(
         default=None,
         help="Token with the right to write there. Better: HF_TOKEN or `hf auth login`, which no process list shows.",
@@ -287,7 +290,8 @@ class HubArguments:
     def __post_init__(self) -> None:
         if self.hub_model_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id):
             raise ValueError(f"--hub_model_id is {self.hub_model_id!r}; expected owner/name")
-        given = [flag for flag in ("hub_model_id", "hub_tag", "hub_private_repo") if getattr(self, flag)]
+        flags = ("hub_model_id", "hub_tag", "hub_private_repo", "hub_overwrite_foreign")
+        given = [flag for flag in flags if getattr(self, flag)]
         if given and not self.push_to_hub:
             raise ValueError(f"--{given[0]} is given without --push_to_hub, so nothing would be published; add it")
 

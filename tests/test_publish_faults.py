@@ -388,7 +388,7 @@ def test_that_nothing_can_be_written_to_a_repository_is_found_before_the_work(hu
     make().push_to_hub(repo, tag="v1", token=hub.token)
     token = {"nobody": False, "wrong": SECRET, "reader": hub.read_token}[who]
     with pytest.raises(ValueError, match=r"accepts no token|no right to do that"):
-        repository.Repository(repo, "dataset", token=token).prepare(tag="v2")
+        repository.Repository(repo, "dataset", token=token).prepare(DistilledSet.owned, DistilledSet.index(), tag="v2")
 
 
 def test_in_the_space_of_somebody_else_nothing_is_made(hub):

@@ -14,15 +14,20 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from hf_distill.config import HubArguments
 from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.epoch_labels import EpochLabels
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.folder import Home, HubFolder
+from hf_distill.hub.repository import Repository
 from hf_distill.hub.results import EvalReport, EvalRow
+from hf_distill.networks.projector import LabelProjector
+from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push
 from tests.helpers.digits import DISTIL, TINY
 from tests.helpers.goldens import check_golden
 from tests.helpers.sets import CONFIG, NAMES, REPORT, make
+from tests.helpers.sets import network as teacher
 
 PUBLISHED = {
     ".gitattributes",
@@ -311,6 +316,82 @@ def test_flags_of_publishing_that_would_do_nothing_are_refused():
         HubArguments(push_to_hub=True, hub_model_id="justaname")
     with pytest.raises(ValueError, match="give --hub_model_id owner/name"):
         prepare_push(HubArguments(push_to_hub=True), DistilledSet, make_accelerator())
+
+
+# Repositories of something else
+
+KINDS = (DistilledSet, EpochLabels, ExpertTrajectories, Teacher, LabelProjector)
+CARD = b"---\nlicense: mit\n---\n\n# Ours since 2019\n"
+FOREIGN = {
+    "a dataset": {"README.md": CARD, "data/train-00000-of-00001.parquet": b"rows"},
+    "a table without a folder": {"README.md": CARD, "train.csv": b"a,b\n1,2\n"},
+    "a model of timm": {"README.md": CARD, "config.json": b"{}", "model.safetensors": b"weights"},
+    "a model without a card": {"config.json": b"{}", "model.safetensors": b"weights"},
+    "an adapter": {"README.md": CARD, "adapter_config.json": b"{}", "adapter_model.safetensors": b"matrices"},
+    "another kind": {"README.md": CARD, **{kind.index(): b"{}" for kind in KINDS}},
+}
+
+
+def prepare(kind: type[HubFolder], repo: str, hub: Any, **options: Any) -> None:
+    Repository(repo, kind.repo_type, token=hub.token).prepare(kind.owned, kind.index(), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repository_of_something_else_is_refused_before_the_work_unless_that_is_meant(hub, kind):
+    for name, content in FOREIGN.items():
+        repo = f"{hub.namespace}/{name.replace(' ', '-')}"
+        hub.put(kind.repo_type, repo, {path: data for path, data in content.items() if path != kind.index()})
+        if name == "a model without a card" and kind is not Teacher:
+            prepare(kind, repo, hub)  # nothing there would be replaced
+            continue
+        with pytest.raises(ValueError, match=rf"and no {kind.index()}.*--hub_overwrite_foreign") as error:
+            prepare(kind, repo, hub)
+        assert "\n" not in str(error.value)
+        prepare(kind, repo, hub, overwrite_foreign=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repository_that_was_only_just_made_is_nobodys(hub, kind):
+    hub.put(kind.repo_type, f"{hub.namespace}/new", {"README.md": CARD, "LICENSE": b"MIT"})
+    prepare(kind, f"{hub.namespace}/new", hub)
+
+
+@pytest.mark.parametrize(("kind", "made"), [("dataset", make), ("model", teacher)])
+def test_a_push_replaces_nothing_of_somebody_else_also_what_came_during_the_work(hub, kind, made):
+    repo, theirs = f"{hub.namespace}/theirs", {**FOREIGN["a dataset"], **FOREIGN["a model of timm"]}
+    hub.put(kind, repo, theirs)
+    before = hub.files(kind, repo)
+    for options in ({}, {"create_pr": True}):
+        with pytest.raises(ValueError, match="so it holds something else"):
+            made().push_to_hub(repo, token=hub.token, **options)
+    assert hub.files(kind, repo) == before
+    late = f"{hub.namespace}/late"
+    prepare(type(made()), late, hub)
+    hub.fail("GET .*/revision/main", then=lambda: None)  # of `prepare` in the push; the next one is of the commit
+    hub.fail("GET .*/revision/main", then=lambda: hub.put(kind, late, theirs))
+    with pytest.raises(ValueError, match="so it holds something else"):
+        made().push_to_hub(late, token=hub.token)
+    assert hub.files(kind, late) == before
+    made().push_to_hub(repo, token=hub.token, overwrite_foreign=True)
+    assert "README.md" in hub.files(kind, repo)
+    assert hub.files(kind, repo)["README.md"] != CARD
+
+
+def test_a_recipe_refuses_the_repository_of_something_else_before_its_work(hub, recipes, tmp_path):
+    repo = f"{hub.namespace}/theirs"
+    hub.put("dataset", repo, FOREIGN["a dataset"])
+    before = hub.files("dataset", repo)
+    target = {"push_to_hub": True, "hub_model_id": repo, "hub_token": hub.token}
+    done = recipes("tesla", {**TINY, **DISTIL, **target, "output_dir": tmp_path / "run"}, tmp_path)
+    assert done.status == [1]
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith(f"error: dataset repository '{repo}' has a data/train-00000-of-00001.parquet and no")
+    assert not list(tmp_path.glob("run/*"))
+    evaluated = make(config=CONFIG).save_pretrained(tmp_path / "set")
+    done = recipes("evaluate", {"distilled_dataset": evaluated, **target}, tmp_path)
+    assert done.status == [1]
+    assert "has no distill_config.json" in done.err
+    assert hub.files("dataset", repo) == before
 
 
 def test_results_are_added_only_to_the_images_that_were_evaluated(hub):

@@ -411,7 +411,7 @@ class DistilledSet(nn.Module, HubFolder):
                 message, parent = "Add the results of an evaluation", repository.revision
                 try:
                     replaced = [name for name in about if name in latest._replaced()]
-                    return repository.publish(files, replaced, tag=tag, parent=parent, message=message)
+                    return repository.publish(files, replaced, self.index(), tag=tag, parent=parent, message=message)
                 except PushConflict:
                     if attempt == PUSHES:
                         raise

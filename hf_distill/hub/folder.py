@@ -128,6 +128,11 @@ class HubFolder(ABC):
     origin: Repository | None = None
     release: dict[str, Any] | None = None
 
+    @classmethod
+    def index(cls) -> str:
+        """The file that a folder or repository of something else does not have."""
+        return cls.config_name
+
     @abstractmethod
     def _write(self, folder: Path, home: Home) -> None:
         """Write every entry into `folder`, which is empty, for readers who find it at `home`."""
@@ -149,10 +154,10 @@ class HubFolder(ABC):
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory} is a file; expected a folder, or a path where one can be made")
-        foreign = someone_elses(directory, self.owned, self.config_name)
+        foreign = someone_elses(directory, self.owned, self.index())
         if foreign is not None:
             raise ValueError(
-                f"{directory} has a {foreign} and no {self.config_name}, so it holds something else; "
+                f"{directory} has a {foreign} and no {self.index()}, so it holds something else; "
                 "give another folder, or move that away"
             )
         try:
@@ -243,6 +248,7 @@ class HubFolder(ABC):
         tag: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
+        overwrite_foreign: bool = False,
         create_pr: bool = False,
         parent: str | None = None,
         message: str | None = None,
@@ -257,6 +263,7 @@ class HubFolder(ABC):
             tag: A name for this version, such as "v1.0.0": it is never given to another one.
             private: For a repository that is made now.
             token: As in `from_pretrained`.
+            overwrite_foreign: Also replace what somebody else, or an artifact of another kind, has there.
             create_pr: Offer the version as a pull request.
             parent: Publish only where this commit is still the newest.
             message: Of the commit.
@@ -266,12 +273,14 @@ class HubFolder(ABC):
 
         Raises:
             PushConflict: The repository got another version meanwhile.
-            ValueError: No right to write there, a tag that exists, or a public repository that was to be private.
+            ValueError: No right to write there, a tag that exists, a public repository that was to be private, or one
+                that holds something else.
             OSError: The Hub does not answer, or failed. The repository is at its old version.
         """
         repository = Repository(repo_id, self.repo_type, token=token)
         if not create_pr:
-            repository.prepare(tag=tag, private=private, again=True)  # before the work of writing
+            about: dict[str, Any] = {"tag": tag, "private": private, "overwrite_foreign": overwrite_foreign}
+            repository.prepare(self.owned, self.index(), **about, again=True)  # before the work of writing
         if (self.config.get("source") or {}).get("gated"):
             logger.warning(
                 "access to the source of this artifact is conditional, and the card says that the same conditions hold "
@@ -284,5 +293,12 @@ class HubFolder(ABC):
             self._write(staged, Home(repo_id, tag, on_hub=True))
             files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
             return repository.publish(
-                files, self._replaced(), tag=tag, create_pr=create_pr, parent=parent, message=message
+                files,
+                self._replaced(),
+                self.index(),
+                tag=tag,
+                overwrite_foreign=overwrite_foreign,
+                create_pr=create_pr,
+                parent=parent,
+                message=message,
             )

@@ -51,6 +51,9 @@ BATCH_FILES = 100
 WAITS = (1.0, 2.0, 4.0)  # seconds between attempts, unless the Hub says how long
 LONGEST_WAIT = 300.0  # seconds that the Hub may ask for
 PASSING = (408, 429, 500, 502, 503, 504)
+CARD = "README.md"
+# What a repository has that somebody has only just made, on the Hub's own page or with git.
+EMPTY = {CARD, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
 # What git takes for a name, and nobody for a commit or a branch.
 TAG = re.compile(r"(?!HEAD$|[0-9a-f]{40}$|.*\.\.|.*\.lock$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 
@@ -142,16 +145,29 @@ class Repository:
 
     # Up
 
-    def prepare(self, *, tag: str | None = None, private: bool | None = None, again: bool = False) -> None:
+    def prepare(
+        self,
+        owned: Sequence[str],
+        index: str,
+        *,
+        tag: str | None = None,
+        private: bool | None = None,
+        again: bool = False,
+        overwrite_foreign: bool = False,
+    ) -> None:
         """Make sure that a version can be published here, and make the repository where there is none.
 
         Args:
+            owned: As in `publish`.
+            index: As in `publish`.
             tag: Of the version.
             private: For a repository that is made now; True is an error where there is a public one.
             again: The tag may be there already: publishing finds out whether it is that of the same version.
+            overwrite_foreign: As in `publish`.
 
         Raises:
-            ValueError: No right to write, a tag that exists, or a public repository that was to be private.
+            ValueError: No right to write, a tag that exists, a public repository that was to be private, or one that
+                holds something else.
             OSError: The Hub does not answer.
         """
         _check_name(tag)
@@ -163,17 +179,21 @@ class Repository:
             )
             # For a repository that exists the client does not mind a token that may not write; asking how a file would
             # be uploaded tells.
-            self._upload([CommitOperationAdd("README.md", b"\n")], create_pr=False)
+            self._upload([CommitOperationAdd(CARD, b"\n")], create_pr=False)
             self._check_private(private)
             if not again:
                 self._check_tag(tag)
+            if not overwrite_foreign:
+                self._check_own(owned, index, self._head())
 
     def publish(
         self,
         files: Mapping[str, Path],
         owned: Sequence[str],
+        index: str,
         *,
         tag: str | None = None,
+        overwrite_foreign: bool = False,
         create_pr: bool = False,
         parent: str | None = None,
         message: str = "Publish with hf_distill",
@@ -186,7 +206,10 @@ class Repository:
         Args:
             files: Local path of each path in the repository.
             owned: Glob patterns; `*` does not cross a folder.
+            index: The file by which a repository is known to hold a version of the same kind.
             tag: Names the commit, once and for all.
+            overwrite_foreign: Also where files that match `owned` are there and `index` is not: what somebody else, or
+                an artifact of another kind, has there.
             create_pr: Offer the version as a pull request: for repositories of others.
             parent: The commit that the version is made for; that of now if not given.
             message: Of the commit.
@@ -203,6 +226,8 @@ class Repository:
         _check_name(tag)
         with self._explained():
             parent = parent or self._head()
+            if not overwrite_foreign:
+                self._check_own(owned, index, parent)
             additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
             # Again, as `prepare` may be hours ago: from here on another version is a conflict.
             tagged = _patiently(self._tags).get(tag) if tag is not None else None
@@ -265,6 +290,25 @@ class Repository:
             raise ValueError(
                 f"{self} has {tag} already, and a published version never changes; {_free(tag, taken)} is free{besides}"
             )
+
+    def _check_own(self, owned: Sequence[str], index: str, commit: str) -> None:
+        """Raise a `ValueError` where a commit holds what a version would replace, and none of its kind."""
+        foreign = _patiently(lambda: self._foreign(owned, index, commit))
+        if foreign is not None:
+            raise ValueError(
+                f"{self} has a {foreign} and no {index}, so it holds something else, which this would replace; give "
+                "another name, or --hub_overwrite_foreign (in Python overwrite_foreign=True) if that is meant"
+            )
+
+    def _foreign(self, owned: Sequence[str], index: str, commit: str) -> str | None:
+        """A file of something else that a version would replace; a repository that was only just made has none."""
+        where = {"repo_type": self.repo_type, "revision": commit}
+        if self._api.get_paths_info(self.repo_id, [index], **where):
+            return None
+        names = {entry.path for entry in self._tree(commit)}
+        matches = [name for name in names if any(_matches(name, pattern) for pattern in owned)]
+        # The card last: every repository has one, and it says the least.
+        return None if names <= EMPTY else min(matches, key=lambda name: (name == CARD, name), default=None)
 
     def _upload(self, batch: list[CommitOperationAdd], create_pr: bool) -> None:
         def upload() -> None:

@@ -561,15 +561,10 @@ class Teacher(HubFolder):
                     return {}
         return {"base_model": name, **relation} if on_hub({"name": name}) else {}
 
-    def save_pretrained(self, directory: str | Path) -> Path:
-        """As `HubFolder.save_pretrained`; a model of somebody else in `directory` is not replaced.
-
-        A kill while a teacher is replaced by another can leave parts of both: loading then says so.
-        """
-        directory = Path(directory)
-        if (directory / TIMM_CONFIG).exists() and not (directory / INDEX).exists():
-            raise ValueError(f"{directory} has a {TIMM_CONFIG} of something else; give another folder")
-        return super().save_pretrained(directory)
+    @classmethod
+    def index(cls) -> str:
+        """The file that timm's own folders and repositories do not have."""
+        return INDEX
 
     @classmethod
     def _read(cls, folder: Path) -> Self:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -28,18 +29,23 @@ def prepare_push(
         projector: A label projector is to be published beside it.
 
     Raises:
-        ValueError: No repository is given, the token may not write there, or the tag exists already.
+        ValueError: No repository is given, the token may not write there, the tag exists already, or the repository
+            holds something else.
     """
 
     def prepare() -> None:
         if hub.hub_model_id is None:
             raise ValueError("--push_to_hub needs the name of a repository; give --hub_model_id owner/name")
-        places = {hub.hub_model_id: artifact.repo_type}
+        places: dict[str, type[HubFolder]] = {hub.hub_model_id: artifact}
         if projector:
-            places[_of_projector(hub.hub_model_id)] = LabelProjector.repo_type
-        for repo_id, repo_type in places.items():
-            repository = Repository(repo_id, repo_type, token=hub.hub_token)
-            repository.prepare(tag=hub.hub_tag, private=hub.hub_private_repo or None)
+            places[_of_projector(hub.hub_model_id)] = LabelProjector
+        about: dict[str, Any] = {
+            "private": hub.hub_private_repo or None,
+            "overwrite_foreign": hub.hub_overwrite_foreign,
+        }
+        for repo_id, kind in places.items():
+            repository = Repository(repo_id, kind.repo_type, token=hub.hub_token)
+            repository.prepare(kind.owned, kind.index(), tag=hub.hub_tag, **about)
 
     if hub.push_to_hub:
         on_main(accelerator, prepare)
@@ -83,9 +89,10 @@ def push(artifact: HubFolder, hub: HubArguments, folder: str | Path) -> str:
     Raises:
         ValueError, OSError: As `HubFolder.push_to_hub`; the message says how to publish it later.
     """
-    repo_id, tag, private = hub.hub_model_id or "", hub.hub_tag, hub.hub_private_repo or None
+    repo_id, tag = hub.hub_model_id or "", hub.hub_tag
+    about: dict[str, Any] = {"private": hub.hub_private_repo or None, "overwrite_foreign": hub.hub_overwrite_foreign}
     try:
-        commit = artifact.push_to_hub(repo_id, tag=tag, private=private, token=hub.hub_token)
+        commit = artifact.push_to_hub(repo_id, tag=tag, token=hub.hub_token, **about)
     except (ValueError, OSError) as error:
         name = type(artifact).__name__
         raise ValueError(

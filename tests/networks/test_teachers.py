@@ -528,7 +528,7 @@ def test_a_repository_of_timm_with_a_broken_description_is_one_line(changes, say
 
 def test_a_model_of_somebody_else_is_not_replaced(tmp_path):
     plain(tmp_path)
-    with pytest.raises(ValueError, match=r"has a config\.json of something else"):
+    with pytest.raises(ValueError, match=r"has a config\.json and no teacher_config\.json"):
         make().save_pretrained(tmp_path)
 
 
