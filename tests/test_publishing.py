@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,6 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from hf_distill.config import HubArguments
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import EpochLabels
+from hf_distill.hub.cards import render_card, source_context
+from hf_distill.hub.edits import with_edits
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.folder import Home, HubFolder
 from hf_distill.hub.repository import Repository
@@ -24,6 +28,7 @@ from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push
+from tests.helpers import ROOT
 from tests.helpers.digits import DISTIL, TINY
 from tests.helpers.goldens import check_golden
 from tests.helpers.sets import CONFIG, NAMES, REPORT, make
@@ -49,6 +54,27 @@ SOURCE = {
     "homepage": "https://huggingface.co/datasets/org/pets",
     "num_images": 7000,
 }
+
+
+LABELS = {
+    "metadata": "tags:\n- hf_distill",
+    "call": '"org/labels"',
+    "config": {
+        "images": 3,
+        "epochs": 2,
+        "classes": 10,
+        "bytes": 1000,
+        "views": {"mix": "none"},
+        "images_sha256": "0" * 64,
+        "versions": {"torch": "9.9"},
+    },
+    "per_label": "All are stored.",
+    **source_context(SOURCE),
+}
+
+
+def card_of(hub: Any, kind: str, repo: str) -> str:
+    return hub.files(kind, repo)["README.md"].decode()
 
 
 def asked(hub: Any, method: str) -> list[str]:
@@ -203,6 +229,107 @@ def test_the_card_of_experts_has_their_accuracy_as_the_hub_reads_it(hub, recipes
     assert not [path for path in files if path.startswith(".eval_results")]  # for registered benchmarks alone
     check = ModelCard.load(tmp_path / "card.md")
     assert check.data.to_dict()["datasets"] == [digits_repo]
+
+
+# Cards that people edited
+
+NOTE = "## Errata\n\nImage 3 is a *dog*.\n\n```python\n## no heading\n```"
+KEYS = "draft: no\nversion: 1.10\nviewer: false\nthumbnail: 'https://x/y.png'\n"
+
+
+def edited(card: str, *, marks: bool = True) -> str:
+    """A card with a section before its licence, keys and a tag of a person's; without marks as version 0.1 wrote it."""
+    card = card.replace("---\n", f"---\n{KEYS}", 1).replace("tags:\n", "tags:\n- mine\n", 1)
+    heading = "<!-- hf_distill: licence -->\n## Licence" if marks else "## Licence"
+    card = (card if marks else re.sub(r"<!-- hf_distill: .* -->\n", "", card)).replace(heading, f"{NOTE}\n\n{heading}")
+    assert NOTE in card
+    return card
+
+
+def check_kept(card: str) -> None:
+    front, body = card.removeprefix("---\n").split("---\n", 1)
+    for key in KEYS.splitlines():
+        assert front.splitlines().count(key) == 1
+    assert front.splitlines().count("- mine") == front.count("tags:")
+    assert body.count(NOTE) == 1
+    assert body.count("## Licence") == 1
+    assert body.index(NOTE) < body.index("## Licence")
+
+
+@pytest.mark.parametrize("marks", [True, False], ids=["marked", "0.1"])
+@pytest.mark.parametrize("golden", ["distilled", "experts", "labels", "teacher", "projector"])
+def test_what_a_person_wrote_into_the_card_of_any_artifact_stays(golden, marks):
+    path = ROOT / "tests" / "goldens" / f"{golden}.md"
+    card = path.read_text(encoding="utf-8") if path.exists() else render_card("labels.md", **LABELS)
+    once = with_edits(card, edited(card, marks=marks), ours=True)
+    check_kept(once)
+    assert with_edits(card, once, ours=True) == once
+    assert with_edits(card, once.replace("\n", "\r\n"), ours=True) == once
+    assert with_edits(card, card, ours=True) == card
+
+
+@pytest.mark.parametrize("marks", [True, False], ids=["marked", "0.1"])
+def test_the_next_version_and_an_evaluation_keep_what_a_person_wrote_into_the_card(hub, marks, tmp_path):
+    repo, first, second = f"{hub.namespace}/set", make(config=CONFIG), make(seed=1, config=CONFIG)
+    first.push_to_hub(repo, tag="v1", token=hub.token)
+    hub.put("dataset", repo, {"README.md": edited(card_of(hub, "dataset", repo), marks=marks).encode()})
+    first.push_results(repo, REPORT, token=hub.token)
+    check_kept(card_of(hub, "dataset", repo))
+    assert REPORT.rows[0].percent() in card_of(hub, "dataset", repo)
+    done = second.push_to_hub(repo, tag="v2", token=hub.token)
+    check_kept(card_of(hub, "dataset", repo))
+    assert 'revision="v1"' not in card_of(hub, "dataset", repo)
+    assert len(load_dataset(repo, split="train")) == len(second)
+    assert second.push_to_hub(repo, tag="v2", token=hub.token).oid == done.oid == hub.head("dataset", repo)
+    here = tmp_path / "set"
+    second.save_pretrained(here)
+    (here / "README.md").write_text(edited((here / "README.md").read_text(), marks=marks))
+    first.save_pretrained(here)
+    check_kept((here / "README.md").read_text())
+
+
+def test_the_next_version_of_a_network_keeps_what_a_person_wrote_into_its_card(hub):
+    repo = f"{hub.namespace}/network"
+    teacher().push_to_hub(repo, token=hub.token)
+    hub.put("model", repo, {"README.md": edited(card_of(hub, "model", repo)).encode()})
+    teacher(seed=1).push_to_hub(repo, token=hub.token)
+    check_kept(card_of(hub, "model", repo))
+
+
+def test_a_card_that_is_written_before_the_first_version_stays_behind_it(hub):
+    repo = f"{hub.namespace}/new"
+    hub.put("dataset", repo, {"README.md": b"---\nlicense: mit\npaper: x\n---\n# Ours\n\nSoon.\n"})
+    for seed in (0, 1):
+        make(seed=seed, config=CONFIG).push_to_hub(repo, token=hub.token)
+        card = card_of(hub, "dataset", repo)
+        assert "license: cc-by-4.0\n" in card
+        assert "paper: x\n" in card
+        assert card.index("## Citation") < card.index("# Ours\n\nSoon.")
+        assert card.count("# Ours") == 1
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda card: card.replace("## Limits\n", f"{NOTE}\n\n## Limits\n"),  # between a mark and its heading
+        lambda card: card.replace("\n<!-- hf_distill: end -->", f"\n\n{NOTE}\n<!-- hf_distill: end -->", 1),
+        lambda card: card.replace("<!-- hf_distill: end -->", NOTE, 1),  # in place of a mark
+        lambda card: card.replace("<!-- hf_distill: limits -->", NOTE),
+        lambda card: f"{card}\n{NOTE}",
+        lambda card: card.replace("# Distilled", f"{NOTE}\n\n# Distilled", 1),
+        lambda card: card.replace("---\n", "---\n: [\n", 1) + NOTE,  # metadata that are none
+        lambda card: card.split("---\n", 2)[2] + NOTE,
+        lambda card: re.sub(r"<!-- hf_distill: wrote .* -->\n", "", card) + NOTE,
+        lambda card: "\ufeff" + card.replace("\n", "\r\n") + NOTE,
+    ],
+)
+def test_a_section_of_a_person_stays_wherever_it_stands(edit):
+    card = (ROOT / "tests" / "goldens" / "distilled.md").read_text(encoding="utf-8")
+    kept = with_edits(card, edit(card), ours=True)
+    assert kept.count(NOTE) == 1
+    assert kept.split("---\n", 2)[1] == card.split("---\n", 2)[1]
+    assert with_edits(card, kept, ours=True) == kept
+    assert {*card.splitlines()} <= {*kept.splitlines()}
 
 
 # Adapters: a folder with what PEFT writes and a JSON file of its own

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult
 from PIL import Image, ImageDraw, ImageFont
 
 from ..shipped import shipped
+from .edits import marked
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def render_card(template: str, **context: Any) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters.update(cell=_cell, bytes=human_bytes, count="{:,}".format)
-    return environment.from_string(source.read_text(encoding="utf-8")).render(**context)
+    return marked(environment.from_string(source.read_text(encoding="utf-8")).render(**context))
 
 
 def on_hub(source: dict[str, Any]) -> bool:

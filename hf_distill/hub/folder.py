@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub import CommitInfo
 
+from .edits import with_edits
 from .files import STAGING, someone_elses
-from .repository import Repository
+from .repository import CARD, Repository
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,6 +68,13 @@ def _remove_empty(folder: Path, top: Path) -> None:
     while folder != top and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
+
+
+def _keep_edits(card: Path, there: Path) -> None:
+    """Put what people wrote into the card `there`, where there is one, into that which is to replace it."""
+    if card.exists() and there.exists():
+        old = there.read_text(encoding="utf-8", errors="replace")
+        card.write_text(with_edits(card.read_text(encoding="utf-8"), old, ours=True), encoding="utf-8")
 
 
 def _sync(path: Path) -> None:
@@ -146,6 +154,7 @@ class HubFolder(ABC):
         """Write the artifact into `directory` and give its path; call it on one process only.
 
         Everything is written aside first. When the disk is full, or the process is killed, what was there stays whole.
+        What people wrote into the card stays in it.
 
         Raises:
             ValueError: `directory` is a file, or holds a README.md or other files of something else.
@@ -169,6 +178,7 @@ class HubFolder(ABC):
         try:
             with _staging(directory) as staged:
                 self._write(staged, Home(staged.name))
+                _keep_edits(staged / CARD, directory / CARD)
                 self._move(staged, directory)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -255,8 +265,8 @@ class HubFolder(ABC):
     ) -> CommitInfo:
         """Publish the artifact as the newest version of a repository; call it on one process only.
 
-        One commit replaces what the artifact owns there; everything else stays. What is interrupted is continued by the
-        same call, and a version that is there already only gets its tag.
+        One commit replaces what the artifact owns there; everything else stays, and so does what people wrote into the
+        card. What is interrupted is continued by the same call, and a version that is there already only gets its tag.
 
         Args:
             repo_id: `owner/name`; the repository is made if there is none.

@@ -40,7 +40,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import RepoFile, RepoFolder
+
+from .edits import with_edits
 
 __all__ = ["PushConflict", "Repository"]
 
@@ -200,8 +202,9 @@ class Repository:
     ) -> CommitInfo:
         """Put `files` into the repository as one commit, in place of all it holds that matches `owned`.
 
-        `prepare` comes first, but for a pull request. Started again after an interruption, it goes on with the files
-        that are not there yet; a version that is there already only gets its tag.
+        What people wrote into the card that is there is kept in the new one. `prepare` comes first, but for a pull
+        request. Started again after an interruption, it goes on with the files that are not there yet; a version that
+        is there already only gets its tag.
 
         Args:
             files: Local path of each path in the repository.
@@ -228,12 +231,17 @@ class Repository:
             parent = parent or self._head()
             if not overwrite_foreign:
                 self._check_own(owned, index, parent)
-            additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+            bulk = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items()) if name != CARD]
+
+            def version(commit: str) -> list[CommitOperationAdd]:
+                return [*bulk, *self._card(files, owned, index, commit)]
+
             # Again, as `prepare` may be hours ago: from here on another version is a conflict.
             tagged = _patiently(self._tags).get(tag) if tag is not None else None
-            if tagged is not None and self._compare(additions, owned, tagged)[0]:
+            if tagged is not None and self._compare(version(tagged), owned, tagged)[0]:
                 return self._info(tagged, message)  # by an earlier run of the same command
             self._check_tag(tag)
+            additions = version(parent)
             for batch in _batches(additions):
                 self._upload(batch, create_pr)
 
@@ -302,13 +310,25 @@ class Repository:
 
     def _foreign(self, owned: Sequence[str], index: str, commit: str) -> str | None:
         """A file of something else that a version would replace; a repository that was only just made has none."""
-        where = {"repo_type": self.repo_type, "revision": commit}
-        if self._api.get_paths_info(self.repo_id, [index], **where):
+        if self._paths([index], commit):
             return None
         names = {entry.path for entry in self._tree(commit)}
         matches = [name for name in names if any(_matches(name, pattern) for pattern in owned)]
         # The card last: every repository has one, and it says the least.
         return None if names <= EMPTY else min(matches, key=lambda name: (name == CARD, name), default=None)
+
+    def _card(
+        self, files: Mapping[str, Path], owned: Sequence[str], index: str, commit: str
+    ) -> list[CommitOperationAdd]:
+        """The card among `files`, with what people wrote into that of a commit, unless that is of something else."""
+        if CARD not in files:
+            return []
+        card = files[CARD].read_text(encoding="utf-8")
+        names = _patiently(lambda: {entry.path for entry in self._paths([CARD, index], commit)})
+        if CARD in names and _patiently(lambda: self._foreign(owned, index, commit)) is None:
+            there = replace(self, revision=commit).fetch(CARD).read_text(encoding="utf-8", errors="replace")
+            card = with_edits(card, there, ours=index in names)
+        return [CommitOperationAdd(CARD, card.encode())]
 
     def _upload(self, batch: list[CommitOperationAdd], create_pr: bool) -> None:
         def upload() -> None:
@@ -347,6 +367,10 @@ class Repository:
                     raise
                 head = self._newest()
                 there, _ = self._compare(additions, owned, head)
+            except JSONDecodeError:
+                raise
+            except ValueError as error:  # what the client makes of metadata that the Hub does not take
+                raise ValueError(f"{self} does not take this version: {_reason(error)}") from error
         if not there:
             raise PushConflict(
                 f"{self} got another version while this one was on its way; that one is whole. Run the same command "
@@ -367,6 +391,10 @@ class Repository:
         where = f"{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}"
         url = f"{self._api.endpoint}/{where}/commit/{oid}"
         return CommitInfo(commit_url=url, commit_message=message, commit_description="", oid=oid)
+
+    def _paths(self, names: list[str], commit: str) -> list[RepoFile | RepoFolder]:
+        """Those of some files that a commit has."""
+        return self._api.get_paths_info(self.repo_id, names, repo_type=self.repo_type, revision=commit)
 
     def _tree(self, revision: str | None) -> Iterator[RepoFile]:
         entries = self._api.list_repo_tree(self.repo_id, repo_type=self.repo_type, revision=revision, recursive=True)
