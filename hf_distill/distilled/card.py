@@ -10,6 +10,7 @@ from PIL import Image
 from ..hub.cards import image_grid, render_card, source_context, source_datasets
 from ..hub.checks import is_number
 from ..hub.folder import Home
+from ..hub.markdown import plain
 from ..hub.plots import can_plot
 from .labels import NetworkLabels, ProjectorLabels, TeacherLabels
 from .tables import FOLDER, pictures
@@ -85,7 +86,7 @@ def _metadata(distilled: "DistilledSet", about_source: dict[str, Any], data_id: 
         license=about_source["license"],
         extra_gated_prompt=about_source["gated_note"],
         task_categories=["image-classification"],
-        tags=["dataset-distillation", *filter(None, [method]), f"ipc-{distilled.ipc}", "hf_distill"],
+        tags=["dataset-distillation", *([plain(method)] if method else []), f"ipc-{distilled.ipc}", "hf_distill"],
         size_categories=[_size_category(len(distilled))],
         source_datasets=source_datasets(distilled.config.get("source") or {}),
         configs=[config_entry(name, f"{FOLDER[name]}/train-*-{data_id}.parquet") for name in distilled.configs],

@@ -12,10 +12,12 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult
+from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from ..shipped import shipped
 from .edits import marked
+from .markdown import code, escaped, fenced, literal, plain, url
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,6 @@ class Paper:
     def url(self) -> str:
         """The paper's page on the Hub."""
         return f"https://huggingface.co/papers/{self.arxiv_id}"
-
-
-def _cell(value: Any) -> str:
-    """A value as one cell of a Markdown table."""
-    if isinstance(value, dict):
-        value = [f"{key} {item}" for key, item in value.items()]
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def human_bytes(count: int) -> str:
@@ -75,17 +69,25 @@ def text_table(table: Sequence[Sequence[str]], caption: str, to_left: Sequence[s
 def markdown_table(table: Sequence[Sequence[str]], caption: str) -> str:
     """The same for a card: the first column starts at the left, the others end at the right."""
     rule = ["---"] + ["---:"] * (len(table[0]) - 1)
-    lines = [[_cell(cell) for cell in line] for line in table]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])) + f"\n\n{caption}"
+    lines: list[Sequence[str]] = [[escaped(cell) for cell in line] for line in table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])) + f"\n\n{escaped(caption)}"
 
 
 def render_card(template: str, **context: Any) -> str:
-    """The card that `model_cards/<template>` makes of `context`; a name that the context lacks is an error."""
+    """The card that `model_cards/<template>` makes of `context`; a name that the context lacks is an error.
+
+    Every value is escaped, but for numbers and for what the template calls safe, which is Markdown already.
+    """
     source = shipped("model_cards") / template
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, (Markup, int, float)) else escaped(value),
     )
-    environment.filters.update(cell=_cell, bytes=human_bytes, count="{:,}".format)
+    environment.filters.update(code=code, fenced=fenced, literal=literal, url=url)
+    environment.filters.update(bytes=human_bytes, count="{:,}".format)
     return marked(environment.from_string(source.read_text(encoding="utf-8")).render(**context))
 
 
@@ -128,17 +130,16 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
         source: `RealImages.provenance`; every key may be absent.
 
     Returns:
-        source_name, source_link (Markdown), source_split, source_revision, source_images and source_corrupt;
-        license (for the metadata: the source's, or "other"), licence_note (a sentence), and gated_note (a sentence, or
+        source_name, source_split, source_revision, source_images and source_corrupt; license (for the metadata: the
+        source's, or "other"); and as Markdown source_link, licence_note (a sentence), and gated_note (a sentence, or
         None).
     """
     name, homepage = str(source.get("name") or "unknown dataset"), source.get("homepage")
     if os.path.isabs(name) or name.startswith((".", "~")):
         name = Path(name).resolve().name  # where it lies on the author's machine is nobody's business
-    name = _cell(name)
-    if not re.fullmatch(r"https?://[^\s<>()\[\]\"']+", str(homepage or "")):
-        homepage = None
-    link = f"[{name}]({homepage})" if homepage else name
+    link = escaped(name)
+    if re.fullmatch(r"https?://[^\s<>()\[\]\"']+", str(homepage or "")):
+        link = Markup(f"[{link}]({url(homepage, safe=':/?#@!$&*+,;=%~')})")
     stated = source.get("license") or []
     stated = [stated] if isinstance(stated, str) else list(stated)
     if stated and all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", text) for text in stated) and "unknown" not in stated:
@@ -148,22 +149,22 @@ def source_context(source: dict[str, Any]) -> dict[str, Any]:
             note += " **They forbid commercial use.**"
     else:
         license_id = "other"
-        words = " ".join(" ".join(stated).split())
+        words = escaped(" ".join(stated)).strip()
         says = f" It says: “{words}”." if words not in ("", "unknown") else ""
         note = (
             f"This artifact derives from {link}, whose licence is not known here.{says} Its terms still hold: look "
             "them up before you use or share anything of this."
         )
     gated_note = (
-        f"This artifact derives from {name}, access to which is conditional. The same conditions hold here."
+        f"This artifact derives from {escaped(name)}, access to which is conditional. The same conditions hold here."
         if source.get("gated")
         else None
     )
     return {
-        "source_name": name,
+        "source_name": plain(name).strip(),
         "source_link": link,
-        "source_split": source.get("split") and _cell(source["split"]),
-        "source_revision": source.get("revision") and _cell(source["revision"]),
+        "source_split": source.get("split"),
+        "source_revision": source.get("revision"),
         "source_images": source.get("num_images"),
         "source_corrupt": source.get("num_corrupt"),
         "license": license_id,

@@ -19,6 +19,7 @@ from huggingface_hub import CommitInfo
 
 from .edits import with_edits
 from .files import STAGING, someone_elses
+from .markdown import literal
 from .repository import CARD, Repository
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Home:
     def arguments(self, config: str | None = None) -> str:
         """The arguments of the call that loads it, or that one of its configs."""
         names = [self.name] if config is None else [self.name, config]
-        return ", ".join([*(f'"{name}"' for name in names), *([f'revision="{self.tag}"'] if self.tag else [])])
+        return ", ".join([*map(literal, names), *([f"revision={literal(self.tag)}"] if self.tag else [])])
 
     def to_config(self) -> dict[str, Any]:
         """The entry about it in the JSON file of a published artifact."""

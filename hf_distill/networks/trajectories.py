@@ -25,6 +25,7 @@ from ..hub.cards import render_card, source_context
 from ..hub.checks import OBJECT, TEXT_OR_NULL, Rules, check_values, is_share, is_whole
 from ..hub.files import atomic_write, check_format_version, load_json, save_json
 from ..hub.folder import Home, HubFolder
+from ..hub.markdown import escaped
 from .architectures import FlatModel, StudentSpec
 from .network_folder import (
     EVAL_RESULTS,
@@ -420,7 +421,7 @@ class ExpertTrajectories(HubFolder):
             losses = [statistics.fmean(each) for each in zip(*results["epoch_loss"], strict=True)]
             lines += [
                 f"Mean augmented training loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last.",
-                f"Trained and measured on: {self.config['device']}.",
+                f"Trained and measured on: {escaped(self.config['device'])}.",
             ]
         return render_card(
             "experts.md",
