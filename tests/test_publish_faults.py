@@ -189,6 +189,40 @@ def test_a_hub_that_stays_busy_is_one_clear_error_and_the_old_version(hub, repo,
     assert same(DistilledSet.from_pretrained(repo), make())
 
 
+# Xet, which the client takes where nobody says otherwise
+
+XET = """
+import os, sys
+del os.environ["HF_HUB_DISABLE_XET"]
+from pathlib import Path
+from hf_distill.hub.repository import Repository
+repo, token, path = sys.argv[1:]
+owned, files = ["data/*.parquet"], {"data/rows.parquet": Path(path), "index.json": Path(path)}
+for name in (repo, f"{repo}-2"):
+    repository = Repository(name, "dataset", token=token)
+    repository.prepare(owned, "index.json")
+    try:
+        commit = repository.publish(files, owned, "index.json", tag="v1")
+        print(commit.oid, repository.fetch("data/rows.parquet").read_bytes() == Path(path).read_bytes())
+    except (ValueError, OSError) as error:
+        print(error)
+"""
+
+
+def test_a_hub_without_xet_gets_files_by_lfs_and_other_faults_of_xet_name_the_way_without_it(
+    hub, repo, online, tmp_path
+):
+    (tmp_path / "rows").write_bytes(b"rows" * 1000)
+    hub.fail(f"GET .*{repo}-2/xet-write-token/", status=403, times=99)
+    said = online(XET, repo, hub.token, tmp_path / "rows")
+    assert said.status == [0], said.err
+    published, failed = said.out.splitlines()
+    assert asked(hub, f"GET .*{repo}/xet-write-token/")
+    assert published.split() == [hub.tags("dataset", repo)["v1"], "True"]
+    assert re.search(r"^uploading to .* failed \(.*403.*HF_HUB_DISABLE_XET=1", failed)
+    assert hub.files("dataset", f"{repo}-2").keys() == {".gitattributes"}
+
+
 # The commit and the tag
 
 

@@ -26,6 +26,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    constants,
     hf_hub_download,
     snapshot_download,
 )
@@ -41,6 +42,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile, RepoFolder
+from huggingface_hub.utils import is_package_available
 
 from .edits import with_edits
 
@@ -267,7 +269,7 @@ class Repository:
             except (OSError, RuntimeError) as error:  # other bytes than the Hub had announced, or no room for them
                 raise OSError(
                     f"{f'{name} of ' if name else ''}{self} was not downloaded ({_reason(error)}); nothing of it is "
-                    "used: try again"
+                    f"used: try again{_or_without_xet()}"
                 ) from error
 
     def _newest(self) -> str:
@@ -337,13 +339,19 @@ class Repository:
             )
 
         try:
-            _patiently(upload)
+            try:
+                _patiently(upload)
+            except OSError as error:
+                if not _is_without_xet(error):
+                    raise
+                with _no_xet():
+                    _patiently(upload)
         except HTTPError:
             raise
         except (RuntimeError, OSError) as error:  # what the client makes of an upload that failed for good
             raise OSError(
                 f"uploading to {self} failed ({_reason(error.__cause__ or error)}); nothing was published. The files "
-                "that are there need not be uploaded again: run the same command again"
+                f"that are there need not be uploaded again: run the same command again{_or_without_xet()}"
             ) from error
 
     def _commit(
@@ -553,6 +561,31 @@ def _holds(entry: RepoFile | None, addition: CommitOperationAdd) -> bool:
         return entry.lfs.sha256 == addition.upload_info.sha256.hex()
     with addition.as_file() as file:
         return entry.blob_id == hashlib.sha1(b"blob %d\0" % entry.size + file.read()).hexdigest()
+
+
+def _is_without_xet(error: OSError) -> bool:
+    """True where an upload failed because the server gives no tokens for Xet: it is a Hub that only knows LFS.
+
+    The client does not ask which of them a server speaks, and takes Xet.
+    """
+    return re.search(r"\b(404|405|501)\b.*/xet-write-token/", str(error)) is not None
+
+
+def _or_without_xet() -> str:
+    """The end of a message about a transfer that failed and may have been one by Xet."""
+    by_xet = is_package_available("hf_xet") and not constants.HF_HUB_DISABLE_XET
+    return ", or with HF_HUB_DISABLE_XET=1 where the storage that Xet names is out of reach" if by_xet else ""
+
+
+@contextmanager
+def _no_xet() -> Iterator[None]:
+    """Let the client upload by LFS, as with HF_HUB_DISABLE_XET=1."""
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def _passing(error: Exception) -> bool:

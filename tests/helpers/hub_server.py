@@ -1,7 +1,8 @@
 """A small Hub on loopback, to which the real clients talk through HF_ENDPOINT; see `Hub`.
 
 It keeps repositories on disk, with commits, refs and LFS objects, and answers what `huggingface_hub`, `datasets` and
-`peft` ask for, Xet aside (HF_HUB_DISABLE_XET=1). It can be told to misbehave. By hand: `make hub`.
+`peft` ask for, Xet aside: it has no tokens for that, upon which this library uploads by LFS, while other uploads need
+HF_HUB_DISABLE_XET=1. It can be told to misbehave. By hand: `make hub`.
 """
 
 import argparse
@@ -1120,7 +1121,7 @@ def main() -> None:
         name = f"{options.user}/digits-ipc1"
         print(
             f"The Hub in {options.folder} is {hub.url}; look at it in a browser. In another shell:\n\n"
-            f"  export HF_ENDPOINT={hub.url} HF_TOKEN={options.token} HF_HUB_DISABLE_XET=1\n"
+            f"  export HF_ENDPOINT={hub.url} HF_TOKEN={options.token}\n"
             f"  python recipes/tesla.py --push_to_hub --hub_model_id {name} --hub_tag v1.0.0\n"
             f"  python -c \"from datasets import load_dataset; print(load_dataset('{name}', revision='v1.0.0'))\"\n\n"
             "Ctrl-C stops it; what was pushed stays.",
