@@ -10,7 +10,6 @@ labels of all epochs together, which must speak of the classes of their images (
 
 import hashlib
 import logging
-import math
 import re
 import shutil
 import tempfile
@@ -31,7 +30,7 @@ from ..augmentation.recorded_views import recorded_config
 from ..data.feed import Pool
 from ..distilled.epoch_labels import FORMAT_VERSION, EpochLabels, images_sha256, store
 from .evidence import CERTAIN, LabelEvidence
-from .files import load_pt, require_empty
+from .files import load_pt, numbers_in, require_empty
 
 logger = logging.getLogger(__name__)
 
@@ -259,16 +258,16 @@ def _batch(path: Path, size: tuple[int, int]) -> _Batch:
     if not isinstance(content, (list, tuple)) or len(content) != 6:
         raise refuse(f"holds a {type(content).__name__}, or not six parts")
     fractions, flip, partners, weight, box, logits = content
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point() or not len(logits):
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point() or not logits.numel():
         raise refuse("has no logits (images, classes)")
     if not logits.half().isfinite().all():
         raise refuse("has logits that are not finite, or beyond 65,504")
     count, (height, width) = len(logits), size
     if not isinstance(fractions, Tensor) or fractions.shape != (count, 4) or not fractions.is_floating_point():
         raise refuse(f"has no crops ({count}, 4)")
-    flip = torch.as_tensor(flip)
-    if flip.shape != (count,):
-        raise refuse(f"has no flips ({count},)")
+    flip = numbers_in(flip)
+    if flip is None or flip.shape != (count,) or not ((flip == 0) | (flip == 1)).all():
+        raise refuse(f"has no flips ({count},) of 0 and 1")
     boxes = whole_pixels(fractions.clamp(-1, 2).nan_to_num(-1), size)
     ends = boxes[:, :2] + boxes[:, 2:]
     if boxes[:, :2].min() < 0 or boxes[:, 2:].min() < 1 or (ends > torch.tensor([height, width])).any():
@@ -276,19 +275,22 @@ def _batch(path: Path, size: tuple[int, int]) -> _Batch:
     crops = CropParams(boxes, flip != 0)
     if partners is None:
         return _Batch(crops, torch.arange(count), None, logits.half())
-    partners = torch.as_tensor(partners).long()
-    if partners.shape != (count,) or not (partners.sort().values == torch.arange(count)).all():
+    places = numbers_in(partners)
+    if places is None or places.shape != (count,) or (places.double().sort().values != torch.arange(count)).any():
         raise refuse(f"has partners that are no permutation of {count}")
+    partners = places.long()
     if box is None:
-        weight = float(weight) if isinstance(weight, (int, float, np.number, Tensor)) else math.nan
-        if not 0 <= weight <= 1:
+        weight = numbers_in(weight)
+        if weight is None or weight.numel() != 1 or not 0 <= weight.item() <= 1:
             raise refuse("has a weight λ that is no number in [0, 1]")
-        return _Batch(crops, partners, Mix("mixup", torch.full((count,), weight)), logits.half())
-    corners = torch.tensor([int(value) for value in box]) if isinstance(box, (list, tuple, Tensor)) else torch.empty(0)
-    if len(corners) != 4 or corners.min() < 0 or (corners[2:] < corners[:2]).any():
-        raise refuse("has a box that is none")
+        return _Batch(crops, partners, Mix("mixup", torch.full((count,), weight.item())), logits.half())
+    corners = numbers_in(box)
+    if corners is None or corners.shape != (4,) or (corners.double() % 1 != 0).any():  # which infinity is not either
+        raise refuse("has a box that is none of four whole numbers")
     # Their first axis is the image's first, the height, though they call it the width.
-    top, left, bottom, right = corners.tolist()
+    top, left, bottom, right = map(int, corners.tolist())
+    if not (0 <= top <= bottom and 0 <= left <= right):
+        raise refuse("has a box that is none")
     if bottom > height or right > width:
         raise refuse(f"has a box beyond images of {height}x{width} pixels")
     cut = torch.tensor([top, left, bottom - top, right - left]).repeat(count, 1)

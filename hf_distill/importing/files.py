@@ -111,6 +111,38 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, _plain(array.dtype, str(array.dtype)).newbyteorder("="), order="C"))
 
 
+def numbers_in(value: Any) -> Tensor | None:
+    """A tensor, or one of the numbers in a list or alone; None for what is neither."""
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, (list, tuple, int, float, np.number)):
+        return None
+    rows = (
+        [row.tolist() if isinstance(row, Tensor) else row for row in value]
+        if isinstance(value, (list, tuple))
+        else value
+    )
+    try:
+        return as_tensor(np.asarray(rows))
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def check_fetched(path: Path) -> None:
+    """Raise a `ValueError` for a file that was never fetched: what stands in its place says so in its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if not head:
+        raise ValueError(f"{path} cannot be read: it is empty; fetch it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error", b"{")):
+        raise ValueError(
+            f"{path} is a page or a message of a server ({head[:40].decode(errors='replace')!r}) and not the file "
+            "itself; fetch it again, logged in where that is asked for"
+        )
+
+
 def _check_tensor(path: Path, tensor: Tensor) -> None:
     """Raise a `ValueError` unless a tensor is what an array of numbers is."""
     kind = str(tensor.dtype).removeprefix("torch.")
@@ -243,7 +275,7 @@ def load_pt(path: Path) -> Any:
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a .pt file that torch.save wrote")
-    path.open("rb").close()  # who may not read it is told so
+    check_fetched(path)  # who may not read it is told so
     try:
         with torch.serialization.safe_globals(NUMPY), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol|Validating sparse tensor invariants")
@@ -258,7 +290,8 @@ def load_pt(path: Path) -> Any:
                 f"{path} is refused: reading it would run code ({needs[1]}), and only plain tensors are read; ask its "
                 "authors for a file of tensors"
             ) from error
-        reason = textwrap.shorten(" ".join(str(error).split()), 100) or type(error).__name__
+        said = str(error).rpartition("WeightsUnpickler error:")[2]  # before it stands how to read it all the same
+        reason = textwrap.shorten(" ".join(said.split()), 100) or type(error).__name__
         if "Unsupported operand 149" in str(error):  # what protocols from 4 on begin with
             raise ValueError(
                 f"{path} was saved with a pickle protocol above 3, which is not read; save it again with torch.save, "
@@ -277,6 +310,7 @@ def load_arrays(path: Path) -> Any:
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected a .npy or .npz file that numpy wrote")
+    check_fetched(path)
 
     def plain(array: np.ndarray) -> Any:
         return array.tolist() if array.dtype.kind == "U" else as_tensor(array)

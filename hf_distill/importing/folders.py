@@ -17,7 +17,7 @@ from ..data.images import RealImages
 from ..data.pixels import BadImage, Plan, Target, decode, is_gray
 from ..data.source import Source
 from ..distilled.distilled_set import DistilledSet
-from .files import config_of, known_classes, known_preprocessing
+from .files import check_fetched, config_of, known_classes, known_preprocessing
 
 PICTURES = (".jpg", ".jpeg", ".png")
 NUMBERED = re.compile(r"(?:new|class)?_?(\d+)")  # new007 by SRe2L, 00007 by RDED
@@ -136,11 +136,14 @@ def import_image_folder(
     feature, digest = datasets.Image(), hashlib.sha256()
 
     def picture(file: Path) -> Any:
-        content = file.read_bytes()
         try:
+            check_fetched(file)
+            content = file.read_bytes()
             return content, decode({"bytes": content, "path": str(file)}, feature, 0)
         except BadImage as bad:
             raise ValueError(bad.reason) from bad
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read ({error.strerror}); expected a JPEG or PNG file") from error
 
     size = (resolution[0], resolution[-1]) if resolution else None
     first = picture(files[0][0])[1]

@@ -332,12 +332,8 @@ def import_images(
         classes = classes.repeat_interleave(factor**2)
         logits = None if logits is None else logits.repeat_interleave(factor**2, dim=0)
     pixel_values = images.float() if read_space == "network" else preprocessing(images)
-    return DistilledSet(
-        pixel_values,
-        classes,
-        names,
-        preprocessing,
-        lr=_number(read.lr if lr is None else lr, what),
-        soft_labels=logits,
-        config=config_of(real, method, imported_from),
-    )
+    rate, config = _number(read.lr if lr is None else lr, what), config_of(real, method, imported_from)
+    try:
+        return DistilledSet(pixel_values, classes, names, preprocessing, lr=rate, soft_labels=logits, config=config)
+    except ValueError as error:
+        raise ValueError(f"{what} holds no set: {error}") from error

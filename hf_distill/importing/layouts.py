@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .files import as_tensor, load_arrays, load_pt
+from .files import load_arrays, load_pt, numbers_in
 
 logger = logging.getLogger(__name__)
 
@@ -130,12 +129,16 @@ def _asked_for(parts: dict[str, Any], key: str, flag: str, path: Path) -> str:
 def _images_in(path: Path, parts: dict[str, Any], key: str | None) -> str:
     """The name of the images among `parts`."""
     if key is not None:
-        return _asked_for(parts, key, "--images_key", path)
+        value = parts[_asked_for(parts, key, "--images_key", path)]
+        if not _is_images(value):
+            what = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{key!r} in {path} is no images ({what}); expected (N, C, H, W), floats or uint8")
+        return key
     names = [
         name
         for name, value in parts.items()
         if (_is_images(value) and name.split(".")[-1] not in STATISTICS)
-        or (name.split(".")[-1] == "images" and isinstance(value, Tensor))
+        or (name.split(".")[-1] == "images" and isinstance(value, Tensor) and value.ndim)
     ]
     if "images" in names:  # as pixels, beside what was optimised
         names = [name for name in names if name != "pixel_values"]
@@ -216,15 +219,11 @@ def _is_pair(value: Any) -> bool:
 
 
 def _as_labels(labels: Any, path: Path) -> Tensor:
-    if isinstance(labels, (list, tuple)):
-        try:
-            rows = [row.tolist() if isinstance(row, Tensor) else row for row in labels]
-            return as_tensor(np.asarray(rows))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the labels of {path} are a list of no numbers; expected (N,) or (N, K)") from error
-    if not isinstance(labels, Tensor):
-        raise ValueError(f"the labels of {path} are a {type(labels).__name__}; expected a tensor (N,) or (N, K)")
-    return labels if labels.is_floating_point() else labels.long()
+    found = numbers_in(labels) if isinstance(labels, (list, tuple, Tensor)) else None
+    if found is None:
+        kind = f"{type(labels).__name__}{' of no numbers' if isinstance(labels, (list, tuple)) else ''}"
+        raise ValueError(f"the labels of {path} are a {kind}; expected a tensor (N,) or (N, K)")
+    return found if found.is_floating_point() else found.long()
 
 
 def _read_tensor(path: Path, images: Tensor, labels_key: str | None) -> StoredImages:

@@ -329,6 +329,80 @@ def test_what_does_not_fit_is_one_line(content, changes, says, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore")  # of prototypes and betas
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(syn().to_sparse(), torch.eye(6).to_sparse_csr(), syn().cfloat(), syn().to("meta")),
+        *(torch.nested.nested_tensor([syn()[0], syn()[1]]), syn().to(torch.float8_e5m2), torch.tensor(1.0)),
+        *(torch.tensor(0.5).expand(6, 3, 90_000, 90_000), torch.empty(6, 3, 0, 8), "text", [], 1j, b"bytes"),
+    ],
+)
+def test_tensors_of_another_kind_are_one_line_that_names_the_file(value, tmp_path):
+    path = tmp_path / "x.pt"
+    contents = [(value, {}), ([value, blocks()], {}), ([syn(), value], {}), ({"images": value}, {})]
+    for content, options in [*contents, ({"x": value, "labels": blocks()}, {"images_key": "x"})]:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"x\.pt") as caught:
+            import_images(path, **GIVEN, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_lie_otherwise_in_memory_are_read_as_they_are(tmp_path):
+    large = torch.rand(12, 3, 16, 16)
+    for images in (
+        syn()[:1].expand(6, 3, 8, 8),
+        large[::2, :, ::2, 1::2],
+        syn().mT,
+        syn().to(memory_format=torch.channels_last),
+    ):
+        torch.save([images, blocks()], tmp_path / "x.pt")
+        assert torch.equal(import_images(tmp_path / "x.pt", **GIVEN, space="network").floats(), images)
+
+
+UNFETCHED = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n": "is a pointer of Git LFS",
+    b"\n <!DOCTYPE html>\n<html><title>Sign in</title>": "is a page or a message of a server",
+    b"<?xml version='1.0'?>\n<Error>": "is a page or a message of a server",
+    b'{"error":\n"not found"}': "is a page or a message of a server",
+    b"": "it is empty",
+    b"Not Found": "",
+    b"\x00": "",
+}
+
+
+@pytest.mark.parametrize("content", UNFETCHED)
+@pytest.mark.parametrize("name", ["x.pt", "x.npz", "x.npy", "replay_buffer_0.pt", "cat/0.png", "eel/0.png"])
+def test_what_stands_in_the_place_of_a_file_that_was_not_fetched_is_named(name, content, tmp_path):
+    for folder in NAMES:
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+    (tmp_path / name).write_bytes(content)
+    spec = StudentSpec("convnet_d1", 3, 3, (8, 8), {"width": 4, "norm": "instance"})
+    reads = {
+        "x": lambda: import_images(tmp_path / name, **GIVEN),
+        "replay_buffer_0": lambda: import_trajectories([tmp_path / name], tmp_path / "out", spec, **GIVEN),
+        "0": lambda: import_image_folder(tmp_path, **GIVEN),
+    }
+    with pytest.raises(ValueError, match=f"{re.escape(name)}.*{UNFETCHED[content]}") as caught:
+        reads[Path(name).stem]()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_the_name_of_a_picture_is_named(tmp_path):
+    for folder in NAMES:
+        (tmp_path / folder / "0.png").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"cat/0\.png cannot be read \(Is a directory\)"):
+        import_image_folder(tmp_path, **GIVEN)
+
+
+@pytest.mark.filterwarnings("ignore")  # quantized tensors go from a later torch
+def test_quantized_tensors_are_one_line_that_names_the_file(tmp_path):
+    torch.save(torch.quantize_per_tensor(syn(), 0.1, 0, torch.quint8), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt holds a quint8 tensor"):
+        import_images(tmp_path / "x.pt", **GIVEN)
+
+
 def test_images_of_other_data_are_refused(digits, tmp_path):
     torch.save({"images": syn(), "labels": blocks()}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"holds images 3x8x8 .* and the source data are 1x8x8"):
