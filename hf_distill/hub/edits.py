@@ -69,6 +69,7 @@ def with_edits(card: str, there: str, *, ours: bool) -> str:
     pieces = _pieces(body_there)
     if all(name is None for name, _ in pieces):
         pieces = _pieces_of_0_1(body_there) if ours else [(known[-1], ""), (None, body_there)]
+    if wrote is None:
         wrote = _wrote_by_0_1(front_there) if ours else {}
     kept: dict[str | None, list[str]] = {}
     behind = None
@@ -78,7 +79,7 @@ def with_edits(card: str, there: str, *, ours: bool) -> str:
         elif name in known:
             behind = name
     written = _written(front)
-    return _composed(_metadata(front, front_there, wrote or {}), parts, kept, written)
+    return _composed(_metadata(front, front_there, wrote), parts, kept, written)
 
 
 def _composed(front: str, parts: Pieces, kept: dict[str | None, list[str]], wrote: Wrote) -> str:
@@ -170,7 +171,8 @@ def _metadata(front: str, there: str, wrote: Wrote) -> str:
         mine, written = ours.get(key.value), wrote.get(key.value)
         if isinstance(mine, yaml.SequenceNode):
             known = (None, *_items(mine), *(written or ()))
-            mine.value += (more := [item for item in _nodes(value) if _item(item) not in known])
+            more = [item for item in _nodes(value) if _item(item) not in known]
+            mine.value += more
             kept |= bool(more)
         elif mine is None and written is None:
             new.value.append((key, value))
@@ -211,7 +213,7 @@ def _read_wrote(mark: str) -> Wrote | None:
 
 
 def _wrote_by_0_1(front: str) -> Wrote:
-    """What version 0.1 wrote in the metadata of a card, as far as the card itself can tell."""
+    """What a version wrote in the metadata of a card that does not say it, as far as can be told."""
     try:
         wrote = _written(front)
     except (yaml.YAMLError, RecursionError):
