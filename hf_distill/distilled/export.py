@@ -1,16 +1,13 @@
 """Exports of a distilled set for programs that know nothing of it: a folder of PNG files, or one file of tensors."""
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import DatasetCardData
 
-from ..hub.files import atomic_write
+from ..hub.files import atomic_write, whole_file
 from .card import config_entry
 from .tables import pictures, png
 
@@ -61,19 +58,6 @@ def export_pt(distilled: "DistilledSet", path: str | Path) -> Path:
         content |= {"zca_eps": preprocessing.zca.eps, "zca_digest": preprocessing.zca.digest}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _aside(path) as aside:
+    with whole_file(path) as aside:
         torch.save(content, aside)
     return path
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A place to write a file at, which is put at `path` when it is whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

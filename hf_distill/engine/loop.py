@@ -24,6 +24,7 @@ from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
 from ..runs.callbacks import RunState, Trackers
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
 from ..runs.folder import check_same_run
+from ..runs.processes import on_main
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
 logger = logging.getLogger(__name__)
@@ -307,9 +308,10 @@ class Distiller(Method):
 
     def _resume(self) -> int:
         """Load the checkpoint that the config asks for, and return the step to go on with."""
-        if self.config.resume_from_checkpoint is None:
+        resume = self.config.resume_from_checkpoint
+        if resume is None:
             return 0
-        folder = find_checkpoint(self.output_dir, self.config.resume_from_checkpoint)
+        folder = on_main(self.accelerator, lambda: find_checkpoint(self.output_dir, resume))
         if folder is None:
             logger.warning("%s holds no checkpoint yet; starting from the beginning", self.output_dir)
             return 0

@@ -1,30 +1,125 @@
 """Files that are whole or not there, and what an artifact says of its own format and makers."""
 
+import errno
+import glob
+import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable
+import re
+import reprlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from .._version import __version__
 
 STAGING = ".saving-"  # what is written aside in the folder that it is to be moved into
+SUMS = "SHA256SUMS"  # of a folder: what its files are, beside a README.md that people may edit
 LARGEST_JSON = 200_000_000  # bytes; ImageNet-21K's names and every hyper-parameter there is are less than one of them
 
 
-def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
-    """Put `data` at `path` whole or not at all; text is UTF-8."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A place to write at, whose content then is at `path`: whole and on the disk, or not at all.
+
+    What writers that were killed left of this file is removed.
+
+    Raises:
+        OSError: It cannot be written (a full disk); its `filename` is `path`, unless it names another file.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
+        sweep(path)
+        yield aside
+        sync(aside)
         os.replace(aside, path)
+        sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(aside)):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
+    """Put `data` at `path` whole or not at all; text is UTF-8. Raises as `whole_file`."""
+    with whole_file(path) as aside:
+        aside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and sys.platform == "win32":  # which opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that are gone left of their attempts to write the file `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        writer = leftover.name.split(".")[-2]
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            leftover.unlink(missing_ok=True)
+
+
+# Checksums
+
+
+def sha256_of_file(path: Path) -> str:
+    """64 hex digits of the content of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def save_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write SHA256SUMS, which `sha256sum -c` reads too: the `sums` of files by their paths in `folder`."""
+    atomic_write(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+
+
+def load_sums(folder: Path) -> dict[str, str]:
+    """The checksums in SHA256SUMS by the paths of the files; none where there is no such file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / SUMS
+    if not path.exists():
+        return {}
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"larger than {LARGEST_JSON:,} bytes")
+        lines = path.read_text("utf-8").removesuffix("\n").split("\n")
+        if wrong := [line for line in lines if not re.fullmatch(r"[0-9a-f]{64}  .+", line)]:
+            raise ValueError(f"{reprlib.repr(wrong[0])} is no checksum with the name of a file")
+        return {line[66:]: line[:64] for line in lines}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again, or delete it to do without checksums") from error
+
+
+def check_sum(path: Path, expected: str | None) -> None:
+    """Raise a `ValueError` where a file is not what its checksum says; there may be none (None)."""
+    if expected is not None and sha256_of_file(path) != expected:
+        raise ValueError(
+            f"{path} is damaged: its checksum is not that in {SUMS}; fetch or make it again, or, where it was changed on "
+            f"purpose, delete {SUMS}"
+        )
 
 
 def save_json(path: str | Path, value: Any) -> None:

@@ -554,18 +554,18 @@ class APM(BlockDistiller):
 
     def _kept(self, block: Block, aside: Path) -> tuple[Tensor, Tensor, int]:
         """Images, momentum and iteration that a group goes on from."""
-        checkpoint = find_checkpoint(aside, "latest")
-        if checkpoint is None:
-            x = self.initial(block)
-            return x, torch.zeros_like(x), 0
         shape = (len(block.rows), *self.train.shape)
         try:
+            checkpoint = find_checkpoint(aside, "latest")
+            if checkpoint is None:
+                x = self.initial(block)
+                return x, torch.zeros_like(x), 0
             tensors, state = load_checkpoint(checkpoint)
             kept, step = [tensors[name].to(self.device) for name in ("x", "velocity")], state["step"]
             if not is_whole(step) or any(tuple(tensor.shape) != shape for tensor in kept):
-                raise ValueError(f"not {shape} after some iterations")
+                raise ValueError(f"{checkpoint} is not {shape} after some iterations")
         except (ValueError, KeyError) as error:
-            raise ValueError(f"{checkpoint} is damaged ({error}); remove {aside}, and the group begins anew") from error
+            raise ValueError(f"{aside} is damaged ({error}); remove it, and the group begins anew") from error
         return kept[0], kept[1], step
 
     # The set

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is `checkpoint-<step>/` with `state.safetensors` (every tensor) and `trainer_state.json` (everything else).
-It is written aside and renamed, so that a run killed in the middle of writing leaves the one before it.
+A checkpoint is `checkpoint-<step>/` with `state.safetensors` (every tensor), `trainer_state.json` (everything else) and
+their checksums. It is written aside and renamed, so that a run killed in the middle of writing leaves the one before it.
 """
 
 import logging
@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..hub.files import load_json, save_json
+from ..hub.files import check_sum, load_json, load_sums, save_json, save_sums, sha256_of_file, sync
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
     try:
         aside.mkdir(parents=True)
         save_file(_apart(tensors), aside / TENSORS_FILE)
+        sync(aside / TENSORS_FILE)
         save_json(aside / STATE_FILE, state)
+        save_sums(aside, {name: sha256_of_file(aside / name) for name in (TENSORS_FILE, STATE_FILE)})
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(
@@ -59,6 +61,7 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
     if final.exists():  # moved, not deleted: a deletion takes time in which neither would be there
         os.replace(final, replaced)
     os.replace(aside, final)
+    sync(directory)
     shutil.rmtree(replaced, ignore_errors=True)
     checkpoints = list_checkpoints(directory)
     own = checkpoints[: checkpoints.index(final) + 1]
@@ -91,19 +94,35 @@ def remove(checkpoint: Path) -> None:
 
 
 def find_checkpoint(directory: Path, resume_from: str) -> Path | None:
-    """The folder that `--resume_from_checkpoint` means; None for `latest` where there is none yet.
+    """The whole checkpoint that `--resume_from_checkpoint` means; None for `latest` where there is none yet.
+
+    `latest` is the newest that is whole; one that is passed over is said.
 
     Raises:
-        ValueError: There is no such folder.
+        ValueError: There is no such folder, or it is damaged: for `latest`, all that there are.
     """
-    if resume_from == "latest":
-        checkpoints = list_checkpoints(directory)
-        return checkpoints[-1] if checkpoints else None
-    if not Path(resume_from).is_dir():
+    if resume_from != "latest":
+        folder = Path(resume_from)
+        if not folder.is_dir():
+            raise ValueError(
+                f"--resume_from_checkpoint {resume_from} is no folder; expected `latest` or a checkpoint folder"
+            )
+        if (folder / STATE_FILE).exists():  # it may be the folder of a run too, for blocks
+            _check(folder)
+        return folder
+    checkpoints = list_checkpoints(directory)
+    for folder in reversed(checkpoints):
+        try:
+            _check(folder, "looking at the one before it")
+        except ValueError as error:
+            logger.warning("%s", error)
+        else:
+            return folder
+    if checkpoints:
         raise ValueError(
-            f"--resume_from_checkpoint {resume_from} is no folder; expected `latest` or a checkpoint folder"
+            f"none of the {len(checkpoints)} checkpoint(s) in {directory} is whole; remove them to begin anew"
         )
-    return Path(resume_from)
+    return None
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,10 +131,23 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: Something is missing in it or damaged.
     """
+    state = _check(folder)
+    return load_file(folder / TENSORS_FILE), state
+
+
+def _check(folder: Path, advice: str = "resume from another one") -> dict[str, Any]:
+    """The state of a checkpoint, whose tensors are whole too; `advice` ends the message where they are not.
+
+    Raises:
+        ValueError: Something is missing in it or damaged.
+    """
     try:
-        return load_file(folder / TENSORS_FILE), load_json(folder / STATE_FILE)
+        for name, digest in load_sums(folder).items():  # those of version 0.1 have none
+            check_sum(folder / name, digest)
+        with safe_open(folder / TENSORS_FILE, "pt"):
+            return load_json(folder / STATE_FILE)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} is no whole checkpoint ({error}); resume from another one") from error
+        raise ValueError(f"{folder} is no whole checkpoint ({error}); {advice}") from error
 
 
 def pack_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:

@@ -750,7 +750,7 @@ def test_a_group_whose_state_is_damaged_says_what_to_remove(data, teacher, tmp_p
     save_checkpoint(aside, tensors, {"step": 3}, limit=1)
     if damage == "a step":
         (aside / "checkpoint-3" / "trainer_state.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"checkpoint-3 is damaged .*; remove .*unfinished-000000, and the group"):
+    with pytest.raises(ValueError, match=r"unfinished-000000 is damaged .*; remove it, and the group begins anew"):
         apm.make(block, lambda *_: None)
 
 

@@ -117,6 +117,39 @@ def test_a_damaged_checkpoint_is_one_line_that_names_it(tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("file", ["state.safetensors", "trainer_state.json", "SHA256SUMS"])
+def test_a_flipped_bit_in_any_byte_of_a_checkpoint_is_refused(tmp_path, file):
+    folder = save(tmp_path, 3)
+    whole = (folder / file).read_bytes()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        (folder / file).write_bytes(flipped)
+        with pytest.raises(ValueError, match="is no whole checkpoint"):
+            load_checkpoint(folder)
+
+
+def test_latest_is_the_newest_whole_checkpoint_and_says_what_it_passes_over(tmp_path, caplog):
+    for step in (3, 6, 9):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint-9" / "trainer_state.json").unlink()
+    tensors = tmp_path / "checkpoint-6" / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0@")
+    with caplog.at_level("WARNING"):
+        assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
+    assert [text.split(" ", 1)[0] for text in caplog.messages] == [str(tmp_path / f"checkpoint-{n}") for n in (9, 6)]
+    with pytest.raises(ValueError, match=r"checkpoint-6 is no whole checkpoint \(.* is damaged: its checksum"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-6"))
+    (tmp_path / "checkpoint-3" / "state.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"none of the 3 checkpoint\(s\) in .* is whole; remove them to begin anew"):
+        find_checkpoint(tmp_path, "latest")
+
+
+def test_a_checkpoint_without_checksums_is_one_of_an_older_version(tmp_path):
+    (save(tmp_path, 3) / "SHA256SUMS").unlink()
+    assert load_checkpoint(tmp_path / "checkpoint-3")[1]["step"] == 3
+
+
 # Optimizers
 
 
