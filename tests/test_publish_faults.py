@@ -614,7 +614,7 @@ def test_what_only_lies_in_the_folder_is_never_pushed(hub, repo, tmp_path):
     ExpertTrajectories.from_pretrained(trained).push_to_hub(repo, token=hub.token)
     data_id = json.loads(hub.files("dataset", repo)["distill_config.json"])["data_id"]
     shards = {f"{config}/train-00000-of-00001-{data_id}.parquet" for config in ("data", "tensor")}
-    about = {".gitattributes", "README.md"}
+    about = {".gitattributes", "README.md", "SHA256SUMS"}
     assert hub.files("dataset", repo).keys() == about | shards | {"distill_config.json", "assets/grid.png"}
     assert hub.files("model", repo).keys() == about | {INDEX} | {EXPERT_FILE.format(expert) for expert in range(3)}
 

@@ -35,6 +35,7 @@ from tests.helpers.sets import CONFIG, NAMES, REPORT, make
 from tests.helpers.sets import network as teacher
 
 PUBLISHED = {
+    "SHA256SUMS",
     ".gitattributes",
     "README.md",
     "assets/grid.png",
@@ -153,7 +154,8 @@ def test_loading_fetches_no_picture_and_nothing_that_is_not_of_the_artifact(hub)
     hub.clear()
     DistilledSet.from_pretrained(repo)
     data_id = json.loads(hub.files("dataset", repo)["distill_config.json"])["data_id"]
-    expected = {"README.md", "distill_config.json", "results.json", f"train-00000-of-00001-{data_id}.parquet"}
+    about = {"README.md", "SHA256SUMS", "distill_config.json", "results.json"}
+    expected = {*about, f"train-00000-of-00001-{data_id}.parquet"}
     assert set(asked(hub, "GET")) | set(asked(hub, "HEAD")) == expected
 
 
@@ -190,7 +192,7 @@ def test_of_published_experts_only_the_files_that_are_touched_are_fetched(hub, e
     hub.put("model", repo, {"expert-00000.safetensors": b"moved on"})
     hub.clear()
     there = ExpertTrajectories.from_pretrained(repo, revision="v1.0.0")
-    assert asked(hub, "GET") == ["expert_config.json"]
+    assert asked(hub, "GET") == ["expert_config.json", "SHA256SUMS"]
     for _ in range(2):
         for found, expected in zip(there.segment(2, 0, 2), experts.segment(2, 0, 2), strict=True):
             assert torch.equal(found, expected)
@@ -403,7 +405,7 @@ def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, re
     assert set(files) == {name.format(config["data_id"]) for name in PUBLISHED}
     saved = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     assert set(saved) - set(files)  # checkpoints, which stay at home
-    for name in set(files) - {".gitattributes", "README.md", "distill_config.json"}:
+    for name in set(files) - {".gitattributes", "README.md", "SHA256SUMS", "distill_config.json"}:
         assert files[name] == saved[name].read_bytes(), name
     card = files["README.md"].decode()
     assert experts_commit in card
@@ -414,7 +416,7 @@ def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, re
     done = recipes("evaluate", evaluate, tmp_path)
     assert done.status == [0], done.err
     now = hub.files("dataset", repo)
-    assert {name for name in now if now[name] != files.get(name)} == {"README.md", "results.json"}
+    assert {name for name in now if now[name] != files.get(name)} == {"README.md", "SHA256SUMS", "results.json"}
     rows = EvalReport.from_json(json.loads(now["results.json"])).rows
     added = [row for row in rows if row.student == "convnet_d2" and row.set == "distilled"]
     assert len(rows) > len(EvalReport.from_json(json.loads(files["results.json"])).rows)
@@ -598,6 +600,7 @@ def test_results_touch_nothing_but_what_tells_of_them(hub):
     after = hub.files("dataset", repo)
     assert {name for name in after if after[name] != before.get(name)} == {
         "README.md",
+        "SHA256SUMS",
         "distill_config.json",
         "results.json",
     }

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from ..data.files import PATTERN
 from ..data.preprocessing import Preprocessing
-from ..hub.files import load_json, save_json
+from ..hub.files import SUMS, load_json, save_json, save_sums, sha256_of_file
 from ..hub.folder import Home, HubFolder
 from ..hub.plots import can_plot, labels_plot
 from ..hub.repository import PushConflict, Repository
@@ -84,6 +84,7 @@ class DistilledSet(nn.Module, HubFolder):
     config_name = CONFIG
     owned = (
         "README.md",
+        SUMS,
         CONFIG,
         RESULTS,
         GRID,
@@ -338,7 +339,8 @@ class DistilledSet(nn.Module, HubFolder):
             bulk = "tensor" if load_json(folder / cls.config_name).get("pixels") == "uint8" else "data"
         except ValueError:  # which reading will find again, and say
             return folder, origin
-        return origin.snapshot([pattern for pattern in cls.fetched if not pattern.startswith(f"{bulk}/")]), origin
+        needed = [pattern for pattern in cls.fetched if not pattern.startswith(f"{bulk}/")]
+        return origin.snapshot(needed), origin
 
     @classmethod
     def _read(cls, folder: Path) -> "DistilledSet":
@@ -402,11 +404,16 @@ class DistilledSet(nn.Module, HubFolder):
             latest.report = (latest.report or EvalReport()).merge(report)
             release = latest.release or {}
             released = release.get("tag") if release.get("repo_id") == repo_id else None
-            home, about = Home(repo_id, tag or released, on_hub=True), ("README.md", RESULTS, PLOT, self.config_name)
+            home = Home(repo_id, tag or released, on_hub=True)
+            about = ("README.md", SUMS, RESULTS, PLOT, self.config_name)
             repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
             pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
             with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
                 latest._write_about(Path(aside), home, latest.stored_id or latest._content_id(), sum(pictures))
+                if latest.sums:
+                    rewritten = [name for name in (RESULTS, self.config_name) if Path(aside, name).exists()]
+                    changed = {name: sha256_of_file(Path(aside, name)) for name in rewritten}
+                    save_sums(Path(aside), {**latest.sums, **changed})
                 files = {name: Path(aside, name) for name in about if Path(aside, name).exists()}
                 message, parent = "Add the results of an evaluation", repository.revision
                 try:

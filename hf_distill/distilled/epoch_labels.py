@@ -13,6 +13,7 @@ the same views with the same labels.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -46,13 +47,25 @@ from ..config import check_at_least
 from ..data.feed import Pool, upload
 from ..hub.cards import render_card, source_context, source_datasets
 from ..hub.checks import MOST_CLASSES, OBJECT, OBJECT_OR_NULL, Rules, check_values, is_hex, is_number, is_whole
-from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from ..hub.files import (
+    SUMS,
+    atomic_write,
+    check_format_version,
+    check_sum,
+    load_json,
+    load_sums,
+    package_versions,
+    save_json,
+    sha256_of_file,
+)
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
 from ..networks.compiling import in_precision
 from .label_costs import label_bytes
 from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
 from .tables import parquet_writer
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["FORMAT_VERSION", "Codec", "EpochLabels", "images_sha256", "relabel", "store"]
 
@@ -215,7 +228,7 @@ class EpochLabels(HubFolder, LabelSource):
 
     repo_type = "dataset"
     config_name = INDEX
-    owned = ("README.md", INDEX, f"{FOLDER}/epochs-*.parquet")
+    owned = ("README.md", SUMS, INDEX, f"{FOLDER}/epochs-*.parquet")
     fetched = (INDEX,)
     loader = "EpochLabels.from_pretrained"
     kind = "stored"
@@ -235,6 +248,7 @@ class EpochLabels(HubFolder, LabelSource):
             self.views = RecordedViews(about["mix"], tuple(about["size"]), self.num_images, self._recall)
         else:
             self.views = StoredViews.from_config({**about, "epochs": self.num_epochs, "count": self.num_images})
+        self._whole: set[str] = set()  # files whose checksums were looked at
         # The rows of a file that are in memory, as its path, the first row and the columns.
         self._loaded: tuple[Path, int, dict[str, Tensor]] | None = None
 
@@ -305,11 +319,14 @@ class EpochLabels(HubFolder, LabelSource):
 
     def _path(self, name: str) -> Path:
         path = self.folder / name
-        if path.is_file():
-            return path
-        if self.origin is None:
-            raise ValueError(f"{self.folder} lacks {name}, which its {INDEX} names; label again or copy it there")
-        return self.origin.fetch(name)
+        if not path.is_file():
+            if self.origin is None:
+                raise ValueError(f"{self.folder} lacks {name}, which its {INDEX} names; label again or copy it there")
+            path = self.origin.fetch(name)
+        if name not in self._whole:
+            check_sum(path, self.sums.get(name))
+            self._whole.add(name)
+        return path
 
     def _names(self) -> list[str]:
         return [_name(epochs, self.config["id"]) for epochs in _files(self.num_epochs, self.config["epochs_per_file"])]
@@ -536,7 +553,14 @@ def store(
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
     parts = _files(epochs, config["epochs_per_file"])
     paths = {part: directory / _name(part, config["id"]) for part in parts}
-    lacking = broadcast_object_list([[part for part in parts if not paths[part].is_file()]])[0]
+    known = load_sums(directory) if accelerator.is_main_process else {}
+    known: dict[str, str] = {}  # checksums, by the names of files
+    lacking: list[range] = []
+    if accelerator.is_main_process:
+        known = {Path(name).name: digest for name, digest in load_sums(directory).items()}
+        known |= {path.name: sum_of.read_text() for path in paths.values() if (sum_of := _sum_of(path)).is_file()}
+        lacking = [part for part, path in paths.items() if not _is_whole(path, known.get(path.name))]
+    lacking = broadcast_object_list([lacking])[0]
     mine = lacking[accelerator.process_index :: accelerator.num_processes]
     with tqdm(
         total=sum(map(len, mine)) * count,
@@ -550,12 +574,30 @@ def store(
     if accelerator.is_main_process:
         config["bytes"] = sum(path.stat().st_size for path in paths.values())
         config |= {"source": source, "versions": package_versions()}
-        EpochLabels(directory, config)._write_about(directory, Home(directory.resolve().name))
-        for path in [*directory.glob(f"{FOLDER}/epochs-*.parquet"), *directory.glob(f"{FOLDER}/.epochs-*.tmp")]:
-            if path not in paths.values():
-                path.unlink()
+        known |= {path.name: sum_of.read_text() for path in paths.values() if (sum_of := _sum_of(path)).is_file()}
+        labels = EpochLabels(directory, config)
+        with labels._rewritten(directory, {f"{FOLDER}/{name}": digest for name, digest in known.items()}):
+            labels._write_about(directory, Home(directory.resolve().name))
+            for path in directory.glob(f"{FOLDER}/epochs-*.parquet"):
+                if path not in paths.values():
+                    path.unlink()
+        for path in directory.glob(f"{FOLDER}/.epochs-*"):
+            path.unlink()
     accelerator.wait_for_everyone()
     return EpochLabels.from_pretrained(directory)
+
+
+def _sum_of(path: Path) -> Path:
+    """Where the checksum of a file of labels is, until there is SHA256SUMS."""
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _is_whole(path: Path, expected: str | None) -> bool:
+    """True where a file of labels is there as it was written: with its checksum, unless version 0.1 wrote it."""
+    if not path.is_file() or expected in (None, sha256_of_file(path)):
+        return path.is_file()
+    logger.warning("%s is damaged: its checksum is another; its labels are made again", path)
+    return False
 
 
 def _identity(teacher: LabelSource) -> dict[str, Any]:
@@ -635,4 +677,6 @@ def _write_file(path: Path, epochs: range, columns: dict[str, np.ndarray], schem
     options = {"column_encoding": encodings, "use_dictionary": False, "compression": "zstd"}
     with parquet_writer(sink, schema, **options) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=schema), max(1, GROUP_BYTES // row_bytes))
-    atomic_write(path, memoryview(sink.getvalue()))
+    content = memoryview(sink.getvalue())
+    atomic_write(_sum_of(path), hashlib.sha256(content).hexdigest())  # first: a file that lacks it is of version 0.1
+    atomic_write(path, content)

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and what an artifact says of its own format and makers."""
 
 import errno
+import fnmatch
 import glob
 import hashlib
 import importlib.metadata
@@ -68,6 +69,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """True where a path matches one of the glob patterns, part by part: `*` does not cross a folder."""
+    parts = name.split("/")
+    each = (pattern.split("/") for pattern in patterns)
+    return any(len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)) for wanted in each)
+
+
 def sweep(path: Path) -> None:
     """Remove what processes that are gone left of their attempts to write the file `path`."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -110,15 +118,15 @@ def load_sums(folder: Path) -> dict[str, str]:
             raise ValueError(f"{reprlib.repr(wrong[0])} is no checksum with the name of a file")
         return {line[66:]: line[:64] for line in lines}
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again, or delete it to do without checksums") from error
+        raise ValueError(f"{path} is damaged ({error}); fetch it again, or delete it to do without") from error
 
 
 def check_sum(path: Path, expected: str | None) -> None:
     """Raise a `ValueError` where a file is not what its checksum says; there may be none (None)."""
     if expected is not None and sha256_of_file(path) != expected:
         raise ValueError(
-            f"{path} is damaged: its checksum is not that in {SUMS}; fetch or make it again, or, where it was changed on "
-            f"purpose, delete {SUMS}"
+            f"{path} is damaged: its checksum is not that in {SUMS}; fetch or make it again, or delete {SUMS} where "
+            "it was changed on purpose"
         )
 
 

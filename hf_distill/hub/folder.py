@@ -9,16 +9,28 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub import CommitInfo
 
 from .edits import with_edits
-from .files import STAGING, someone_elses
+from .files import (
+    STAGING,
+    SUMS,
+    check_sum,
+    load_sums,
+    matches,
+    save_sums,
+    sha256_of_file,
+    someone_elses,
+    sweep,
+    sync,
+)
 from .markdown import literal
 from .repository import CARD, Repository
 
@@ -78,11 +90,6 @@ def _keep_edits(card: Path, there: Path) -> None:
         card.write_text(with_edits(card.read_text(encoding="utf-8"), old, ours=True), encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 def locate(
     repo_id_or_path: str | Path,
     repo_type: str,
@@ -115,6 +122,7 @@ class HubFolder(ABC):
     A subclass writes and reads its entries in `_write` and `_read`. Saving is safe against a kill at any moment when
     bulk files carry a new name whenever their content changes and the files that name them are replaced as a whole:
     new names are moved in first, then the replaced files, `config_name` last, and only then the stale ones go.
+    Checksums are not there while names are replaced, and so never those of other files.
 
     Attributes:
         repo_type: "dataset" or "model".
@@ -122,20 +130,24 @@ class HubFolder(ABC):
         owned: Glob patterns of all that the artifact consists of. A save or a push replaces it: a match that is not
             written again is removed. Everything else in the folder or repository stays, and is never pushed.
         fetched: Those of them that loading needs.
+        unsummed: Those of them that have no checksum in SHA256SUMS: which people edit, or nothing reads.
         loader: The function that the card loads it with.
         config: What the JSON file says; "source" is the dataset that the artifact was made from.
         origin: The repository, at its commit, that this artifact was loaded from; None for a local folder.
         release: The repo_id and tag that it was published as, as its JSON file says; None where it never was.
+        sums: The checksums of its files by their paths, where it was loaded; none from version 0.1.
     """
 
     repo_type: ClassVar[str]
     config_name: ClassVar[str]
     owned: ClassVar[tuple[str, ...]]
     fetched: ClassVar[tuple[str, ...]]
+    unsummed: ClassVar[tuple[str, ...]] = ("README.md", "assets/*")
     loader: ClassVar[str]
     config: dict[str, Any]
     origin: Repository | None = None
     release: dict[str, Any] | None = None
+    sums: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def index(cls) -> str:
@@ -180,11 +192,35 @@ class HubFolder(ABC):
             with _staging(directory) as staged:
                 self._write(staged, Home(staged.name))
                 _keep_edits(staged / CARD, directory / CARD)
+                self._sum(staged)
                 self._move(staged, directory)
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"{directory} was not saved ({reason}); what it held before is whole") from error
         return directory
+
+    def _sum(self, folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write SHA256SUMS into `folder`, which holds the artifact; checksums that are `known` are not computed."""
+        owned = (path for pattern in self.owned for path in folder.glob(pattern))
+        names = [name for path in owned if self._is_summed(name := path.relative_to(folder).as_posix())]
+        save_sums(folder, {name: known.get(name) or sha256_of_file(folder / name) for name in names})
+
+    def _is_summed(self, name: str) -> bool:
+        return not matches(name, (*self.unsummed, SUMS))
+
+    def _check(self, folder: Path) -> None:
+        """Take the checksums in `folder`; raise a `ValueError` where a file that loading needs is not what they say."""
+        self.sums = load_sums(folder)
+        for name, expected in self.sums.items():
+            if matches(name, self.fetched) and self._is_summed(name) and (folder / name).is_file():
+                check_sum(folder / name, expected)
+
+    @contextmanager
+    def _rewritten(self, folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+        """Time to write files in place, without SHA256SUMS, which is of these behind it; `known` as in `_sum`."""
+        (folder / SUMS).unlink(missing_ok=True)
+        yield
+        self._sum(folder, known)
 
     def _replaced(self) -> tuple[str, ...]:
         """The patterns of `owned` whose matches go where a save or a push does not write them anew."""
@@ -193,10 +229,16 @@ class HubFolder(ABC):
     def _move(self, staged: Path, directory: Path) -> None:
         names = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
         for name in names:
-            _sync(staged / name)
+            sync(staged / name)
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        for name in sorted(names, key=lambda name: ((directory / name).exists(), str(name) == self.config_name, name)):
+            sweep(directory / name)
+        last = (self.config_name, SUMS)
+        first = [name for name in names if str(name) not in last]
+        (directory / SUMS).unlink(missing_ok=True)
+        for name in [*sorted(first, key=lambda name: ((directory / name).exists(), name)), *last]:
             os.replace(staged / name, directory / name)
+        for parent in {(directory / name).parent for name in names}:
+            sync(parent)
         for pattern in self._replaced():
             for path in list(directory.glob(pattern)):
                 if path.relative_to(directory) not in names:
@@ -227,6 +269,7 @@ class HubFolder(ABC):
         where = {"revision": revision, "token": token, "local_files_only": local_files_only}
         folder, origin = cls._find(repo_id_or_path, where)
         artifact = cls._read(folder)
+        artifact._check(folder)
         artifact.origin = origin
         return artifact
 
@@ -245,12 +288,9 @@ class HubFolder(ABC):
     @classmethod
     def _download(cls, repository: Repository) -> tuple[Path, Repository]:
         """The cached folder of what loading needs, and the repository at the commit that it is of."""
-        if cls.fetched == (cls.config_name,):  # the rest comes when it is first used, from the same commit
-            folder = repository.fetch(cls.config_name).parent
-            return folder, repository.pinned(folder)
         folder = repository.snapshot([cls.config_name])  # first: without it nothing else is of use
         origin = repository.pinned(folder)
-        return origin.snapshot(cls.fetched) if (folder / cls.config_name).is_file() else folder, origin
+        return origin.snapshot([*cls.fetched, SUMS]) if (folder / cls.config_name).is_file() else folder, origin
 
     def push_to_hub(
         self,
@@ -302,6 +342,7 @@ class HubFolder(ABC):
         with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
             staged = Path(aside)
             self._write(staged, Home(repo_id, tag, on_hub=True))
+            self._sum(staged)
             files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
             return repository.publish(
                 files,

@@ -9,7 +9,6 @@ replaces all that the artifact owns. A tag names that commit and is never moved.
 the new one.
 """
 
-import fnmatch
 import hashlib
 import logging
 import re
@@ -45,6 +44,8 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import is_package_available
 
 from .edits import with_edits
+
+from .files import matches
 
 __all__ = ["PushConflict", "Repository"]
 
@@ -414,7 +415,7 @@ class Repository:
         """True where a commit is the version that `additions` make; and the files that it holds of another one."""
         stored = {entry.path: entry for entry in self._tree(commit)}
         kept = {addition.path_in_repo for addition in additions}
-        stale = [name for name in stored if name not in kept and any(_matches(name, pattern) for pattern in owned)]
+        stale = [name for name in stored if name not in kept and matches(name, owned)]
         same = all(_holds(stored.get(addition.path_in_repo), addition) for addition in additions)
         return same and not stale, stale
 
@@ -522,12 +523,6 @@ class Repository:
 def _check_name(tag: str | None) -> None:
     if tag is not None and not TAG.fullmatch(tag):
         raise ValueError(f"the tag {tag!r} cannot name a version; expected letters, digits and . _ -, such as v1.0.0")
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """True where a path matches a glob pattern part by part."""
-    parts, patterns = name.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _batches(additions: list[CommitOperationAdd]) -> Iterator[list[CommitOperationAdd]]:

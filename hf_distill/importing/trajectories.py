@@ -1,6 +1,5 @@
 """Expert trajectories from `.pt` buffers: list[expert][epoch][parameter]."""
 
-import json
 import logging
 import math
 import re
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,7 +21,7 @@ from ..hub.files import atomic_write, package_versions
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec
 from ..networks.batches import images_at_once
-from ..networks.trajectories import EXPERT_FILE, FORMAT_VERSION, METADATA, ExpertTrajectories
+from ..networks.trajectories import EXPERT_FILE, FORMAT_VERSION, ExpertTrajectories, tensor_file
 from .files import known_classes, known_preprocessing, load_pt, origin_of, require_empty
 
 logger = logging.getLogger(__name__)
@@ -267,8 +265,7 @@ class _Writer:
             "accuracy": [None] * self.epochs,
             **{f"{split}_accuracy": accuracies.get(split) for split in self.splits},
         }
-        content = save({"params": params}, {METADATA: json.dumps(metadata, sort_keys=True)})
-        atomic_write(self.folder / EXPERT_FILE.format(self.count), content)
+        atomic_write(self.folder / EXPERT_FILE.format(self.count), tensor_file({"params": params}, metadata))
         self.count += 1
 
 

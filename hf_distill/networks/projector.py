@@ -42,7 +42,7 @@ from ..hub.checks import (
     is_number,
     is_whole,
 )
-from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from ..hub.files import SUMS, atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
 from ..rng import generator
 from .architectures import differing_tensor, read_shapes, sha256_of
@@ -226,7 +226,7 @@ class LabelProjector(nn.Module, HubFolder):
 
     repo_type = "model"
     config_name = INDEX
-    owned = ("README.md", INDEX, ADAPTER, ADAPTER_CONFIG, TEXT_HEAD, ZCA_FILE, EVAL_RESULTS, f"{BASE}/*")
+    owned = ("README.md", SUMS, INDEX, ADAPTER, ADAPTER_CONFIG, TEXT_HEAD, ZCA_FILE, EVAL_RESULTS, f"{BASE}/*")
     fetched = (INDEX, ADAPTER, ADAPTER_CONFIG, TEXT_HEAD, ZCA_FILE, f"{BASE}/*")
     loader = "LabelProjector.from_pretrained"
 
@@ -530,6 +530,7 @@ class LabelProjector(nn.Module, HubFolder):
         where = {"token": token, "local_files_only": local_files_only}
         folder, origin = cls._find(repo_id_or_path, {"revision": revision, **where})
         projector = cls._read(folder, prior, **where)
+        projector._check(folder)
         projector.origin = origin
         return projector
 

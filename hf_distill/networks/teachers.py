@@ -35,7 +35,7 @@ from ..hub.checks import (
     is_share,
     is_whole,
 )
-from ..hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from ..hub.files import SUMS, atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder, locate
 from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
@@ -110,7 +110,7 @@ class Teacher(HubFolder):
 
     repo_type = "model"
     config_name = TIMM_CONFIG
-    owned = ("README.md", TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, EVAL_RESULTS)
+    owned = ("README.md", SUMS, TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, EVAL_RESULTS)
     fetched = (TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, PROCESSOR)
     loader = "Teacher.from_pretrained"
     _foreign = False  # of a repository that this library did not write

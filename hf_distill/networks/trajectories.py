@@ -4,6 +4,7 @@ One safetensors file per expert. Its rows are read by position, not mapped: what
 as on a network file system. In a Hub repository a file is fetched when it is first used.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import Self
 
@@ -23,7 +25,7 @@ from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
 from ..hub.cards import render_card, source_context
 from ..hub.checks import OBJECT, TEXT_OR_NULL, Rules, check_values, is_share, is_whole
-from ..hub.files import atomic_write, check_format_version, load_json, save_json
+from ..hub.files import SUMS, atomic_write, check_format_version, check_sum, load_json, save_json
 from ..hub.folder import Home, HubFolder
 from ..hub.markdown import escaped
 from .architectures import FlatModel, StudentSpec
@@ -49,6 +51,7 @@ ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16":
 ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1}
 HEADER_BYTES = 100_000_000  # as safetensors allows
 TRAINED = ("student", "class_names", "preprocessing", "training", "imported_from")
+SUM, ROW_SUMS = "sum", "row_sums"  # in the metadata: checksums of all else that it says, and of the rows of each tensor
 METADATA = "hf_distill"  # the one metadata key: safetensors writes several in an order that changes from run to run
 
 
@@ -87,14 +90,31 @@ _ACCURACY = ("a number in [0, 1], or null", lambda value: value is None or is_sh
 ABOUT: Rules = {"loss": _LIST, "accuracy": _LIST, "train_accuracy": _ACCURACY, "test_accuracy": _ACCURACY}
 
 
+def tensor_file(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
+    """The content of a file for `TensorFile`: float tensors and JSON types, with checksums of all rows and the rest."""
+    about = {**metadata, ROW_SUMS: {name: list(map(_sum, _rows(tensor))) for name, tensor in tensors.items()}}
+    return save(tensors, {METADATA: json.dumps({**about, SUM: _sum(about)}, sort_keys=True)})
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """A vector is one row."""
+    return tensor if tensor.ndim > 1 else tensor[None]
+
+
+def _sum(value: Tensor | dict[str, Any]) -> str:
+    """16 hex digits of the values of a tensor, or of JSON types."""
+    data = value.numpy() if isinstance(value, Tensor) else json.dumps(value, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 class TensorFile:
     """A safetensors file read by position: only the rows that are asked for, nothing mapped into memory.
 
     The file may be replaced by a longer one meanwhile (experts that are trained for longer): its header is then read
-    again.
+    again. Rows are checked as they are read, unless the file is of version 0.1, which has no checksums.
 
     Raises:
-        ValueError: The file is no safetensors file, or shorter or longer than its header says.
+        ValueError: The file is no safetensors file, shorter or longer than its header says, or not what was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,6 +141,12 @@ class TensorFile:
                 end = stop
             if not isinstance(self.metadata, dict):
                 raise ValueError("its metadata is no JSON object")
+            own = self.metadata.pop(SUM, None)
+            if own not in (None, _sum(self.metadata)):
+                raise ValueError("its metadata has another checksum")
+            self._sums: dict[str, list[str]] = self.metadata.pop(ROW_SUMS, {})
+            if not isinstance(self._sums, dict) or not all(isinstance(sums, list) for sums in self._sums.values()):
+                raise ValueError("its checksums are no lists by tensor")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} has a damaged header; fetch or train it again") from error
         self._tensors = header
@@ -152,7 +178,12 @@ class TensorFile:
             file.seek(self._start + self._tensors[name]["data_offsets"][0] + (row or 0) * len(buffer))
             if file.readinto(buffer) != len(buffer):
                 raise ValueError(f"{self.path} became shorter while it was in use; fetch or train it again")
-        return torch.frombuffer(buffer, dtype=dtype).view(shape)
+        tensor = torch.frombuffer(buffer, dtype=dtype).view(shape)
+        if name in self._sums:
+            read = _rows(tensor) if row is None else [tensor]
+            if list(map(_sum, read)) != (self._sums[name] if row is None else self._sums[name][row : row + 1]):
+                raise ValueError(f"{self.path} is damaged: {name} has another checksum; fetch or train it again")
+        return tensor
 
 
 def _version(file: BinaryIO) -> tuple[int, int, int]:
@@ -187,8 +218,9 @@ class ExpertTrajectories(HubFolder):
 
     repo_type = "model"
     config_name = INDEX
-    owned = ("README.md", INDEX, ZCA_FILE, EVAL_RESULTS, "expert-[0-9]*.safetensors")
+    owned = ("README.md", SUMS, INDEX, ZCA_FILE, EVAL_RESULTS, "expert-[0-9]*.safetensors")
     fetched = (INDEX,)
+    unsummed = ("README.md", EVAL_RESULTS, "expert-[0-9]*.safetensors")  # which have their own, for they may get longer
     loader = "ExpertTrajectories.from_pretrained"
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
@@ -236,6 +268,7 @@ class ExpertTrajectories(HubFolder):
         """The preprocessing of the images that the experts saw."""
         config = self.config["preprocessing"]
         path = self._path(ZCA_FILE) if config.get("zca") else self.folder / INDEX
+        check_sum(path, self.sums.get(path.name))
         try:
             return read_preprocessing(config, path)
         except (SafetensorError, ValueError, KeyError, OSError) as error:
@@ -339,7 +372,7 @@ class ExpertTrajectories(HubFolder):
         size = sum(file.path.stat().st_size for file in files)
         changes = {"num_experts": num_experts, "num_epochs": num_epochs, "results": results, "bytes": size}
         view = type(self)(self.folder, {**self.config, **changes})
-        view.origin = self.origin
+        view.origin, view.sums = self.origin, self.sums
         if (num_experts, num_epochs) != (self.num_experts, self.num_epochs):
             view._limits = f".limited({num_experts}, {num_epochs})"
         return view

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is `checkpoint-<step>/` with `state.safetensors` (every tensor), `trainer_state.json` (everything else) and
-their checksums. It is written aside and renamed, so that a run killed in the middle of writing leaves the one before it.
+their checksums. It is written aside and renamed, so that a run killed while it writes leaves the one before it.
 """
 
 import logging

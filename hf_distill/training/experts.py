@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.utils import WeakFileLock
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
@@ -45,9 +44,9 @@ from ..networks.trajectories import (
     EXPERT_FILE,
     FORMAT_VERSION,
     INDEX,
-    METADATA,
     ExpertTrajectories,
     TensorFile,
+    tensor_file,
 )
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
@@ -341,17 +340,31 @@ class _Folder:
         return len(TensorFile(path).metadata["loss"]) if path.exists() else -1
 
     def epochs_done(self, expert: int, stored: int) -> int:
-        """The last epoch up to which every row is there, from `stored` (-1 when even the initialisation lacks)."""
+        """The last epoch up to which every row is whole, from `stored` (-1 when even the initialisation lacks)."""
         done = stored
-        while self.row(expert, done + 1).exists():
+        while self._is_whole(self.row(expert, done + 1)):
             done += 1
         return done
+
+    @staticmethod
+    def _is_whole(row: Path) -> bool:
+        """True where a row is there as it was written; one that is damaged is made again."""
+        if not row.exists():
+            return False
+        try:
+            file = TensorFile(row)
+            for name in ("row", *(["velocity"] if "velocity" in file else [])):
+                file.read(name)
+        except ValueError as error:
+            logger.warning("%s, which is done", error)
+            return False
+        return True
 
     def write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Write a safetensors file aside, then rename it: a file that is there is whole."""
         aside = self.aside / path.name
         with self.writing(path):
-            atomic_write(aside, save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
+            atomic_write(aside, tensor_file(tensors, metadata))
             if path != aside:
                 os.replace(aside, path)
 
@@ -660,9 +673,9 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device, test_s
         "versions": package_versions(),
     }
     # What the expert files say themselves is read in one place.
-    ExpertTrajectories(folder.root, config).limited(count, epochs)._write_about(
-        folder.root, real.preprocessing, Home(folder.root.name)
-    )
+    experts = ExpertTrajectories(folder.root, config).limited(count, epochs)
+    with experts._rewritten(folder.root):
+        experts._write_about(folder.root, real.preprocessing, Home(folder.root.name))
 
 
 def experts_folder(real: RealImages, config: ExpertConfig, seed: int) -> Path:

@@ -42,6 +42,7 @@ from hf_distill.hub.results import EvalReport, LabelRow
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.projector import LabelProjector, Lora
 from hf_distill.networks.teachers import Teacher
+from tests.helpers import flips, without_sums
 from tests.helpers.clips import PROJECTOR_CONFIG, learn, save_clip
 from tests.helpers.goldens import check_golden
 from tests.helpers.sets import CONFIG, NAMES, REPORT, change_config, files, make, network, pictures, same
@@ -277,8 +278,8 @@ def test_a_save_that_stops_between_any_two_moves_leaves_the_old_or_the_new_set(t
         if os.WIFEXITED(status):
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
-    # The config is moved last, so only the save that went through shows the new set: after 4 new and 3 old names.
-    assert seen == [False] * 7 + [True]
+    # The config is moved behind 4 new and 3 old names, and shows the new set, before there are checksums and behind.
+    assert seen == [False] * 7 + [True] * 2
     assert len(list((folder / "tensor").iterdir())) == 1
 
 
@@ -391,8 +392,20 @@ def test_a_damaged_folder_is_one_clear_line(tmp_path, damage, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("floats", [True, False])
+def test_a_flipped_bit_of_any_file_of_a_set_is_refused(tmp_path, floats):
+    whole = make(zca=True, teacher=True, report=REPORT) if floats else pictures(teacher=NetworkLabels(network()))
+    folder = whole.save_pretrained(tmp_path / "set")
+    # Not README.md, which people edit, nor the picture on it; a name in SHA256SUMS changes nothing that is loaded.
+    for path in flips(folder, "[!RgS]*", 40 if floats else 20):
+        with pytest.raises(ValueError, match=str(folder)) as error:
+            DistilledSet.from_pretrained(folder)
+        assert "\n" not in str(error.value), path
+    assert same(DistilledSet.from_pretrained(folder), whole)
+
+
 def test_results_of_other_images_are_left_out(tmp_path, caplog):
-    folder = make(report=REPORT).save_pretrained(tmp_path / "set")
+    folder = without_sums(make(report=REPORT).save_pretrained(tmp_path / "set"))
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**results, "data_id": "00000000"}))
     assert DistilledSet.from_pretrained(folder).report is None
@@ -458,7 +471,7 @@ for streaming in (False, True):
 
 
 def test_sets_of_floats_are_still_what_older_readers_know(tmp_path):
-    folder = make(teacher=True).save_pretrained(tmp_path / "set")
+    folder = without_sums(make(teacher=True).save_pretrained(tmp_path / "set"))
     config = json.loads((folder / "distill_config.json").read_text())
     assert (config["format_version"], config.pop("pixels")) == (1, "float32")
     (folder / "distill_config.json").write_text(json.dumps(config))  # as they wrote it

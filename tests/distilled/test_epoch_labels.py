@@ -30,6 +30,7 @@ from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
+from tests.helpers import flips, without_sums
 
 SIZE, CLASSES, COUNT, EPOCHS = (12, 14), 6, 150, 5
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -319,6 +320,24 @@ def test_two_processes_and_a_run_that_was_killed_leave_the_bytes_of_one(recipes,
         assert json.loads(found["labels_config.json"]) == whole.config
 
 
+def test_labels_that_were_damaged_before_the_last_ones_are_made_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(epoch_labels, "FILE_VIEWS", COUNT)
+    whole = contents(label(tmp_path / "whole").folder)
+
+    def stop(*args) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochLabels, "_write_about", stop)
+        with pytest.raises(KeyboardInterrupt):
+            label(tmp_path / "stopped")
+    first = min((tmp_path / "stopped").glob("soft_labels/epochs-*"))
+    first.write_bytes(first.read_bytes()[:-9] + b"?" + first.read_bytes()[-8:])
+    assert contents(label(tmp_path / "stopped").folder).keys() == whole.keys()
+    assert f"{first} is damaged: its checksum is another; its labels are made again" in caplog.text
+    assert first.read_bytes() == whole[f"soft_labels/{first.name}"]
+
+
 def test_what_decides_the_labels_names_them_and_replaces_others_when_it_is_complete(tmp_path):
     folder = tmp_path / "labels"
     names = set()
@@ -404,9 +423,16 @@ def one_line(match: str):
     return pytest.raises(ValueError, match=rf"(?s)^[^\n]*{match}[^\n]*$")
 
 
+def test_a_flipped_bit_of_any_file_of_labels_is_refused(labels, tmp_path):
+    folder = labels.save_pretrained(tmp_path / "copy")
+    for _ in flips(folder, "[!RS]*", 60):
+        with one_line(str(folder)):
+            EpochLabels.from_pretrained(folder)(torch.zeros(1), torch.tensor([0]), torch.tensor([0]), 0)
+
+
 @pytest.mark.parametrize("damage", ["short", "rubbish", "empty", "missing", "other epochs", "other columns", "nan"])
 def test_a_damaged_file_is_named_in_one_line(labels, tmp_path, damage):
-    copy = EpochLabels.from_pretrained(labels.save_pretrained(tmp_path / "copy"))
+    copy = EpochLabels.from_pretrained(without_sums(labels.save_pretrained(tmp_path / "copy")))
     (path,) = copy.folder.glob("soft_labels/*")
     data = path.read_bytes()
     path.unlink()
@@ -709,6 +735,7 @@ def test_a_bad_file_of_the_authors_is_refused_in_one_line(tmp_path, damage, matc
 def test_views_in_a_file_that_cannot_be_are_refused_in_one_line(tmp_path, column, value, match):
     foreign(tmp_path / "theirs", sampler_order(20, 1), "mixup" if column == "mix_weight" else "cutmix")
     labels = imported(tmp_path / "theirs", tmp_path / "ours", make_pool(20))
+    labels = EpochLabels.from_pretrained(without_sums(labels.folder))
     (path,) = labels.folder.glob("soft_labels/*")
     table = pq.read_table(path)
     columns = {name: epoch_labels._array(table[name]) for name in table.column_names if name not in ("row", "epoch")}

@@ -108,3 +108,4 @@ def files(folder: Path) -> dict[str, bytes]:
 def change_config(folder: Path, **changes) -> None:
     config = json.loads((folder / "distill_config.json").read_text())
     (folder / "distill_config.json").write_text(json.dumps({**config, **changes}))
+    (folder / "SHA256SUMS").unlink(missing_ok=True)

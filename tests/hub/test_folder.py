@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ class Note(HubFolder):
 
     repo_type = "dataset"
     config_name = "note.json"
-    owned = ("README.md", "part-*.txt", "note.json")
+    owned = ("README.md", "SHA256SUMS", "part-*.txt", "note.json")
     fetched = owned
     loader = "Note.from_pretrained"
 
@@ -248,6 +249,7 @@ def test_saving_replaces_what_it_owns_and_leaves_the_rest(tmp_path):
     assert (folder / "README.md").read_text() == "a note in notes"
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
         "README.md",
+        "SHA256SUMS",
         "checkpoint-5/state",
         "log.txt",
         "note.json",
@@ -262,14 +264,58 @@ def test_a_save_that_fails_leaves_the_old_artifact_and_no_trace(tmp_path):
     assert error.value.errno == 28
     assert "\n" not in str(error.value)
     assert Note.from_pretrained(tmp_path).text == "one"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "note.json", "part-one.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "SHA256SUMS", "note.json", "part-one.txt"]
 
 
 def test_what_a_killed_save_left_is_cleared_by_the_next(tmp_path):
     (tmp_path / ".saving-abc" / "x").mkdir(parents=True)
     (tmp_path / "README.md").write_text("moved before the kill")
     Note("one").save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "note.json", "part-one.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "SHA256SUMS", "note.json", "part-one.txt"]
+
+
+def test_what_a_killed_writer_left_beside_its_file_is_swept_and_what_a_living_one_has_is_not(tmp_path):
+    gone, living = tmp_path / ".README.md.4194304.tmp", tmp_path / f".README.md.{os.getppid()}.tmp"
+    other = tmp_path / ".notes.4194304.tmp"
+    for path in (gone, living, other):
+        path.write_text("half")
+    Note("one").save_pretrained(tmp_path)
+    assert (gone.exists(), living.exists(), other.exists()) == (False, True, True)
+    gone.write_text("half")
+    atomic_write(tmp_path / "README.md", "a card")
+    assert not gone.exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/x'"):
+        atomic_write(tmp_path / "x", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_and_content_are_on_the_disk_before_a_write_ends(tmp_path, monkeypatch):
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("moved"), replace(*paths)))
+    atomic_write(tmp_path / "x", "text")
+    assert done == [f"{tmp_path}/.x.{os.getpid()}.tmp", "moved", str(tmp_path)]
+
+
+def test_an_artifact_without_checksums_is_one_of_an_older_version_and_damaged_ones_are_named(tmp_path):
+    folder = Note("one").save_pretrained(tmp_path / "note")
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    (folder / "part-one.txt").write_text("eno")
+    with pytest.raises(ValueError, match=r"part-one\.txt is damaged: its checksum is not that in SHA256SUMS"):
+        Note.from_pretrained(folder)
+    (folder / "SHA256SUMS").write_text("?")
+    with pytest.raises(ValueError, match=r"SHA256SUMS is damaged .*; fetch it again, or delete it to do without"):
+        Note.from_pretrained(folder)
+    (folder / "SHA256SUMS").unlink()
+    assert Note.from_pretrained(folder).text == "eno"
 
 
 def test_a_folder_with_the_readme_of_something_else_is_refused(tmp_path):

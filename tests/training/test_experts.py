@@ -30,7 +30,7 @@ from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
 from hf_distill.training import experts as experts_module
 from hf_distill.training.experts import ExpertConfig, ExpertTrainer, train_experts
-from tests.helpers import ROOT
+from tests.helpers import ROOT, flips, without_sums
 from tests.helpers.events import Notes
 
 EPOCHS = 6
@@ -528,7 +528,7 @@ def as_compact(params: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def compact(trained, tmp_path_factory) -> Path:
     """The folder of the trained experts, the first of which is compact and goes on standing still, for 13 rows."""
-    folder = Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("compact") / "experts"))
+    folder = without_sums(Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("compact") / "experts")))
     index = json.loads((folder / "expert_config.json").read_text())
     for expert in range(4):
         path = folder / f"expert-{expert:05d}.safetensors"
@@ -619,6 +619,41 @@ def test_a_truncated_file_is_named(copy, data, accelerator, keep):
     one_line(error)
     with pytest.raises(ValueError, match=r"expert-00002\.safetensors is truncated"):
         train_experts(data[0], config(), copy, epochs=EPOCHS, seed=0, accelerator=accelerator)
+
+
+def test_a_flipped_bit_of_any_file_of_experts_is_refused_or_changes_nothing(trained, copy):
+    def read(folder: Path) -> list[torch.Tensor]:
+        experts = ExpertTrajectories.from_pretrained(folder)
+        assert experts.preprocessing.zca is None
+        rows = [experts.row(expert, epoch) for expert in range(experts.num_experts) for epoch in range(EPOCHS + 1)]
+        assert experts.config == trained.config
+        return rows + [experts._file(expert).read("velocity") for expert in range(experts.num_experts)]
+
+    before, said = read(trained.folder), []
+    for path in flips(copy, "[!RS]*", 80):
+        try:
+            after = read(copy)
+        except ValueError as error:
+            said.append(str(error))
+        else:  # the key of a checksum, which then is none
+            assert all(map(torch.equal, before, after)), path
+    assert len(said) >= 78
+    assert all(str(copy) in line and "\n" not in line for line in said)
+
+
+def test_a_row_that_was_damaged_is_made_again(tmp_path, trained, data, accelerator, caplog):
+    def stop(*args) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experts_module, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_experts(data[0], config(), tmp_path, epochs=EPOCHS, seed=0, accelerator=accelerator, test=data[1])
+    row = tmp_path / "unfinished" / "expert-00000-epoch-00001.safetensors"
+    row.write_bytes(row.read_bytes()[:-1] + b"?")
+    train_experts(data[0], config(), tmp_path, epochs=EPOCHS, seed=0, accelerator=accelerator, test=data[1])
+    assert f"{row} is damaged: " in caplog.text
+    assert expert_bytes(tmp_path) == expert_bytes(trained.folder)
 
 
 @pytest.mark.parametrize(
