@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..distilled.distilled_set import DistilledSet
-from ..hub.files import load_json, save_json
+from ..hub.files import load_json, reserve, save_json
 from ..runs.callbacks import RunState
 from ..runs.checkpoints import BLOCKS
 from ..runs.folder import check_same_run
@@ -192,17 +192,18 @@ class BlockDistiller(Method):
             except ValueError as error:
                 raise ValueError(f"{error}; or remove {self.folder}, and the run begins anew") from error
             check_same_run(self.folder, was, run)
-            if self._images.exists():
-                return
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not (index.exists() and self._images.exists()):
+            shutil.rmtree(self.folder, ignore_errors=True)
         try:
-            self.folder.mkdir(parents=True)
-            with open(self._images, "wb") as file:
-                file.truncate(math.prod(shape) * np.dtype(self.pixels).itemsize)
-            save_json(index, run)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reserve(self._images, math.prod(shape) * np.dtype(self.pixels).itemsize)
+            if not index.exists():
+                save_json(index, run)
         except OSError as error:
+            if not index.exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise ValueError(
-                f"{self.folder} cannot be written to ({error.strerror}); make room, or give another folder"
+                f"{error.filename} cannot be written ({error.strerror}); make room, or give another folder"
             ) from error
 
     def _marker(self, block: Block) -> Path:

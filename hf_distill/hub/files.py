@@ -9,11 +9,12 @@ import json
 import os
 import re
 import reprlib
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -43,10 +44,57 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
     except OSError as error:
         if error.filename in (None, str(aside)):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+            raise _naming(path, error) from error
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an `OSError` that names no file, as that of a full disk does not, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise _naming(path, error) from error
+        raise
+
+
+def _naming(path: str | Path, error: OSError) -> OSError:
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def reserve(path: Path, size: int) -> None:
+    """Let a file have at least `size` bytes whose room on the disk is taken; what it holds stays.
+
+    Writing through a map to a file with holes kills a process without a word once the disk is full.
+
+    Raises:
+        OSError: There is no room; the message says for how much, and how much there is.
+    """
+    path.touch()
+    before = path.stat().st_size
+    try:
+        with open(path, "r+b") as file:
+            _fill(file, before, size)
+    except OSError as error:
+        os.truncate(path, before)
+        room = f"{size:,} bytes are needed and {shutil.disk_usage(path.parent).free:,} free"
+        raise OSError(error.errno, f"{error.strerror}: {room}", str(path)) from error
+
+
+def _fill(file: BinaryIO, start: int, stop: int) -> None:
+    """Take the room of a file, which ends at `start`, up to `stop`."""
+    if sys.platform == "linux":
+        try:
+            return os.posix_fallocate(file.fileno(), 0, stop)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that know no such thing
+                raise
+    file.seek(start)
+    for first in range(start, stop, 2**20):
+        file.write(bytes(min(2**20, stop - first)))
 
 
 def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:

@@ -25,6 +25,7 @@ from .files import (
     check_sum,
     load_sums,
     matches,
+    naming,
     save_sums,
     sha256_of_file,
     someone_elses,
@@ -341,8 +342,9 @@ class HubFolder(ABC):
         message = message or f"Publish {tag or type(self).__name__} with hf_distill"
         with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
             staged = Path(aside)
-            self._write(staged, Home(repo_id, tag, on_hub=True))
-            self._sum(staged)
+            with naming(staged):
+                self._write(staged, Home(repo_id, tag, on_hub=True))
+                self._sum(staged)
             files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
             return repository.publish(
                 files,

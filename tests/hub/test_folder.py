@@ -1,5 +1,6 @@
 """Folders, results, cards and grids, without torch and without a network."""
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from PIL import Image
 
 import hf_distill
 from hf_distill.hub.cards import Paper, human_bytes, image_grid, render_card, source_context
-from hf_distill.hub.files import atomic_write, check_format_version, load_json, package_versions, save_json
+from hf_distill.hub.files import atomic_write, check_format_version, load_json, package_versions, reserve, save_json
 from hf_distill.hub.folder import Home, HubFolder
 from hf_distill.hub.results import SETS, EvalReport, EvalRow
 from tests.helpers import ROOT
@@ -294,6 +295,37 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/x'"):
         atomic_write(tmp_path / "x", "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_room_is_taken_before_it_is_written_to_and_what_is_there_stays(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(b"old")
+    os.truncate(path, 2**20)  # a hole, as older versions left
+    reserve(path, 2**21)
+    assert path.stat().st_blocks * 512 >= 2**21
+    assert path.read_bytes() == b"old" + bytes(2**21 - 3)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_room_that_there_is_not_is_one_line(tmp_path, monkeypatch, code):
+    def full(*args) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    path = tmp_path / "images"
+    with pytest.raises(OSError, match=f"{os.strerror(code)}: 5,000,000 bytes are needed and [0-9,]+ free: '{path}'"):
+        reserve(path, 5_000_000)
+
+
+def test_a_file_system_that_takes_no_room_beforehand_is_written_to(tmp_path, monkeypatch):
+    def unknown(*args) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    path = tmp_path / "images"
+    path.write_bytes(b"old")
+    reserve(path, 2**20 + 3)
+    assert path.read_bytes() == b"old" + bytes(2**20)
 
 
 def test_names_and_content_are_on_the_disk_before_a_write_ends(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """APM: the gradient against autograd and finite differences, groups, memory, kills and shards."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -763,6 +764,20 @@ def test_what_is_lost_of_the_blocks_is_made_again(data, teacher, tmp_path, damag
     else:
         (tmp_path / "blocks" / "block-000001.json").write_text("{")
     assert torch.equal(make(data, teacher, tmp_path, **flags).run().pixel_values, first)
+
+
+def test_a_disk_without_room_for_the_images_is_one_line_before_the_first_block(data, teacher, tmp_path, monkeypatch):
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(
+            ValueError, match=r"images\.float32 cannot be written .*: [0-9,]+ bytes are needed and"
+        ) as error:
+            make(data, teacher, tmp_path, max_steps=3).run()
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 # Shards
