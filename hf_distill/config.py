@@ -4,9 +4,11 @@ Each field is documented once, in its `HfArg`. A YAML file gives defaults and th
 dataclass has is an error that names the nearest one: a misspelt hyper-parameter must never be ignored.
 """
 
+import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 import sys
 import textwrap
@@ -28,6 +30,7 @@ __all__ = [
     "HubArguments",
     "LoopConfig",
     "OptimizedConfig",
+    "PathArg",
     "ProcessArguments",
     "find_preset",
     "load_yaml",
@@ -72,6 +75,21 @@ def check_keep_side(side: str | None, size: Sequence[int]) -> None:
         )
 
 
+def PathArg(**options: Any) -> Any:
+    """As `HfArg`, for a flag that takes files, folders, or repositories: `~` and variables in a value are expanded."""
+    return HfArg(**options, metadata={"path": True})
+
+
+def _expanded(value: str) -> str:
+    """A path without `~` and variables; raises what argparse reports where it is empty, or they mean nothing."""
+    path = os.path.expanduser(os.path.expandvars(value))
+    if not path.strip():
+        raise argparse.ArgumentTypeError("it is empty; expected a path, or leave it out")
+    if re.match("~|.*[$]([A-Za-z_]|{)", path) and not os.path.lexists(path):
+        raise argparse.ArgumentTypeError(f"{value!r} has a variable or a home that there is not; expected a path")
+    return path
+
+
 @dataclass
 class DataArguments:
     """Which images to distil, and what to make of them before anything is trained on them.
@@ -81,7 +99,7 @@ class DataArguments:
         'cifar10'
     """
 
-    dataset_name: str | None = HfArg(
+    dataset_name: str | None = PathArg(
         default=None, help="Hub name or local folder that `load_dataset` reads. Without it: scikit-learn's digits."
     )
     dataset_config: str | None = HfArg(default=None, help="Configuration of the dataset, where it has several.")
@@ -199,11 +217,11 @@ class DistillConfig(ProcessArguments):
     """Settings of every method: how many images, how they are evaluated, and where to put things."""
 
     ipc: int = HfArg(default=1, help="Images per class.")
-    output_dir: str | None = HfArg(
+    output_dir: str | None = PathArg(
         default=None, help="Folder of the artifact and checkpoints. Without it: a fresh one under outputs/."
     )
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the run that the output folder holds.")
-    resume_from_checkpoint: str | None = HfArg(
+    resume_from_checkpoint: str | None = PathArg(
         default=None, help="`latest`, or the path of a checkpoint folder. The same command line goes on, bit for bit."
     )
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
@@ -430,6 +448,10 @@ class _Parser(HfArgumentParser):
         demo = "Without --config and --dataset_name the recipe takes the preset of the digits, not the defaults above."
         return "\n  ".join([f"{super().format_help()}\n{demo}\n\npresets for --config:", *lines]) + "\n"
 
+    def add_argument(self, *names: Any, path: bool = False, **options: Any) -> argparse.Action:
+        """As that of `ArgumentParser`; the value of a `path` is expanded."""
+        return super().add_argument(*names, **options | ({"type": _expanded} if path else {}))
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
@@ -503,7 +525,10 @@ def parse_args(
     usage = "%(prog)s [--config FILE.yaml or PRESET] [--flag value ...]   (--help)"
     parser = _parser(config_classes, presets(recipe), usage=usage)
     parser.add_argument(
-        "--config", metavar="FILE.yaml", help="YAML file of defaults, or a preset's name; the command line wins."
+        "--config",
+        path=True,
+        metavar="FILE.yaml",
+        help="YAML file of defaults, or a preset's name; the command line wins.",
     )
     words = list(sys.argv[1:] if args is None else args)
     known = _fields(config_classes)

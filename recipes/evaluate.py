@@ -10,6 +10,7 @@ go into `results.json` and the card of a local folder, beside those that are the
 --push_to_hub into those of the repository.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hf_distill.config import (
     DataArguments,
     HfArg,
     HubArguments,
+    PathArg,
     ProcessArguments,
     check_at_least,
     check_choice,
@@ -29,6 +31,7 @@ from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
+from hf_distill.runs.claims import claimed, keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.held_out import say_held_out
 from hf_distill.runs.processes import make_accelerator
@@ -40,7 +43,7 @@ from hf_distill.runs.start import disable_progress_bars, source_arguments
 class EvaluateArguments(ProcessArguments):
     """The set to evaluate, and the way."""
 
-    distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
+    distilled_dataset: str | None = PathArg(default=None, help="Folder or Hub repository of the distilled set.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
     student: list[str] | None = HfArg(
         default=None, help="timm names, convnet_d1 to convnet_d8 among them. Without it: the student it was made for."
@@ -62,16 +65,16 @@ class EvaluateArguments(ProcessArguments):
     baselines: list[str] | None = HfArg(
         default=None, help="Among random, herding and k-center. Without it: as at the distillation, else all."
     )
-    labels: str | None = HfArg(
+    labels: str | None = PathArg(
         default=None,
         help="Folder or repository of stored labels of its views (recipes/relabel.py), or of a label projector "
         "(recipes/projector.py), for its soft row.",
     )
-    compare_labels: list[str] = HfArg(
+    compare_labels: list[str] = PathArg(
         default_factory=list,
         help="Labels to compare at these images, accuracy against bytes: `hard`, `own`, and what --labels takes.",
     )
-    output_dir: str | None = HfArg(default=None, help="Folder for the set with its results. Without it: its own.")
+    output_dir: str | None = PathArg(default=None, help="Folder for the set with its results. Without it: its own.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
     def __post_init__(self) -> None:
@@ -89,6 +92,8 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    if args.output_dir is not None:
+        keep_claimed(args.output_dir, accelerator)
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
     )
@@ -121,17 +126,19 @@ def main() -> None:
             report.labels += compare_labels(distilled, sources, test, student=student, **options)
         accelerator.print(f"\n{report.labels_table()}")
 
-    if not accelerator.is_main_process:
-        return
     folder = args.output_dir or args.distilled_dataset
-    if args.output_dir is not None or Path(folder).is_dir():
-        if args.output_dir is None:
+    own = args.output_dir is None and Path(folder).is_dir()
+    with claimed(Path(folder), accelerator, wait=True) if own else nullcontext():
+        if not accelerator.is_main_process:
+            return
+        if own:
             distilled = distilled.reloaded(folder)  # with the rows that others added meanwhile
-        distilled.report = (distilled.report or EvalReport()).merge(report)
-        distilled.save_pretrained(folder)
-        print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
-    elif not hub.push_to_hub:
-        print("\nNothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
+        if own or args.output_dir is not None:
+            distilled.report = (distilled.report or EvalReport()).merge(report)
+            distilled.save_pretrained(folder)
+            print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
+        elif not hub.push_to_hub:
+            print("\nNothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
     if hub.push_to_hub:
         try:
             commit = distilled.push_results(hub.hub_model_id, report, tag=hub.hub_tag, token=hub.hub_token)

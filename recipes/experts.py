@@ -12,7 +12,7 @@ again with more experts or more epochs.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.finish import run_recipe
@@ -27,7 +27,7 @@ from hf_distill.training.experts import ExpertConfig, train_experts
 class RunArguments(ProcessArguments):
     """The folder and the seed of the experts."""
 
-    output_dir: str = HfArg(default="outputs/experts", help="Folder of the experts; what it holds is continued.")
+    output_dir: str = PathArg(default="outputs/experts", help="Folder of the experts; what it holds is continued.")
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 

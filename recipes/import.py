@@ -13,7 +13,7 @@ in a `.pt` file is run: one that holds more than tensors is refused.
 from dataclasses import dataclass, replace
 
 from hf_distill.augmentation.dsa import DEFAULT_STRATEGY
-from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, check_choice, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, check_choice, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import EpochLabels
@@ -29,6 +29,7 @@ from hf_distill.importing import (
     require_empty,
 )
 from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.claims import keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
@@ -42,13 +43,17 @@ OPTIONS = ("labels", "space", "experiment", "factor", "images_key", "labels_key"
 class ImportArguments(ProcessArguments):
     """The files to read, what is known of them, and where the result goes."""
 
-    images: str | None = HfArg(default=None, help="File of images (.pt, .npz), or the folder of a run that holds one.")
-    image_folder: str | None = HfArg(default=None, help="Folder with a folder of JPEG or PNG files for each class.")
-    epoch_labels: str | None = HfArg(default=None, help="Folder of epoch_<e>/batch_<b>.tar: labels of crops.")
-    distilled_dataset: str | None = HfArg(default=None, help="Set that --epoch_labels are of: a folder or repository.")
+    images: str | None = PathArg(
+        default=None, help="File of images (.pt, .npz), or the folder of a run that holds one."
+    )
+    image_folder: str | None = PathArg(default=None, help="Folder with a folder of JPEG or PNG files for each class.")
+    epoch_labels: str | None = PathArg(default=None, help="Folder of epoch_<e>/batch_<b>.tar: labels of crops.")
+    distilled_dataset: str | None = PathArg(
+        default=None, help="Set that --epoch_labels are of: a folder or repository."
+    )
     order_seed: int = HfArg(default=42, help="Of the sampler that dealt its images to the batches of --epoch_labels.")
-    trajectories: list[str] | None = HfArg(default=None, help="Files replay_buffer_<n>.pt, or folders of them.")
-    labels: str | None = HfArg(
+    trajectories: list[str] | None = PathArg(default=None, help="Files replay_buffer_<n>.pt, or folders of them.")
+    labels: str | None = PathArg(
         default=None, help="File of labels. Without it: in --images, or labels_<n>.pt beside it."
     )
     images_key: str | None = HfArg(
@@ -67,7 +72,7 @@ class ImportArguments(ProcessArguments):
     student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
     student_norm: str = HfArg(default="instance", help="Normalisation of a convnet: instance, batch or none.")
     dsa_strategy: str = HfArg(default=DEFAULT_STRATEGY, help="Augmentation that --trajectories were trained with.")
-    output_dir: str = HfArg(default="outputs/imported", help="New folder of the artifact.")
+    output_dir: str = PathArg(default="outputs/imported", help="New folder of the artifact.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
     def __post_init__(self) -> None:
@@ -90,6 +95,7 @@ def main() -> None:
     accelerator = make_accelerator(cpu_threads=args.cpu_threads)
     if accelerator.num_processes > 1:
         raise ValueError("an import is the work of one process; start it with python")
+    keep_claimed(args.output_dir, accelerator)
     require_empty(args.output_dir)
     artifact = ExpertTrajectories if args.trajectories else EpochLabels if args.epoch_labels else DistilledSet
     prepare_push(hub, artifact, accelerator)

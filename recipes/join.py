@@ -9,9 +9,10 @@ The result is that of one run without --shard.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill.config import HfArg, HubArguments, ProcessArguments, parse_args
+from hf_distill.config import HfArg, HubArguments, PathArg, ProcessArguments, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.shards import join_shards
+from hf_distill.runs.claims import keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
@@ -21,21 +22,23 @@ from hf_distill.runs.publishing import prepare_push, push
 class JoinArguments(ProcessArguments):
     """Which shards, and where the set goes."""
 
-    shards: list[str] = HfArg(default_factory=list, help="Folders or repositories of all shards, in any order.")
-    output_dir: str = HfArg(default="outputs/joined", help="Folder of the set.")
+    shards: list[str] = PathArg(default_factory=list, help="Folders or repositories of all shards, in any order.")
+    output_dir: str = PathArg(default="outputs/joined", help="Folder of the set.")
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the set that the output folder holds.")
 
 
 def main() -> None:
     args, hub = parse_args(JoinArguments, HubArguments)
+    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
     folder = Path(args.output_dir)
     if folder.resolve() in [Path(shard).resolve() for shard in args.shards]:
         raise ValueError(f"--output_dir {folder} is one of the shards; expected another folder")
+    keep_claimed(folder, accelerator)
     if (folder / DistilledSet.config_name).exists() and not args.overwrite_output_dir:
         raise ValueError(
             f"--output_dir {folder} already holds a set; use --overwrite_output_dir to replace it, or another folder"
         )
-    prepare_push(hub, DistilledSet, make_accelerator(cpu_threads=args.cpu_threads))
+    prepare_push(hub, DistilledSet, accelerator)
     distilled = join_shards(args.shards)
     distilled.save_pretrained(folder)
     print(f"{len(distilled):,} images of {len(args.shards)} shards: {folder}. Compare them with:")

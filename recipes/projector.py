@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_distill import RealImages
-from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, check_choice, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, check_choice, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.label_costs import label_costs
 from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.evaluation.evaluate import check_data, crop_protocol_for, distilled_pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
+from hf_distill.runs.claims import keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.held_out import say_held_out
 from hf_distill.runs.processes import make_accelerator
@@ -34,23 +35,23 @@ from hf_distill.training.teachers import NamedTeachers, TeacherConfig, find_teac
 class ProjectArguments(NamedTeachers, ProcessArguments):
     """Which images the projector is for, what it imitates, and where it goes."""
 
-    distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of the distilled set.")
+    distilled_dataset: str | None = PathArg(default=None, help="Folder or Hub repository of the distilled set.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
     protocol: str | None = HfArg(default=None, help="Whose views it will be asked about. Without it: that of the set.")
     factor: int | None = HfArg(
         default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
     )
-    teachers: list[str] | None = HfArg(
+    teachers: list[str] | None = PathArg(
         default=None,
         help="Networks to imitate, the best one last: folders, repositories, or timm:<name>. Without it: "
         "--weak_teachers of one training, made here.",
     )
-    output_dir: str | None = HfArg(default=None, help="Folder of the projector. Without it: outputs/projector-<set>.")
-    labelled_output_dir: str | None = HfArg(
+    output_dir: str | None = PathArg(default=None, help="Folder of the projector. Without it: outputs/projector-<set>.")
+    labelled_output_dir: str | None = PathArg(
         default=None, help="Folder of the set with the projector as its labels. Without it: <output_dir>-set."
     )
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the projector that the output folder holds.")
-    resume_from_checkpoint: str | None = HfArg(
+    resume_from_checkpoint: str | None = PathArg(
         default=None, help="`latest`, or the path of a checkpoint folder; a finished projector is only loaded."
     )
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
@@ -74,6 +75,7 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    keep_claimed(args.labelled_output_dir, accelerator)  # that of the projector is claimed by its training
     prepare_push(hub, DistilledSet, accelerator, projector=True)
 
     where = {"revision": args.distilled_revision, "token": hub.hub_token}

@@ -11,11 +11,12 @@ The views are those of the set's evaluation protocol. What an interrupted run st
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hf_distill.config import HfArg, HubArguments, ProcessArguments, check_at_least, check_choice, parse_args
+from hf_distill.config import HfArg, HubArguments, PathArg, ProcessArguments, check_at_least, check_choice, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.evaluation.evaluate import crop_protocol_for, distilled_pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
+from hf_distill.runs.claims import keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
@@ -26,7 +27,7 @@ from hf_distill.runs.start import disable_progress_bars
 class RelabelArguments(ProcessArguments):
     """The set to label, and how much of the labels to keep."""
 
-    distilled_dataset: str | None = HfArg(default=None, help="Folder or Hub repository of a set with a teacher.")
+    distilled_dataset: str | None = PathArg(default=None, help="Folder or Hub repository of a set with a teacher.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
     protocol: str | None = HfArg(default=None, help="Whose views to label. Without it: that of the set.")
     factor: int | None = HfArg(
@@ -35,7 +36,7 @@ class RelabelArguments(ProcessArguments):
     label_epochs: int | None = HfArg(default=None, help="Epochs to store. Without it: those of the protocol.")
     kept: int | None = HfArg(default=None, help="Largest logits to keep of each label, with the mass of the rest.")
     seed: int = HfArg(default=0, help="Of the views.")
-    output_dir: str | None = HfArg(default=None, help="Folder of the labels. Without it: outputs/labels-<set>.")
+    output_dir: str | None = PathArg(default=None, help="Folder of the labels. Without it: outputs/labels-<set>.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
     def __post_init__(self) -> None:
@@ -52,6 +53,8 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    folder = args.output_dir or Path("outputs", f"labels-{Path(args.distilled_dataset).name}")
+    keep_claimed(folder, accelerator)
     prepare_push(hub, EpochLabels, accelerator)
 
     distilled = DistilledSet.from_pretrained(
@@ -65,7 +68,7 @@ def main() -> None:
         distilled_pool(distilled, accelerator.device),
         replace(protocol.views, seed=args.seed),
         args.label_epochs or protocol.epochs,
-        args.output_dir or Path("outputs", f"labels-{Path(args.distilled_dataset).name}"),
+        folder,
         codec=Codec(kept=args.kept),
         source=distilled.config.get("source"),
         accelerator=accelerator,

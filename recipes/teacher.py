@@ -16,7 +16,7 @@ processes share every batch. Go on after an interruption with the same command l
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill.config import DataArguments, HfArg, HubArguments, ProcessArguments, parse_args
+from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.engine.method import warn_of_keeping
 from hf_distill.methods import METHODS
@@ -34,9 +34,9 @@ DEMO = Path(__file__).parent / "configs" / "teacher" / "digits.yaml"
 class RunArguments(ProcessArguments):
     """The folder and the seed of the teacher."""
 
-    output_dir: str = HfArg(default="outputs/teacher", help="Folder of the teacher and its checkpoint.")
+    output_dir: str = PathArg(default="outputs/teacher", help="Folder of the teacher and its checkpoint.")
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the teacher that the output folder holds.")
-    resume_from_checkpoint: str | None = HfArg(
+    resume_from_checkpoint: str | None = PathArg(
         default=None, help="`latest`, or the path of a checkpoint folder; a finished teacher is only loaded."
     )
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_distill.config import DataArguments, HfArg, LoopConfig, find_preset, load_yaml, parse_args, presets
-from hf_distill.methods import MTTConfig, TESLAConfig
+from hf_distill.config import DataArguments, HfArg, LoopConfig, configure, find_preset, load_yaml, parse_args, presets
+from hf_distill.methods import MTTConfig, SRe2LConfig, TESLAConfig
 from hf_distill.runs.settings import settings_of
 from hf_distill.training.experts import ExpertConfig
 
@@ -266,3 +266,47 @@ def test_the_presets_of_a_recipe_are_those_of_its_folder():
     assert find_preset("imagenette-ipc10", "rded") == CONFIGS / "rded" / "imagenette-ipc10.yaml"
     with pytest.raises(ValueError, match="rded has no preset 'imagenete-ipc10'; did you mean imagenette-ipc10"):
         find_preset("imagenete-ipc10", "rded")
+
+
+# Paths
+
+
+def test_home_and_variables_in_every_path_are_expanded_wherever_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", "runs")
+    (tmp_path / "preset.yaml").write_text("output_dir: ~/$RUNS/x\nexperts: ${RUNS}/e\n")
+    classes = (DataArguments, ExpertConfig, TESLAConfig)
+    data, experts, config = parse_args(*classes, args=["--config=~/preset.yaml", "--dataset_name", "~/images"])
+    assert (data.dataset_name, experts.experts, config.output_dir) == (
+        f"{tmp_path}/images",
+        "runs/e",
+        f"{tmp_path}/runs/x",
+    )
+    (config,) = configure(TESLAConfig, values={"output_dir": "~/y"}, source="settings")
+    assert config.output_dir == f"{tmp_path}/y"
+    (config,) = configure(SRe2LConfig, values={"teachers": ["~/a", "timm:resnet18", "me/net"]}, source="settings")
+    assert config.teachers == [f"{tmp_path}/a", "timm:resnet18", "me/net"]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("", "argument --output_dir/--output-dir: it is empty; expected a path, or leave it out"),
+        ("  ", "it is empty"),
+        ("$NOT_SET/x", "'$NOT_SET/x' has a variable or a home that there is not"),
+        ("${NOT_SET}", "has a variable or a home that there is not"),
+        ("~nobody-of-this-name/x", "has a variable or a home that there is not"),
+    ],
+)
+def test_a_path_that_is_none_is_one_line(capsys, value, says):
+    with pytest.raises(SystemExit):
+        parse_args(TESLAConfig, args=["--output_dir", value])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_a_path_that_is_there_is_taken_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("~x", "a$b"):
+        Path(name).mkdir()
+        assert parse_args(TESLAConfig, args=["--output_dir", name])[0].output_dir == name

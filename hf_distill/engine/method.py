@@ -10,6 +10,7 @@ import logging
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -369,27 +370,28 @@ class Method(ABC):
         if config.output_dir is None:
             folder = on_main(processes, lambda: tempfile.mkdtemp(prefix=f"hf_distill-{name}-"))
             config = dataclasses.replace(config, output_dir=folder)
-        config, accelerator = start_run(config, accelerator=accelerator)
-        logger.info("%s %s; its folder is %s", cls.__name__, origin, config.output_dir)
-        cls._say_what_is_silent(config, preset, train, other_images(data, train))
-        method = cls.prepare(
-            rest,
-            test,
-            config=config,
-            networks=networks,
-            held_out=held_out,
-            accelerator=accelerator,
-            callbacks=callbacks,
-        )
-        distilled = method.run()
-        source = distilled.config["source"]
-        how = {**source.get("arguments", {}), "validation_fraction": data.validation_fraction}
-        distilled.config["source"] = {**source, "arguments": how}  # as a recipe records it: evaluations split alike
-        if accelerator.is_main_process:
-            distilled.keep_results(method.output_dir)
-            distilled.save_pretrained(method.output_dir)
-        accelerator.wait_for_everyone()
-        return distilled
+        with ExitStack() as held:
+            config, accelerator = start_run(config, accelerator=accelerator, held=held)
+            logger.info("%s %s; its folder is %s", cls.__name__, origin, config.output_dir)
+            cls._say_what_is_silent(config, preset, train, other_images(data, train))
+            method = cls.prepare(
+                rest,
+                test,
+                config=config,
+                networks=networks,
+                held_out=held_out,
+                accelerator=accelerator,
+                callbacks=callbacks,
+            )
+            distilled = method.run()
+            source = distilled.config["source"]
+            how = {**source.get("arguments", {}), "validation_fraction": data.validation_fraction}
+            distilled.config["source"] = {**source, "arguments": how}  # as a recipe records it: evaluations split alike
+            if accelerator.is_main_process:
+                distilled.keep_results(method.output_dir)
+                distilled.save_pretrained(method.output_dir)
+            accelerator.wait_for_everyone()
+            return distilled
 
     @classmethod
     def _say_what_is_silent(

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
 from ..hub.files import package_versions
+from ..runs.claims import CLAIM
 
 # What torch.load raises for a file that is damaged, cut off, or of another kind.
 UNREADABLE = (
@@ -350,7 +351,7 @@ def origin_of(paths: Sequence[Path]) -> list[dict[str, str]]:
 def require_empty(directory: str | Path) -> None:
     """Raise a `ValueError` unless an import can go to `directory` without touching what is there."""
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or any(path.name != CLAIM for path in directory.iterdir())):
         raise ValueError(f"--output_dir {directory} is not empty; give a new folder")
 
 

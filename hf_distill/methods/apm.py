@@ -56,7 +56,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
-from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
+from ..config import HfArg, OptimizedConfig, PathArg, check_at_least, check_choice
 from ..data.images import RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
@@ -193,12 +193,12 @@ class APMConfig(NamedTeachers, OptimizedConfig):
         (2, 8)
     """
 
-    teachers: list[str] | None = HfArg(
+    teachers: list[str] | None = PathArg(
         default=None,
         help="Trained networks: folders, repositories, or timm:<name> for pretrained weights; a refresh draws one, and "
         "the first one labels. Without it, and without --experts: one that is trained here.",
     )
-    experts: str | None = HfArg(
+    experts: str | None = PathArg(
         default=None, help="Folder or repository of trained experts whose last states are the teachers."
     )
     max_steps: int = HfArg(default=2500, help="Iterations of each group.")

@@ -31,7 +31,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..augmentation.shrinking import take_crops
-from ..config import HfArg, check_at_least, check_choice
+from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.images import RealImages
 from ..data.ragged import Ragged
 from ..data.resampling import resized
@@ -113,7 +113,7 @@ class HeLlOConfig(ProjectorConfig, PatchConfig):
         40
     """
 
-    teachers: list[str] | None = HfArg(
+    teachers: list[str] | None = PathArg(
         default=None,
         help="Networks to imitate, the best one last: folders, repositories, or timm:<name> for pretrained weights. "
         "Without it: --weak_teachers of one training, made here.",

@@ -43,7 +43,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import HfArg
+from ..config import HfArg, PathArg
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
 from ..hub.cards import Paper
@@ -59,7 +59,7 @@ class RDEDConfig(PatchConfig):
         40
     """
 
-    teachers: list[str] | None = HfArg(
+    teachers: list[str] | None = PathArg(
         default=None,
         help="The trained network that scores and labels: a folder, a repository, or timm:<name> for pretrained "
         "weights. Without it: one that is trained here.",

@@ -45,7 +45,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..augmentation.crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
-from ..config import HfArg, OptimizedConfig, check_at_least, check_choice
+from ..config import HfArg, OptimizedConfig, PathArg, check_at_least, check_choice
 from ..data.images import RealImages
 from ..data.precision import without_autocast
 from ..data.preprocessing import Preprocessing
@@ -162,7 +162,7 @@ class SRe2LConfig(NamedTeachers, OptimizedConfig):
         4000
     """
 
-    teachers: list[str] | None = HfArg(
+    teachers: list[str] | None = PathArg(
         default=None,
         help="Trained networks with BatchNorm: folders, repositories, or timm:<name> for pretrained weights; several "
         "take turns. Without it: one that is trained here.",

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..config import INTERPOLATIONS, DistillConfig
 from ..data.images import RealImages
 from ..hub.files import load_json, someone_elses
 from .checkpoints import ARTIFACT_FILE, BLOCKS, STATE_FILE, find_checkpoint, list_checkpoints, remove
+from .claims import claim
 
 logger = logging.getLogger(__name__)
 
@@ -176,31 +178,28 @@ def _check_own(path: Path, index: str) -> None:
         raise ValueError(f"{path} is of something else, for it has no {index}; move it away, or use another folder")
 
 
-def prepare_output_dir(config: DistillConfig, name: str) -> Path:
-    """The folder of this run, made or emptied as the flags say. One process calls it, before the long work.
+def prepare_output_dir(config: DistillConfig, name: str, held: ExitStack) -> Path:
+    """The folder of this run, claimed, made or emptied as the flags say. One process calls it, before the long work.
 
     Without `--output_dir` it is the first free one of `outputs/<name>`, `outputs/<name>-2`, …, or when resuming the
     last of them that exists.
 
+    Args:
+        config: As parsed.
+        name: Of the folder where `--output_dir` is not given.
+        held: Closing it ends the claim.
+
     Raises:
-        ValueError: The folder holds a run already, and neither resuming nor overwriting was asked for; or the
-            checkpoint to resume from is not there.
+        ValueError: Another run is at work in the folder; or it holds one already, and neither resuming nor overwriting
+            was asked for; or the checkpoint to resume from is not there.
     """
-    if config.output_dir is None:
-        folder, number = Path("outputs", name), 1
-        while folder.exists():
-            last, number = folder, number + 1
-            folder = Path("outputs", f"{name}-{number}")
-        if config.resume_from_checkpoint and number > 1:
-            folder = last
-    else:
-        if not config.output_dir:
-            raise ValueError("--output_dir is empty; expected a folder, or leave it out")
-        folder = Path(config.output_dir).expanduser()
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
+    resume = config.resume_from_checkpoint
+    folder = _default_folder(name, resume is not None) if config.output_dir is None else Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file; expected a folder, or a name that is free")
+    claim(folder, held)
+    if config.output_dir is not None:
         taken = (folder / ARTIFACT_FILE).exists() or list_checkpoints(folder) or (folder / BLOCKS).exists()
-        resume = config.resume_from_checkpoint
         within = set() if resume is None else {Path(resume).resolve(), Path(resume).resolve().parent}
         own = resume == "latest" or folder.resolve() in within
         if taken and not (own or config.overwrite_output_dir):
@@ -211,8 +210,8 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
     foreign = someone_elses(folder, ("README.md", "data/*", "tensor/*"), ARTIFACT_FILE)
     if foreign is not None:
         raise ValueError(f"--output_dir {folder} holds the {foreign} of something else; expected another folder")
-    if config.resume_from_checkpoint:
-        find_checkpoint(folder, config.resume_from_checkpoint)
+    if resume is not None:
+        find_checkpoint(folder, resume)
     elif config.overwrite_output_dir:
         for path in list_checkpoints(folder):
             _check_own(path, STATE_FILE)
@@ -231,3 +230,17 @@ def prepare_output_dir(config: DistillConfig, name: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--output_dir {folder} cannot be written to; expected a folder to write to")
     return folder
+
+
+def _default_folder(name: str, resume: bool) -> Path:
+    """The first folder of this name that is free, which is made; or the last one that is there, to go on with it."""
+    folder, number = Path("outputs", name), 1
+    while True:
+        after = Path("outputs", f"{name}-{number + 1}")
+        if resume and not after.exists():
+            return folder
+        if not resume:
+            with suppress(FileExistsError):  # of before, or of a run that begins in this moment
+                folder.mkdir(parents=True)
+                return folder
+        folder, number = after, number + 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from contextlib import ExitStack
 
 import datasets
 import huggingface_hub.utils
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from ..config import DataArguments, DistillConfig, HubArguments, check_choice
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import PROTOCOLS
+from .claims import until_exit
 from .folder import prepare_output_dir
 from .processes import make_accelerator, on_main, set_up
 from .publishing import prepare_push
@@ -24,8 +26,9 @@ def start_run(
     *,
     projector: bool = False,
     accelerator: Accelerator | None = None,
+    held: ExitStack | None = None,
 ) -> tuple[DistillConfig, Accelerator]:
-    """The config with its output folder made, and the accelerator. All processes call it.
+    """The config with its output folder, which is made and claimed, and the accelerator. All processes call it.
 
     Args:
         config: As parsed.
@@ -33,10 +36,11 @@ def start_run(
         name: Of the folder under `outputs/` where `--output_dir` is not given.
         projector: A label projector is to be published too.
         accelerator: One that is there already; it has no trackers of this library.
+        held: Closing it ends the claim; without it the end of this process does.
 
     Raises:
-        ValueError: The folder is taken, the protocol is unknown, a tracker is not installed, or nothing can be
-            published there.
+        ValueError: The folder is taken or in use, the protocol is unknown, a tracker is not installed, or nothing can
+            be published there.
     """
     check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))  # now, not after hours of expert training
     if config.disable_tqdm:
@@ -52,7 +56,8 @@ def start_run(
         set_up(accelerator, config.cpu_threads)
     if hub is not None:
         prepare_push(hub, DistilledSet, processes, projector=projector)
-    folder = on_main(processes, lambda: str(prepare_output_dir(config, name)))
+    until = held or until_exit()
+    folder = on_main(processes, lambda: str(prepare_output_dir(config, name, until)))
     config = dataclasses.replace(config, output_dir=folder)
     if accelerator is None and config.report_to != "none":
         processes = make_accelerator(config.report_to, folder, cpu_threads=config.cpu_threads)

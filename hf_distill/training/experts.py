@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
-from ..config import HfArg, check_at_least, check_choice
+from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import RealImages
 from ..hub.files import atomic_write, load_json, package_versions, save_json
@@ -74,7 +74,7 @@ class ExpertConfig:
     student: str = HfArg(default="convnet_d3", help="Network to distil for: convnet_d1 to convnet_d8 or any timm name.")
     student_width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
     student_norm: str = HfArg(default="instance", help="Normalisation of a convnet: instance, batch or none.")
-    experts: str | None = HfArg(default=None, help="Folder or Hub repository of trained experts to use as they are.")
+    experts: str | None = PathArg(default=None, help="Folder or Hub repository of trained experts to use as they are.")
     experts_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
     num_experts: int = HfArg(default=10, help="Experts to train.")
     expert_train_epochs: int | None = HfArg(

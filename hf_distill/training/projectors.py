@@ -33,7 +33,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..augmentation.views import Views
-from ..config import HfArg, check_at_least, check_choice
+from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import RealImages
 from ..evaluation.accuracy import accuracy
@@ -46,6 +46,7 @@ from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
 from ..networks.teachers import Teacher
 from ..rng import derive_seed
 from ..runs.callbacks import Callback, ProgressBar
+from ..runs.claims import claimed
 from ..runs.folder import describe_images, where_to_start
 from ..runs.processes import on_main
 from .epochs import EpochTraining
@@ -60,7 +61,7 @@ class ProjectorConfig:
     """The matrices that adapt CLIP, and how they are trained."""
 
     prompts: str = HfArg(default="openai", help="Texts that name a class: openai (CLIP's 80), or simple (one).")
-    class_words: str | None = HfArg(
+    class_words: str | None = PathArg(
         default=None,
         help="What stands for the classes in them: `imagenet` (CLIP's words for the 1,000, in the usual order), or a "
         "JSON file with a list, or with an object by class name. Without it: the class names.",
@@ -254,48 +255,49 @@ def train_projector(
         raise ValueError(f"--adapt_epochs is {config.adapt_epochs} and there is no distilled set to adapt to; use 0")
     folder = Path(directory)
     training = describe(real, prior, teachers, views, config, seed, accelerator, synthetic)
-    start = on_main(
-        accelerator,
-        lambda: where_to_start(
-            folder,
-            INDEX,
-            training,
-            lambda index: index.get("training") or {},
-            what="projector",
-            resume=resume_from_checkpoint,
-            overwrite=overwrite,
-        ),
-    )
-    if start == INDEX:
-        return LabelProjector.from_pretrained(folder, prior=prior).to(accelerator.device)
-    run = _ProjectorTraining(
-        real,
-        test,
-        prior,
-        teachers,
-        views,
-        config,
-        synthetic,
-        folder=folder,
-        training=training,
-        seed=seed,
-        accelerator=accelerator,
-        callbacks=[ProgressBar(disable_tqdm), *callbacks],
-    )
-    if start:
-        run.resume(Path(start))
-    results = run.train()
-    projector, device = run.projector, accelerator.device
-    projector.config |= {
-        "source": real.provenance,
-        "training": training,
-        "teachers": [_named(teacher) for teacher in teachers],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": accelerator.num_processes,
-        "results": results,
-    }
-    on_main(accelerator, lambda: str(projector.save_pretrained(folder)))
-    return LabelProjector.from_pretrained(folder, prior=prior).to(device)
+    with claimed(folder, accelerator):
+        start = on_main(
+            accelerator,
+            lambda: where_to_start(
+                folder,
+                INDEX,
+                training,
+                lambda index: index.get("training") or {},
+                what="projector",
+                resume=resume_from_checkpoint,
+                overwrite=overwrite,
+            ),
+        )
+        if start == INDEX:
+            return LabelProjector.from_pretrained(folder, prior=prior).to(accelerator.device)
+        run = _ProjectorTraining(
+            real,
+            test,
+            prior,
+            teachers,
+            views,
+            config,
+            synthetic,
+            folder=folder,
+            training=training,
+            seed=seed,
+            accelerator=accelerator,
+            callbacks=[ProgressBar(disable_tqdm), *callbacks],
+        )
+        if start:
+            run.resume(Path(start))
+        results = run.train()
+        projector, device = run.projector, accelerator.device
+        projector.config |= {
+            "source": real.provenance,
+            "training": training,
+            "teachers": [_named(teacher) for teacher in teachers],
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": accelerator.num_processes,
+            "results": results,
+        }
+        on_main(accelerator, lambda: str(projector.save_pretrained(folder)))
+        return LabelProjector.from_pretrained(folder, prior=prior).to(device)
 
 
 def _named(teacher: Teacher) -> dict[str, Any]:

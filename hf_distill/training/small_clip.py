@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
-from ..config import HfArg, check_at_least
+from ..config import HfArg, PathArg, check_at_least
 from ..data.feed import Pool
 from ..data.images import RealImages
 from ..hub.files import atomic_write, load_json, save_json
@@ -51,7 +51,7 @@ class PriorArguments:
         True
     """
 
-    model_name_or_path: str | None = HfArg(
+    model_name_or_path: str | None = PathArg(
         default=None,
         help="Folder or Hub repository of a CLIP model of timm, transformers or open_clip. Without it: a small one "
         "that is trained here.",
@@ -165,7 +165,8 @@ def train_small_clip(
             }
             about = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg, "training": training}
             save_json(aside / OPEN_CLIP_CONFIG, about)
-            os.rename(aside, folder)
+            if not (folder / OPEN_CLIP_CONFIG).is_file():  # which another run has made meanwhile
+                os.rename(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -25,7 +25,7 @@ from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..augmentation.randaugment import DRAWS as RANDAUGMENT_DRAWS
 from ..augmentation.randaugment import cutout_randaugment
 from ..augmentation.shrinking import take_crops
-from ..config import MOST_RESIZED, DataArguments, HfArg, check_at_least, check_choice
+from ..config import MOST_RESIZED, DataArguments, HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Keep, Pool, upload
 from ..data.images import RealImages
 from ..data.pixels import Frame
@@ -37,6 +37,7 @@ from ..networks.compiling import refuse_fp16
 from ..networks.teachers import INDEX, Teacher, classifiers
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, ProgressBar
+from ..runs.claims import claimed
 from ..runs.folder import describe_images, where_to_start
 from ..runs.processes import make_accelerator, on_main
 from .epochs import EpochTraining
@@ -57,7 +58,7 @@ PARTS = ("student", "class_names", "preprocessing")  # of a teacher, which its f
 class NamedTeachers:
     """How the classes of teachers that are at hand are called, for settings that name such teachers."""
 
-    teacher_class_names: str | None = HfArg(
+    teacher_class_names: str | None = PathArg(
         default=None,
         help="File with the names of the logits of --teachers, in order, for those that name none, or as many: one on "
         "each line, or JSON.",
@@ -78,7 +79,7 @@ class TeacherConfig:
     student_norm: str = HfArg(
         default="batch", help="Normalisation of a convnet: batch, instance or none. Some methods need batch."
     )
-    pretrained_weights: str | None = HfArg(
+    pretrained_weights: str | None = PathArg(
         default=None,
         help="Start the teacher's training from pretrained weights: timm:<name>, a folder or a repository. The "
         "classifier is new unless the classes are the same.",
@@ -455,45 +456,48 @@ def train_teacher(
     """
     accelerator, config = accelerator or make_accelerator(), config or TeacherConfig()
     refuse_fp16(accelerator, "teacher training")
+    shared = directory is None  # by all that need such a teacher
     if directory is None:
         directory = _folder_along(real, config, seed, accelerator, along)
         resume_from_checkpoint = resume_from_checkpoint or (None if overwrite else "latest")
     folder, training, spec = Path(directory), describe(real, config, seed, accelerator), config.student_spec(real)
 
-    def prepare() -> str:
-        check_student(spec)
-        return where_to_start(
-            folder, INDEX, training, _recorded, what="teacher", resume=resume_from_checkpoint, overwrite=overwrite
-        )
+    with claimed(folder, accelerator, wait=shared):
 
-    begin = on_main(accelerator, prepare)
-    if begin == INDEX:
+        def prepare() -> str:
+            check_student(spec)
+            return where_to_start(
+                folder, INDEX, training, _recorded, what="teacher", resume=resume_from_checkpoint, overwrite=overwrite
+            )
+
+        begin = on_main(accelerator, prepare)
+        if begin == INDEX:
+            return Teacher.from_pretrained(folder)
+        start: dict[str, Tensor] = {}
+        if not begin:
+            start, version = find_start(real, config, accelerator)
+            training = describe(real, config, seed, accelerator, version)
+        run = _TeacherTraining(
+            real,
+            spec,
+            config,
+            start=start,
+            along={epoch: folder / ALONG.format(epoch) for epoch in _along(config, along)[:-1]},
+            test=test,
+            folder=folder,
+            training=training,
+            seed=seed,
+            accelerator=accelerator,
+            callbacks=[ProgressBar(disable_tqdm), *callbacks],
+        )
+        if begin:
+            run.resume(Path(begin))
+        results = run.train()
+        teacher = run.teacher()
+        teacher.config["results"] = results
+        _warn_of_chance(teacher, real)
+        on_main(accelerator, lambda: str(teacher.save_pretrained(folder)))
         return Teacher.from_pretrained(folder)
-    start: dict[str, Tensor] = {}
-    if not begin:
-        start, version = find_start(real, config, accelerator)
-        training = describe(real, config, seed, accelerator, version)
-    run = _TeacherTraining(
-        real,
-        spec,
-        config,
-        start=start,
-        along={epoch: folder / ALONG.format(epoch) for epoch in _along(config, along)[:-1]},
-        test=test,
-        folder=folder,
-        training=training,
-        seed=seed,
-        accelerator=accelerator,
-        callbacks=[ProgressBar(disable_tqdm), *callbacks],
-    )
-    if begin:
-        run.resume(Path(begin))
-    results = run.train()
-    teacher = run.teacher()
-    teacher.config["results"] = results
-    _warn_of_chance(teacher, real)
-    on_main(accelerator, lambda: str(teacher.save_pretrained(folder)))
-    return Teacher.from_pretrained(folder)
 
 
 def _warn_of_chance(teacher: Teacher, real: RealImages) -> None:

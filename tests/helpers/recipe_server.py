@@ -4,6 +4,7 @@ Started by `Recipes`. Reads one job per line from stdin (JSON), forks as many ra
 one line: the exit status of each rank, the output of the first one, and the errors of all.
 """
 
+import atexit
 import importlib
 import json
 import os
@@ -51,6 +52,8 @@ def run(job: dict[str, Any]) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
+    finally:
+        atexit._run_exitfuncs()  # as the interpreter does at its end
     return 0
 
 

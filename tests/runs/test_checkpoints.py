@@ -1,16 +1,25 @@
 """Checkpoints are whole or not there; a run's folder is never somebody else's."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 
 from hf_distill.config import DistillConfig
-from hf_distill.runs import checkpoints
+from hf_distill.runs import checkpoints, claims
 from hf_distill.runs.checkpoints import (
     find_checkpoint,
     list_checkpoints,
@@ -19,6 +28,7 @@ from hf_distill.runs.checkpoints import (
     save_checkpoint,
     unpack_optimizers,
 )
+from hf_distill.runs.claims import FolderInUse, claim, claimed
 from hf_distill.runs.folder import check_same_run, prepare_output_dir
 
 
@@ -251,7 +261,9 @@ def test_the_same_run_is_the_same_and_may_say_more_only_where_it_may():
 
 
 def prepare(**flags) -> Path:
-    return prepare_output_dir(DistillConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in flags.items()}), "x")
+    config = DistillConfig(**{k: str(v) if isinstance(v, Path) else v for k, v in flags.items()})
+    with ExitStack() as held:
+        return prepare_output_dir(config, "x", held)
 
 
 @pytest.mark.parametrize("holds", ["an artifact", "a checkpoint"])
@@ -302,3 +314,91 @@ def test_leftovers_of_a_killed_run_are_swept_and_a_file_is_no_folder(tmp_path):
 def test_the_state_is_readable_by_people(tmp_path):
     folder = save_checkpoint(tmp_path, {}, {"step": 1, "config": dataclasses.asdict(DistillConfig())}, None)
     assert json.loads((folder / "trainer_state.json").read_text())["config"]["ipc"] == 1
+
+
+# Who works in a folder
+
+
+@contextmanager
+def owner(folder: Path, *flags: str) -> Iterator[int]:
+    """The number of a process that is at work in a folder until it is killed, at the end at the latest."""
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        sys.argv = ["recipe.py", *flags]
+        with ExitStack() as held:
+            claim(folder, held)
+            os.write(tell, b"!")
+            signal.pause()
+    assert os.read(ready, 1) == b"!"
+    yield child
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_a_folder_belongs_to_the_run_that_is_at_work_there_until_it_is_gone(tmp_path, caplog):
+    folder, secret = tmp_path / "run", ["--hub_token", "hf_secret", "--hub_token=hf_other"]
+    with owner(folder, "--ipc", "1", *secret) as process:
+        save(folder, 3)
+        for flags in ({}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}):
+            with pytest.raises(FolderInUse, match=rf"run is in use by process {process} on .* since 2") as error:
+                prepare(output_dir=folder, **flags)
+            assert "(recipe.py --ipc 1)" in str(error.value)
+        assert names(folder) == ["checkpoint-3"]
+        assert "hf_" not in (folder / ".claim").read_text()
+    assert (folder / ".claim").exists()
+    with caplog.at_level("INFO"):
+        prepare(output_dir=folder, overwrite_output_dir=True)
+    assert f"was in use by process {process} on" in caplog.text
+    assert not os.listdir(folder)
+
+
+def test_a_run_that_may_wait_goes_on_when_the_other_one_is_gone(tmp_path, monkeypatch):
+    looks: list[bool] = []
+
+    def wait(seconds: float) -> None:
+        looks.append(True)
+        if len(looks) == 3:
+            stack.close()
+
+    monkeypatch.setattr(claims.time, "sleep", wait)
+    with ExitStack() as stack:
+        stack.enter_context(owner(tmp_path))
+        with claimed(tmp_path, Accelerator(), wait=True):
+            assert len(looks) == 3
+
+
+def test_where_a_file_system_knows_no_locks_the_claim_tells_who_lives(tmp_path, monkeypatch):
+    def unknown(*args) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(claims.fcntl, "lockf", unknown)
+    parent = psutil.Process(os.getppid())
+    here = {"host": socket.gethostname(), "pid": parent.pid, "started": parent.create_time(), "command": "x"}
+    for owned, lives in (
+        (here, True),
+        ({**here, "started": parent.create_time() - 60}, False),
+        ({**here, "pid": 4194304}, False),
+        ({**here, "host": "elsewhere"}, True),
+        ({"pid": [], "host": here["host"]}, False),
+    ):
+        (tmp_path / ".claim").write_text(json.dumps(owned))
+        with pytest.raises(FolderInUse) if lives else nullcontext():
+            prepare(output_dir=tmp_path)
+
+
+def test_where_nobody_can_write_there_is_nothing_to_claim(tmp_path, monkeypatch):
+    def refuse(*args) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch, ExitStack() as held:
+        patch.setattr(claims.os, "open", refuse)
+        claim(tmp_path, held)
+    assert not os.listdir(tmp_path)
+
+
+def test_runs_without_a_name_that_begin_at_once_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: prepare(), range(8)))
+    assert len(set(folders)) == 8
