@@ -60,7 +60,10 @@ def main() -> None:
     # `python -m` puts the working folder first on the path, and a datasets.py that lies there is not the package.
     package = Path(__file__).resolve().parent.parent
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() not in {Path.cwd()} - {package}]
-    runpy.run_path(str(known[name]), run_name="__main__")
+    try:
+        runpy.run_path(str(known[name]), run_name="__main__")
+    except KeyboardInterrupt:  # before the recipe itself can say so: it takes seconds to import
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_recipe(main, "the same command begins anew")

@@ -81,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_recipe(main, "the same command goes on with the next file of labels")

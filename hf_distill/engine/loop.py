@@ -25,6 +25,7 @@ from ..runs.callbacks import RunState, Trackers
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
 from ..runs.folder import check_same_run
 from ..runs.processes import on_main
+from ..runs.stopping import Stop, stopping
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Distiller(Method):
 
         Raises:
             DistillationDiverged: The state before the step that failed is in a checkpoint, which the message names.
+            KeyboardInterrupt: A recipe was asked to stop (SIGTERM, SIGUSR1): the state is in a checkpoint.
             ValueError: The checkpoint to resume from is absent, broken, or of another run.
         """
         config = self.config
@@ -138,8 +140,9 @@ class Distiller(Method):
         )
         self.callbacks.on_begin(dataclasses.replace(state))
         try:
-            for step in range(start, config.max_steps):
-                self._advance(step, state)
+            with stopping() as stop:
+                for step in range(start, config.max_steps):
+                    self._advance(step, state, stop)
         finally:
             self.callbacks.on_end(dataclasses.replace(state))
         keep_best = config.select == "best" and bool(self.best.tensors)
@@ -152,12 +155,12 @@ class Distiller(Method):
 
     # What the loop is made of
 
-    def _advance(self, step: int, state: RunState) -> None:
-        """Everything that belongs to step number `step`, from 0."""
+    def _advance(self, step: int, state: RunState, stop: Stop) -> None:
+        """Everything that belongs to step number `step`, from 0; the end of the run where that is asked for."""
         config = self.config
         if step == 0:
             self._select(state)
-        logs = self._gradients(step)
+        logs, stopped = self._gradients(step, stop)
         problem = self.objection(logs)
         if problem:
             self._save(state)
@@ -172,8 +175,11 @@ class Distiller(Method):
         self.callbacks.on_step(dataclasses.replace(state))
         if self._due(config.eval_steps, state):
             self._select(state)
-        if self._due(config.save_steps, state):
+        if stopped or self._due(config.save_steps, state):
             self._save(state)
+        if stopped:
+            stop.asked = True
+            raise KeyboardInterrupt
 
     @staticmethod
     def _due(every: int, state: RunState) -> bool:
@@ -207,8 +213,12 @@ class Distiller(Method):
                     if buffer.is_floating_point():
                         buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
 
-    def _gradients(self, step: int) -> dict[str, float]:
-        """Fill `.grad` with the mean over accumulation steps and processes, and return the mean logs."""
+    def _gradients(self, step: int, stop: Stop) -> tuple[dict[str, float], bool]:
+        """Fill `.grad` with the mean over accumulation steps and processes.
+
+        Returns:
+            The mean logs; and whether any process was asked to stop, which all learn at the same step.
+        """
         accelerator, count = self.accelerator, self.config.gradient_accumulation_steps
         world = accelerator.num_processes
         for parameter in self._learned():
@@ -224,9 +234,10 @@ class Distiller(Method):
                 parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
         logs = {key: sum(logs[key] for logs in each) / count for key in each[0]}
         if world > 1:
-            means = torch.tensor(list(logs.values()), dtype=torch.float64, device=self.device)
-            logs = dict(zip(logs, accelerator.reduce(means, reduction="mean").tolist(), strict=True))
-        return logs
+            means = torch.tensor([*logs.values(), stop.asked], dtype=torch.float64, device=self.device)
+            *values, share = accelerator.reduce(means, reduction="mean").tolist()
+            return dict(zip(logs, values, strict=True)), share > 0
+        return logs, stop.asked
 
     def _reach(self) -> float:
         """The way of the value that the gradient alone moves most; NaN or infinite where the gradient is."""

@@ -1,5 +1,6 @@
 """How a recipe ends: the artifact, then the table, then the Hub; or one line that says what went wrong."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..hub.results import EvalReport
 from ..shipped import shipped
 from .publishing import push
+from .stopping import interruptible
 
 __all__ = ["DistillationDiverged", "finish", "run_recipe"]
 
@@ -68,6 +70,9 @@ def finish(
 def run_recipe(main: Callable[[], None], interrupted: str = "") -> None:
     """Run the `main` of a recipe; a mistake of the user's ends the process with one line and status 1.
 
+    So do Ctrl-C, SIGTERM and SIGUSR1. The last two wait for the step of a loop that keeps checkpoints, and for its
+    checkpoint.
+
     Args:
         main: Parses the command line and does the work.
         interrupted: What to do after Ctrl-C, such as "the same command with --resume_from_checkpoint latest goes on".
@@ -76,11 +81,13 @@ def run_recipe(main: Callable[[], None], interrupted: str = "") -> None:
     recipes = shipped("recipes")
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != recipes]
     try:
-        main()
+        with interruptible():
+            main()
     except (ValueError, OSError, DistillationDiverged) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"interrupted: {interrupted}" if interrupted else "interrupted")
+        told = f"interrupted: {interrupted}" if interrupted else "interrupted"
+        sys.exit(told if os.environ.get("RANK", "0") == "0" else 1)  # one line, of however many processes
     # Threads of a process group that outlive the interpreter can abort the process, and with it all the others.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -40,6 +40,7 @@ SECONDS = 300  # a run that hangs ends here, and one on a busy machine does not
 
 def run(job: dict[str, Any]) -> int:
     """The job in this process, as if the interpreter had been started with it; the exit status."""
+    atexit._clear()  # what is to be done at the end of the server
     os.chdir(job["cwd"])
     sys.argv = [job["recipe"], *job["flags"]]
     try:

@@ -153,6 +153,36 @@ def test_on_two_processes_too(runs):
     check_same_bits(runs.finish(folder, processes=2, resume_from_checkpoint="latest"), uninterrupted)
 
 
+# A cluster's signal, to one of the processes, in the middle of the first step.
+SIGNAL = """
+import os, signal
+from hf_distill.engine.loop import Distiller
+known = Distiller.objection
+def objection(self, logs):
+    self.seen = getattr(self, "seen", 0) + 1
+    if self.seen == 1 and self.accelerator.process_index == self.accelerator.num_processes - 1:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.{name})
+    return known(self, logs)
+Distiller.objection = objection
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("SIGTERM", 1), ("SIGUSR1", 2)])
+def test_a_run_that_a_cluster_ends_keeps_its_next_step_and_says_how_to_go_on(runs, whole, name, processes):
+    folder = runs.home / f"ended by {name}"
+    ended = runs.start(folder, processes, before=SIGNAL.format(name=name))
+    assert ended.status == [1] * processes
+    (line,) = [line for line in ended.err.splitlines() if "interrupted" in line]
+    assert line.startswith("interrupted: the same command with --resume_from_checkpoint latest goes on")
+    assert "Traceback" not in ended.err
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (folder / ".claim").exists()
+    if processes == 1:
+        check_same_bits(runs.finish(folder, resume_from_checkpoint="latest"), whole)
+
+
 # Dies while the second checkpoint, that of step 6, is being written.
 KILL = """
 import os, signal, types

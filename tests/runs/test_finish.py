@@ -1,9 +1,13 @@
 """How a recipe ends."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from hf_distill.runs.finish import run_recipe
+from hf_distill.runs.stopping import stopping
 
 
 @pytest.fixture
@@ -26,3 +30,37 @@ def test_a_recipe_leaves_no_process_group_whose_threads_outlive_the_interpreter(
 
 def test_a_recipe_without_a_process_group_ends_as_well():
     run_recipe(lambda: None)
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_a_recipe_that_is_told_to_stop_ends_in_one_line_of_all_its_processes(monkeypatch, told, rank):
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    before = signal.getsignal(told)
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(lambda: os.kill(os.getpid(), told), "the same command goes on")
+    assert stop.value.code == (1 if rank == "1" else "interrupted: the same command goes on")
+    assert signal.getsignal(told) is before
+
+
+def test_a_loop_that_can_be_stopped_is_asked_and_behind_its_last_step_the_recipe_ends():
+    seen = []
+
+    def main() -> None:
+        with stopping() as stop:
+            for _ in range(3):  # a cluster tells the launcher, and both tell this process
+                os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(stop.asked)
+        seen.append("not reached")
+
+    with pytest.raises(SystemExit, match="interrupted"):
+        run_recipe(main)
+    assert seen == [True]
+
+
+def test_outside_of_a_recipe_signals_are_what_the_program_made_of_them():
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping() as stop:
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert not stop.asked

@@ -1,0 +1,80 @@
+"""How a run is asked to stop: Ctrl-C (SIGINT), and the signals by which clusters end jobs, or say that they will."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .processes import LAUNCHED
+
+SIGNALS = (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGTERM, signal.SIGUSR1)
+PARENT_DEATH = 1  # prctl's PR_SET_PDEATHSIG
+
+
+class Stop:
+    """Whether a loop was asked to stop.
+
+    Attributes:
+        asked: Looked at by the loop after each step: it then saves what there is and raises `KeyboardInterrupt`.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Do what Ctrl-C does, once: a cluster tells the launcher, and both tell this process."""
+    _ignore()
+    raise KeyboardInterrupt
+
+
+def _ignore() -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """The time in which the signals of clusters do what Ctrl-C does, and so does the end of the launcher."""
+    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
+        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGTERM)
+    with _handled_by(_interrupt):
+        yield
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """The time of a loop that these signals ask to stop, where they would interrupt it: in a recipe.
+
+    Raises:
+        KeyboardInterrupt: They did behind its last step.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(SIGNALS[0]) is not _interrupt:
+        yield stop
+        return
+    try:
+        with _handled_by(stop):
+            yield stop
+            if stop.asked:
+                raise KeyboardInterrupt
+    finally:
+        if stop.asked:
+            _ignore()
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {each: signal.signal(each, handler) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, known in before.items():
+            signal.signal(each, known)
