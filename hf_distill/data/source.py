@@ -32,10 +32,10 @@ from huggingface_hub import HfApi, metadata_load
 
 # The HTTP library that the Hub client uses has changed its name; its error is always found here.
 from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 
 from ..config import DataArguments
+from ..hub.files import locked
 from .digits import digits_folder
 from .files import (
     IMAGES,
@@ -229,7 +229,7 @@ def one_process_at_a_time(args: DataArguments) -> Iterator[Path]:
     what = json.dumps([args.dataset_name, args.dataset_config, args.dataset_revision])
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder / f"hf_distill-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"):
+    with locked(folder / f"hf_distill-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"):
         yield folder
 
 

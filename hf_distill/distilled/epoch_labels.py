@@ -553,11 +553,10 @@ def store(
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
     parts = _files(epochs, config["epochs_per_file"])
     paths = {part: directory / _name(part, config["id"]) for part in parts}
-    known = load_sums(directory) if accelerator.is_main_process else {}
     known: dict[str, str] = {}  # checksums, by the names of files
     lacking: list[range] = []
     if accelerator.is_main_process:
-        known = {Path(name).name: digest for name, digest in load_sums(directory).items()}
+        known |= {Path(name).name: digest for name, digest in load_sums(directory).items()}
         known |= {path.name: sum_of.read_text() for path in paths.values() if (sum_of := _sum_of(path)).is_file()}
         lacking = [part for part, path in paths.items() if not _is_whole(path, known.get(path.name))]
     lacking = broadcast_object_list([lacking])[0]

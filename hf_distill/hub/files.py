@@ -12,11 +12,12 @@ import reprlib
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import psutil
+from huggingface_hub.utils import WeakFileLock
 
 from .._version import __version__
 
@@ -130,6 +131,22 @@ def sweep(path: Path) -> None:
         writer = leftover.name.split(".")[-2]
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
             leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, timeout: float | None = None) -> Iterator[None]:
+    """The time in which this process has the lock at `path`; where nobody can write, nobody needs one.
+
+    Raises:
+        TimeoutError: Another process had it for so many seconds.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(path, timeout=timeout))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+        yield
 
 
 # Checksums

@@ -233,10 +233,10 @@ class HubFolder(ABC):
             sync(staged / name)
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             sweep(directory / name)
-        last = (self.config_name, SUMS)
-        first = [name for name in names if str(name) not in last]
+        last = (Path(self.config_name), Path(SUMS))
+        first = sorted(set(names) - set(last), key=lambda name: ((directory / name).exists(), name))
         (directory / SUMS).unlink(missing_ok=True)
-        for name in [*sorted(first, key=lambda name: ((directory / name).exists(), name)), *last]:
+        for name in (*first, *last):
             os.replace(staged / name, directory / name)
         for parent in {(directory / name).parent for name in names}:
             sync(parent)

@@ -1,5 +1,6 @@
-"""How a recipe ends: the artifact, then the table, then the Hub; or one line that says what went wrong."""
+"""How a recipe ends: the artifact, then the Hub, then the table; or one line that says what went wrong."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -61,10 +62,14 @@ def finish(
         return
     folder = distilled.save_pretrained(folder)
     labels = f"\n\n{report.labels_table()}" if report.labels else ""
-    accelerator.print(f"\n{report.table()}{labels}\n\nThe picture: {folder}/assets/grid.png. Load the images with:")
-    accelerator.print(f'  datasets.load_dataset("{folder}", split="train")' + (f"\n{more}" if more else ""))
-    if hub.push_to_hub:
-        accelerator.print(push(distilled, hub, folder) if publish is None else publish())
+    table = f"\n{report.table()}{labels}\n\nThe picture: {folder}/assets/grid.png. Load the images with:"
+    load = f'  datasets.load_dataset("{folder}", split="train")' + (f"\n{more}" if more else "")
+    published: list[str] = []
+    try:  # before anything is shown, for which there may be no terminal any more
+        if hub.push_to_hub:
+            published.append(push(distilled, hub, folder) if publish is None else publish())
+    finally:
+        accelerator.print("\n".join([table, load, *published]))
 
 
 def run_recipe(main: Callable[[], None], interrupted: str = "") -> None:
@@ -79,6 +84,9 @@ def run_recipe(main: Callable[[], None], interrupted: str = "") -> None:
     """
     # Python puts a script's folder first on the path, and recipes/evaluate.py is not the package evaluate.
     recipes = shipped("recipes")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know a sign such as ±
+            stream.reconfigure(errors="replace")
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != recipes]
     try:
         with interruptible():

@@ -188,7 +188,8 @@ class EpochTraining(ABC):
     def _write(self) -> str:
         tensors = {**self.network_tensors(), **pack_optimizers([self.optimizer])}
         curves = {self.measures[measure]: curve for measure, curve in self.curves.items()}
-        state = {"step": self.done, "training": self.training, **curves}
+        processes = self.accelerator.num_processes
+        state = {"step": self.done, "training": self.training, "processes": processes, **curves}
         return str(save_checkpoint(self.folder, tensors, state, limit=1))
 
     def resume(self, checkpoint: Path) -> None:
@@ -199,4 +200,9 @@ class EpochTraining(ABC):
         unpack_optimizers([self.optimizer], tensors)
         self.curves = {measure: state[key] for measure, key in self.measures.items()}
         self.training = state["training"]  # which may say more, such as what the network started from
+        before, now = state.get("processes"), self.accelerator.num_processes  # version 0.1 does not say
+        if before not in (None, now):
+            logger.warning(
+                "going on with other settings than %s was made with: processes %s -> %s", checkpoint, before, now
+            )
         logger.info("going on from %s", checkpoint)

@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.utils import WeakFileLock
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
@@ -36,7 +35,7 @@ from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import RealImages
-from ..hub.files import atomic_write, load_json, package_versions, save_json
+from ..hub.files import atomic_write, load_json, locked, package_versions, save_json
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
 from ..networks.compiling import in_precision, refuse_fp16
@@ -307,18 +306,18 @@ class _Folder:
                 f"{self.root} has a README.md and no experts: it holds something else; give another folder"
             )
         with ExitStack() as stack:
-            locked = False
-            while not locked:
+            held = False
+            while not held:
                 if accelerator.is_main_process:
                     with self.writing(self.root):
                         self.root.mkdir(parents=True, exist_ok=True)
                         try:
-                            stack.enter_context(WeakFileLock(self.root / ".lock", timeout=LOCK_SECONDS))
-                            locked = True
+                            stack.enter_context(locked(self.root / ".lock", LOCK_SECONDS))
+                            held = True
                         except TimeoutError:  # of which the lock's own is one
                             logger.info("another run trains experts in %s; waiting for it", self.root)
                 # In turns shorter than a collective is allowed to wait: the other job may take hours.
-                locked = broadcast_object_list([locked])[0]
+                held = broadcast_object_list([held])[0]
             yield
 
     def check(self, epochs: int) -> int:

@@ -14,8 +14,17 @@ import pytest
 from PIL import Image
 
 import hf_distill
+from hf_distill.hub import files
 from hf_distill.hub.cards import Paper, human_bytes, image_grid, render_card, source_context
-from hf_distill.hub.files import atomic_write, check_format_version, load_json, package_versions, reserve, save_json
+from hf_distill.hub.files import (
+    atomic_write,
+    check_format_version,
+    load_json,
+    locked,
+    package_versions,
+    reserve,
+    save_json,
+)
 from hf_distill.hub.folder import Home, HubFolder
 from hf_distill.hub.results import SETS, EvalReport, EvalRow
 from tests.helpers import ROOT
@@ -295,6 +304,15 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/x'"):
         atomic_write(tmp_path / "x", "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_nobody_can_write_to_needs_no_lock(tmp_path, monkeypatch):
+    def refuse(*args, **options) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files, "WeakFileLock", refuse)
+    with locked(tmp_path / ".lock"):
+        assert not list(tmp_path.iterdir())
 
 
 def test_room_is_taken_before_it_is_written_to_and_what_is_there_stays(tmp_path):

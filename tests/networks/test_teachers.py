@@ -762,7 +762,7 @@ def test_other_settings_have_another_folder_and_the_same_have_the_same(digits):
     assert len({folder, *(teacher_folder(digits[0], other, 0, accelerator) for other in others)}) == 3
 
 
-def test_teachers_along_a_training_are_the_network_after_these_epochs(digits, tmp_path, monkeypatch):
+def test_teachers_along_a_training_are_the_network_after_these_epochs(digits, tmp_path, monkeypatch, caplog):
     config = TeacherConfig(**{**SMALL, "teacher_epochs": 5})
     options = {"seed": 1, "accelerator": make_accelerator(), "disable_tqdm": True}
     real_lr = TeacherConfig.lr
@@ -776,9 +776,12 @@ def test_teachers_along_a_training_are_the_network_after_these_epochs(digits, tm
     with pytest.raises(RuntimeError, match="stopped"):
         train_teacher(digits[0], None, config, tmp_path / "run", along=3, **options)
     monkeypatch.undo()
-    kept, _ = load_checkpoint(tmp_path / "run" / "checkpoint-3")
+    kept, state = load_checkpoint(tmp_path / "run" / "checkpoint-3")
+    (tmp_path / "run" / "checkpoint-3" / "SHA256SUMS").unlink()
+    save_json(tmp_path / "run" / "checkpoint-3" / "trainer_state.json", {**state, "processes": 2})
     again = {"resume_from_checkpoint": "latest", **options}
     last = train_teacher(digits[0], None, config, tmp_path / "run", along=3, **again)
+    assert "checkpoint-3 was made with: processes 2 -> 1" in caplog.text
     assert sorted(path.name for path in (tmp_path / "run" / "along").iterdir()) == ["epoch-0002", "epoch-0003"]
     third = Teacher.from_pretrained(tmp_path / "run" / "along" / "epoch-0003")
     assert all(torch.equal(value, kept[f"model.{name}"]) for name, value in third.model.state_dict().items())

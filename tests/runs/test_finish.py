@@ -1,12 +1,19 @@
 """How a recipe ends."""
 
+import io
 import os
 import signal
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from hf_distill.runs.finish import run_recipe
+from hf_distill.config import HubArguments
+from hf_distill.hub.results import EvalReport, EvalRow
+from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.stopping import stopping
 
 
@@ -64,3 +71,30 @@ def test_outside_of_a_recipe_signals_are_what_the_program_made_of_them():
     with stopping() as stop:
         assert signal.getsignal(signal.SIGTERM) is before
     assert not stop.asked
+
+
+def test_what_a_terminal_cannot_print_ends_no_recipe():
+    with pytest.MonkeyPatch.context() as patch:
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+        patch.setattr(sys, "stdout", terminal)
+        run_recipe(lambda: print("61.2 ± 3.1"))
+    assert terminal.buffer.getvalue() == b"61.2 ? 3.1\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_set_is_published_before_the_table_is_shown_which_is_shown_in_any_case(tmp_path, capsys, fails):
+    report = EvalReport([EvalRow("distilled", "hard", "convnet_d1", "quick", 10, [0.5], "cpu")])
+
+    def publish() -> str:
+        assert not capsys.readouterr().out
+        if fails:
+            raise ValueError("the Hub does not answer")
+        return "published: there"
+
+    distilled = SimpleNamespace(keep_results=lambda folder: None, save_pretrained=lambda folder: folder)
+    where = (tmp_path, HubArguments(push_to_hub=True, hub_model_id="me/set"), Accelerator())
+    with pytest.raises(ValueError, match="does not answer") if fails else nullcontext():
+        finish(distilled, lambda: report, *where, publish=publish)
+    shown = capsys.readouterr().out
+    assert "50.0" in shown
+    assert ("published: there" in shown) is not fails
