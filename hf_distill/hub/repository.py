@@ -44,7 +44,6 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import is_package_available
 
 from .edits import with_edits
-
 from .files import matches
 
 __all__ = ["PushConflict", "Repository"]
@@ -316,9 +315,9 @@ class Repository:
         if self._paths([index], commit):
             return None
         names = {entry.path for entry in self._tree(commit)}
-        matches = [name for name in names if any(_matches(name, pattern) for pattern in owned)]
+        foreign = [name for name in names if matches(name, owned)]
         # The card last: every repository has one, and it says the least.
-        return None if names <= EMPTY else min(matches, key=lambda name: (name == CARD, name), default=None)
+        return None if names <= EMPTY else min(foreign, key=lambda name: (name == CARD, name), default=None)
 
     def _card(
         self, files: Mapping[str, Path], owned: Sequence[str], index: str, commit: str
