@@ -93,7 +93,7 @@ def claim(folder: Path, held: ExitStack) -> None:
     Raises:
         FolderInUse: Another run is at work there; the message says which.
     """
-    path, made = folder / CLAIM, not folder.exists()
+    path, made = folder / CLAIM, [each for each in (folder, *folder.parents) if not each.exists()]
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -116,14 +116,14 @@ def claim(folder: Path, held: ExitStack) -> None:
     held.callback(_release, path, descriptor, os.getpid(), made)
 
 
-def _release(path: Path, descriptor: int, owner: int, made: bool) -> None:
+def _release(path: Path, descriptor: int, owner: int, made: Sequence[Path]) -> None:
     if os.getpid() != owner:  # a child, which has all that its parent has
         return
     path.unlink(missing_ok=True)
     os.close(descriptor)
-    if made:
-        with suppress(OSError):  # it holds something
-            path.parent.rmdir()
+    with suppress(OSError):  # from the first on that holds something
+        for each in made:
+            each.rmdir()
 
 
 def _is_held(descriptor: int, owner: dict[str, Any]) -> bool:
