@@ -473,7 +473,10 @@ def test_what_no_run_wrote_is_not_removed(here):
             lambda train: hd.RDED.distill(train, accelerator="cpu"),
             "accelerator is a str; expected accelerate.Accelerator()",
         ),
-        (lambda train: hd.RDED.distill(train, output_dir=""), "--output_dir is empty; expected a folder"),
+        (
+            lambda train: hd.RDED.distill(train, output_dir=""),
+            "argument --output_dir/--output-dir: it is empty",
+        ),
         (
             lambda train: hd.RDED.distill(train, resume_from_checkpoint="latest"),
             "resume_from_checkpoint needs the folder",

@@ -85,7 +85,7 @@ def test_without_the_hub_the_cache_works_and_what_it_lacks_is_named(hub, online,
     missing = {
         "expert 0": (f"{space}/experts", "expert-00000.safetensors"),
         "cold": (f"{space}/cold",),
-        "cold experts": (f"{space}/cold-experts", "expert_config.json"),
+        "cold experts": (f"{space}/cold-experts",),
         "revision": (f"{space}/set", "'v2'"),
         "push": (f"{space}/set",),
     }
