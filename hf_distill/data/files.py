@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS, DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from huggingface_hub.utils import WeakFileLock
 
-from ..hub.files import atomic_write
+from ..hub.files import atomic_write, locked, sha256_of_file
 
 __all__ = [
     "IMAGES",
@@ -36,7 +35,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 2**20  # bytes that are hashed at a time
 SETTLED = 2.0  # seconds, after which whatever is written has another time of change, on any disk
 PATTERN = "*?["  # what makes a pattern of a path, for `datasets`
 IMAGES = frozenset(ImageFolder.EXTENSIONS)
@@ -85,13 +83,13 @@ def _hashes(folder: Path, files: Sequence[str]) -> list[str]:
     if all(key in known for key in keys):
         return [known[key] for key in keys]
     table.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(table.with_suffix(".lock")):  # of processes that start together one hashes
+    with locked(table.with_suffix(".lock")):  # of processes that start together one hashes
         known = _known(table)
         missing = [key for key in keys if key not in known]
         now = time.time_ns()
         with ThreadPoolExecutor() as threads:
             progress = datasets.utils.tqdm(missing, desc="Hashing files", delay=2)
-            hashed = dict(zip(missing, threads.map(lambda key: _sha256(folder / key[0]), progress), strict=True))
+            hashed = dict(zip(missing, threads.map(lambda key: sha256_of_file(folder / key[0]), progress), strict=True))
         known |= hashed
         # One that was written just now may be written again, and its time be the same.
         settled = {key: known[key] for key in keys if now - key[2] > SETTLED * 1e9}
@@ -111,14 +109,6 @@ def _known(table: Path) -> dict[tuple[str, int, int], str]:
         return {}
     keys = zip(columns["path"], columns["size"], columns["changed"], strict=True)
     return dict(zip(keys, columns["sha256"], strict=True))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # Which of them are read

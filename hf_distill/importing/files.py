@@ -1,6 +1,5 @@
 """Steps of every import: read a file without running it, name it by its hash, find out what is known of its data."""
 
-import hashlib
 import pickle
 import re
 import struct
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
-from ..hub.files import package_versions
+from ..hub.files import package_versions, sha256_of_file
 from ..runs.claims import CLAIM
 
 # What torch.load raises for a file that is damaged, cut off, or of another kind.
@@ -335,17 +334,9 @@ def load_arrays(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({reason}): damaged, or no file of arrays; fetch it again") from error
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def origin_of(paths: Sequence[Path]) -> list[dict[str, str]]:
     """Names and hashes of the files that an artifact was made from: no folders, for those are of this machine."""
-    return [{"file": path.name, "sha256": _sha256(path)} for path in paths]
+    return [{"file": path.name, "sha256": sha256_of_file(path)} for path in paths]
 
 
 def require_empty(directory: str | Path) -> None:

@@ -767,8 +767,8 @@ def test_what_has_not_changed_since_is_hashed_once(folder, monkeypatch):
     for name in ("train", "test"):
         write(folder, name, noise(4), [0, 1, 0, 1])
         os.utime(folder / f"{name}-00000.parquet", (10**9, 10**9))
-    hashed, original = [], files._sha256
-    monkeypatch.setattr(files, "_sha256", lambda path: hashed.append(path.name) or original(path))
+    hashed, original = [], files.sha256_of_file
+    monkeypatch.setattr(files, "sha256_of_file", lambda path: hashed.append(path.name) or original(path))
     train, test = RealImages.train_and_test(args(folder))
     assert train.revision == test.revision
     assert sorted(hashed) == ["test-00000.parquet", "train-00000.parquet"]
