@@ -438,6 +438,8 @@ def _config_file(given: str, recipe: str) -> Path:
 class _Parser(HfArgumentParser):
     def __init__(self, config_classes: Sequence[type], presets: Iterable[str], **options: Any) -> None:
         super().__init__(list(config_classes), **options)
+        # Until Python 3.14 a number such as -1e3 is taken for a flag, unless it stands behind "=".
+        self._negative_number_matcher = re.compile(r"-\.?\d")
         self._presets = list(presets)
 
     def format_help(self) -> str:
@@ -476,21 +478,24 @@ def configure(*config_classes: type, values: dict[str, Any], source: str) -> tup
     Raises:
         ValueError: One of them is of no dataclass, of another type than its field, or out of its range.
     """
-    known = _fields(config_classes)
+    empty = _empty(values, config_classes)
+    rest = {name: value for name, value in values.items() if name not in empty}
+    words = _as_arguments(rest, source, _fields(config_classes), set())
+    parser = _parser(config_classes)
+    parser.set_defaults(**empty)
+    return parser.parse_args_into_dataclasses(args=words)
+
+
+def _empty(values: dict[str, Any], config_classes: Sequence[type]) -> dict[str, Any]:
+    """The values that no word of a command line says: None and lists of nothing, of fields that may be these."""
     # Not the types of the fields, which a parser narrows as it reads them.
     hints = {name: hint for config_class in config_classes for name, hint in get_type_hints(config_class).items()}
-    empty: dict[str, Any] = {
+    known = _fields(config_classes)
+    return {
         name: None if value is None else []
         for name, value in values.items()
         if name in known and _is_empty(value, hints[name])
     }
-    words = _as_arguments({k: v for k, v in values.items() if k not in empty}, source, _fields(config_classes), set())
-    parsed = _parser(config_classes).parse_args_into_dataclasses(args=words)
-    # A command line cannot give a list of nothing, or take a default back.
-    return tuple(
-        dataclasses.replace(each, **{name: empty[name] for name in empty if name in _fields([type(each)])})
-        for each in parsed
-    )
 
 
 def _is_empty(value: Any, hint: Any) -> bool:
@@ -538,9 +543,12 @@ def parse_args(
         if source is None and default_config is not None and given.dataset_name is None:
             source = default_config
         if source is not None:
-            words = _as_arguments(load_yaml(source), str(source), known, set(_fields(passed_over))) + words
-        *configs, rest, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
-        del rest  # the namespace that holds --config
+            values = load_yaml(source)
+            empty = _empty(values, config_classes)
+            parser.set_defaults(**empty)
+            rest = {name: value for name, value in values.items() if name not in empty}
+            words = _as_arguments(rest, str(source), known, set(_fields(passed_over))) + words
+        *configs, _, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
         if unknown:
             flags = [word for word in unknown if word.startswith("--")] or unknown
             nearest = difflib.get_close_matches(flags[0].lstrip("-").split("=")[0], known, n=1)

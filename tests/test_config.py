@@ -310,3 +310,18 @@ def test_a_path_that_is_there_is_taken_as_it_is_written(tmp_path, monkeypatch):
     for name in ("~x", "a$b"):
         Path(name).mkdir()
         assert parse_args(TESLAConfig, args=["--output_dir", name])[0].output_dir == name
+
+
+@pytest.mark.parametrize("numbers", [("-1e3", "3e3"), ("-1024", "3071"), ("-1.5e+05", "-.5"), ("-2", "-1E0")])
+def test_numbers_below_zero_are_no_flags(numbers):
+    (data,) = parse_args(DataArguments, args=["--value_range", *numbers])
+    assert data.value_range == [float(number) for number in numbers]
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", ""])
+def test_nothing_in_yaml_takes_a_default_back_where_a_flag_may_be_absent(yaml, nothing):
+    path = yaml(f"save_total_limit: {nothing}\neval_baselines: []\n")
+    (config,) = parse_args(LoopConfig, args=["--config", path])
+    assert (config.save_total_limit, config.eval_baselines) == (None, [])
+    (config,) = parse_args(LoopConfig, args=["--config", path, "--save_total_limit", "3"])
+    assert config.save_total_limit == 3
