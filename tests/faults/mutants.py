@@ -1,6 +1,7 @@
 """Changes one line of the package at a time and runs the tests of its room, which should fail.
 
-    python -m tests.faults.mutants hub engine --lines 20 --seed 1
+    python -m tests.faults.mutants hub engine --lines 20 --seed 1 --output mutants.jsonl
+    python -m tests.faults.mutants hub --again mutants.jsonl --tests tests/hub tests/distilled
 
 Draws lines that do something, changes each in one of the ways below in a copy of the checkout, and runs the room's own
 tests, those of the file's name first, until one fails or the time is over. What no test noticed is a
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tests.helpers import ROOT
@@ -118,23 +119,32 @@ def draw(room: str, lines: int, rng: random.Random) -> list[Mutant]:
     return [rng.choice(by_line[line]) for line in rng.sample(sorted(by_line), min(lines, len(by_line)))]
 
 
-def test(mutant: Mutant | None, room: str, checkout: Path, seconds: float) -> str:
-    """The end of the room's tests in a copy of the checkout: the first that fails, "passed" or "time"."""
-    if mutant is not None:
-        target = checkout / PACKAGE / mutant.path
-        text = target.read_bytes()
-        target.write_bytes(text[: mutant.start] + mutant.after.encode() + text[mutant.end :])
+def read(path: Path, room: str) -> list[Mutant]:
+    """The changes of a room that no test noticed, by the lines that `--output` wrote."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    names = [field.name for field in fields(Mutant)]
+    return [
+        Mutant(**{name: line[name] for name in names})
+        for line in lines
+        if line["room"] == room and line["outcome"] in ("passed", "time")
+    ]
+
+
+def test(mutant: Mutant, tests: list[str], checkout: Path, seconds: float) -> str:
+    """The end of tests in a copy of the checkout: the first that fails, "passed" or "time"."""
+    target = checkout / PACKAGE / mutant.path
+    text = target.read_bytes()
+    target.write_bytes(text[: mutant.start] + mutant.after.encode() + text[mutant.end :])
     try:
-        return _run(mutant, room, checkout, seconds)
+        return _run(mutant, tests, checkout, seconds)
     finally:
-        if mutant is not None:
-            target.write_bytes(text)
+        target.write_bytes(text)
 
 
-def _run(mutant: Mutant | None, room: str, checkout: Path, seconds: float) -> str:
-    files = sorted((checkout / "tests" / room).glob("test_*.py"))
-    own = f"test_{Path(mutant.path).name}" if mutant is not None else ""
-    files.sort(key=lambda path: path.name != own)
+def _run(mutant: Mutant, tests: list[str], checkout: Path, seconds: float) -> str:
+    places = [checkout / place for place in tests]
+    files = [file for place in places for file in (sorted(place.glob("test_*.py")) if place.is_dir() else [place])]
+    files.sort(key=lambda path: path.name != f"test_{Path(mutant.path).name}")
     outcome = checkout / "outcome"
     outcome.unlink(missing_ok=True)
     child = os.fork()
@@ -187,6 +197,8 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=20, help="how many lines of each room")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="what draws them")
     parser.add_argument("--seconds", type=float, default=30, help="for the tests of one change")
+    parser.add_argument("--tests", nargs="+", help="files and folders of tests, in place of the room's own")
+    parser.add_argument("--again", type=Path, help="in place of drawing, what survived by a file of --output")
     parser.add_argument("--output", type=Path, help="a file for one line of JSON per change")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
@@ -201,9 +213,10 @@ def main() -> None:
         shutil.copytree(ROOT, checkout, ignore=LEFT_OUT)
         for room in args.rooms:
             rng = random.Random(f"{args.seed} {room}")
-            for number, mutant in enumerate(draw(room, args.lines, rng), 1):
+            changes = draw(room, args.lines, rng) if args.again is None else read(args.again, room)
+            for number, mutant in enumerate(changes, 1):
                 begin = time.monotonic()
-                outcome = test(mutant, room, checkout, args.seconds)
+                outcome = test(mutant, args.tests or [f"tests/{room}"], checkout, args.seconds)
                 took = round(time.monotonic() - begin, 1)
                 end = {"passed": "SURVIVED", "time": "NOT IN TIME"}.get(outcome, "killed")
                 counts[room, end] += 1

@@ -24,13 +24,9 @@ import peft  # noqa: F401
 import torch
 
 import hf_distill
-from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol, EvalProtocol
+from tests.helpers.protocols import know_short_protocols
 
-PROTOCOLS["tiny"] = EvalProtocol("tiny", epochs=12, full_data_epochs=2, lrs=(0.05,))
-PROTOCOLS["crops-tiny"] = CropProtocol("crops-tiny", epochs=3, full_data_epochs=1, batch_size=16, lrs=(0.005,))
-PROTOCOLS["hello-tiny"] = CropProtocol(
-    "hello-tiny", epochs=3, full_data_epochs=1, batch_size=16, lrs=(0.005,), loss="mse", ce_weight=0.025
-)
+know_short_protocols()
 for module in pkgutil.walk_packages(hf_distill.__path__, "hf_distill."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
