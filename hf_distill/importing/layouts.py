@@ -60,7 +60,9 @@ def _is_images(value: Any) -> bool:
     """True for a tensor of images, or a list with one for each class."""
     if isinstance(value, (list, tuple)):
         return len(value) > 0 and all(isinstance(part, Tensor) and _is_images(part) for part in value)
-    return isinstance(value, Tensor) and value.ndim == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
+    if not isinstance(value, Tensor) or value.is_nested:  # which have no shape, before PyTorch 2.15
+        return False
+    return value.ndim == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
 def _shape(images: Any) -> tuple[int, ...]:
@@ -73,7 +75,7 @@ def _shape(images: Any) -> tuple[int, ...]:
 def _axes(value: Any) -> tuple[int, ...]:
     """The shape of a tensor, or of lists in one another by the first of each; () for anything else."""
     if isinstance(value, Tensor):
-        return tuple(value.shape)
+        return () if value.is_nested else tuple(value.shape)
     if not isinstance(value, (list, tuple)):
         return ()
     return (len(value), *(_axes(value[0]) if value else ()))

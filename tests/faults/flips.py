@@ -157,7 +157,8 @@ class Readers:
             flags = short.FLAGS[recipe].replace(short.DATA, IMAGES).split()
             sys.argv = ["short", recipe, *flags, *(more or [])]
             short.main()
-            return {name: digest for name, digest in contents(folder / "run").items() if "blocks/" not in name}
+            left = contents(folder / "run")  # beside the claim of this process, which has not ended
+            return {name: digest for name, digest in left.items() if "blocks/" not in name and name != ".claim"}
         finally:
             shutil.rmtree(folder)
 
@@ -200,6 +201,8 @@ def files(home: Path) -> list[Path]:
         if kind in ("inputs", "digits") or path.name.startswith("log-") or path.name in UNREAD:
             continue
         if kind == "hub" and not {"blobs", "lfs"} & set(rest):
+            continue
+        if (kind, rest[0]) == ("cache", "hub") and "--" not in rest[1]:
             continue
         kept.append(path)
     return kept
