@@ -273,7 +273,7 @@ def graph_bytes(unroll, steps):
 
     class Held:
         def __init__(self, tensor):
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # a result with its graph would hold itself, before PyTorch 2.14
             alive[id(self)] = tensor.numel() * tensor.element_size()
 
         def __del__(self):
