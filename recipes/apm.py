@@ -33,11 +33,12 @@ def main() -> None:
     config, accelerator = start_run(config, hub, f"apm-{data_args.short_name}-ipc{config.ipc}{shard}")
 
     framed = framed_by_teacher(data_args, config.teachers, APM.labelled_by)
-    train, test = RealImages.train_and_test(framed)
-    train, held_out = train.split(data_args.validation_fraction, seed=0)
-    apm = APM.prepare(
-        train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator
+    networks = (teacher_config,)
+    train, test = RealImages.train_and_test(
+        framed, check=lambda outline: APM.check(config, outline, accelerator, networks)
     )
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    apm = APM.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
     distilled = apm.run()
     if config.shard is not None:
         accelerator.wait_for_everyone()

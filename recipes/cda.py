@@ -27,11 +27,12 @@ def main() -> None:
     config, accelerator = start_run(config, hub, f"cda-{data_args.short_name}-ipc{config.ipc}")
 
     framed = framed_by_teacher(data_args, config.teachers, CDA.labelled_by)
-    train, test = RealImages.train_and_test(framed)
-    train, held_out = train.split(data_args.validation_fraction, seed=0)
-    cda = CDA.prepare(
-        train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator
+    networks = (teacher_config,)
+    train, test = RealImages.train_and_test(
+        framed, check=lambda outline: CDA.check(config, outline, accelerator, networks)
     )
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    cda = CDA.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
     finish(cda.run(), lambda: cda.evaluate(test), config.output_dir, hub, accelerator)
 
 

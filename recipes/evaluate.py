@@ -27,7 +27,7 @@ from hf_distill.config import (
 )
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.evaluation.evaluate import PROTOCOLS, evaluate, protocol_for
+from hf_distill.evaluation.evaluate import PROTOCOLS, check_evaluation, evaluate, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
@@ -106,7 +106,9 @@ def main() -> None:
     labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
     data_args = replace(source_arguments(distilled, data_args), keep_side=None)  # students see the distilled images
-    train, test = RealImages.train_and_test(data_args)
+    train, test = RealImages.train_and_test(
+        data_args, check=lambda outline: check_evaluation(distilled, outline, args.student, args.baselines)
+    )
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     say_held_out(train, held_out, ["choose by, as at the distillation"])
 

@@ -20,7 +20,7 @@ from hf_distill.runs.held_out import say_held_out
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
 from hf_distill.runs.start import disable_progress_bars
-from hf_distill.training.experts import ExpertConfig, train_experts
+from hf_distill.training.experts import ExpertConfig, check_experts, train_experts
 
 
 @dataclass
@@ -43,7 +43,9 @@ def main() -> None:
     accelerator = make_accelerator(cpu_threads=run.cpu_threads)
     prepare_push(hub, ExpertTrajectories, accelerator)
 
-    train, test = RealImages.train_and_test(data_args)
+    train, test = RealImages.train_and_test(
+        data_args, check=lambda outline: check_experts(config, outline, accelerator)
+    )
     # The held-out part selects distilled images later on, so no expert may see it.
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     say_held_out(train, held_out, ["choose among sets that are distilled with these experts"])

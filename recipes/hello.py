@@ -31,11 +31,12 @@ def main() -> None:
     config, accelerator = start_run(config, hub, f"hello-{data_args.short_name}-ipc{config.ipc}", projector=True)
 
     framed = framed_by_teacher(data_args, config.teachers, HeLlO.labelled_by)
-    train, test = RealImages.train_and_test(framed)
-    train, held_out = train.split(data_args.validation_fraction, seed=0)
-    hello = HeLlO.prepare(
-        train, test, config=config, networks=(teacher_config, prior_args), held_out=held_out, accelerator=accelerator
+    networks = (teacher_config, prior_args)
+    train, test = RealImages.train_and_test(
+        framed, check=lambda outline: HeLlO.check(config, outline, accelerator, networks)
     )
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    hello = HeLlO.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
     distilled, folder = hello.run(), config.output_dir
     accelerator.print(f"\n{hello.projector.summary()}\n\n{hello.costs().table()}\n")
     finish(

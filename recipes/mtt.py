@@ -26,9 +26,12 @@ def main() -> None:
     data_args, expert_config, config, hub = parse_args(*classes, default_config=DEMO)
     config, accelerator = start_run(config, hub, f"mtt-{data_args.short_name}-ipc{config.ipc}")
 
-    train, test = RealImages.train_and_test(data_args)
+    networks = (expert_config,)
+    train, test = RealImages.train_and_test(
+        data_args, check=lambda outline: MTT.check(config, outline, accelerator, networks)
+    )
     train, held_out = train.split(data_args.validation_fraction, seed=0)
-    mtt = MTT.prepare(train, test, config=config, networks=(expert_config,), held_out=held_out, accelerator=accelerator)
+    mtt = MTT.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
     finish(mtt.run(), lambda: mtt.evaluate(test), config.output_dir, hub, accelerator)
 
 

@@ -13,8 +13,8 @@ command line and --resume_from_checkpoint latest.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distill import RealImages
 from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, check_choice, parse_args
+from hf_distill.data.images import Outline, RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.label_costs import label_costs
 from hf_distill.distilled.labels import ProjectorLabels
@@ -28,7 +28,7 @@ from hf_distill.runs.publishing import prepare_push, push_with_projector
 from hf_distill.runs.start import disable_progress_bars, source_arguments
 from hf_distill.training.projectors import ProjectorConfig, train_projector
 from hf_distill.training.small_clip import PriorArguments, find_prior
-from hf_distill.training.teachers import NamedTeachers, TeacherConfig, find_teachers
+from hf_distill.training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 
 
 @dataclass
@@ -82,8 +82,12 @@ def main() -> None:
     distilled = DistilledSet.from_pretrained(args.distilled_dataset, **where)
     protocol = crop_protocol_for(distilled, args.protocol, args.factor)
     data_args = source_arguments(distilled, data_args)
-    train, test = RealImages.train_and_test(data_args)
-    check_data(distilled, train)
+
+    def check(outline: Outline) -> None:
+        check_data(distilled, outline)
+        check_teachers(args, outline, accelerator, [teacher_config])
+
+    train, test = RealImages.train_and_test(data_args, check=check)
     train, test = (images.seen_through(distilled.preprocessing) for images in (train, test))
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     say_held_out(train, held_out, ["choose by, as at the distillation"])

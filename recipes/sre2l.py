@@ -27,11 +27,12 @@ def main() -> None:
     config, accelerator = start_run(config, hub, f"sre2l-{data_args.short_name}-ipc{config.ipc}")
 
     framed = framed_by_teacher(data_args, config.teachers, SRe2L.labelled_by)
-    train, test = RealImages.train_and_test(framed)
-    train, held_out = train.split(data_args.validation_fraction, seed=0)
-    sre2l = SRe2L.prepare(
-        train, test, config=config, networks=(teacher_config,), held_out=held_out, accelerator=accelerator
+    networks = (teacher_config,)
+    train, test = RealImages.train_and_test(
+        framed, check=lambda outline: SRe2L.check(config, outline, accelerator, networks)
     )
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    sre2l = SRe2L.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
     finish(sre2l.run(), lambda: sre2l.evaluate(test), config.output_dir, hub, accelerator)
 
 

@@ -25,7 +25,7 @@ from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.held_out import say_held_out
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
-from hf_distill.training.teachers import TeacherConfig, train_teacher
+from hf_distill.training.teachers import TeacherConfig, check_teacher, train_teacher
 
 DEMO = Path(__file__).parent / "configs" / "teacher" / "digits.yaml"
 
@@ -50,7 +50,9 @@ def main() -> None:
     accelerator = make_accelerator(cpu_threads=run.cpu_threads)
     prepare_push(hub, Teacher, accelerator)
 
-    train, test = RealImages.train_and_test(data_args)
+    train, test = RealImages.train_and_test(
+        data_args, check=lambda outline: check_teacher(config, outline, accelerator)
+    )
     # The held-out part selects distilled images later on, so no teacher may see it.
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     warn_of_keeping(train, config.teacher_augment == "rrc")

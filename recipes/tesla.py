@@ -26,11 +26,12 @@ def main() -> None:
     data_args, expert_config, config, hub = parse_args(*classes, default_config=DEMO)
     config, accelerator = start_run(config, hub, f"tesla-{data_args.short_name}-ipc{config.ipc}")
 
-    train, test = RealImages.train_and_test(data_args)
-    train, held_out = train.split(data_args.validation_fraction, seed=0)
-    tesla = TESLA.prepare(
-        train, test, config=config, networks=(expert_config,), held_out=held_out, accelerator=accelerator
+    networks = (expert_config,)
+    train, test = RealImages.train_and_test(
+        data_args, check=lambda outline: TESLA.check(config, outline, accelerator, networks)
     )
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    tesla = TESLA.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
     finish(tesla.run(), lambda: tesla.evaluate(test), config.output_dir, hub, accelerator)
 
 

@@ -1,6 +1,7 @@
 """Recipes and presets: what a user types, and the one line that a mistake gets."""
 
 import dataclasses
+import io
 import os
 import re
 import shutil
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -22,6 +26,7 @@ PRESETS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 LAUNCH = re.compile(
     r"# (?:accelerate launch(?: --mixed_precision bf16)?|python) recipes/(\w+)\.py(?: --config (\S+))?\s"
 )
+METHODS = ("mtt", "tesla", "sre2l", "cda", "rded", "apm", "hello")
 TINY = {
     "max_train_samples": 100,
     "max_test_samples": 30,
@@ -166,7 +171,7 @@ def mistake(recipes, home: Path, recipe: str = "tesla", **flags: Any) -> str:
     [
         ({"output_dir": "done"}, "--output_dir done already holds a run; use --resume_from_checkpoint latest"),
         ({"output_dir": "done/README.md"}, "--output_dir done/README.md is a file"),
-        ({"ipc": 50}, "training images and --ipc is 50"),
+        ({"ipc": 50}, "--ipc is 50 and some classes lack training images"),
         ({"image_column_name": "picture"}, "picture"),
         ({"label_column_name": "labels"}, "label"),
         ({"experts": "experts", "student": "convnet_d2"}, "convnet_d1"),
@@ -207,6 +212,40 @@ def test_a_tracker_that_is_not_installed_is_never_left_out_in_silence(recipes, h
 
 def test_mtt_says_it_the_same_way(recipes, home):
     assert "already holds a run" in mistake(recipes, home, "mtt", output_dir="done")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory) -> Path:
+    """Ten images of each of two classes, which all end after their headers: decoding one would be an error."""
+    folder, images = tmp_path_factory.mktemp("cut"), []
+    for pixels in np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8):
+        stream = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(stream, "JPEG")
+        images.append({"bytes": stream.getvalue()[:-99], "path": None})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    content = {"image": images, "label": [0, 1] * 10}
+    datasets.Dataset.from_dict(content, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "says"),
+    [
+        *((name, {"ipc": 200}, "some classes lack training images: '0' has 7 of") for name in METHODS),
+        *(
+            (name, {"student": "convnet_d7"}, "convnet_d7 halves its images")
+            for name in ("tesla", "apm", "experts", "teacher")
+        ),
+        ("sre2l", {"student_norm": "instance"}, "ConvNet has no BatchNorm2d layer"),
+        ("tesla", {"expert_train_epochs": 2, "max_start_epoch": 9}, "--expert_train_epochs is 2, and --max_start"),
+        ("rded", {"normalization": "zca"}, "crops are smaller than what --normalization zca whitens"),
+        ("apm", {"teachers": "./nowhere"}, "./nowhere"),
+    ],
+)
+def test_what_a_recipe_cannot_use_is_refused_before_an_image_is_decoded(recipes, cut, recipe, flags, says, tmp_path):
+    done = recipes(recipe, {"student": "convnet_d1", **flags, "dataset_name": str(cut), "output_dir": "out"}, tmp_path)
+    assert done.status == [1], done.err
+    assert says in done.err
 
 
 # Launched

@@ -9,8 +9,8 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -31,12 +31,54 @@ from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
 from .ragged import Ragged
 from .source import Source, check_head, folder_revision, one_process_at_a_time, split_names
 
-__all__ = ["RealImages"]
+__all__ = ["Outline", "RealImages"]
 
 logger = logging.getLogger(__name__)
 
 LEAST_LEFT = 128  # of the 256 bytes: below, files of more than 8 bits hold more than what is made of them
 TEST_SPLITS = ("test", "validation", "valid", "val")
+NAMED = 10  # classes in a message
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of training images before one of them is decoded, for whoever may refuse them.
+
+    Attributes:
+        shape: (C, H, W).
+        class_names: Name of each label.
+        counts: Images of each class, without those that are held out.
+        whitened: They are seen through ZCA.
+    """
+
+    shape: tuple[int, int, int]
+    class_names: list[str]
+    counts: list[int]
+    whitened: bool
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    def require(self, counts: Sequence[int], needed_by: str, hint: str) -> None:
+        """Raise a `ValueError` that names up to ten of the classes that have fewer images than is asked for.
+
+        Args:
+            counts: For each class.
+            needed_by: What takes so many, such as "--ipc is 5".
+            hint: What to do about it.
+        """
+        classes = zip(self.class_names, self.counts, counts, strict=True)
+        few = [f"{name!r} has {there:,} of {count:,}" for name, there, count in classes if there < count]
+        if few:
+            more = f" and {len(few) - NAMED:,} more" if len(few) > NAMED else ""
+            raise ValueError(
+                f"{needed_by} and some classes lack training images: {', '.join(few[:NAMED])}{more}; {hint}"
+            )
 
 
 class RealImages(torch.utils.data.Dataset):
@@ -288,16 +330,25 @@ class RealImages(torch.utils.data.Dataset):
         return cls(pixels, positions, labels, source.class_names, known, source.provenance, **options)
 
     @classmethod
-    def train_and_test(cls, args: DataArguments, *, seed: int = 0) -> "tuple[RealImages, RealImages]":
+    def train_and_test(
+        cls, args: DataArguments, *, seed: int = 0, check: Callable[[Outline], None] | None = None
+    ) -> "tuple[RealImages, RealImages]":
         """Train and test images with the same classes, size and preprocessing (fitted on train alone).
 
         Test is `--dataset_test_split`, or else the split called test, validation, valid or val. A dataset with none of
         them gives a fifth of train, stratified by class and drawn by `seed`. What is wrong with the columns, labels or
         sizes of either is found before an image is decoded (of a stream, in its first rows).
 
+        Args:
+            args: What to read, and how.
+            seed: As in `from_arguments`.
+            check: Raises for training images that are of no use to the caller, by those that `--validation_fraction`
+                leaves of them. It is called before an image is decoded (of a stream, when train was read).
+
         Raises:
-            ValueError: As `from_arguments`.
+            ValueError: As `from_arguments` and `check`.
         """
+        check = check or (lambda outline: None)
         test_split = args.dataset_test_split
         if test_split is None:
             splits = set(split_names(args)) - {args.dataset_train_split}
@@ -308,9 +359,11 @@ class RealImages(torch.utils.data.Dataset):
                 check_head(args, test_split)
             revision = folder_revision(args)
             source = Source.open(args, args.dataset_train_split, _target(args, None), revision=revision)
+            rows = _rows(source, args, seed, train=True)
+            shape = source.shape(rows)
+            _check_options(args, shape)
+            check(_outline(source, rows, args, shape))
             if not args.dataset_streaming:
-                shape = source.shape(_rows(source, args, seed, train=True))
-                _check_options(args, shape)
                 alike = _target_like(args, shape, _test_frame(args), source.target.resize, source.target.value_range)
                 shown = Source.open(args, test_split, alike, source.class_names, revision)
                 shown.shape(_rows(shown, args, seed, train=False))
@@ -327,7 +380,9 @@ class RealImages(torch.utils.data.Dataset):
             )
         logger.warning("%s has no test split: a fifth of %r is held out for it", source.name, source.split)
         rows = torch.cat([train_rows, test_rows]).sort().values
-        _check_options(args, source.shape(rows))
+        shape = source.shape(rows)
+        _check_options(args, shape)
+        check(_outline(source, train_rows, args, shape))
         pixels, positions, encoded, rows = source.decode(rows)
         at = [torch.nonzero(torch.isin(rows, part)).flatten() for part in (train_rows, test_rows)]
         _check_left(source, rows[at[0]])
@@ -435,14 +490,11 @@ class RealImages(torch.utils.data.Dataset):
             )
         return self.images(rows[torch.randperm(len(rows), generator=generator)[:n]])
 
-    def require_per_class(self, count: int) -> None:
-        """Raise a `ValueError` that names the smallest class unless every class has `count` images, as `--ipc` asks."""
-        fewest = min(range(self.num_classes), key=lambda label: len(self.class_rows(label)))
-        if len(self.class_rows(fewest)) < count:
-            raise ValueError(
-                f"class {self.class_names[fewest]!r} has {len(self.class_rows(fewest))} training images and --ipc is "
-                f"{count}; expected at least that many in every class: lower --ipc, or choose --classes"
-            )
+    @property
+    def outline(self) -> Outline:
+        """What there would have been to know of them before they were decoded."""
+        counts = torch.bincount(self.labels, minlength=self.num_classes).tolist()
+        return Outline(self.shape, self.class_names, counts, self.preprocessing.zca is not None)
 
     def check_alike(self, other: "RealImages", name: str) -> None:
         """Raise a one-line `ValueError` unless `other`, called `name`, are images of this size and these classes."""
@@ -662,6 +714,13 @@ def _evenly(source: Source, rows: Tensor, limit: int | None, draw: torch.Generat
     return rows[torch.cat(chosen).sort().values]
 
 
+def _outline(source: Source, rows: Tensor, args: DataArguments, shape: tuple[int, int, int]) -> Outline:
+    """Of these rows, without those that will be held out."""
+    counts = torch.bincount(source.labels[rows], minlength=len(source.class_names)).tolist()
+    left = [count - _held_out_of(count, args.validation_fraction) for count in counts]
+    return Outline(shape, source.class_names, left, args.normalization == "zca")
+
+
 def _check_every_class(source: Source, rows: Tensor, limit: int | None) -> None:
     if len(rows) < len(source.class_names):
         raise ValueError(
@@ -718,9 +777,14 @@ def _stratify(labels: Tensor, num_classes: int, fraction: float, draw: torch.Gen
         raise ValueError(f"a fraction of {fraction} to hold out; expected 0 up to, not including, 1")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for part in _by_class(labels, num_classes):
-        n = min(max(round(fraction * len(part)), 1), len(part) - 1) if fraction and len(part) else 0
+        n = _held_out_of(len(part), fraction)
         held_out[part[torch.randperm(len(part), generator=draw)[:n]]] = True
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+
+
+def _held_out_of(count: int, fraction: float) -> int:
+    """How many of the images of a class are held out."""
+    return min(max(round(fraction * count), 1), count - 1) if fraction and count else 0
 
 
 def _batches(pixels: Pixels, positions: Tensor) -> Iterator[Tensor]:

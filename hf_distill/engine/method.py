@@ -21,7 +21,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ..config import DataArguments, DistillConfig, check_choice
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import evaluate
 from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
@@ -200,7 +200,7 @@ class Method(ABC):
         if config.output_dir is None:
             raise ValueError(f"{type(self).__name__} needs a config with an output_dir, a folder for its checkpoints")
         self.accelerator = accelerator or make_accelerator()
-        self.check(config, train, self.accelerator)
+        self.check(config, train.outline, self.accelerator)
         self.config = config
         self.train, self.test = train, test
         self.held_out = held_out if held_out is not None and len(held_out) else None
@@ -231,8 +231,16 @@ class Method(ABC):
     # From the data to a set
 
     @classmethod
-    def check(cls, config: DistillConfig, train: RealImages, accelerator: Accelerator) -> None:
-        """Raise a one-line `ValueError` for what is known to go wrong before anything is trained.
+    def check(
+        cls, config: DistillConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()
+    ) -> None:
+        """Raise a one-line `ValueError` for what is known to go wrong before an image is decoded.
+
+        Args:
+            config: The hyper-parameters.
+            train: What is known of the images to distil.
+            accelerator: Processes and device.
+            networks: Settings of what the method learns from, where that is still to be found or trained.
 
         Raises:
             ValueError: A class has fewer images than `ipc`, or the protocol is none.
@@ -240,7 +248,8 @@ class Method(ABC):
         check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
         cls._check_method(config)
         if cls.takes_images or config.eval_baselines:
-            train.require_per_class(config.ipc)
+            needed = [config.ipc] * train.num_classes
+            train.require(needed, f"--ipc is {config.ipc}", "lower --ipc, or choose --classes")
 
     @classmethod
     def _check_method(cls, config: DistillConfig) -> None:
@@ -303,10 +312,10 @@ class Method(ABC):
             if not isinstance(settings, cls.learns_from):
                 kinds = ", ".join(kind.__name__ for kind in cls.learns_from) or "none"
                 raise ValueError(f"networks has a {type(settings).__name__}; {cls.__name__} learns from {kinds}")
-        cls.check(config, train, accelerator)
-        say_held_out(train, held_out, cls.chosen_by_held_out(config))
         given = {type(settings): settings for settings in networks}
         complete = [given[kind] if kind in given else kind() for kind in cls.learns_from]
+        cls.check(config, train.outline, accelerator, complete)
+        say_held_out(train, held_out, cls.chosen_by_held_out(config))
         warn_of_keeping(train, cls.cuts_crops or any(map(_cuts_crops, complete)))
         learned = cls.learn(Preparation(train, test, config, complete, accelerator, callbacks))
         for what, count in _images_learned_from(learned).items():
@@ -364,7 +373,7 @@ class Method(ABC):
         )
         processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
         rest, held_out = train.split(data.validation_fraction, seed=0)
-        cls.check(config, rest, processes)  # before a folder is made, or one is emptied
+        cls.check(config, rest.outline, processes, networks)  # before a folder is made, or one is emptied
         if config.output_dir is None and config.resume_from_checkpoint is not None:
             raise ValueError("resume_from_checkpoint needs the folder of the run that is to go on; give output_dir")
         if config.output_dir is None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..config import BASELINES, check_at_least, check_choice
 from ..data.feed import Keep, Pool
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
@@ -179,24 +179,11 @@ def evaluate(
         train, held_out = train.split(fraction, seed=0)
     if full_data is None:
         full_data = made_with.get("eval_full_data") is not False
-    if baselines is None:
-        compared_with = made_with.get("eval_baselines")
-        baselines = [name for name in BASELINES if not isinstance(compared_with, list) or name in compared_with]
-    for name, several in (("students", students), ("baselines", baselines)):
-        if isinstance(several, str):
-            raise ValueError(f"{name} is {several!r}; expected a list, such as [{several!r}]")
     protocol = protocol_for(distilled, protocol)
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
-    for name in baselines:
-        check_choice("baselines", name, BASELINES)
-    specs = student_specs(distilled, students)
-    for spec in specs:
-        check_student(spec)
-    check_data(distilled, train)
+    specs, baselines = check_evaluation(distilled, train.outline, students, baselines)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
-    if baselines:
-        _check_enough(train, counts)
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
     # Without networks trained on all of them, training images are looked at once, or few of them again and again.
@@ -374,6 +361,39 @@ def real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerato
     return Pool(real, real.labels, preprocessing=distilled.preprocessing, device=accelerator.device, keep=keep)
 
 
+def check_evaluation(
+    distilled: DistilledSet,
+    train: Outline,
+    students: Sequence[str | StudentSpec] | None = None,
+    baselines: Sequence[str] | None = None,
+) -> tuple[list[StudentSpec], list[str]]:
+    """The students and the baselines of an evaluation; raises a `ValueError` for what `evaluate` would refuse, as far
+    as it is known before an image is decoded.
+
+    Args:
+        distilled: The set.
+        train: What is known of the images that it was made of, without those that are held out.
+        students, baselines: As for `evaluate`.
+    """
+    if baselines is None:
+        compared_with = (distilled.config.get("hyperparameters") or {}).get("eval_baselines")
+        baselines = [name for name in BASELINES if not isinstance(compared_with, list) or name in compared_with]
+    for name, several in (("students", students), ("baselines", baselines)):
+        if isinstance(several, str):
+            raise ValueError(f"{name} is {several!r}; expected a list, such as [{several!r}]")
+    for name in baselines:
+        check_choice("baselines", name, BASELINES)
+    specs = student_specs(distilled, students)
+    for spec in specs:
+        check_student(spec)
+    check_data(distilled, train)
+    if baselines:
+        needed = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
+        hint = "leave them out of the distilled set, hold out less of train, or evaluate without baselines"
+        train.require(needed, "baselines take as many images as the set has", hint)
+    return specs, list(baselines)
+
+
 def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:
     """The images of the set as its students see them."""
     preprocessing = distilled.preprocessing if distilled.is_bytes else None
@@ -401,7 +421,7 @@ def trainer_for(
     return Trainer(accelerator, seed, test_pool, held_out_pool, disable_tqdm)
 
 
-def check_data(distilled: DistilledSet, real: RealImages) -> None:
+def check_data(distilled: DistilledSet, real: Outline | RealImages) -> None:
     """Raise a one-line `ValueError` unless `real` has images of the size and classes of the set."""
 
     def describe(shape: Sequence[int], names: Sequence[str]) -> str:
@@ -417,16 +437,6 @@ def check_data(distilled: DistilledSet, real: RealImages) -> None:
         )
     if not len(real):
         raise ValueError("there are no real images to train on, or none to test on; expected some of both")
-
-
-def _check_enough(real: RealImages, counts: Sequence[int]) -> None:
-    for label, count in enumerate(counts):
-        there = len(real.class_rows(label))
-        if there < count:
-            raise ValueError(
-                f"class {real.class_names[label]!r} has {there} training image(s) and the baselines need {count}; "
-                "leave the class out of the distilled set, hold out less of train, or evaluate without baselines"
-            )
 
 
 def _distilled_cases(

@@ -34,14 +34,16 @@ def student_name(spec: StudentSpec) -> str:
     return " ".join([spec.name, *(f"{key}={value}" for key, value in sorted(spec.kwargs.items()))])
 
 
-def check_student(spec: StudentSpec, flag: str = "student") -> None:
-    """Build the student, which a flag names, and show it two images, before anything long begins.
+def check_student(spec: StudentSpec, flag: str = "student") -> nn.Module:
+    """The student, which a flag names, built and shown two images, before anything long begins.
 
     Raises:
         ValueError: timm has no such model, or it cannot take such images.
     """
     try:
-        spec.build(0).eval()(torch.zeros(2, spec.in_chans, *spec.img_size))
+        student = spec.build(0).eval()
+        student(torch.zeros(2, spec.in_chans, *spec.img_size))
+        return student
     except (RuntimeError, AssertionError, TypeError, ZeroDivisionError, IndexError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         height, width = spec.img_size

@@ -57,7 +57,7 @@ from torch import Tensor, nn
 
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import HfArg, OptimizedConfig, PathArg, check_at_least, check_choice
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
 from ..engine.blocks import Block, BlockDistiller
@@ -75,7 +75,7 @@ from ..networks.teachers import Teacher, expert_teachers
 from ..rng import derive_seed, generator
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from ..runs.processes import on_main
-from ..training.teachers import NamedTeachers, TeacherConfig, find_teachers
+from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 
 Network = Callable[[Tensor], Tensor]  # images (n, C, H, W) -> logits (n, K)
 
@@ -272,7 +272,7 @@ class APMConfig(NamedTeachers, OptimizedConfig):
         return int(number), int(count)
 
 
-def _named(config: APMConfig, train: RealImages) -> StudentSpec | None:
+def _named(config: APMConfig, train: Outline | RealImages) -> StudentSpec | None:
     """The student that the flags name."""
     if config.student_net is None:
         return None
@@ -375,9 +375,9 @@ class APM(BlockDistiller):
         self.rows = torch.cat([rows for _, rows in self._own]).sort().values  # (R,) of the whole set
 
     @classmethod
-    def check(cls, config: APMConfig, train: RealImages, accelerator: Accelerator) -> None:
-        """As `Method.check`; and there are as many groups as shards, and a student that can take the images."""
-        super().check(config, train, accelerator)
+    def check(cls, config: APMConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
+        """As `Method.check`; there are as many groups as shards, and a student and a teacher can take the images."""
+        super().check(config, train, accelerator, networks)
         refuse_fp16(accelerator, "APM")
         number, (_, count) = len(groups(train.num_classes, config.ipc, config.batch_syn, config.seed)), config.part
         if count > number:
@@ -388,6 +388,8 @@ class APM(BlockDistiller):
         student = _named(config, train)
         if student is not None:
             check_student(student, flag="student_net")
+        if config.experts is None:
+            check_teachers(config, train, accelerator, networks)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:

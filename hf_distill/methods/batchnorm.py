@@ -56,11 +56,7 @@ class BatchNormStatistics:
 
     def __init__(self, model: nn.Module, groups: int | None = None) -> None:
         self.model, self.groups = model, groups
-        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BATCH_NORM)}
-        if not self.layers:
-            raise ValueError(
-                f"{type(model).__name__} has no BatchNorm2d layer; expected a network with BatchNorm, such as resnet18"
-            )
+        self.layers = batchnorm_layers(model)
         for name, layer in self.layers.items():
             _check(name, layer)
         self._records: list[_Record] = []
@@ -123,6 +119,16 @@ class BatchNormStatistics:
                     f"layer {name!r} ran {ran.count(name)} times in one forward pass; expected each BatchNorm layer "
                     "to run once: take a network that neither shares nor skips them"
                 )
+
+
+def batchnorm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a network that keep statistics, by name; raises a `ValueError` where there is none."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BATCH_NORM)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no BatchNorm2d layer; expected a network with BatchNorm, such as resnet18"
+        )
+    return layers
 
 
 def input_statistics(x: Tensor, groups: int | None = None) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..augmentation.shrinking import take_crops
 from ..config import HfArg, PathArg, check_at_least, check_choice
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..data.ragged import Ragged
 from ..data.resampling import resized
 from ..distilled.distilled_set import DistilledSet
@@ -201,9 +201,10 @@ class HeLlO(PatchMethod):
         self.prior = prior
 
     @classmethod
-    def check(cls, config: HeLlOConfig, train: RealImages, accelerator: Accelerator) -> None:
-        """As `PatchMethod.check`; and students look at views, which a projector can label."""
-        super().check(config, train, accelerator)
+    def check(cls, config: HeLlOConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
+        """As `PatchMethod.check`; students look at views, which a projector can label, and each class has a word."""
+        super().check(config, train, accelerator, networks)
+        config.words(train.class_names)
         if not isinstance(PROTOCOLS[config.eval_protocol], CropProtocol):
             raise ValueError(
                 f"--eval_protocol {config.eval_protocol} looks at no views of the images, which a projector labels; "

@@ -4,6 +4,7 @@ RDED (`rded`) defines them, and HeLlO (`hello`) begins with them; their symbols 
 changes both.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..augmentation.crops import CROP_DRAWS, MIN_SCALE, draw_crops, edges, uniform
 from ..augmentation.shrinking import take_crops
 from ..config import DistillConfig, HfArg, check_at_least
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..data.preprocessing import Preprocessing
 from ..data.ragged import Ragged
 from ..data.upload import upload
@@ -27,7 +28,7 @@ from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..training.teachers import NamedTeachers, TeacherConfig, find_teachers
+from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 
 
 def centred(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -71,26 +72,30 @@ class PatchConfig(NamedTeachers, DistillConfig):
             check_at_least(flag, getattr(self, flag), 1)
         if not 0 < self.min_scale <= 1:
             raise ValueError(f"--min_scale is {self.min_scale}; expected above 0, and at most 1")
+        if self.num_candidates * self.num_crops < self.per_class:
+            raise ValueError(
+                f"--num_crops {self.num_crops} of --num_candidates {self.num_candidates} are fewer than the "
+                f"{self.per_class} crops that --ipc {self.ipc} with --factor {self.factor} takes; raise one of the "
+                "two, or lower --ipc or --factor"
+            )
 
     @property
     def per_class(self) -> int:
         """Crops that the images of a class are made of."""
         return self.ipc * self.factor**2
 
-    def check_fits(self, train: RealImages) -> None:
+    def check_fits(self, train: Outline) -> None:
         """Raise a `ValueError` unless every class has enough crops, and an image room for its tiles."""
         if self.factor > min(train.shape[1:]):
             raise ValueError(
                 f"--factor is {self.factor} for images of {train.shape[1]}x{train.shape[2]} pixels; expected at most "
                 f"{min(train.shape[1:])}"
             )
-        for label, name in enumerate(train.class_names):
-            count = min(len(train.class_rows(label)), self.num_candidates)
-            if count * self.num_crops < self.per_class:
-                raise ValueError(
-                    f"class {name!r} gives {self.num_crops} crops of each of {count} images, and --ipc {self.ipc} with "
-                    f"--factor {self.factor} takes {self.per_class}; raise --num_crops, or lower --ipc or --factor"
-                )
+        images = math.ceil(self.per_class / self.num_crops)
+        takes = (
+            f"--ipc {self.ipc} with --factor {self.factor} takes {self.per_class} crops, {self.num_crops} of an image,"
+        )
+        train.require([images] * train.num_classes, takes, "raise --num_crops, or lower --ipc or --factor")
 
 
 class PatchMethod(BlockDistiller):
@@ -126,11 +131,12 @@ class PatchMethod(BlockDistiller):
         return PROTOCOLS[config.eval_protocol].for_set(config.ipc, train.num_classes, config.factor)
 
     @classmethod
-    def check(cls, config: PatchConfig, train: RealImages, accelerator: Accelerator) -> None:
-        """As `Method.check`; and every class has enough crops, and an image room for its tiles."""
+    def check(cls, config: PatchConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
+        """As `Method.check`; and every class has enough crops, an image room for its tiles, and a teacher can be."""
         config.check_fits(train)
-        super().check(config, train, accelerator)
-        if config.factor > 1 and train.preprocessing.zca is not None:
+        super().check(config, train, accelerator, networks)
+        check_teachers(config, train, accelerator, networks)
+        if config.factor > 1 and train.whitened:
             raise ValueError(
                 "crops are smaller than what --normalization zca whitens; use --normalization mean_std, or --factor 1"
             )

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 from ..augmentation.crops import CROP_DRAWS, draw_crops, draw_roll, min_scale, uniform
 from ..config import HfArg, OptimizedConfig, PathArg, check_at_least, check_choice
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..data.precision import without_autocast
 from ..data.preprocessing import Preprocessing
 from ..distilled.distilled_set import DistilledSet
@@ -57,11 +57,15 @@ from ..hub.cards import Paper
 from ..networks.compiling import compiled, forward, in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
-from ..training.teachers import NamedTeachers, TeacherConfig, find_teachers
-from .batchnorm import BatchNormStatistics, mean_norm, total_variation
+from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
+from .batchnorm import BatchNormStatistics, batchnorm_layers, mean_norm, total_variation
 
 logger = logging.getLogger(__name__)
 
+WHITENED = (
+    "recovered images are kept between black and white, which --normalization zca mixes up; use "
+    "--normalization mean_std"
+)
 BETAS = (0.5, 0.9)
 DROWNED = 20.0  # times the other part of L
 EVEN = 5  # times the cross-entropy, which R_BN counts early on in runs whose images show both
@@ -81,8 +85,7 @@ def bounds(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
         ValueError: Whitened images have no such bounds.
     """
     if preprocessing.zca is not None:
-        raise ValueError("recovered images are kept between black and white, which --normalization zca mixes up; use "
-                         "--normalization mean_std")  # fmt: skip
+        raise ValueError(WHITENED)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (0 - mean) / std, (1 - mean) / std
 
@@ -261,10 +264,13 @@ class SRe2L(BlockDistiller):
         self._warned = False  # that one part of L drowns the other
 
     @classmethod
-    def check(cls, config: SRe2LConfig, train: RealImages, accelerator: Accelerator) -> None:
-        """As `Method.check`; and images have a black and a white, which whitened ones do not."""
-        super().check(config, train, accelerator)
-        bounds(train.preprocessing)
+    def check(cls, config: SRe2LConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
+        """As `Method.check`; images have a black and a white, which whitened ones do not, and a teacher BatchNorm."""
+        super().check(config, train, accelerator, networks)
+        if train.whitened:
+            raise ValueError(WHITENED)
+        for network in check_teachers(config, train, accelerator, networks):
+            batchnorm_layers(network)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..augmentation.dsa import DSA
 from ..config import HfArg, LoopConfig, check_at_least
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import TeacherLabels
@@ -42,7 +42,7 @@ from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
 from ..rng import generator
-from ..training.experts import ExpertConfig, experts_folder, train_experts
+from ..training.experts import ExpertConfig, check_experts, experts_folder, train_experts
 from .unroll import MatchingGradient, Student, StudentStep
 
 LR_LIMIT = 100.0  # a learned learning rate stays above its first value / this, and has diverged beyond this times it
@@ -119,25 +119,30 @@ class TrajectoryMatching(Distiller):
         self._at_floor = 0
 
     @classmethod
-    def check(cls, config: TrajectoryConfig, train: RealImages, accelerator: Accelerator) -> None:
-        """As `Method.check`; and trajectories are not matched in fp16."""
-        super().check(config, train, accelerator)
+    def check(
+        cls, config: TrajectoryConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()
+    ) -> None:
+        """As `Method.check`; trajectories are not matched in fp16, and experts can be trained, for long enough."""
+        super().check(config, train, accelerator, networks)
         if accelerator.mixed_precision == "fp16":
             raise ValueError(
                 "--mixed_precision fp16 loses small gradients of gradients, and scaling the loss does not reach them; "
                 "use bf16 or no"
             )
+        for settings in networks:
+            epochs = settings.expert_train_epochs
+            if settings.experts is None and epochs is not None and epochs < config.expert_epochs_needed:
+                raise ValueError(
+                    f"--expert_train_epochs is {epochs}, and --max_start_epoch {config.max_start_epoch} with "
+                    f"--expert_epochs {config.expert_epochs} reads {config.expert_epochs_needed}; leave it out, or "
+                    "raise it"
+                )
+            check_experts(settings, train, accelerator)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:
         """The experts that are named, or else those of these settings, of which the lacking ones are trained."""
         (settings,), config = having.networks, having.config
-        epochs = settings.expert_train_epochs
-        if settings.experts is None and epochs is not None and epochs < config.expert_epochs_needed:
-            raise ValueError(
-                f"--expert_train_epochs is {epochs}, and --max_start_epoch {config.max_start_epoch} with "
-                f"--expert_epochs {config.expert_epochs} reads {config.expert_epochs_needed}; leave it out, or raise it"
-            )
         experts = train_experts(
             having.train,
             settings,

@@ -34,7 +34,8 @@ from torch.func import grad_and_value, vmap
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
+from ..evaluation.students import check_student
 from ..hub.files import atomic_write, load_json, locked, package_versions, save_json
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
@@ -102,7 +103,7 @@ class ExpertConfig:
             raise ValueError(f"--experts_at_once is {self.experts_at_once!r}; expected auto or a number from 1")
         DSA(self.dsa_strategy)
 
-    def student_spec(self, real: RealImages) -> StudentSpec:
+    def student_spec(self, real: Outline | RealImages) -> StudentSpec:
         """The student for the classes, channels and size of `real`."""
         channels, height, width = real.shape
         kwargs = {"width": self.student_width, "norm": self.student_norm} if self.student in CONVNETS else {}
@@ -496,6 +497,13 @@ def _finish(
     for path in paths:
         path.unlink()
     progress.finished(folder.expert(expert), metadata["test_accuracy"])
+
+
+def check_experts(config: ExpertConfig, train: Outline, accelerator: Accelerator) -> None:
+    """Raise a `ValueError` for what `train_experts` would refuse, as far as it is known before an image is decoded."""
+    if config.experts is None:
+        refuse_fp16(accelerator, "expert training")
+        check_student(config.student_spec(train))
 
 
 def train_experts(

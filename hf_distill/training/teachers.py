@@ -27,7 +27,7 @@ from ..augmentation.randaugment import cutout_randaugment
 from ..augmentation.shrinking import take_crops
 from ..config import MOST_RESIZED, DataArguments, HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Keep, Pool, upload
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..data.pixels import Frame
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
@@ -120,7 +120,7 @@ class TeacherConfig:
             raise ValueError("--warmup_epochs is for --teacher_schedule cosine; onecycle has a warm-up of its own")
         DSA(self.dsa_strategy)
 
-    def student_spec(self, real: RealImages) -> StudentSpec:
+    def student_spec(self, real: Outline | RealImages) -> StudentSpec:
         """The network for the classes, channels and size of `real`."""
         channels, height, width = real.shape
         kwargs = {"width": self.student_width, "norm": self.student_norm} if self.student in CONVNETS else {}
@@ -328,6 +328,36 @@ def _folder_along(real: RealImages, config: TeacherConfig, seed: int, accelerato
     return folder if along == 1 else folder.with_name(f"{folder.name}-along{along}")
 
 
+def check_teacher(config: TeacherConfig, train: Outline, accelerator: Accelerator) -> nn.Module:
+    """The network of a teacher, untrained; raises a `ValueError` where it cannot be trained on such images."""
+    refuse_fp16(accelerator, "teacher training")
+    return check_student(config.student_spec(train))
+
+
+def check_teachers(config: Any, train: Outline, accelerator: Accelerator, networks: Sequence[Any]) -> list[nn.Module]:
+    """Raise a `ValueError` for what `find_teachers` would refuse, as far as it is known before an image is decoded.
+
+    Args:
+        config: `NamedTeachers`, with `teachers`.
+        train: What is known of the images.
+        accelerator: Processes and device.
+        networks: Settings of the networks to train, those of a teacher among them.
+
+    Returns:
+        The teacher that is to be trained, before that; none where teachers are named.
+    """
+    _check_named(config.teachers, config.teacher_class_names)
+    settings = [each for each in networks if isinstance(each, TeacherConfig)]
+    for name in (config.teachers or ()) if settings else ():
+        Teacher.frame_of(name)
+    return [check_teacher(each, train, accelerator) for each in settings if config.teachers is None]
+
+
+def _check_named(names: Sequence[str] | None, class_names: str | None) -> None:
+    if names is None and class_names is not None:
+        raise ValueError(f"--teacher_class_names is {class_names} without --teachers, whose logits it names; give them")
+
+
 def find_teachers(
     names: Sequence[str] | None,
     train: RealImages,
@@ -359,8 +389,7 @@ def find_teachers(
         ValueError: As `train_teacher`, `Teacher.from_pretrained` and `Teacher.from_timm`; or there are names of logits,
             and no teacher is named.
     """
-    if names is None and class_names is not None:
-        raise ValueError(f"--teacher_class_names is {class_names} without --teachers, whose logits it names; give them")
+    _check_named(names, class_names)
     if names is None:
         epochs, folder = _along(config, along), _folder_along(train, config, seed, accelerator, along)
         begun = "latest" if folder.exists() else None

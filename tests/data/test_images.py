@@ -22,7 +22,7 @@ from torchvision.transforms import functional as vision
 
 from hf_distill.config import DataArguments
 from hf_distill.data import files, pixels
-from hf_distill.data.images import RealImages, _evenly
+from hf_distill.data.images import Outline, RealImages, _evenly
 from hf_distill.data.source import folder_revision
 from hf_distill.rng import generator
 from hf_distill.runs.folder import describe_images
@@ -1126,6 +1126,27 @@ def test_what_is_wrong_with_sizes_and_flags_is_found_before_anything_is_decoded(
     write(folder, "train", [*noise(5), *noise(1, (6, 9, 3))], [0, 1] * 3)
     message("row 5 of split 'train' of flowers: the image is 6x9", args(folder))
     assert not decoded
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("test", [True, False])
+def test_what_is_known_of_train_can_be_refused_before_it_is_decoded(folder, streaming, test, monkeypatch):
+    write(folder, "train", noise(30), [0] * 20 + [1] * 10)
+    if test:
+        write(folder, "test", noise(2), [0, 1])
+    decoded, seen = count_decoded(monkeypatch), []
+
+    def refuse(outline: Outline) -> None:
+        seen.append(outline)
+        outline.require([5, 12], "the caller is greedy", "give more")
+
+    problem = "^the caller is greedy and some classes lack training images: '1' has [0-9] of 12; give more$"
+    arguments = args(folder, dataset_streaming=streaming, max_train_samples=20, validation_fraction=0.3)
+    with pytest.raises(ValueError, match=problem):
+        RealImages.train_and_test(arguments, check=refuse)
+    assert len(decoded) == (30 if streaming else 0)  # and no image of test
+    rest, _ = RealImages.train_and_test(arguments)[0].split(0.3, seed=0)
+    assert seen == [rest.outline]
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(folder):

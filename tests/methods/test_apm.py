@@ -550,7 +550,7 @@ def test_half_precision_without_a_scaler_is_refused(data, teacher, tmp_path):
         mixed_precision = "fp16"
 
     with pytest.raises(ValueError, match=r"^mixed precision fp16 needs a loss scaler, .*; use bf16, or none$"):
-        APM.check(APMConfig(ipc=2, output_dir=str(tmp_path)), data[0], Half())
+        APM.check(APMConfig(ipc=2, output_dir=str(tmp_path)), data[0].outline, Half())
 
 
 # Memory

@@ -457,7 +457,7 @@ def test_of_two_processes_one_trains_the_prior(recipes, home, tmp_path):
         ({"lora_head_r": 11}, "the LoRA rank of the head is 11"),
         ({"compare_labels": "soft"}, "--compare_labels is 'soft'"),
         ({"model_name_or_path": "."}, "holds no CLIP model"),
-        ({"num_candidates": 1, "num_crops": 3}, "class '0' gives 3 crops of each of 1 images"),
+        ({"num_candidates": 1, "num_crops": 3}, "--num_crops 3 of --num_candidates 1 are fewer than the"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )

@@ -307,10 +307,12 @@ def test_a_class_with_few_images_gives_several_crops_of_each(tmp_path):
 
 def test_a_class_with_too_few_crops_is_named(tmp_path):
     train = real(noise(7, 1, 8, 8), [0, 1, 2, 0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"^class 'owl' gives 5 crops of each of 1 images, and --ipc 2 .* takes 8;"):
+    with pytest.raises(
+        ValueError, match=r"^--ipc 2 .* takes 8 crops, 5 of an image, and some .*: 'owl' has 1 of 2; raise"
+    ):
         rded(tmp_path, train, ipc=2)
     assert rded(tmp_path, train, ipc=2, num_crops=8, eval_baselines=[]).run().labels.tolist() == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(ValueError, match=r"^class 'cat' gives 5 crops of each of 1 images"):
+    with pytest.raises(ValueError, match=r"^--num_crops 5 of --num_candidates 1 are fewer than the 8 crops"):
         rded(tmp_path, train, ipc=2, num_candidates=1)
 
 
@@ -445,6 +447,6 @@ def test_without_flags_the_recipe_trains_a_teacher_and_tiles_digits(recipes, tmp
 
 def test_the_recipe_names_a_class_that_gives_too_few_crops_before_it_trains_a_teacher(recipes, tmp_path):
     done = recipes("rded", {"num_candidates": 1, "num_crops": 3, "output_dir": "out"}, tmp_path)
-    assert done.status == [1]
-    assert "error: class '0' gives 3 crops of each of 1 images, and --ipc 5 with --factor 1 takes 5" in done.err
+    assert done.status == [2]
+    assert "error: --num_crops 3 of --num_candidates 1 are fewer than the 5 crops that --ipc 5" in done.err
     assert not (tmp_path / "outputs").exists()
