@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+NAMED = 10  # mistakes in one message
 MOST_RESIZED = 10  # times the crop that is cut out of them, images may be resized to
 BASELINES = ("random", "herding", "k-center")  # subsets of the real images that a distilled set is compared with
 
@@ -363,13 +364,12 @@ def _as_arguments(
 ) -> list[str]:
     """The command-line words that say what a YAML mapping says."""
     words: list[str] = []
+    unknown = [str(key) for key in values if key not in known.keys() | passed_over]
+    if unknown:
+        raise ValueError(f"{source}: {_unknown('key', {key: repr(key) for key in unknown}, known)}")
     for key, value in values.items():
         if key in passed_over - known.keys():
             continue
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else "; see --help for the flags there are"
-            raise ValueError(f"{source}: unknown key {key!r}{hint}")
         if value is None:
             field = known[key]
             if field.default is not None:
@@ -385,6 +385,16 @@ def _as_arguments(
                 raise ValueError(f"{source}: {key} holds {item!r}; expected no value that begins as a flag does")
         words += [f"--{key}", *items]
     return words
+
+
+def _unknown(kind: str, names: dict[str, str], known: Iterable[str], dashes: str = "") -> str:
+    """What is to be said of up to ten keys or arguments that there are not, and are written so, and of near ones."""
+    told = []
+    for name, written in [*names.items()][:NAMED]:
+        (nearest,) = difflib.get_close_matches(name, known, n=1) or ("",)
+        meant = f"{dashes}{nearest}" if dashes else repr(nearest)
+        told.append(f"unknown {kind} {written}; {f'did you mean {meant}?' if nearest else 'see --help for the flags'}")
+    return " ".join(told)
 
 
 def _as_word(key: str, value: Any, source: str) -> str:
@@ -551,9 +561,9 @@ def parse_args(
         *configs, _, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
         if unknown:
             flags = [word for word in unknown if word.startswith("--")] or unknown
-            nearest = difflib.get_close_matches(flags[0].lstrip("-").split("=")[0], known, n=1)
-            hint = f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
-            raise ValueError(f"unknown argument {flags[0]}{hint}")
+            raise ValueError(
+                _unknown("argument", {flag.lstrip("-").split("=")[0]: flag for flag in flags}, known, "--")
+            )
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

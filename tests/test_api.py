@@ -333,7 +333,7 @@ def test_from_hub_takes_a_name_and_the_same_keywords(here):
         (lambda: pictures().remove_columns("picture"), {}, "dataset has no image column among kind; expected one: "),
         (lambda: pictures().remove_columns("kind"), {}, "dataset has no label column among picture; expected one"),
         (lambda: pictures().select([]), {}, "split 'in hand' of dataset is empty; expected images"),
-        (lambda: pictures(1), {}, "class 'kind 1' has no images in split 'in hand' of dataset"),
+        (lambda: pictures(1), {}, "1 of 2 classes have no images in split 'in hand' of dataset: kind 1"),
         (lambda: DatasetDict({"a": pictures()}), {}, "split 'train' is not among those of the dataset: a; choose one"),
         (pictures, {"split": "train"}, "split='train' is for a DatasetDict, and this is one dataset; leave it out"),
         (pictures, {"label_column": "knid"}, "--label_column_name knid: dataset has no such column (nearest: 'kind')"),

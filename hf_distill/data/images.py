@@ -729,12 +729,14 @@ def _check_every_class(source: Source, rows: Tensor, limit: int | None) -> None:
 
 
 def _check_left(source: Source, rows: Tensor) -> None:
-    """Raise a `ValueError` of one line where all images of a class were corrupt."""
-    left = torch.bincount(source.labels[rows], minlength=len(source.class_names))
-    if not left.all():
+    """Raise a `ValueError` of one line where all images of some classes were corrupt."""
+    left = torch.bincount(source.labels[rows], minlength=len(source.class_names)).tolist()
+    gone = [repr(name) for name, count in zip(source.class_names, left, strict=True) if not count]
+    if gone:
+        more = ", ..." if len(gone) > NAMED else ""
         raise ValueError(
-            f"all images of class {source.class_names[int(left.argmin())]!r} in {source.where} are corrupt, and "
-            "--skip_corrupt leaves none; expected one at least: replace some, or leave the class out with --classes"
+            f"all images of the classes {', '.join(gone[:NAMED])}{more} in {source.where} are corrupt, and "
+            "--skip_corrupt leaves none; expected one at least: replace some, or leave such classes out with --classes"
         )
 
 

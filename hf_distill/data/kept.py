@@ -24,27 +24,29 @@ from torch import Tensor
 from .pixels import (
     DECODED,
     KEPT,
-    BadImage,
-    CorruptImages,
+    NAMED,
+    BadImages,
+    CorruptImage,
     Keep,
     Levels,
+    Misfit,
     Pixels,
     Plan,
+    Problem,
     Target,
     decode_table,
     header,
     keep_table,
     kept_pixels,
     plan_for,
+    problem_of,
     rows_in_chunk,
 )
 from .ragged import Ragged
 
-__all__ = ["Encoded", "Kept", "sound_rows"]
+__all__ = ["Encoded", "Kept", "named", "refusal", "sound_rows"]
 
 logger = logging.getLogger(__name__)
-
-NAMED = 10  # problems in one message
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Encoded:
         plan = self.plan(target)
         with self.lock(), self._naming_rows():
             decoded = self._map(decode_table, plan, plan.rows_at_once, DECODED)
-        sound = sound_rows(decoded.data.column("problem"), self.rows, self.where, skip=self.skip_corrupt)
+        sound = sound_rows(decoded.data, self.rows, self.where, skip=self.skip_corrupt)
         table = decoded.data
         return Pixels(table.column("pixels"), plan.shape, plan.resize, Levels.among(table)), sound
 
@@ -108,7 +110,7 @@ class Encoded:
         with self.lock(), self._naming_rows():
             at_once = rows_in_chunk((keep.channels, keep.side, 2 * keep.side))
             decoded = self._map(keep_table, keep, at_once, KEPT)
-        sound_rows(decoded.data.column("problem"), self.rows, self.where, skip=self.skip_corrupt)
+        sound_rows(decoded.data, self.rows, self.where, skip=self.skip_corrupt)
         return _Mapped(decoded.data, keep)
 
     def _map(self, function: Callable[..., pa.Table], plan: Any, at_once: int, features: dict[str, Value]) -> Dataset:
@@ -130,49 +132,58 @@ class Encoded:
         """Say which row of the split an image is that cannot be used."""
         try:
             yield
-        except BadImage as bad:
-            raise ValueError(f"row {int(self.rows[bad.position])} of {self.where}: {bad.reason}") from bad
-        except CorruptImages as bad:
-            problems = [(int(self.rows[position]), reason) for position, reason in bad.problems]
-            raise ValueError(corrupt(problems, self.where)) from bad
+        except BadImages as bad:
+            problems = [problem._replace(place=int(self.rows[problem.place])) for problem in bad.problems]
+            raise ValueError(refusal(problems, self.where)) from bad
 
     def headers(self, numbers: Tensor) -> list[tuple[int, int]]:
         """Height and width of some of them, which are not decoded for that unless there is no other way."""
-        return self._each(numbers, lambda value, place: header(value, self.feature, place)[0])
+        return self._each(numbers, lambda value: header(value, self.feature)[0])
 
     def decoded(self, numbers: Tensor, keep: Keep) -> list[np.ndarray]:
         """Some of them at their own shapes, (h, w, C) uint8 each; a `ValueError` as `framed`."""
         return self._each(numbers, partial(kept_pixels, keep, self.feature))
 
-    def _each(self, numbers: Tensor, function: Callable[[Any, int], Any]) -> list[Any]:
-        """What `function` makes of each cell and its number: in threads, for Pillow decodes without Python's lock."""
+    def _each(self, numbers: Tensor, function: Callable[[Any], Any]) -> list[Any]:
+        """What `function` makes of each cell: in threads, for Pillow decodes without Python's lock."""
         places = numbers.tolist()
         cells = self.images[places].column(0).to_pylist() if places else []
+
+        def made(cell: Any, place: int) -> Any:
+            try:
+                return function(cell)
+            except (CorruptImage, Misfit) as error:
+                return problem_of(place, error)
+
         with self._naming_rows(), ThreadPoolExecutor(self.num_proc) as threads:
-            return list(threads.map(function, cells, places))
+            each = list(threads.map(made, cells, places))
+            problems = [one for one in each if isinstance(one, Problem)]
+            if problems:
+                raise BadImages(problems)
+            return each
 
 
-def sound_rows(problems: pa.ChunkedArray, rows: Tensor, where: str, *, skip: bool) -> Tensor:
-    """The places of `problems` that are null, (n,) int64; corrupt images are said in a warning.
+def sound_rows(table: pa.Table, rows: Tensor, where: str, *, skip: bool) -> Tensor:
+    """The places of images without a problem, (n,) int64; corrupt ones are said in a warning.
 
     Args:
-        problems: Why an image is corrupt, or null.
+        table: Columns `problem` and `hint`, as of a `Problem`, or null.
         rows: (N,) int64, the row of each in the split.
         where: The split and the dataset, for messages.
         skip: Leave corrupt images out.
 
     Raises:
-        ValueError: All are corrupt, or some are and `skip` is not given; it names up to ten.
+        ValueError: Some do not fit, all are corrupt, or some are and `skip` is not given; it names up to ten.
     """
-    bad = np.flatnonzero(problems.is_valid().to_numpy())
+    bad = np.flatnonzero(table["problem"].is_valid().to_numpy())
     if len(bad):
-        told = corrupt([(int(rows[place]), problems[int(place)].as_py()) for place in bad.tolist()], where)
-        if not skip or len(bad) == len(problems):
-            raise ValueError(told)
-        logger.warning(
-            "%s of %s images are left out: %s", f"{len(bad):,}", f"{len(problems):,}", told.rpartition(";")[0]
-        )
-    return torch.from_numpy(np.setdiff1d(np.arange(len(problems)), bad))
+        found = zip(*(table[name].take(pa.array(bad)).to_pylist() for name in ("problem", "hint")), strict=True)
+        problems = [Problem(int(rows[place]), *told) for place, told in zip(bad.tolist(), found, strict=True)]
+        if not skip or len(bad) == len(table) or any(problem.hint for problem in problems):
+            raise ValueError(refusal(problems, where))
+        told = named([problem[:2] for problem in problems], where)
+        logger.warning("%s of %s images are left out: %s", f"{len(bad):,}", f"{len(table):,}", told)
+    return torch.from_numpy(np.setdiff1d(np.arange(len(table)), bad))
 
 
 def named(problems: list[tuple[int, str]], where: str) -> str:
@@ -183,10 +194,14 @@ def named(problems: list[tuple[int, str]], where: str) -> str:
     return "; ".join(told + more)
 
 
-def corrupt(problems: list[tuple[int, str]], where: str) -> str:
-    """What is to be said of corrupt images, in one line."""
-    them = "it" if len(problems) == 1 else "them"
-    return f"{named(problems, where)}; replace {them}, or leave corrupt images out with --skip_corrupt"
+def refusal(problems: list[Problem], where: str) -> str:
+    """What is to be said of images that cannot be used, and what to do about them, in one line."""
+    hints = [*dict.fromkeys(problem.hint for problem in problems if problem.hint is not None)]
+    corrupt = sum(problem.hint is None for problem in problems)
+    if corrupt:
+        them = "it" if corrupt == 1 else "them"
+        hints.append(f"replace {them}, or leave corrupt images out with --skip_corrupt")
+    return "; ".join([named([problem[:2] for problem in problems], where), *hints])
 
 
 class Kept(ABC):

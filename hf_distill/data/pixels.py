@@ -35,14 +35,16 @@ from torch import Tensor
 from ..config import INTERPOLATIONS
 
 __all__ = [
-    "BadImage",
-    "CorruptImages",
+    "BadImages",
+    "CorruptImage",
     "Frame",
     "Keep",
     "Levels",
+    "Misfit",
     "NoImages",
     "Pixels",
     "Plan",
+    "Problem",
     "Target",
     "decode_stream",
     "decode_table",
@@ -50,11 +52,13 @@ __all__ = [
     "keep_table",
     "kept_pixels",
     "plan_for",
+    "problem_of",
 ]
 
 DECODED = {  # columns of images that are brought to one size
     "pixels": Value("binary"),
     "problem": Value("string"),
+    "hint": Value("string"),
     "low": Value("int64"),
     "high": Value("int64"),
     "lost": Value("bool"),
@@ -63,6 +67,7 @@ STREAMED = {**DECODED, "height": Value("int32"), "width": Value("int32"), "row":
 KEPT = {
     "pixels": Value("large_binary"),
     "problem": Value("string"),
+    "hint": Value("string"),
     "height": Value("int32"),
     "width": Value("int32"),
 }
@@ -71,31 +76,46 @@ LEAST_SPAN = 8  # of 255, between the darkest and the brightest value, that some
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 INSPECTED = 1000  # headers read to tell gray from colour
 STREAM_INSPECTED = 64  # images held back for the same where the source is read only once
+NAMED = 10  # problems in one message
 LONGEST_PATH = 200  # characters of a path in a message
 CHUNK_BYTES = 2**26  # of pixels written, and so later mapped, at a time
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)  # what Pillow raises
-DECODER_VERSION = 2  # part of the cache key: raise it whenever the pixels change
+DECODER_VERSION = 3  # part of the cache key: raise it whenever the pixels change
 FILTERS = {name: PIL.Image.Resampling[name.upper()] for name in INTERPOLATIONS}  # all antialiased
 
 
-class BadImage(ValueError):
-    """An image that does not fit the others: its position in what was decoded, and why."""
+class Problem(NamedTuple):
+    """What is wrong with an image.
 
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(position, reason)
-        self.position, self.reason = position, reason
+    Attributes:
+        place: Of the image, in what was decoded or in the split.
+        reason: Why it cannot be used.
+        hint: What to do about it; None where it is not there or cannot be decoded, and `--skip_corrupt` leaves it out.
+    """
+
+    place: int
+    reason: str
+    hint: str | None = None
 
 
-class CorruptImage(BadImage):
-    """An image that is not there, or cannot be decoded: `--skip_corrupt` leaves it out."""
+class BadImages(ValueError):
+    """Images that cannot be used."""
 
-
-class CorruptImages(ValueError):
-    """There is no image that could be decoded: position and reason of each that was tried."""
-
-    def __init__(self, problems: list[tuple[int, str]]) -> None:
+    def __init__(self, problems: list[Problem]) -> None:
         super().__init__(problems)
         self.problems = problems
+
+
+class CorruptImage(ValueError):
+    """An image that is not there, or cannot be decoded."""
+
+
+class Misfit(ValueError):
+    """An image that can be decoded, and not be used beside the others: why, and what to do about it."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(f"{reason}; {hint}")
+        self.reason, self.hint = reason, hint
 
 
 class NoImages(ValueError):
@@ -174,28 +194,29 @@ class Plan:
         """Images in one chunk of the file."""
         return rows_in_chunk(self.shape)
 
-    def wrong_size(self, size: tuple[int, int]) -> str:
+    def wrong_size(self, size: tuple[int, int]) -> Misfit:
         """Why an image of this height and width cannot be used."""
         (height, width), (least, across) = size, self.size
-        return (
-            f"the image is {height}x{width} (height x width); expected {least}x{across}, as the first: images of mixed "
-            "sizes need --resolution"
+        return Misfit(
+            f"the image is {height}x{width} (height x width)",
+            f"expected {least}x{across}, as the first: images of mixed sizes need --resolution",
         )
 
     def pixels(self, image: PIL.Image.Image) -> np.ndarray:
         """(C, H, W) uint8.
 
         Raises:
-            ValueError: The image has another size or colour than was promised, or a mode that has no bytes.
+            Misfit: The image has another size or colour than was promised, or a mode that has no bytes.
         """
         _check_floats(image, self.value_range)
         if self.reject_colour and not is_gray(image):
-            raise ValueError(f"a {image.mode} image among gray ones; give --color rgb, or --color gray to convert it")
+            hint = "give --color rgb, or --color gray to convert such images"
+            raise Misfit(f"a {image.mode} image among gray ones", hint)
         image = as_bytes(image, self.channels, self.value_range)
         height, width = self.size
         if image.size != (width, height) or self.frame.side is not None:
             if not self.resize:
-                raise ValueError(self.wrong_size((image.height, image.width)))
+                raise self.wrong_size((image.height, image.width))
             image = cover(image, height, width, self.frame)
         return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
 
@@ -226,7 +247,7 @@ class Keep:
         return self.side * height // short, self.side * width // short
 
     def pixels(self, image: PIL.Image.Image) -> np.ndarray:
-        """(h, w, C) uint8; a `ValueError` as `Plan.pixels`."""
+        """(h, w, C) uint8; a `Misfit` as `Plan.pixels`."""
         _check_floats(image, self.value_range)
         image = as_bytes(image, self.channels, self.value_range)
         height, width = self.size(image.height, image.width)
@@ -266,17 +287,17 @@ def as_bytes(image: PIL.Image.Image, channels: int, value_range: tuple[float, fl
 
 
 def _check_floats(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> None:
-    """Raise a `ValueError` for floats that are not finite, or whose range is not given."""
+    """Raise a `Misfit` for floats that are not finite, or whose range is not given."""
     if image.mode != "F":
         return
     values = np.asarray(image)
     if not np.isfinite(values).all():
-        raise ValueError("the image has 32-bit floats that are not finite; store it without them")
+        raise Misfit("the image has 32-bit floats that are not finite", "store it without them")
     if value_range is None:
         found = f"{values.min():.6g} to {values.max():.6g}"
-        raise ValueError(
-            f"the image has 32-bit floats, {found} here, whose range nothing tells; give --value_range, or store it "
-            "with 8 or 16 bits"
+        raise Misfit(
+            f"the image has 32-bit floats, {found} here, whose range nothing tells",
+            "give --value_range, or store such images with 8 or 16 bits",
         )
 
 
@@ -340,17 +361,17 @@ def cover(image: PIL.Image.Image, height: int, width: int, frame: Frame) -> PIL.
     return image.crop((left, top, left + width, top + height))
 
 
-def decode(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> PIL.Image.Image:
+def decode(value: dict[str, Any] | None, feature: datasets.Image) -> PIL.Image.Image:
     """The image of one cell; `CorruptImage` when there is none."""
     if value is None:
-        raise CorruptImage(position, "there is no image")
+        raise CorruptImage("there is no image")
     try:
         return feature.decode_example(value)
     except UNREADABLE as error:
-        raise _unreadable(value, position, error) from error
+        raise _unreadable(value, error) from error
 
 
-def _unreadable(value: dict[str, Any], position: int, error: BaseException) -> CorruptImage:
+def _unreadable(value: dict[str, Any], error: BaseException) -> CorruptImage:
     path = value.get("path") or ""
     where = f" ({path if len(path) <= LONGEST_PATH else path[:40] + '...'})" if path else ""
     # Of a system call that failed, not the path again.
@@ -358,60 +379,76 @@ def _unreadable(value: dict[str, Any], position: int, error: BaseException) -> C
     reason = " ".join(cause.split()).split(" <_io")[0]
     if len(path) > LONGEST_PATH and value.get("bytes") is None:
         reason += " (expected a path or encoded bytes, and this is a long text: of base64, decode it first)"
-    return CorruptImage(position, f"the image{where} cannot be decoded: {reason}")
+    return CorruptImage(f"the image{where} cannot be decoded: {reason}")
 
 
-def _planned(plan: Plan | Keep, image: PIL.Image.Image, position: int) -> np.ndarray:
-    try:
-        return plan.pixels(image)
-    except ValueError as error:
-        raise BadImage(position, str(error)) from error
+def problem_of(place: int, error: CorruptImage | Misfit) -> Problem:
+    """What an image ended in, as a problem of the one at this place."""
+    return Problem(place, error.reason, error.hint) if isinstance(error, Misfit) else Problem(place, str(error))
+
+
+def _columns(problems: list[Problem | None]) -> dict[str, pa.Array]:
+    """The columns `problem` and `hint`.
+
+    Raises:
+        BadImages: So many do not fit that the others need not be looked at.
+    """
+    misfits = [problem for problem in problems if problem is not None and problem.hint is not None]
+    if len(misfits) >= NAMED:
+        raise BadImages([problem for problem in problems if problem is not None])
+    told = {"problem": [each and each.reason for each in problems], "hint": [each and each.hint for each in problems]}
+    return {name: pa.array(texts, pa.string()) for name, texts in told.items()}
 
 
 def decode_table(table: pa.Table, positions: list[int], *, plan: Plan, feature: datasets.Image) -> pa.Table:
     """One batch for `Dataset.map`: encoded images in; `pixels` of C·H·W bytes, `problem` and the parts of `Levels` out.
 
-    A corrupt image is zeros, and its problem says why.
+    One that cannot be used is zeros, and its problem says why.
+
+    Raises:
+        BadImages: Ten of them do not fit the others.
     """
     images = np.zeros((len(table), *plan.shape), np.uint8)
-    problems: list[str | None] = [None] * len(table)
+    problems: list[Problem | None] = [None] * len(table)
     levels: list[Levels | None] = [None] * len(table)
     for row, (cell, position) in enumerate(zip(table.column(0), positions, strict=True)):
         try:
-            image = decode(cell.as_py(), feature, position)
-        except CorruptImage as corrupt:
-            problems[row] = corrupt.reason
-            continue
-        images[row], levels[row] = _planned(plan, image, position), Levels.of(image)
+            image = decode(cell.as_py(), feature)
+            images[row], levels[row] = plan.pixels(image), Levels.of(image)
+        except (CorruptImage, Misfit) as error:
+            problems[row] = problem_of(position, error)
     offsets = np.arange(len(images) + 1, dtype=np.int32) * images[0].size
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images)]
     pixels = pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)
     about = {name: [level and getattr(level, name) for level in levels] for name in Levels._fields}
-    return pa.table({"pixels": pixels, "problem": pa.array(problems, pa.string()), **about})
+    return pa.table({"pixels": pixels, **_columns(problems), **about})
 
 
-def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | None, position: int) -> np.ndarray:
-    """The image of one cell at its own shape, (h, w, C) uint8; `BadImage` when there is none that can be used."""
-    return _planned(plan, decode(value, feature, position), position)
+def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | None) -> np.ndarray:
+    """The image of one cell at its own shape, (h, w, C) uint8; `CorruptImage` or `Misfit` when it cannot be used."""
+    return plan.pixels(decode(value, feature))
 
 
 def keep_table(table: pa.Table, positions: list[int], *, plan: Keep, feature: datasets.Image) -> pa.Table:
-    """One batch for `Dataset.map`: encoded images in; columns `pixels` (h·w·C bytes), `height`, `width`, `problem` out.
+    """One batch for `Dataset.map`: encoded images in; `pixels` (h·w·C bytes), sides, `problem` and `hint` out.
 
-    A corrupt image has no pixels, and its problem says why.
+    One that cannot be used has no pixels, and its problem says why.
+
+    Raises:
+        BadImages: Ten of them do not fit the others.
     """
     images: list[np.ndarray] = []
-    problems: list[str | None] = [None] * len(table)
+    problems: list[Problem | None] = [None] * len(table)
     for row, (cell, position) in enumerate(zip(table.column(0), positions, strict=True)):
         try:
-            images.append(kept_pixels(plan, feature, cell.as_py(), position))
-        except CorruptImage as corrupt:
+            images.append(kept_pixels(plan, feature, cell.as_py()))
+        except (CorruptImage, Misfit) as error:
             images.append(np.empty((0, 0, plan.channels), np.uint8))
-            problems[row] = corrupt.reason
+            problems[row] = problem_of(position, error)
     sizes = np.array([image.shape[:2] for image in images], np.int32)
     pixels = pa.array([image.tobytes() for image in images], pa.large_binary())
     columns = {"pixels": pixels, "height": sizes[:, 0], "width": sizes[:, 1]}
-    return pa.table({**columns, "problem": pa.array(problems, pa.string())})
+    return pa.table({**columns, **_columns(problems)})
 
 
 def decode_stream(
@@ -420,16 +457,17 @@ def decode_stream(
     """Rows of the columns in `STREAMED`, and `label`, for `Dataset.from_generator`, in one pass.
 
     Args:
-        rows: (row number, label, encoded image) of each. A corrupt image becomes zeros, and a problem.
+        rows: (row number, label, encoded image) of each. One that cannot be used becomes zeros, and a problem.
         feature: Decodes the images.
         target: What they become; `auto` goes by the first images, which are held back until it is known.
 
     Raises:
-        BadImage: An image does not fit the first.
-        CorruptImages: None could be decoded.
+        BadImages: Ten images do not fit the first, or none could be decoded.
         NoImages: There are no rows.
     """
-    decoded, head, good = (_decoded(feature, *row) for row in rows), [], []
+    decoded = (_decoded(feature, *row) for row in rows)
+    head: list[tuple[int, Any, PIL.Image.Image | Problem]] = []
+    good: list[PIL.Image.Image] = []
     for one in decoded:
         head.append(one)
         good += [one[2]] if isinstance(one[2], PIL.Image.Image) else []
@@ -438,68 +476,82 @@ def decode_stream(
     if not head:
         raise NoImages
     if not good:
-        raise CorruptImages([(row, problem) for row, _, problem in head if isinstance(problem, str)])
+        raise BadImages([problem for _, _, problem in head if isinstance(problem, Problem)])
     plan = target.plan((good[0].height, good[0].width), map(is_gray, good))
     height, width = plan.size
+    problems: list[Problem] = []
     for row, label, image in chain(head, decoded):
-        about = {"label": label, "height": height, "width": width, "row": row}
-        if isinstance(image, str):
-            yield {"pixels": bytes(math.prod(plan.shape)), "problem": image, **about, **dict.fromkeys(Levels._fields)}
-            continue
-        levels = Levels.of(image)
-        found = dict.fromkeys(Levels._fields) if levels is None else levels._asdict()
-        yield {"pixels": _planned(plan, image, row).tobytes(), "problem": None, **about, **found}
+        pixels, levels = None, None
+        problem = image if isinstance(image, Problem) else None
+        if isinstance(image, PIL.Image.Image):
+            try:
+                pixels, levels = plan.pixels(image).tobytes(), Levels.of(image)
+            except Misfit as error:
+                problem = problem_of(row, error)
+        if problem is not None:
+            problems.append(problem)
+            if sum(each.hint is not None for each in problems) == NAMED:
+                raise BadImages(problems)
+        yield {
+            "label": label,
+            "pixels": pixels or bytes(math.prod(plan.shape)),
+            "problem": problem and problem.reason,
+            "hint": problem and problem.hint,
+            **(dict.fromkeys(Levels._fields) if levels is None else levels._asdict()),
+            "height": height,
+            "width": width,
+            "row": row,
+        }
 
 
 def _decoded(
     feature: datasets.Image, row: int, label: Any, value: dict[str, Any] | None
-) -> tuple[int, Any, PIL.Image.Image | str]:
+) -> tuple[int, Any, PIL.Image.Image | Problem]:
     """A row with its image, or why there is none."""
     try:
-        return row, label, decode(value, feature, row)
-    except CorruptImage as corrupt:
-        return row, label, corrupt.reason
+        return row, label, decode(value, feature)
+    except CorruptImage as error:
+        return row, label, problem_of(row, error)
 
 
 def plan_for(images: datasets.Dataset, feature: datasets.Image, target: Target) -> Plan:
     """The plan for one column of `images`, in arrow format, by the headers of up to 1,000 of them, spread over all.
 
     Raises:
-        BadImage: One of these does not fit the first.
-        CorruptImages: None of these can be read.
+        BadImages: Some of these do not fit the first, or none can be read.
     """
     inspected = np.unique(np.linspace(0, len(images) - 1, min(INSPECTED, len(images))).astype(int)).tolist()
-    problems: list[tuple[int, str]] = []
+    problems: list[Problem] = []
 
     def readable() -> Iterator[tuple[int, tuple[int, int], bool]]:
         for position in inspected:
             try:
-                yield position, *header(images[position].column(0)[0].as_py(), feature, position)
-            except CorruptImage as corrupt:
-                problems.append((position, corrupt.reason))
+                yield position, *header(images[position].column(0)[0].as_py(), feature)
+            except CorruptImage as error:
+                problems.append(problem_of(position, error))
 
     headers = readable()
     first = next(headers, None)
     if first is None:
-        raise CorruptImages(problems)
+        raise BadImages(problems)
     if target.resize:
         return target.plan(first[1], (gray for _, _, gray in chain([first], headers)))
     found = [first, *headers]
     plan = target.plan(first[1], (gray for _, _, gray in found))
-    for position, size, _ in found:
-        if size != plan.size:
-            raise BadImage(position, plan.wrong_size(size))
+    misfits = [problem_of(position, plan.wrong_size(size)) for position, size, _ in found if size != plan.size]
+    if misfits:
+        raise BadImages(sorted([*problems, *misfits]))
     return plan
 
 
-def header(value: dict[str, Any] | None, feature: datasets.Image, position: int) -> tuple[tuple[int, int], bool]:
+def header(value: dict[str, Any] | None, feature: datasets.Image) -> tuple[tuple[int, int], bool]:
     """Height and width, and whether the image is gray, without decoding it unless there is no other way."""
     if (
         feature.mode is not None
         or value is None
         or (value["bytes"] is None and not os.path.isfile(value["path"] or ""))
     ):
-        image = decode(value, feature, position)
+        image = decode(value, feature)
         return (image.height, image.width), is_gray(image)
     try:
         with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]) as image:
@@ -507,7 +559,7 @@ def header(value: dict[str, Any] | None, feature: datasets.Image, position: int)
             size = (image.width, image.height) if turned else (image.height, image.width)
             return size, is_gray(image)
     except UNREADABLE as error:
-        raise _unreadable(value, position, error) from error
+        raise _unreadable(value, error) from error
 
 
 class Pixels:

@@ -47,8 +47,8 @@ from .files import (
     regrouped,
     unread,
 )
-from .kept import Encoded, corrupt, named, sound_rows
-from .pixels import STREAMED, BadImage, CorruptImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
+from .kept import Encoded, named, refusal, sound_rows
+from .pixels import STREAMED, BadImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
 __all__ = ["Source", "check_head", "folder_revision", "one_process_at_a_time", "split_names"]
 
@@ -154,8 +154,7 @@ class Source:
     ) -> "Source":
         """Find columns and classes of a split."""
         features = _features(data)
-        image_column = _image_column(args, features, name)
-        label_column = _label_column(args, features, name, image_column)
+        image_column, label_column = _columns(args, features, name)
         label_feature = features[label_column]
         data = data.select_columns([image_column, label_column])
         if not isinstance(features[image_column], datasets.Image):
@@ -191,9 +190,10 @@ class Source:
         else:
             table, rows = self.data.data, self.rows[chosen]
             pixels = Pixels(table.column("pixels"), self.shape(chosen), self.target.resize, Levels.among(table))
-            problems, numbers = (table.column(name).take(pa.array(rows.numpy())) for name in ("problem", "row"))
-            split_rows = torch.tensor(numbers.to_pylist())
-            sound = sound_rows(problems, split_rows, self.where, skip=self.args.skip_corrupt)
+            chosen_rows = pa.array(rows.numpy())
+            about = pa.table({name: table[name].take(chosen_rows) for name in ("problem", "hint", "row")})
+            split_rows = torch.tensor(about["row"].to_pylist())
+            sound = sound_rows(about, split_rows, self.where, skip=self.args.skip_corrupt)
             positions = rows[sound]
         if len(sound) < len(chosen):
             self.provenance["num_corrupt"] = len(chosen) - len(sound)
@@ -285,7 +285,7 @@ def check_head(args: DataArguments, split: str) -> None:
     """
     data, name = _open_split(args, split), _name(args)
     features = _features(data)
-    column = _label_column(args, features, name, _image_column(args, features, name))
+    _, column = _columns(args, features, name)
     try:
         labels = [example[column] for example in data.select_columns([column]).take(HEAD)]
     except KeyError as error:
@@ -457,11 +457,8 @@ def _stream(
             _stream_rows, features=Features(features), gen_kwargs=kwargs, writer_batch_size=at_once
         )
     except DatasetsError as error:
-        if isinstance(error.__cause__, BadImage):
-            bad = error.__cause__
-            raise ValueError(f"row {bad.position} of {_where(split, _name(args))}: {bad.reason}") from error
-        if isinstance(error.__cause__, CorruptImages):
-            raise ValueError(corrupt(error.__cause__.problems, _where(split, _name(args)))) from error
+        if isinstance(error.__cause__, BadImages):
+            raise ValueError(refusal(error.__cause__.problems, _where(split, _name(args)))) from error
         if isinstance(error.__cause__, NoImages):
             where = _where(split, _name(args))
             raise ValueError(_empty(where) if args.classes is None else _none_of(args.classes, where)) from error
@@ -498,6 +495,22 @@ def _stream_rows(
             yield row, label, example[image_column]
 
     yield from decode_stream(chosen(), feature if isinstance(feature, datasets.Image) else datasets.Image(), target)
+
+
+def _columns(args: DataArguments, features: Features, name: str) -> tuple[str, str]:
+    """The columns of the images and of the labels; a `ValueError` says what is wrong with either."""
+    problems, image = [], ""
+    try:
+        image = _image_column(args, features, name)
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        label = _label_column(args, features, name, image)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return image, label
 
 
 def _image_column(args: DataArguments, features: Features, name: str) -> str:
@@ -682,8 +695,9 @@ def _order_classes(
         raise ValueError(f"{where} has the one class {order[0]!r}; expected at least two classes to tell apart")
     empty: Sequence[int] | np.ndarray = np.setdiff1d(np.arange(len(order)), labels) if numbered is None else []
     if len(empty):
+        those = _some([order[label] for label in empty])
         raise ValueError(
-            f"class {order[empty[0]]!r} has no images in {where} ({len(empty)} of {len(order)} classes are empty); "
+            f"{len(empty)} of {len(order)} classes have no images in {where}: {those}; "
             "expected at least one each: add images, or name the classes to keep with --classes"
         )
     return torch.from_numpy(rows), torch.from_numpy(labels[rows]), list(order)

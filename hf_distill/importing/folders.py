@@ -6,15 +6,15 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 
 from ..config import DataArguments
 from ..data.images import RealImages
-from ..data.pixels import BadImage, Plan, Target, decode, is_gray
+from ..data.pixels import NAMED, Misfit, Plan, Target, decode, is_gray
 from ..data.source import Source
 from ..distilled.distilled_set import DistilledSet
 from .files import check_fetched, config_of, known_classes, known_preprocessing
@@ -82,13 +82,14 @@ def _class_files(root: Path, names: list[str], original: list[str]) -> list[tupl
             f"{root} has no folder for {len(absent)} of {len(names)} classes ({', '.join(absent[:10])}); name those it "
             "has with --classes"
         )
-    files = []
+    files, empty = [], []
     for label, name in enumerate(names):
         folder = _inside(root / by_name[name], root)
         pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES]
-        if not pictures:
-            raise ValueError(f"{folder} holds no JPEG or PNG files; expected the images of class {name!r}")
         files += [(_inside(path, root), label) for path in pictures]
+        empty += [] if pictures else [f"{folder} holds no JPEG or PNG files; expected the images of class {name!r}"]
+    if empty:
+        raise _refusal(empty)
     return files
 
 
@@ -99,6 +100,11 @@ def class_order(args: DataArguments) -> list[str]:
         ValueError: As `RealImages.from_hub`.
     """
     return Source.open(args, args.dataset_train_split, Target(None, "auto", False)).class_names
+
+
+def _refusal(problems: list[str]) -> ValueError:
+    more = ["and others"] if len(problems) > NAMED else []
+    return ValueError("; ".join([*problems[:NAMED], *more]))
 
 
 def import_image_folder(
@@ -135,18 +141,23 @@ def import_image_folder(
     files = _class_files(root, names, list(original_classes or names))
     feature, digest = datasets.Image(), hashlib.sha256()
 
-    def picture(file: Path) -> Any:
+    def picture(file: Path) -> tuple[bytes, PIL.Image.Image] | str:
+        """The file and its image, or why there is none."""
         try:
             check_fetched(file)
             content = file.read_bytes()
-            return content, decode({"bytes": content, "path": str(file)}, feature, 0)
-        except BadImage as bad:
-            raise ValueError(bad.reason) from bad
+            return content, decode({"bytes": content, "path": str(file)}, feature)
         except OSError as error:
-            raise ValueError(f"{file} cannot be read ({error.strerror}); expected a JPEG or PNG file") from error
+            return f"{file} cannot be read ({error.strerror}); expected a JPEG or PNG file"
+        except ValueError as error:
+            return str(error)
 
     size = (resolution[0], resolution[-1]) if resolution else None
-    first = picture(files[0][0])[1]
+    read = (picture(file) for file, _ in files)
+    first = next((each[1] for each in read if not isinstance(each, str)), None)
+    problems: list[str] = []
+    if first is None:
+        raise _refusal([each for each in (picture(file) for file, _ in files[:NAMED]) if isinstance(each, str)])
     if real is None:
         plan = Target(size, "auto", size is not None).plan((first.height, first.width), [is_gray(first)])
     else:
@@ -155,13 +166,20 @@ def import_image_folder(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), 256):  # the pool would read everything ahead
             part = files[start : start + 256]
-            for row, (content, image) in enumerate(pool.map(picture, [file for file, _ in part]), start=start):
-                file = files[row][0]
+            for row, each in enumerate(pool.map(picture, [file for file, _ in part]), start=start):
+                if isinstance(each, str):
+                    problems.append(each)
+                    continue
+                file, (content, image) = files[row][0], each
                 digest.update(json.dumps([file.relative_to(root).as_posix(), len(content)]).encode() + content)
                 try:
                     images[row] = plan.pixels(image)
-                except ValueError as error:
-                    raise ValueError(f"{file}: {error}") from error
+                except Misfit as error:
+                    problems.append(f"{file}: {error}")
+            if len(problems) >= NAMED:
+                break
+    if problems:
+        raise _refusal(problems)
     preprocessing = known_preprocessing(real, plan.shape, mean, std, str(path))
     imported_from = {
         "layout": "image folder",

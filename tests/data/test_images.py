@@ -938,6 +938,12 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(folder):
     message("--label_column_name photo: .*expected one ClassLabel", args(folder, label_column_name="photo"))
 
 
+def test_what_is_wrong_with_both_columns_is_said_at_once(folder):
+    write(folder, "train", noise(2), [0, 1], columns=("picture", "kind"))
+    text = "image_column_name pictures: .*'picture'.*; --label_column_name kid: .*'kind'"
+    message(text, args(folder, image_column_name="pictures", label_column_name="kid"))
+
+
 def test_columns_that_could_all_be_meant_are_listed(folder):
     two = ClassLabel(names=["a", "b"])
     write(folder, "train", noise(2), [0, 1], two, ("image", "fine"), coarse=([1, 0], two))
@@ -1027,7 +1033,7 @@ def test_where_corrupt_images_are_left_out_crops_and_held_out_images_are_of_the_
 def test_a_class_that_is_all_corrupt_is_named(folder):
     cells = [png(image) for image in noise(4)] + [None, None]
     write_cells(folder, "train", cells, [0, 1, 0, 1, 2, 2])
-    message("all images of class '2' in split 'train' of flowers are corrupt", args(folder, skip_corrupt=True))
+    message("all images of the classes '2' in split 'train' of flowers are corrupt", args(folder, skip_corrupt=True))
 
 
 def test_a_long_text_in_place_of_a_path_is_cut(folder):
@@ -1168,6 +1174,47 @@ def test_mixed_sizes_need_a_resolution(folder, streaming):
     message("row 0 of split 'test' of flowers: the image is 4x4 .*expected 6x6.*--resolution", arguments, "test", train)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_all_images_that_do_not_fit_are_named_with_those_that_are_corrupt(folder, streaming, monkeypatch):
+    monkeypatch.setattr(pixels, "CHUNK_BYTES", 6 * 6 * 3 * 4)
+    monkeypatch.setattr(pixels, "INSPECTED", 1)
+    monkeypatch.setattr(pixels, "STREAM_INSPECTED", 2)
+    images = noise(30)
+    for row in (5, 9, 21):
+        images[row] = noise(1, (6, row, 3))[0]
+    cells = [png(image) for image in images]
+    cells[8] = None
+    write_cells(folder, "train", cells, [0, 1] * 15)
+    arguments = args(folder, dataset_streaming=streaming)
+    text = (
+        r"^row 5 of split 'train' of flowers: the image is 6x5 \(height x width\); row 8: there is no image; "
+        r"row 9: the image is 6x9 .*; row 21: the image is 6x21 .*; expected 6x6, as the first: .* --resolution; "
+        "replace it, or leave corrupt images out with --skip_corrupt$"
+    )
+    message(text, arguments)
+    monkeypatch.setattr(pixels, "INSPECTED", 1000)
+    message(text, arguments)
+    for row in range(6, 30):
+        cells[row] = png(noise(1, (4, 4, 3))[0])
+    write_cells(folder, "train", cells, [0, 1] * 15)
+    decoded = count_decoded(monkeypatch)
+    told = message("row 14: the image is 4x4", arguments)
+    assert "row 15:" not in told
+    assert not decoded or len(decoded) == 15  # where nothing is read twice
+
+
+def test_images_of_several_kinds_that_cannot_be_used_are_named_with_what_to_do_about_each(folder, monkeypatch):
+    monkeypatch.setattr(pixels, "INSPECTED", 1)
+    gray, floats = noise(1, (6, 6))[0], PIL.Image.fromarray(np.ones((6, 6), np.float32), "F")
+    write(folder, "train", [gray, *noise(1), floats, *noise(1), gray], [0, 1, 0, 1, 0])
+    text = message(
+        "row 1 of split 'train' of flowers: a RGB image among gray ones; row 2: the image has 32-bit floats, 1 to 1 "
+        "here, whose range nothing tells; row 3: a RGB image ",
+        args(folder),
+    )
+    assert [hint in text for hint in ("; give --color rgb", "; give --value_range")] == [True, True]
+
+
 def test_images_of_a_single_class_are_refused(folder):
     write(folder, "train", noise(3), [4, 4, 4])
     message("split 'train' of flowers has the one class '4'; expected at least two", args(folder))
@@ -1178,7 +1225,7 @@ def test_a_class_without_images_is_an_error_in_train_and_none_in_test(folder, st
     label = ClassLabel(names=["a", "b", "c"])
     write(folder, "train", noise(2), [0, 2], label)
     arguments = args(folder, dataset_streaming=streaming)
-    message("class 'b' has no images in split 'train' of flowers .*--classes", arguments)
+    message("1 of 3 classes have no images in split 'train' of flowers: b; .*--classes", arguments)
     write(folder, "test", noise(1), [2], label)
     train, test = RealImages.train_and_test(args(folder, dataset_streaming=streaming, classes=["c", "a"]))
     assert (train.labels.tolist(), test.labels.tolist()) == ([1, 0], [0])

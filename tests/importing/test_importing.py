@@ -693,7 +693,8 @@ def test_pictures_are_brought_to_the_size_that_is_asked_for(tmp_path):
     assert tuple(small.pixel_values.shape) == (6, 3, 8, 8)
     assert small.images_uint8()[:, 0, 4, 4].tolist() == [0, 1, 40, 41, 80, 81]
     Image.new("RGB", (9, 9)).save(tmp_path / "eel" / "z.png")
-    with pytest.raises(ValueError, match=r"eel/z\.png: the image is 9x9 .* expected 16x16"):
+    (tmp_path / "cat" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cat/a\.png. cannot be dec.*eel/z\.png: the image is 9x9 .* expected 16x16"):
         import_image_folder(tmp_path, **GIVEN)
 
 
