@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from ..config import INTERPOLATIONS, DataArguments, check_keep_side, check_resize
 from ..rng import generator
 from .kept import Encoded, Kept
-from .pixels import DEEPEST, LEAST_SPAN, Frame, Keep, Pixels, Target, rows_in_chunk
+from .pixels import DEEPEST, LEAST_SPAN, NO_RANGE, Frame, Keep, Pixels, Target, rows_in_chunk
 from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
 from .ragged import Ragged
 from .source import Source, check_head, folder_revision, one_process_at_a_time, split_names
@@ -763,13 +763,14 @@ def _check_levels(source: Source, pixels: Pixels, least: int) -> None:
     or what is cut off."""
     if pixels.levels is None or source.target.value_range is not None:
         return
-    low, high, lost = pixels.levels
+    low, high, lost, cut = pixels.levels
     left = min(high, DEEPEST) // 257 - max(low, 0) // 257 + 1
     if low < 0 or high > DEEPEST or (lost and left < least):
+        hint = f"give the values that are to be black and white, such as --value_range {low} {high}"
         raise ValueError(
             f"the images of {source.where} have values from {low} to {high} in more than 8 bits, of which 0 to "
-            f"{DEEPEST} become 0 to 255, and no more than {max(left, 0)} different ones are left; give the values that "
-            f"are to be black and white, such as --value_range {low} {high}"
+            f"{DEEPEST} become 0 to 255, and no more than {max(left, 0)} different ones are left; "
+            f"{NO_RANGE if cut else hint}"
         )
 
 

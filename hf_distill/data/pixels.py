@@ -3,7 +3,8 @@
 How an image becomes (C, H, W) bytes:
 
 - colour: what is transparent is laid on white (on black where on white nothing of the image would be left, as of white
-  drawings); 16-bit gray is divided by 257 (65535 -> 255); palettes and CMYK become RGB, RGB becomes gray by ITU-R 601,
+  drawings); 16-bit gray is divided by 257 (65535 -> 255), of other colours of more than 8 bits Pillow reads the highest
+  8, which is noted; palettes and CMYK become RGB, RGB becomes gray by ITU-R 601,
   as Pillow has it; EXIF orientation is applied. A range of values, where it is given, becomes 0 to 255 in place of all
   that a file can hold.
 - size: the shorter side is brought to the target, antialiased bicubic, and the centre is cropped (for H ≠ W: the
@@ -30,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Value
+from datasets.utils.file_utils import xopen
 from torch import Tensor
 
 from ..config import INTERPOLATIONS
@@ -62,6 +64,7 @@ DECODED = {  # columns of images that are brought to one size
     "low": Value("int64"),
     "high": Value("int64"),
     "lost": Value("bool"),
+    "cut": Value("bool"),
 }
 STREAMED = {**DECODED, "height": Value("int32"), "width": Value("int32"), "row": Value("int64")}
 KEPT = {
@@ -71,14 +74,18 @@ KEPT = {
     "height": Value("int32"),
     "width": Value("int32"),
 }
+J2K_SIZE = b"\xff\x4f\xff\x51"  # the beginning of JPEG 2000's size marker
 DEEPEST = 65535  # what becomes 255 of a file of more than 8 bits
 LEAST_SPAN = 8  # of 255, between the darkest and the brightest value, that something can be learned from
+CUT = "lower bits were cut off"  # in the `info` of an image
+HEAD_BYTES = 4096  # of a file, in which it says how many bits its colours have
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 INSPECTED = 1000  # headers read to tell gray from colour
 STREAM_INSPECTED = 64  # images held back for the same where the source is read only once
 NAMED = 10  # problems in one message
 LONGEST_PATH = 200  # characters of a path in a message
 CHUNK_BYTES = 2**26  # of pixels written, and so later mapped, at a time
+NO_RANGE = "store such images with 8 bits a channel: --value_range rescales 16-bit gray and not 16-bit colour"
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)  # what Pillow raises
 DECODER_VERSION = 3  # part of the cache key: raise it whenever the pixels change
 FILTERS = {name: PIL.Image.Resampling[name.upper()] for name in INTERPOLATIONS}  # all antialiased
@@ -208,7 +215,7 @@ class Plan:
         Raises:
             Misfit: The image has another size or colour than was promised, or a mode that has no bytes.
         """
-        _check_floats(image, self.value_range)
+        _check_range(image, self.value_range)
         if self.reject_colour and not is_gray(image):
             hint = "give --color rgb, or --color gray to convert such images"
             raise Misfit(f"a {image.mode} image among gray ones", hint)
@@ -248,7 +255,7 @@ class Keep:
 
     def pixels(self, image: PIL.Image.Image) -> np.ndarray:
         """(h, w, C) uint8; a `Misfit` as `Plan.pixels`."""
-        _check_floats(image, self.value_range)
+        _check_range(image, self.value_range)
         image = as_bytes(image, self.channels, self.value_range)
         height, width = self.size(image.height, image.width)
         if image.size != (width, height):
@@ -286,8 +293,10 @@ def as_bytes(image: PIL.Image.Image, channels: int, value_range: tuple[float, fl
     return image.point(_rescaled(np.arange(256), value_range).tolist() * channels)
 
 
-def _check_floats(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> None:
-    """Raise a `Misfit` for floats that are not finite, or whose range is not given."""
+def _check_range(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> None:
+    """Raise a `Misfit` for floats that are not finite, or whose range is not given; or for one of cut bits that is."""
+    if image.info.get(CUT) and value_range is not None:
+        raise Misfit("a colour image of more than 8 bits, of which 8 are read", NO_RANGE)
     if image.mode != "F":
         return
     values = np.asarray(image)
@@ -325,26 +334,36 @@ def _on_ground(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 class Levels(NamedTuple):
-    """What files of 16 or 32 bits hold: the least and greatest value, and whether bytes have fewer different ones."""
+    """What files of more than 8 bits hold.
+
+    Attributes:
+        low, high: The least and greatest value; of bits that were cut off, what they can have been in 16 bits.
+        lost: Bytes have fewer different ones.
+        cut: Only the highest 8 bits were read.
+    """
 
     low: int
     high: int
     lost: bool
+    cut: bool
 
     @classmethod
     def of(cls, image: PIL.Image.Image) -> "Levels | None":
         """Those of one image; None of one of 8 bits."""
+        if image.info.get(CUT):
+            bytes_left = np.asarray(image.convert("RGB"))
+            return cls(256 * int(bytes_left.min()), 256 * int(bytes_left.max()) + 255, True, True)
         if not is_deep(image):
             return None
         values = np.unique(np.asarray(image))
         lost = len(np.unique(_rescaled(values, (0, DEEPEST)))) < len(values)
-        return cls(math.floor(values[0]), math.ceil(values[-1]), lost)
+        return cls(math.floor(values[0]), math.ceil(values[-1]), lost, False)
 
     @classmethod
     def among(cls, table: pa.Table) -> "Levels | None":
         """Those of all images of a table with the columns of `DECODED`; None if all are of 8 bits."""
-        low, high, lost = pc.min(table["low"]), pc.max(table["high"]), pc.any(table["lost"])
-        return cls(low.as_py(), high.as_py(), lost.as_py()) if low.is_valid else None
+        parts = pc.min(table["low"]), pc.max(table["high"]), pc.any(table["lost"]), pc.any(table["cut"])
+        return cls(*(part.as_py() for part in parts)) if parts[0].is_valid else None
 
 
 def cover(image: PIL.Image.Image, height: int, width: int, frame: Frame) -> PIL.Image.Image:
@@ -366,9 +385,38 @@ def decode(value: dict[str, Any] | None, feature: datasets.Image) -> PIL.Image.I
     if value is None:
         raise CorruptImage("there is no image")
     try:
-        return feature.decode_example(value)
+        if value["bytes"] is None and "://" in (value["path"] or ""):
+            with xopen(value["path"], "rb") as file:
+                value = {**value, "bytes": file.read()}
+        image = feature.decode_example(value)
+        if _is_cut(value):
+            image.info[CUT] = True
+        return image
     except UNREADABLE as error:
         raise _unreadable(value, error) from error
+
+
+def _is_cut(value: dict[str, Any]) -> bool:
+    """True for an encoded image with colours of more than 8 bits, which Pillow decodes to 8."""
+    head = value["bytes"]
+    if head is None:
+        with open(value["path"], "rb") as file:
+            head = file.read(HEAD_BYTES)
+    if head.startswith(b"\x89PNG"):
+        return bool(head[24] == 16 and head[25] != 0)  # of IHDR: bits, and a kind of colour that is not gray
+    if head[4:8] == b"ftyp":  # AVIF
+        place = head.find(b"av1C", 0, HEAD_BYTES)
+        return place >= 0 and bool(head[place + 6] & 0x40)
+    if head[4:8] == b"jP  " or head.startswith(J2K_SIZE):
+        place = head.find(J2K_SIZE, 0, HEAD_BYTES)
+        return head[place + 40 : place + 42] != b"\0\1" and head[place + 42] & 0x7F >= 8
+    if not head.startswith((b"II", b"MM", b"P3", b"P6", b"\x01\xda")):
+        return False
+    with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]) as image:
+        args = image.tile[0].args if image.tile else None  # of a TIFF, PPM or SGI file: how its values lie there
+        how = args if isinstance(args, tuple) else (args,)
+        deep = image.format == "PPM" and isinstance(how[-1], int) and how[-1] > 255
+        return not is_deep(image) and (deep or ";16" in str(how[0]))
 
 
 def _unreadable(value: dict[str, Any], error: BaseException) -> CorruptImage:

@@ -3,9 +3,13 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,6 +205,83 @@ def test_images_that_decoding_leaves_nothing_of_are_refused_until_their_range_is
     np.testing.assert_array_equal(train.uint8(range(6))[:, 0].numpy(), expected)
     assert (test.value_range, int(test.resident("cpu").max())) == ((low, high), 255)
     assert describe_images(train)["value_range"] == [low, high]
+
+
+def png_of_16_bits(values: np.ndarray, kind: int) -> bytes:
+    """A PNG file of (H, W, C) values, of the kind of colour that its specification numbers so."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def tiff_of_16_bits(values: np.ndarray) -> bytes:
+    """A TIFF file of (H, W, C) values."""
+    height, width, channels = values.shape
+    beyond, data = struct.pack("<" + "H" * channels, *[16] * channels), values.astype("<u2").tobytes()
+    tags = {256: width, 257: height, 258: None, 259: 1, 262: 2, 273: None, 277: channels, 278: height, 279: len(data)}
+    tags |= {338: 2} if channels == 4 else {}
+    start = 8 + 2 + 12 * len(tags) + 4
+    places = {258: (3, channels, start), 273: (4, 1, start + len(beyond))}
+    entries = [
+        struct.pack("<HHII", tag, *places.get(tag, (4, 1, value)))
+        for tag, value in sorted(tags.items(), key=lambda each: each[0])
+    ]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4) + beyond + data
+
+
+def ppm_of_16_bits(values: np.ndarray) -> bytes:
+    height, width, _ = values.shape
+    return b"P6 %d %d 65535\n" % (width, height) + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("write_16", "channels", "streaming"),
+    [
+        (partial(png_of_16_bits, kind=2), 3, False),
+        (partial(png_of_16_bits, kind=6), 4, True),
+        (partial(png_of_16_bits, kind=4), 2, False),
+        (tiff_of_16_bits, 3, False),
+        (ppm_of_16_bits, 3, False),
+    ],
+)
+def test_colours_of_16_bits_are_refused_where_their_highest_8_say_little(folder, streaming, write_16, channels):
+    """Pillow reads these only: of 12 bits in 16 there are 16 levels left."""
+    rng = np.random.default_rng(0)
+
+    def store(high: int) -> None:
+        images = rng.integers(0, high + 1, (4, 6, 6, channels))
+        images[:, 0, 0], images[:, 0, 1] = 0, high
+        images[..., 3:] = 65535
+        if channels == 2:
+            images[..., 1] = 65535
+        write_cells(folder, "train", [{"bytes": write_16(image), "path": None} for image in images], [0, 1, 0, 1])
+
+    arguments = args(folder, dataset_streaming=streaming)
+    store(4095)
+    message(
+        "values from 0 to 4[0-9]{3} in more than 8 bits.* 1[67] different ones are left; store such images", arguments
+    )
+    store(65535)
+    assert int(RealImages.from_arguments(arguments).resident("cpu").max()) == 255
+    message(
+        "row 3: a colour image of more than 8 bits, of which 8 are read; store", replace(arguments, value_range=[0, 9])
+    )
+
+
+def test_codecs_of_more_than_8_bits_are_known_by_their_headers():
+    codestream = b"\xff\x4f\xff\x51" + bytes(36) + struct.pack(">H", 3)
+    for bits, cut in ((8, False), (12, True), (16, True)):
+        j2k = codestream + bytes([bits - 1, 1, 1])
+        for content in (j2k, bytes(4) + b"jP  \r\n\x87\n" + bytes(60) + j2k):
+            assert pixels._is_cut({"bytes": content, "path": None}) is cut
+    for flags, cut in ((0x0C, False), (0x4C, True)):
+        content = bytes(4) + b"ftypavif" + bytes(80) + b"av1C\x81\x00" + bytes([flags, 0])
+        assert pixels._is_cut({"bytes": content, "path": None}) is cut
 
 
 def test_floats_need_a_range_and_what_lies_beyond_it_is_cut_off(folder):
