@@ -11,7 +11,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -363,12 +363,13 @@ class RealImages(torch.utils.data.Dataset):
             shape = source.shape(rows)
             _check_options(args, shape)
             check(_outline(source, rows, args, shape))
-            if not args.dataset_streaming:
-                alike = _target_like(args, shape, _test_frame(args), source.target.resize, source.target.value_range)
-                shown = Source.open(args, test_split, alike, source.class_names, revision)
+            alike = _target_like(args, shape, _test_frame(args), source.target.resize, source.target.value_range)
+            show = partial(Source.open, args, test_split, alike, source.class_names, revision)
+            shown = None if args.dataset_streaming else show()  # a stream is decoded as it is opened
+            if shown is not None:
                 shown.shape(_rows(shown, args, seed, train=False))
             train = cls._read(source, args, None, seed)
-            return train, cls.from_arguments(args, test_split, like=train, seed=seed, revision=revision)
+            return train, cls._read(shown or show(), args, train, seed)
         source = Source.open(args, args.dataset_train_split, _target(args, None))
         rest, held_out = _stratify(source.labels, len(source.class_names), 0.2, generator(seed, "no test split"))
         train_rows = _evenly(source, rest, args.max_train_samples, generator(seed, "train"))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 
 from ..data.preprocessing import Preprocessing
 from ..hub.cards import eval_results, source_context, source_datasets
-from ..hub.checks import NAMES, OBJECT, OBJECT_OR_NULL, TEXT_OR_NULL, Rules, are_names, is_whole
+from ..hub.checks import COUNT_OR_NULL, NAMES, OBJECT, OBJECT_OR_NULL, TEXT_OR_NULL, Rules, are_names
 from ..hub.files import atomic_write
 from ..hub.folder import Home
 
@@ -29,7 +29,7 @@ RULES: Rules = {
     "source": OBJECT,
     "source.name": TEXT_OR_NULL,
     "source.split": TEXT_OR_NULL,
-    "source.num_images": ("a whole number, or null", lambda count: count is None or is_whole(count, least=0)),
+    **dict.fromkeys(("source.num_images", "source.num_corrupt"), COUNT_OR_NULL),
     "source.license": ("a text, a list of texts, or null", _is_licence),
     "results": OBJECT,
     "training": OBJECT_OR_NULL,

@@ -42,7 +42,8 @@ from hf_distill.hub.results import EvalReport, LabelRow
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.projector import LabelProjector, Lora
 from hf_distill.networks.teachers import Teacher
-from tests.helpers import flips, without_sums
+from hf_distill.networks.trajectories import ExpertTrajectories
+from tests.helpers import ROOT, flips, without_sums
 from tests.helpers.clips import PROJECTOR_CONFIG, learn, save_clip
 from tests.helpers.goldens import check_golden
 from tests.helpers.sets import CONFIG, NAMES, REPORT, change_config, files, make, network, pictures, same
@@ -970,6 +971,18 @@ def test_the_card_counts_the_images_that_were_left_out():
     source = {**CONFIG["source"], "num_images": 1437, "num_corrupt": 3}
     card = set_card(make(config={**CONFIG, "source": source}), Home("pets-3"), "0123abcd", 1234)
     assert "(1,437 images, 3 of which cannot be decoded and were left out)" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(ExpertTrajectories, "experts-float32"), (Teacher, "teacher"), (LabelProjector, "projector")],
+)
+def test_cards_of_networks_count_the_images_that_were_left_out(kind, name, tmp_path):
+    artifact = kind.from_pretrained(ROOT / "tests" / "artifacts-0.1" / name)
+    for count in (None, 3):
+        artifact.config["source"] = {**artifact.config["source"], "num_corrupt": count}
+        card = (artifact.save_pretrained(tmp_path / "saved") / "README.md").read_text()
+        assert ("3 of its images cannot be decoded and were left out." in card) is bool(count)
 
 
 def test_the_card_is_valid_metadata_and_speaks_of_images_first(tmp_path):
