@@ -351,8 +351,9 @@ class Levels(NamedTuple):
     def of(cls, image: PIL.Image.Image) -> "Levels | None":
         """Those of one image; None of one of 8 bits."""
         if image.info.get(CUT):
-            bytes_left = np.asarray(image.convert("RGB"))
-            return cls(256 * int(bytes_left.min()), 256 * int(bytes_left.max()) + 255, True, True)
+            left = np.asarray(image.convert("RGB"))
+            low, high = int(left.min()), int(left.max())
+            return cls(256 * low, 256 * high + 255, low < high, True)
         if not is_deep(image):
             return None
         values = np.unique(np.asarray(image))

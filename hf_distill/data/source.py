@@ -153,7 +153,7 @@ class Source:
         class_names: list[str] | None,
     ) -> "Source":
         """Find columns and classes of a split."""
-        features = _features(data)
+        features = data.features
         image_column, label_column = _columns(args, features, name)
         label_feature = features[label_column]
         data = data.select_columns([image_column, label_column])
@@ -273,8 +273,9 @@ def _open_split(args: DataArguments, split: str, *, tell: bool = False) -> Datas
     return read(split)
 
 
-def _features(data: Dataset | IterableDataset) -> Features:
-    return data.features or data._resolve_features().features
+def _with_features(stream: IterableDataset) -> IterableDataset:
+    """A stream that knows its columns, by its first rows where nothing else tells, as of a table of texts."""
+    return stream if stream.features else stream._resolve_features()
 
 
 def check_head(args: DataArguments, split: str) -> None:
@@ -284,7 +285,7 @@ def check_head(args: DataArguments, split: str) -> None:
         ValueError: As `Source.open`.
     """
     data, name = _open_split(args, split), _name(args)
-    features = _features(data)
+    features = data.features
     _, column = _columns(args, features, name)
     try:
         labels = [example[column] for example in data.select_columns([column]).take(HEAD)]
@@ -334,10 +335,14 @@ def _load(
             builder, left = _reading_all(builder, Path(name), args.image_column_name)
             if left is not None and tell:
                 logger.warning("%s: %s", folder.name, left)
+        elif tell:
+            _say_unread(name, builder)
         found = partial(_with_found_images, args, builder)
         if args.dataset_streaming:
+            if tell:
+                _say_rows_uncounted(builder)
             streams = builder.as_streaming_dataset()
-            return dict.fromkeys(streams), lambda split: found(streams[split])
+            return dict.fromkeys(streams), lambda split: found(_with_features(streams[split]))
         builder.download_and_prepare()
         if tell:
             _say_rows_left_out(builder)
@@ -353,7 +358,7 @@ def _load(
             f"--dataset_name {name}: there is no such folder here, and the Hub cannot be reached; connect, unset "
             f"HF_HUB_OFFLINE, or give a local folder ({_one_line(error)})"
         ) from error
-    except (DatasetsError, OSError, ValueError, pa.ArrowException) as error:
+    except (DatasetsError, OSError, ValueError, LookupError, pa.ArrowException) as error:  # of odd files, any of these
         cause = f": {_one_line(error.__cause__)}" if error.__cause__ is not None else ""
         raise ValueError(
             f"--dataset_name {name} cannot be loaded; fix it, or choose with --dataset_config and --dataset_revision "
@@ -391,7 +396,7 @@ def _with_found_images(
     column, root = args.image_column_name, _folder(args).resolve()
     if column is None or not root.is_dir():
         return data
-    features = _features(data)
+    features = data.features
     feature = features.get(column)
     if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
         return data
@@ -399,6 +404,36 @@ def _with_found_images(
     how = {"column": column, "folders": sorted(tables), "root": str(root), "content": content_revision(root)}
     features = Features({**features, column: datasets.Image()})
     return data.map(beside_their_table, batched=True, input_columns=[column], fn_kwargs=how, features=features)
+
+
+def _say_unread(name: str, builder: DatasetBuilder) -> None:
+    """Warn of data files of a Hub dataset that are in no split, unless its author says which files are.
+
+    Raises:
+        ValueError: A file is in two splits.
+    """
+    found = {
+        str(split): [match for match in map(DOWNLOADED.match, paths) if match]
+        for split, paths in (builder.config.data_files or {}).items()
+    }
+    commits = {match[2] for matches in found.values() for match in matches}
+    if len(commits) != 1:
+        return
+    try:
+        info = HfApi().dataset_info(name, revision=commits.pop())
+    except (OSError, HTTPError):  # which the provenance says
+        return
+    files = [file.rfilename for file in info.siblings or []]
+    told = unread(files, {split: [match[3] for match in matches] for split, matches in found.items()})
+    if told is not None and not (info.card_data or {}).get("configs"):
+        logger.warning("%s: %s", name, told)
+
+
+def _say_rows_uncounted(builder: DatasetBuilder) -> None:
+    """Warn where a `metadata` file of a stream may leave images out, which nobody has counted."""
+    names = {Path(path).name for paths in (builder.config.data_files or {}).values() for path in paths}
+    if isinstance(builder, ImageFolder) and names & set(ImageFolder.METADATA_FILENAMES):
+        logger.warning("image files that a metadata file does not name are left out, and a stream does not count them")
 
 
 def _say_rows_left_out(builder: DatasetBuilder) -> None:
@@ -478,10 +513,11 @@ def _stream_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows that `_stream` keeps, one by one; `revision` only names the cache."""
     data = _load(source)[1](split)
-    features = _features(data)
+    features = data.features
     image_column, label_column = columns
     feature, label_feature = features[image_column], features[label_column]
-    encoded = data.select_columns(list(columns)).cast_column(image_column, datasets.Image(decode=False))
+    # Without `decode` a cast comes after the decoding of what is read over the network.
+    encoded = data.decode(False).select_columns(list(columns)).cast_column(image_column, datasets.Image(decode=False))
 
     def chosen() -> Iterator[tuple[int, Any, dict[str, Any] | None]]:
         for row, example in enumerate(encoded):
@@ -772,10 +808,6 @@ def _provenance(
     card = info.card_data or {}
     if card.get("license"):
         provenance["license"] = card.get("license")
-    read = [match[3] for match in map(DOWNLOADED.match, data.info.download_checksums or {}) if match]
-    told = unread([file.rfilename for file in info.siblings or []], {split: read})
-    if read and told is not None and not card.get("configs"):
-        logger.warning("%s: %s", args.dataset_name, told)
     return provenance
 
 

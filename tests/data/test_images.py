@@ -973,6 +973,15 @@ def test_images_that_no_row_names_are_said(folder, caplog):
     with caplog.at_level("WARNING", logger="hf_distill"):
         assert len(RealImages.from_arguments(args(folder))) == 3
     assert "split 'train' has 3 rows and 4 image files" in caplog.text
+    caplog.clear()
+    assert len(RealImages.from_arguments(args(folder, dataset_streaming=True))) == 3
+    assert caplog.text.count("that a metadata file does not name are left out, and a stream does not count them") == 1
+
+
+def test_a_metadata_file_without_rows_is_one_line(folder):
+    place(folder, "train")
+    (folder / "train" / "metadata.csv").write_text("file_name,label\n")
+    message("flowers cannot be loaded; fix it", args(folder))
 
 
 def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch, caplog):
@@ -990,8 +999,7 @@ def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch,
     def dataset_info(self, name, revision=None):
         assert (name, revision) == ("someone/flowers", commit)
         card = DatasetCardData(license="cc-by-nc-4.0")
-        siblings = [{"rfilename": path} for path in ("README.md", "train.parquet", "bus/0.png", "bus/1.png")]
-        return DatasetInfo(id=name, sha=commit, gated="auto", card_data=card, tags=[], siblings=siblings)
+        return DatasetInfo(id=name, sha=commit, gated="auto", card_data=card, tags=[], siblings=[])
 
     monkeypatch.setattr(datasets, "load_dataset_builder", build_as_if_from_the_hub)
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
@@ -1000,7 +1008,33 @@ def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch,
     assert real.provenance["license"] == "cc-by-nc-4.0"
     assert real.provenance["gated"] == "auto"
     assert real.provenance["homepage"] == "https://huggingface.co/datasets/someone/flowers"
-    assert "someone/flowers: 2 data files are in no split (train) and are not read, in bus (2); name" in caplog.text
+
+
+def upload(hub, folder: Path) -> DataArguments:
+    repo = f"{hub.namespace}/flowers"
+    files_there = (path for path in folder.rglob("*") if path.is_file())
+    hub.put("dataset", repo, {path.relative_to(folder).as_posix(): path.read_bytes() for path in files_there})
+    return DataArguments(dataset_name=repo)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_a_hub_dataset_that_no_split_has_are_said(folder, hub, streaming, caplog):
+    place(folder, "bus train-steam train-diesel")
+    (folder / "train-diesel" / "1.png").write_bytes(png_of_16_bits(np.full((6, 6, 3), 4000), kind=2))
+    arguments = replace(upload(hub, folder), dataset_streaming=streaming, color="rgb")
+    with caplog.at_level("WARNING", logger="hf_distill"):
+        real = RealImages.from_arguments(arguments)
+    assert (real.class_names, len(real)) == (["train-diesel", "train-steam"], 4)
+    said = "flowers: 2 data files are in no split (train) and are not read, in bus (2); name the files"
+    assert caplog.text.count(said) == 1
+    message("row 1 of split .*: a colour image of more than 8 bits", replace(arguments, value_range=[0, 9]))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_of_paths_on_the_hub_is_refused_in_one_line(folder, hub, streaming):
+    folder.joinpath("train.csv").write_text("path,label\nimages/0.png,0\nimages/1.png,1\n")
+    arguments = replace(upload(hub, folder), dataset_streaming=streaming, image_column_name="path")
+    message("row 0 of split 'train' of .*images/0.png. cannot be decoded.*; row 1", arguments)
 
 
 def test_without_a_dataset_the_digits_are_read():
