@@ -456,6 +456,9 @@ FOREIGN = {
     "a table without a folder": {"README.md": CARD, "train.csv": b"a,b\n1,2\n"},
     "a model of timm": {"README.md": CARD, "config.json": b"{}", "model.safetensors": b"weights"},
     "a model without a card": {"config.json": b"{}", "model.safetensors": b"weights"},
+    "a lone table": {"train.csv": b"a,b\n1,2\n"},
+    "pictures": {"photos/cat/1.png": b"pixels", ".gitattributes": b"*.png filter=lfs"},
+    "a script": {"README.md": CARD, "loading.py": b"import os", "LICENSE": b"MIT"},
     "an adapter": {"README.md": CARD, "adapter_config.json": b"{}", "adapter_model.safetensors": b"matrices"},
     "another kind": {"README.md": CARD, **{kind.index(): b"{}" for kind in KINDS}},
 }
@@ -470,9 +473,6 @@ def test_a_repository_of_something_else_is_refused_before_the_work_unless_that_i
     for name, content in FOREIGN.items():
         repo = f"{hub.namespace}/{name.replace(' ', '-')}"
         hub.put(kind.repo_type, repo, {path: data for path, data in content.items() if path != kind.index()})
-        if name == "a model without a card" and kind is not Teacher:
-            prepare(kind, repo, hub)  # nothing there would be replaced
-            continue
         with pytest.raises(ValueError, match=rf"and no {kind.index()}.*--hub_overwrite_foreign") as error:
             prepare(kind, repo, hub)
         assert "\n" not in str(error.value)

@@ -213,8 +213,8 @@ class Repository:
             owned: Glob patterns; `*` does not cross a folder.
             index: The file by which a repository is known to hold a version of the same kind.
             tag: Names the commit, once and for all.
-            overwrite_foreign: Also where files that match `owned` are there and `index` is not: what somebody else, or
-                an artifact of another kind, has there.
+            overwrite_foreign: Also where files are there and `index` is not: what somebody else, or an artifact of
+                another kind, has there. Those that match `owned` go.
             create_pr: Offer the version as a pull request: for repositories of others.
             parent: The commit that the version is made for; that of now if not given.
             message: Of the commit.
@@ -302,22 +302,25 @@ class Repository:
             )
 
     def _check_own(self, owned: Sequence[str], index: str, commit: str) -> None:
-        """Raise a `ValueError` where a commit holds what a version would replace, and none of its kind."""
+        """Raise a `ValueError` where a commit holds something, and no version of this kind."""
         foreign = _patiently(lambda: self._foreign(owned, index, commit))
         if foreign is not None:
             raise ValueError(
-                f"{self} has a {foreign} and no {index}, so it holds something else, which this would replace; give "
-                "another name, or --hub_overwrite_foreign (in Python overwrite_foreign=True) if that is meant"
+                f"{self} has a {foreign} and no {index}, so it holds something else, of which this would replace what "
+                "has its names; give another name, or --hub_overwrite_foreign (in Python overwrite_foreign=True) if that "
+                "is meant"
             )
 
     def _foreign(self, owned: Sequence[str], index: str, commit: str) -> str | None:
-        """A file of something else that a version would replace; a repository that was only just made has none."""
+        """A file of something else, one that a version would replace if there is any; none where a repository was only
+        just made."""
         if self._paths([index], commit):
             return None
         names = {entry.path for entry in self._tree(commit)}
-        foreign = [name for name in names if matches(name, owned)]
+        if names <= EMPTY:
+            return None
         # The card last: every repository has one, and it says the least.
-        return None if names <= EMPTY else min(foreign, key=lambda name: (name == CARD, name), default=None)
+        return min(names, key=lambda name: (name in EMPTY, not matches(name, owned), name))
 
     def _card(
         self, files: Mapping[str, Path], owned: Sequence[str], index: str, commit: str
