@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -18,7 +19,7 @@ from hf_distill.config import HubArguments
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import EpochLabels
 from hf_distill.hub.cards import render_card, source_context
-from hf_distill.hub.edits import with_edits
+from hf_distill.hub.edits import marked, with_edits
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.hub.folder import Home, HubFolder
 from hf_distill.hub.repository import Repository
@@ -296,6 +297,75 @@ def test_the_next_version_of_a_network_keeps_what_a_person_wrote_into_its_card(h
     hub.put("model", repo, {"README.md": edited(card_of(hub, "model", repo)).encode()})
     teacher(seed=1).push_to_hub(repo, token=hub.token)
     check_kept(card_of(hub, "model", repo))
+
+
+def changed(front: str, key: str, value: str) -> str:
+    """Metadata with another value of a key, whatever it was."""
+    return re.sub(rf"^{key}:.*\n(?: .*\n|- .*\n)*", lambda _: f"{key}: {value}\n", front, flags=re.MULTILINE)
+
+
+def metadata_of(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n", 2)[1])
+
+
+@pytest.mark.parametrize("golden", ["distilled", "teacher", "projector"])
+def test_a_value_that_a_person_changed_stays_and_what_nobody_changed_follows_the_version(golden):
+    card = (ROOT / "tests" / "goldens" / f"{golden}.md").read_text(encoding="utf-8")
+    theirs = changed(card, "license", "cc0-1.0")
+    theirs = theirs.replace("- hf_distill\n", "- mine\n", 1)  # one tag came, and one went
+    later = card.replace("library_name: ", "library_name: other-").replace("- dataset-distillation\n", "- renamed\n")
+    later = changed(later, "license", "mit")
+    written = re.sub("(<!-- hf_distill: wrote .*)", lambda found: marked(later).splitlines()[-1], later)
+    for _ in range(2):
+        theirs = with_edits(written, theirs, ours=True)
+        found = metadata_of(theirs)
+        assert found["license"] == "cc0-1.0"
+        assert found.get("library_name") == metadata_of(later).get("library_name")
+        assert {"mine", "renamed"} <= {*found["tags"]}
+        assert not {"hf_distill", "dataset-distillation"} & {*found["tags"]}
+    back = with_edits(written, changed(theirs, "license", "mit"), ours=True)
+    assert metadata_of(with_edits(card, back, ours=True))["license"] == metadata_of(card)["license"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("license", "[mit, cc-by-4.0]", ["mit", "cc-by-4.0"]),
+        ("pretty_name", "'Three pets: distilled'", "Three pets: distilled"),
+        ("pretty_name", "1.10", 1.1),
+        ("size_categories", "[1K<n<10K]", ["1K<n<10K"]),
+        ("size_categories", "1K<n<10K", ["1K<n<10K"]),
+        ("tags", "[]", []),
+        ("annotations_creators", "[found]", ["found"]),  # which no version writes
+    ],
+)
+def test_a_value_of_any_form_stays(key, value, kept):
+    card = (ROOT / "tests" / "goldens" / "distilled.md").read_text(encoding="utf-8")
+    theirs = changed(card, key, value) if f"\n{key}:" in card else card.replace("---\n", f"---\n{key}: {value}\n", 1)
+    once = with_edits(card, theirs, ours=True)
+    assert metadata_of(once) == {**metadata_of(card), key: kept}
+    assert with_edits(card, once, ours=True) == once
+
+
+def test_an_evaluation_and_the_next_version_keep_the_values_that_a_person_changed(hub):
+    repo, first = f"{hub.namespace}/set", make(config=CONFIG)
+    first.push_to_hub(repo, token=hub.token)
+    theirs = changed(card_of(hub, "dataset", repo), "license", "cc0-1.0")
+    hub.put("dataset", repo, {"README.md": theirs.encode()})
+    first.push_results(repo, REPORT, token=hub.token)
+    assert metadata_of(card_of(hub, "dataset", repo))["license"] == "cc0-1.0"
+    make(seed=1, config={**CONFIG, "method": "another"}).push_to_hub(repo, token=hub.token)
+    found = metadata_of(card_of(hub, "dataset", repo))
+    assert (found["license"], found["tags"]) == ("cc0-1.0", ["dataset-distillation", "another", "ipc-3", "hf_distill"])
+
+
+@pytest.mark.parametrize("marks", [True, False], ids=["marked", "0.1"])
+def test_the_tags_of_a_set_are_those_of_its_method_and_of_people(marks):
+    card = (ROOT / "tests" / "goldens" / "distilled.md").read_text(encoding="utf-8")
+    old = edited(card, marks=marks)
+    new = card.replace("- some-method\n", "- another\n").replace("- ipc-3\n", "- ipc-50\n")
+    tags = ["dataset-distillation", "another", "ipc-50", "hf_distill", "mine"]
+    assert metadata_of(with_edits(new, old, ours=True))["tags"] == tags
 
 
 def test_a_card_that_is_written_before_the_first_version_stays_behind_it(hub):

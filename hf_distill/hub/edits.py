@@ -2,8 +2,14 @@
 
 A card consists of parts, each from a heading to the next, and each between two marks: comments, which no page shows.
 They are written anew by every version. What stands outside of them is a person's, and stays behind the part that it
-followed; so do sections that a person wrote into a part, and the keys and items of the metadata that no version wrote.
-Cards of version 0.1 have no marks: there a section is a person's where its heading is none of ours.
+followed; so do sections that a person wrote into a part.
+
+A card says what its version wrote in the metadata. A key that it did not write is a person's, and so is a value that is
+another one now, and items of lists that came or went; all this stays. What is as it was written follows the new
+version, with what it wrote before and does not any more. Configs of ours and results are always those of the version.
+
+Cards of version 0.1 have no marks and do not say what was written: there a section is a person's where its heading is
+none of ours, and the keys that 0.1 knew follow the new version.
 """
 
 import json
@@ -34,6 +40,7 @@ PART = re.compile(
     re.MULTILINE,
 )
 FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+FIRST_TAG_OF_0_1 = "dataset-distillation"  # followed by the method, where there is one, and the number of images
 # The keys of the metadata that version 0.1 wrote. Of `tags` and `configs` it wrote some items.
 KEYS_OF_0_1 = (
     *("license", "extra_gated_prompt", "pretty_name", "task_categories", "size_categories", "source_datasets"),
@@ -42,7 +49,8 @@ KEYS_OF_0_1 = (
 CONFIGS_OF_0_1 = ["default", "tensor"]
 
 Pieces = Sequence[tuple[str | None, str]]
-Wrote = dict[str, list[str]]  # what a version wrote: the keys of its metadata, with their items where these are a list
+# What a version wrote: keys of its metadata, with their values where these are texts, and items where they are lists.
+Wrote = dict[str, str | list[str]]
 
 
 def marked(card: str) -> str:
@@ -155,7 +163,7 @@ def _lines(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _metadata(front: str, there: str, wrote: Wrote) -> str:
-    """The lines of the new metadata with the keys and items of the old one that nobody but a person wrote there."""
+    """The lines of the new metadata with the keys, values and items of the old one that are a person's."""
     try:
         new, old = yaml.compose(front), yaml.compose(there)
     except (yaml.YAMLError, RecursionError):
@@ -163,19 +171,26 @@ def _metadata(front: str, there: str, wrote: Wrote) -> str:
         return front
     if not isinstance(new, yaml.MappingNode) or not isinstance(old, yaml.MappingNode):
         return front
-    ours = {key.value: value for key, value in new.value}
+    places = {key.value: place for place, (key, _) in enumerate(new.value)}
     kept = False
     for key, value in old.value:
         if not isinstance(key, yaml.ScalarNode):
             continue
-        mine, written = ours.get(key.value), wrote.get(key.value)
+        written, place = wrote.get(key.value), places.get(key.value)
+        mine = None if place is None else new.value[place][1]
+        before = [written] if isinstance(written, str) else written or []
         if isinstance(mine, yaml.SequenceNode):
-            known = (None, *_items(mine), *(written or ()))
+            known = (None, *_items(mine), *before)
             more = [item for item in _nodes(value) if _item(item) not in known]
-            mine.value += more
-            kept |= bool(more)
+            gone = {*before} - {*_items(value)}
+            left = [item for item in mine.value if not (isinstance(item, yaml.ScalarNode) and item.value in gone)]
+            kept |= bool(more) or len(left) < len(mine.value)
+            mine.value = left + more
         elif mine is None and written is None:
             new.value.append((key, value))
+            kept = True
+        elif isinstance(mine, yaml.ScalarNode) and wrote and (written is None or (before and _items(value) != before)):
+            new.value[place] = (key, value)
             kept = True
     # Nodes keep how a person wrote a value: `no` and 1.10 stay what they are.
     return yaml.serialize(new, Dumper=yaml.SafeDumper, allow_unicode=True, width=10**6) if kept else front
@@ -198,10 +213,11 @@ def _items(value: yaml.Node) -> list[str]:
 
 
 def _written(front: str) -> Wrote:
-    """The keys of metadata, with their items where these are a list."""
+    """The keys of metadata, with their values where these are texts, and items where they are lists."""
     root = yaml.compose(front)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    return {str(key.value): _items(value) if isinstance(value, yaml.SequenceNode) else [] for key, value in pairs}
+    texts = {str(key.value): value.value for key, value in pairs if isinstance(value, yaml.ScalarNode)}
+    return {**{str(key.value): _items(value) for key, value in pairs}, **texts}
 
 
 def _read_wrote(mark: str) -> Wrote | None:
@@ -209,7 +225,10 @@ def _read_wrote(mark: str) -> Wrote | None:
         wrote = json.loads(mark.removeprefix(WROTE))
     except (ValueError, RecursionError):
         return None
-    return wrote if isinstance(wrote, dict) and all(isinstance(items, list) for items in wrote.values()) else None
+    if not isinstance(wrote, dict):
+        return None
+    texts = (text for value in wrote.values() for text in (value if isinstance(value, list) else [value]))
+    return wrote if all(isinstance(text, str) for text in texts) else None
 
 
 def _wrote_by_0_1(front: str) -> Wrote:
@@ -218,5 +237,8 @@ def _wrote_by_0_1(front: str) -> Wrote:
         wrote = _written(front)
     except (yaml.YAMLError, RecursionError):
         return {}
-    tags = [tag for tag in wrote.get("tags", []) if re.fullmatch(r"ipc-\d+", tag)]
+    tags = list(wrote.get("tags", []))
+    numbers = [place for place, tag in enumerate(tags) if re.fullmatch(r"ipc-\d+", tag)]
+    methods = [place - 1 for place in numbers if place > 1 and tags[place - 2] == FIRST_TAG_OF_0_1]
+    tags = [tags[place] for place in (*numbers, *methods)]
     return {**{key: wrote.get(key, []) for key in KEYS_OF_0_1}, "tags": tags, "configs": CONFIGS_OF_0_1}

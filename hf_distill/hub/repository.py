@@ -307,8 +307,8 @@ class Repository:
         if foreign is not None:
             raise ValueError(
                 f"{self} has a {foreign} and no {index}, so it holds something else, of which this would replace what "
-                "has its names; give another name, or --hub_overwrite_foreign (in Python overwrite_foreign=True) if that "
-                "is meant"
+                "has its names; give another name, or --hub_overwrite_foreign (in Python overwrite_foreign=True) if "
+                "that is meant"
             )
 
     def _foreign(self, owned: Sequence[str], index: str, commit: str) -> str | None:
