@@ -48,7 +48,7 @@ from .files import (
     unread,
 )
 from .kept import Encoded, named, refusal, sound_rows
-from .pixels import STREAMED, BadImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
+from .pixels import NAMED, STREAMED, BadImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
 
 __all__ = ["Source", "check_head", "folder_revision", "one_process_at_a_time", "split_names"]
 
@@ -165,7 +165,7 @@ class Source:
         where = _where(split, name)
         column = data.select_columns(["label" if streamed else label_column]).with_format("arrow")[:].column(0)
         numbers = data.with_format("numpy")["row"][:] if streamed else None
-        codes, names = _codes(column, label_feature, where, check_negative=args.classes is None, rows=numbers)
+        codes, names = _codes(column, label_feature, where, check_none=args.classes is None, rows=numbers)
         guess = label_column if _is_guess(args, label_feature, label_column) else None
         if guess is not None and class_names is None:
             _check_guess(column, guess, where)
@@ -298,7 +298,7 @@ def check_head(args: DataArguments, split: str) -> None:
     values = pa.chunked_array([pa.array(labels, stored.pa_type)])
     if _is_guess(args, feature, column) and split == args.dataset_train_split:
         _check_guess(values, column, _where(split, name), whole=len(labels) < HEAD)
-    _codes(values, feature, _where(split, name), check_negative=args.classes is None)
+    _codes(values, feature, _where(split, name), check_none=args.classes is None)
 
 
 def _load(
@@ -332,7 +332,7 @@ def _load(
         # Not `load_dataset`, which refuses all splits when one is empty.
         builder = datasets.load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
         if folder.is_dir():
-            builder, left = _reading_all(builder, Path(name), args.image_column_name)
+            builder, left = _reading_all(builder, Path(name), args.image_column_name, tell=tell)
             if left is not None and tell:
                 logger.warning("%s: %s", folder.name, left)
         elif tell:
@@ -366,9 +366,11 @@ def _load(
         ) from error
 
 
-def _reading_all(builder: DatasetBuilder, folder: Path, image_column: str | None) -> tuple[DatasetBuilder, str | None]:
+def _reading_all(
+    builder: DatasetBuilder, folder: Path, image_column: str | None, *, tell: bool
+) -> tuple[DatasetBuilder, str | None]:
     """What reads all images of a local dataset, where the loader would take class folders for splits, or the tables
-    whose `image_column` names them; and in words what it leaves out.
+    whose `image_column` names them; and in words what it leaves out. With `tell` it warns of classes in several places.
 
     Raises:
         ValueError: A file is in two splits.
@@ -384,6 +386,8 @@ def _reading_all(builder: DatasetBuilder, folder: Path, image_column: str | None
     if whole is not None:
         builder = datasets.load_dataset_builder(str(folder), data_files=whole)
         read = _relative(builder, folder)
+    if isinstance(builder, ImageFolder) and tell:
+        _say_merged(read)
     if by_table and not isinstance(builder, ImageFolder):
         files = [path for path in files if Path(path).suffix.lower() not in IMAGES]  # the tables say which are read
     return builder, unread(files, read)
@@ -404,6 +408,23 @@ def _with_found_images(
     how = {"column": column, "folders": sorted(tables), "root": str(root), "content": content_revision(root)}
     features = Features({**features, column: datasets.Image()})
     return data.map(beside_their_table, batched=True, input_columns=[column], fn_kwargs=how, features=features)
+
+
+def _say_merged(read: dict[str, list[str]]) -> None:
+    """Warn where folders of one name in several places become one class, as the loader has it."""
+    if any(Path(path).name in ImageFolder.METADATA_FILENAMES for paths in read.values() for path in paths):
+        return
+    for split, paths in read.items():
+        places: dict[str, list[str]] = {}
+        for parent in sorted({Path(path).parent for path in paths if Path(path).suffix.lower() in IMAGES}):
+            places.setdefault(parent.name, []).append(parent.as_posix())
+        several = [f"{name!r} of {_some(those)}" for name, those in places.items() if len(those) > 1]
+        if several:
+            logger.warning(
+                "split %r: a class is called by the innermost folder, so one is made of several: %s",
+                split,
+                "; ".join(several[:NAMED]) + ("; ..." if len(several) > NAMED else ""),
+            )
 
 
 def _say_unread(name: str, builder: DatasetBuilder) -> None:
@@ -644,7 +665,7 @@ def _the_one(candidates: list[str], features: Features, name: str, kind: str) ->
 
 
 def _codes(
-    column: pa.ChunkedArray, feature: Any, where: str, *, check_negative: bool, rows: np.ndarray | None = None
+    column: pa.ChunkedArray, feature: Any, where: str, *, check_none: bool, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """(N,) codes, and the class name of each code: a ClassLabel's own, else the sorted values as strings.
 
@@ -660,17 +681,18 @@ def _codes(
     else:
         encoded = column.combine_chunks().dictionary_encode()
         codes, values = encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
-        # -1 says "no label" more often than it names a class; who means a class by it can say so.
-        negative = [check_negative and not isinstance(value, str) and value < 0 for value in values]
-        wrong = wrong | np.array([*negative, False])[codes]
+        # -1 and blanks say "no label" more often than they name a class; who means a class by them can say so.
+        none = [check_none and (not value.strip() if isinstance(value, str) else value < 0) for value in values]
+        wrong = wrong | np.array([*none, False])[codes]
         order = sorted(range(len(values)), key=values.__getitem__)
         names, rank = [str(values[place]) for place in order], np.empty(len(values) + 1, np.int64)
         rank[order] = np.arange(len(values))
-        expected = "0 or more: leave such rows out, choose another split, or name the classes with --classes"
+        expected = "0 or more" if pa.types.is_integer(column.type) else "a text"
+        expected += ": leave such rows out, choose another split, or name the classes with --classes"
     bad = np.flatnonzero(wrong)
     if len(bad):
         labels = [column[place].as_py() for place in bad.tolist()]
-        told = ["no label" if label is None else f"label {label}" for label in labels]
+        told = ["no label" if label is None else f"label {label!r}" for label in labels]
         numbers = (bad if rows is None else rows[bad]).tolist()
         raise ValueError(f"{named(list(zip(numbers, told, strict=True)), where)}; expected {expected}")
     return (codes if values is None else rank[codes]), names
@@ -736,7 +758,22 @@ def _order_classes(
             f"{len(empty)} of {len(order)} classes have no images in {where}: {those}; "
             "expected at least one each: add images, or name the classes to keep with --classes"
         )
+    if numbered is None:
+        _say_alike(order, where)
     return torch.from_numpy(rows), torch.from_numpy(labels[rows]), list(order)
+
+
+def _say_alike(names: Sequence[str], where: str) -> None:
+    """Warn of classes that may be one: their names differ in nothing but spaces and capitals."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    several = [" and ".join(map(repr, those)) for those in alike.values() if len(those) > 1]
+    if several:
+        told = "; ".join([*several[:NAMED], *(["..."] if len(several) > NAMED else [])])
+        logger.warning(
+            "%s: classes differ in spaces and capitals alone: %s; make one of those that are meant as one", where, told
+        )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -932,6 +932,23 @@ def test_class_folders_are_all_read_whatever_splits_their_names_speak_of(folder,
     assert len(torch.unique(pixels, dim=0)) == len(names.split()) * 10
 
 
+def test_folders_of_one_name_that_become_one_class_are_said(folder, caplog):
+    place(folder, "cat/one cat/two dog/one", 5)
+    with caplog.at_level("WARNING", logger="hf_distill"):
+        assert RealImages.train_and_test(args(folder))[0].class_names == ["one", "two"]
+    assert caplog.text.count("so one is made of several: 'one' of cat/one, dog/one") == 1
+
+
+def test_classes_that_differ_in_spaces_and_capitals_alone_are_said_and_blanks_are_no_label(folder, caplog):
+    write(folder, "train", noise(12), ["a", "a ", "Old cat", "old  cat"] * 3, Value("string"))
+    with caplog.at_level("WARNING", logger="hf_distill"):
+        assert RealImages.train_and_test(args(folder))[0].num_classes == 4
+    assert caplog.text.count("capitals alone: 'Old cat' and 'old  cat'; 'a' and 'a '; make one") == 1
+    write(folder, "train", noise(6), ["a", "b", " ", "a", "b", ""], Value("string"))
+    message("row 2 of split 'train' of flowers: label ' '; row 5: label ''; expected a text: leave", args(folder))
+    assert len(RealImages.from_arguments(args(folder, classes=["a", " "]))) == 3
+
+
 def test_a_linked_class_folder_is_read_and_a_circle_of_links_is_none(folder, tmp_path):
     place(tmp_path / "elsewhere", "cat dog")
     folder.mkdir(exist_ok=True)
