@@ -393,6 +393,11 @@ def test_a_card_that_is_written_before_the_first_version_stays_behind_it(hub):
         lambda card: card.split("---\n", 2)[2] + NOTE,
         lambda card: re.sub(r"<!-- hf_distill: wrote .* -->\n", "", card) + NOTE,
         lambda card: "\ufeff" + card.replace("\n", "\r\n") + NOTE,
+        lambda card: (card + NOTE).replace("\n", "\r"),
+        lambda card: card + card.split("---\n", 2)[2] + NOTE,  # all of it twice
+        lambda card: card.replace("<!-- hf_distill: end -->\n", "") + NOTE,
+        lambda card: re.sub('"tags": ', '"tags": [{"a": 1}], "x": ', card) + NOTE,  # what nobody wrote
+        lambda card: changed(changed(card, "tags", ""), "license", "") + NOTE,  # values that are none
     ],
 )
 def test_a_section_of_a_person_stays_wherever_it_stands(edit):

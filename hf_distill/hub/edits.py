@@ -32,6 +32,7 @@ NOTE = MARK.format(
 )
 WROTE = "wrote "
 FRONT = re.compile(r"\A\s*^---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+NULL = "tag:yaml.org,2002:null"
 ANY_MARK = re.compile(r"^<!-- hf_distill: (.*) -->[ \t]*(?:\n|\Z)", re.MULTILINE)
 PART = re.compile(
     r"^<!-- hf_distill: (?P<name>(?!end )[a-z0-9-]+) -->[ \t]*\n"
@@ -67,7 +68,7 @@ def with_edits(card: str, there: str, *, ours: bool) -> str:
         there: The old one.
         ours: Whether an older version wrote it; else all of it is a person's, but for what has marks.
     """
-    there = there.removeprefix("\ufeff").replace("\r\n", "\n")
+    there = there.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     (front, body), (front_there, body_there) = _split(card), _split(there)
     parts = [(name, text) for name, text in _pieces(body) if name is not None]
     if not parts:
@@ -76,6 +77,7 @@ def with_edits(card: str, there: str, *, ours: bool) -> str:
     wrote = next((_read_wrote(mark) for mark in ANY_MARK.findall(body_there) if mark.startswith(WROTE)), None)
     pieces = _pieces(body_there)
     if all(name is None for name, _ in pieces):
+        body_there = ANY_MARK.sub("", body_there)
         pieces = _pieces_of_0_1(body_there) if ours else [(known[-1], ""), (None, body_there)]
     if wrote is None:
         wrote = _wrote_by_0_1(front_there) if ours else {}
@@ -174,7 +176,7 @@ def _metadata(front: str, there: str, wrote: Wrote) -> str:
     places = {key.value: place for place, (key, _) in enumerate(new.value)}
     kept = False
     for key, value in old.value:
-        if not isinstance(key, yaml.ScalarNode):
+        if not isinstance(key, yaml.ScalarNode) or (key.value in places and value.tag == NULL):
             continue
         written, place = wrote.get(key.value), places.get(key.value)
         mine = None if place is None else new.value[place][1]
