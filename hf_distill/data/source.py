@@ -330,7 +330,8 @@ def _load(
         )
     try:
         # Not `load_dataset`, which refuses all splits when one is empty.
-        builder = datasets.load_dataset_builder(name, args.dataset_config, revision=args.dataset_revision)
+        where = {"revision": args.dataset_revision, "cache_dir": _own_cache(folder)}
+        builder = datasets.load_dataset_builder(name, args.dataset_config, **where)
         if folder.is_dir():
             builder, left = _reading_all(builder, Path(name), args.image_column_name, tell=tell)
             if left is not None and tell:
@@ -366,6 +367,19 @@ def _load(
         ) from error
 
 
+def _says_its_files(folder: Path) -> bool:
+    """True where the card in a folder says which files are read."""
+    card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
+    return bool((card or {}).get("configs"))
+
+
+def _own_cache(folder: Path) -> str | None:
+    """A cache for what is in the files that a card names, which `datasets` would know by their names alone."""
+    if not (folder.is_dir() and _says_its_files(folder)):
+        return None
+    return str(Path(datasets.config.HF_DATASETS_CACHE, f"hf_distill-{content_revision(folder).replace(':', '-')}"))
+
+
 def _reading_all(
     builder: DatasetBuilder, folder: Path, image_column: str | None, *, tell: bool
 ) -> tuple[DatasetBuilder, str | None]:
@@ -375,8 +389,7 @@ def _reading_all(
     Raises:
         ValueError: A file is in two splits.
     """
-    card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
-    if builder.config.data_files is None or (card or {}).get("configs"):
+    if builder.config.data_files is None or _says_its_files(folder):
         return builder, None  # what its author wrote
     files, read = files_in(folder), _relative(builder, folder)
     by_table = image_column not in (None, "image")

@@ -858,9 +858,13 @@ def test_what_has_not_changed_since_is_hashed_once(folder, monkeypatch):
     assert hashed[2:] == ["train-00000.parquet"]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_label_that_was_corrected_in_a_file_of_the_same_size_is_read(folder, streaming):
+CONFIGS = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*.parquet\n---\n"
+
+
+@pytest.mark.parametrize(("streaming", "card"), [(False, ""), (True, ""), (False, CONFIGS)])
+def test_a_label_that_was_corrected_in_a_file_of_the_same_size_is_read(folder, streaming, card):
     images, labels = noise(60, (20, 20, 3)), [0, 1] * 30
+    (folder / "README.md").write_text(card)
     write(folder, "train", images, labels)
     size = (folder / "train-00000.parquet").stat().st_size
     before = RealImages.from_arguments(args(folder, dataset_streaming=streaming))
