@@ -11,6 +11,7 @@ in a `.pt` file is run: one that holds more than tensors is refused.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hf_distill.augmentation.dsa import DEFAULT_STRATEGY
 from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, check_choice, parse_args
@@ -86,6 +87,12 @@ class ImportArguments(ProcessArguments):
                 "--trajectories need the data they were trained on: give --dataset_name, not --class_names"
             )
         check_choice("space", self.space, SPACES)
+        given = {name: getattr(self, name) for name in ("images", "image_folder", "epoch_labels", "labels")}
+        paths = [(name, path) for name, path in given.items() if path is not None]
+        paths += [("trajectories", path) for path in self.trajectories or ()]
+        absent = [f"--{name} {path}" for name, path in paths if not Path(path).exists()]
+        if absent:  # before the source data are read
+            raise ValueError(f"{', '.join(absent)}: there is no such file or folder")
 
 
 def main() -> None:

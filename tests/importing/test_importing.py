@@ -779,6 +779,17 @@ def test_the_recipe_imports_images_and_says_the_call_that_loads_them(recipes, tm
     assert again.err.splitlines()[-1] == "error: --output_dir outputs/imported is not empty; give a new folder"
 
 
+def test_files_that_are_not_there_are_named_before_the_source_data_are_read(recipes, tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"")
+    for flags, says in (
+        (("--images", "a.pt", "--labels", "no.pt"), "--labels no.pt: there is no such"),
+        (("--trajectories", "no", "a.pt", "none"), "--trajectories no, --trajectories none: there is no such"),
+    ):
+        done = run(recipes, tmp_path, *flags, "--dataset_name", "./nowhere")
+        assert done.status == [2]
+        assert says in done.err
+
+
 def test_the_recipe_needs_no_data_for_what_describes_itself(recipes, tmp_path):
     preprocessing = Preprocessing(3, (8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     DistilledSet(syn(), blocks(), NAMES, preprocessing).export_pt(tmp_path / "set.pt")
