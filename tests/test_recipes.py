@@ -27,6 +27,7 @@ LAUNCH = re.compile(
     r"# (?:accelerate launch(?: --mixed_precision bf16)?|python) recipes/(\w+)\.py(?: --config (\S+))?\s"
 )
 METHODS = ("mtt", "tesla", "sre2l", "cda", "rded", "apm", "hello")
+WRITTEN = ROOT / "tests" / "artifacts-0.1"
 TINY = {
     "max_train_samples": 100,
     "max_test_samples": 30,
@@ -240,6 +241,12 @@ def cut(tmp_path_factory) -> Path:
         ("tesla", {"expert_train_epochs": 2, "max_start_epoch": 9}, "--expert_train_epochs is 2, and --max_start"),
         ("rded", {"normalization": "zca"}, "crops are smaller than what --normalization zca whitens"),
         ("apm", {"teachers": "./nowhere"}, "./nowhere"),
+        ("mtt", {"experts": WRITTEN / "experts-float32"}, "are for classes 3, and this run has 2"),
+        (
+            "cda",
+            {"teachers": WRITTEN / "teacher"},
+            "takes images (1, 8, 8) (channels, height, width) and the data are",
+        ),
     ],
 )
 def test_what_a_recipe_cannot_use_is_refused_before_an_image_is_decoded(recipes, cut, recipe, flags, says, tmp_path):

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..data.pixels import Frame
 from ..data.preprocessing import Preprocessing
 from ..hub.cards import on_hub, render_card, source_context
@@ -208,7 +208,7 @@ class Teacher(HubFolder):
             cure = "use a teacher of these classes, or one that has others too through teacher.narrowed(names)"
         raise ValueError(f"the teacher {self.spec.name} ({self.digest}) {difference}; {cure}")
 
-    def check_input(self, real: RealImages) -> None:
+    def check_input(self, real: Outline | RealImages) -> None:
         """Raise a `ValueError` unless the network takes images of the size and channels of `real`."""
         own_shape = (self.preprocessing.channels, *self.preprocessing.image_size)
         if own_shape != tuple(real.shape):

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import Self
 
-from ..data.images import RealImages
+from ..data.images import Outline, RealImages
 from ..data.preprocessing import Preprocessing
 from ..hub.cards import render_card, source_context
 from ..hub.checks import OBJECT, TEXT_OR_NULL, Rules, check_values, is_share, is_whole
@@ -407,15 +407,19 @@ class ExpertTrajectories(HubFolder):
             )
         return FlatModel.from_spec(self.spec)
 
-    def check_matches(self, real: RealImages, spec: StudentSpec | None = None) -> None:
-        """Raise one `ValueError` that says what differs, unless these experts are for `real` (and for `spec`)."""
+    def check_matches(self, real: Outline | RealImages, spec: StudentSpec | None = None) -> None:
+        """Raise one `ValueError` that says what differs, unless these experts are for `real` (and for `spec`).
+
+        Of an outline the preprocessing is not known yet.
+        """
         pairs = [
             ("classes", len(self.class_names), real.num_classes),
             *[("class", *names) for names in zip(self.class_names, real.class_names, strict=False)],
             ("images (channels, height, width)", (self.spec.in_chans, *self.spec.img_size), tuple(real.shape)),
             ("network", self.spec, spec or self.spec),
-            ("preprocessing", self.config["preprocessing"], real.preprocessing.to_config()),
         ]
+        if isinstance(real, RealImages):
+            pairs.append(("preprocessing", self.config["preprocessing"], real.preprocessing.to_config()))
         for what, theirs, ours in pairs:
             if theirs != ours:
                 raise ValueError(

@@ -501,9 +501,12 @@ def _finish(
 
 def check_experts(config: ExpertConfig, train: Outline, accelerator: Accelerator) -> None:
     """Raise a `ValueError` for what `train_experts` would refuse, as far as it is known before an image is decoded."""
-    if config.experts is None:
-        refuse_fp16(accelerator, "expert training")
-        check_student(config.student_spec(train))
+    if config.experts is not None:
+        experts = ExpertTrajectories.from_pretrained(config.experts, revision=config.experts_revision)
+        experts.check_matches(train, config.student_spec(train))
+        return
+    refuse_fp16(accelerator, "expert training")
+    check_student(config.student_spec(train))
 
 
 def train_experts(

@@ -344,18 +344,33 @@ def check_teachers(config: Any, train: Outline, accelerator: Accelerator, networ
         networks: Settings of the networks to train, those of a teacher among them.
 
     Returns:
-        The teacher that is to be trained, before that; none where teachers are named.
+        The networks that are named, or the one that is to be trained, before that.
     """
     _check_named(config.teachers, config.teacher_class_names)
     settings = [each for each in networks if isinstance(each, TeacherConfig)]
-    for name in (config.teachers or ()) if settings else ():
-        Teacher.frame_of(name)
-    return [check_teacher(each, train, accelerator) for each in settings if config.teachers is None]
+    if config.teachers is None or not settings:
+        return [check_teacher(each, train, accelerator) for each in settings]
+    teachers = _at_hand(config.teachers, config.teacher_class_names)
+    for teacher in teachers:
+        teacher.check_input(train)
+        teacher.rows_of(train.class_names)
+    return [teacher.model for teacher in teachers]
 
 
 def _check_named(names: Sequence[str] | None, class_names: str | None) -> None:
     if names is None and class_names is not None:
         raise ValueError(f"--teacher_class_names is {class_names} without --teachers, whose logits it names; give them")
+
+
+def _at_hand(names: Sequence[str], class_names: str | None) -> list[Teacher]:
+    """The teachers of these names; see `find_teachers`."""
+    teachers = [Teacher.start(name) for name in names]
+    given = None if class_names is None else read_class_names(class_names)
+    own = [bool(teacher.class_names) and teacher.spec.num_classes != len(given or ()) for teacher in teachers]
+    return [
+        teacher.called(None if keeps and not all(own) else class_names, name)
+        for teacher, keeps, name in zip(teachers, own, names, strict=True)
+    ]
 
 
 def find_teachers(
@@ -397,13 +412,7 @@ def find_teachers(
         latest["callbacks"] = callbacks
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
-    teachers = [Teacher.start(name) for name in names]
-    given = None if class_names is None else read_class_names(class_names)
-    own = [bool(teacher.class_names) and teacher.spec.num_classes != len(given or ()) for teacher in teachers]
-    return [
-        teacher.called(None if keeps and not all(own) else class_names, name)
-        for teacher, keeps, name in zip(teachers, own, names, strict=True)
-    ]
+    return _at_hand(names, class_names)
 
 
 def framed_by_teacher(args: DataArguments, names: Sequence[str] | None, labelled_by: int) -> DataArguments:
