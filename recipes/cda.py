@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on with the next block")
+    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on from what was kept")

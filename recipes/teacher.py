@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on after the last epoch")
+    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on from the last checkpoint")

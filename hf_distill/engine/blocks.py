@@ -2,7 +2,7 @@
 
 Blocks are spread over the processes, and everything random in one derives from its number: so the images do not depend
 on how many processes there are, which of them died, or when. A block that is done is on disk with its checksum, and a
-run that is continued makes only the others.
+run that is continued makes only the others, the one that it was asked to stop in from there on.
 """
 
 import dataclasses
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from ..distilled.distilled_set import DistilledSet
+from ..hub.checks import is_whole
 from ..hub.files import load_json, reserve, save_json
 from ..runs.callbacks import RunState
-from ..runs.checkpoints import BLOCKS
+from ..runs.checkpoints import BLOCKS, list_checkpoints, load_checkpoint, save_checkpoint
 from ..runs.folder import check_same_run
 from ..runs.processes import on_main
+from ..runs.stopping import Stop, stopping
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
 __all__ = ["Block", "BlockDistiller"]
@@ -70,6 +72,10 @@ class BlockDistiller(Method):
     pixels: ClassVar[str] = "uint8"
     free: ClassVar[frozenset[str]] = frozenset()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stop = Stop()  # which nobody asks until the run begins
+
     @abstractmethod
     def blocks(self) -> list[Block]:
         """All blocks; together they fill the set, row by row."""
@@ -77,6 +83,8 @@ class BlockDistiller(Method):
     @abstractmethod
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """The images of a block, (B, C, H, W) in the type that `pixels` names.
+
+        One of many iterations begins with what was `kept`, and calls `keep` where it could begin again.
 
         Args:
             block: Which one.
@@ -106,6 +114,7 @@ class BlockDistiller(Method):
 
         Raises:
             DistillationDiverged: Numbers of a block stopped being finite; blocks that were done stay.
+            KeyboardInterrupt: A recipe was asked to stop (SIGTERM, SIGUSR1): the block is done, or it is kept.
             ValueError: The folder holds blocks of another run.
         """
         blocks = self.blocks()
@@ -123,8 +132,11 @@ class BlockDistiller(Method):
         state = self._beginning(len(mine))
         self.callbacks.on_begin(dataclasses.replace(state))
         try:
-            for index, block in enumerate(mine):
-                self._make(block, images, index * self.iterations, state)
+            with stopping() as self._stop:
+                for index, block in enumerate(mine):
+                    self._make(block, images, index * self.iterations, state)
+                    if self._stop.asked:
+                        self._stop.end()
         finally:
             self.callbacks.on_end(dataclasses.replace(state))
         self.accelerator.wait_for_everyone()
@@ -160,8 +172,54 @@ class BlockDistiller(Method):
         images[rows] = self.make(block, log).cpu().numpy()
         images.flush()
         save_json(self._marker(block), {"sha256": _checksum(images, rows)})
+        shutil.rmtree(self._unfinished(block), ignore_errors=True)
         state.folder = self.folder
         self.callbacks.on_save(dataclasses.replace(state))
+
+    # Blocks that are not done
+
+    def keep(
+        self, block: Block, iteration: int, tensors: Callable[[], dict[str, Tensor]], *, due: bool = False
+    ) -> None:
+        """Keep a block that is not done, where the run is asked to stop, which then ends, or where that is due.
+
+        Args:
+            block: Which one.
+            iteration: How many of its iterations are done.
+            tensors: Gives all that it goes on from, its images (B, C, H, W) as "x".
+            due: Whether or not the run is asked to stop.
+
+        Raises:
+            KeyboardInterrupt: It is.
+        """
+        if 0 < iteration < self.iterations and (due or self._stop.asked):
+            save_checkpoint(self._unfinished(block), tensors(), {"step": iteration}, limit=1)
+        if iteration < self.iterations and self._stop.asked:
+            self._stop.end()
+
+    def kept(self, block: Block) -> tuple[dict[str, Tensor], int]:
+        """The tensors that were kept of a block, on the CPU, and how many iterations are done; none of one that begins.
+
+        What is damaged is passed over, and that is said.
+        """
+        shape = (len(block.rows), *self.train.shape)
+        for checkpoint in reversed(list_checkpoints(self._unfinished(block))):
+            try:
+                tensors, about = load_checkpoint(checkpoint)
+                step = about.get("step")
+                if not is_whole(step, 1, self.iterations) or "x" not in tensors or tensors["x"].shape != shape:
+                    raise ValueError(f"{checkpoint} holds no images {shape} after 1 to {self.iterations} iterations")
+            except ValueError as error:
+                logger.warning("block %s begins without what was kept of it: %s", block.number, error)
+            else:
+                logger.info("going on from %s", checkpoint)
+                return tensors, step
+        return {}, 0
+
+    def _unfinished(self, block: Block) -> Path:
+        return self.folder / f"unfinished-{block.number:06d}"
+
+    # The folder
 
     @property
     def _images(self) -> Path:

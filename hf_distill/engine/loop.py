@@ -178,8 +178,7 @@ class Distiller(Method):
         if stopped or self._due(config.save_steps, state):
             self._save(state)
         if stopped:
-            stop.asked = True
-            raise KeyboardInterrupt
+            stop.end()
 
     @staticmethod
     def _due(every: int, state: RunState) -> bool:

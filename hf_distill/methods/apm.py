@@ -47,7 +47,6 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,7 +72,6 @@ from ..networks.architectures import StudentSpec, layout_for
 from ..networks.compiling import compiled, forward, in_precision, refuse_fp16
 from ..networks.teachers import Teacher, expert_teachers
 from ..rng import derive_seed, generator
-from ..runs.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from ..runs.processes import on_main
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 
@@ -526,22 +524,27 @@ class APM(BlockDistiller):
         return self.config.max_steps
 
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
-        """The images of a group after T iterations, (B, C, H, W) float32; from where it was kept, if it was."""
+        """The images of a group after T iterations, (B, C, H, W) float32.
+
+        It is kept where students begin anew, and goes on from there with those that it would have had.
+        """
         config, period = self.config, self.config.refresh_every
-        aside = self.folder / f"unfinished-{block.number:06d}"
-        x, velocity, start = self._kept(block, aside)
+        tensors, start = self.kept(block)
+        x = tensors["x"].to(self.device) if tensors else self.initial(block)
+        velocity = tensors["velocity"].to(self.device) if tensors else torch.zeros_like(x)
         labels, saved = block.labels.to(self.device), start
         students = []
         for t in range(start, config.max_steps):
             if not students or refreshes(t, config.max_steps, period):
-                if t - saved >= config.save_steps:  # a student that begins anew need not be kept
-                    save_checkpoint(aside, {"x": x, "velocity": velocity}, {"step": t}, limit=1)
-                    saved = t
+                due = t - saved >= config.save_steps
+                self.keep(block, t, lambda: {"x": x, "velocity": velocity}, due=due)
+                saved = t if due else saved
                 seed = derive_seed(config.seed, "student", block.number, t)
                 drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
                 teacher, rows = self._logits(self.teachers[drawn].model), self.logits_of[drawn]
                 students = []  # those before it need not stay in memory while it is trained
                 students = self.students(x, teacher if rows is None else _columns(teacher, rows), seed)
+                self.keep(block, t, lambda: {"x": x, "velocity": velocity})  # their training takes long
             options = {"segment_size": self.segment_size, "reduce": config.reduce_k, "rows": rows}
             gradient, apart, ce = group_gradient(teacher, students, x, labels, config.alpha, **options)
             velocity.mul_(config.mom_img).add_(gradient)
@@ -551,24 +554,7 @@ class APM(BlockDistiller):
                 advice = f"lower --lr_img {config.lr_img:g}, --lr_net {config.lr_net:g} or --alpha {config.alpha:g}"
                 self.check_finite(values, block, t + 1, advice)
                 log(t + 1, values)
-        shutil.rmtree(aside, ignore_errors=True)
         return x
-
-    def _kept(self, block: Block, aside: Path) -> tuple[Tensor, Tensor, int]:
-        """Images, momentum and iteration that a group goes on from."""
-        shape = (len(block.rows), *self.train.shape)
-        try:
-            checkpoint = find_checkpoint(aside, "latest")
-            if checkpoint is None:
-                x = self.initial(block)
-                return x, torch.zeros_like(x), 0
-            tensors, state = load_checkpoint(checkpoint)
-            kept, step = [tensors[name].to(self.device) for name in ("x", "velocity")], state["step"]
-            if not is_whole(step) or any(tuple(tensor.shape) != shape for tensor in kept):
-                raise ValueError(f"{checkpoint} is not {shape} after some iterations")
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{aside} is damaged ({error}); remove it, and the group begins anew") from error
-        return kept[0], kept[1], step
 
     # The set
 

@@ -57,6 +57,7 @@ from ..hub.cards import Paper
 from ..networks.compiling import compiled, forward, in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
+from ..runs.checkpoints import pack_optimizers, unpack_optimizers
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 from .batchnorm import BatchNormStatistics, batchnorm_layers, mean_norm, total_variation
 
@@ -336,14 +337,16 @@ class SRe2L(BlockDistiller):
     def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
         """Recover a block: its images after T iterations, (B, C, H, W) uint8."""
         config, device = self.config, self.device
-        x = self.initial(block).requires_grad_(True)
+        tensors, start = self.kept(block)
+        x = (tensors["x"].to(device) if tensors else self.initial(block)).requires_grad_(True)
         x.grad = torch.zeros_like(x)  # gradients come in the layout of the network's; a fused Adam wants that of x
         labels = block.labels.to(device)
         optimizer = torch.optim.Adam([x], lr=config.lr_img, betas=BETAS, fused=device.type == "cuda")
+        unpack_optimizers([optimizer], tensors)
         iterations, seed = torch.arange(config.max_steps), derive_seed(config.seed, "views", block.number)
         crops = uniform(seed, (CROP,), iterations, CROP_DRAWS)
         rolls = uniform(seed, (ROLL,), iterations, 2)
-        for t in range(config.max_steps):
+        for t in range(start, config.max_steps):
             optimizer.param_groups[0]["lr"] = learning_rate(t, config.max_steps, config.lr_img)
             losses = self.losses(self.view(x, t, crops, rolls), labels, t)
             (gradient,) = torch.autograd.grad(losses["loss"], x)
@@ -356,6 +359,7 @@ class SRe2L(BlockDistiller):
                 self.check_finite(values, block, t + 1, f"lower --lr_img {config.lr_img:g} or --r_bn {config.r_bn:g}")
                 log(t + 1, values)
                 self._look(values, t + 1)
+            self.keep(block, t + 1, lambda: {"x": x.detach(), **pack_optimizers([optimizer])})
         return self.finished(x.detach())
 
     def _look(self, values: dict[str, float], iteration: int) -> None:

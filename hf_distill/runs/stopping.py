@@ -7,7 +7,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from .processes import LAUNCHED
 
@@ -19,7 +23,7 @@ class Stop:
     """Whether a loop was asked to stop.
 
     Attributes:
-        asked: Looked at by the loop after each step: it then saves what there is and raises `KeyboardInterrupt`.
+        asked: Looked at by the loop after each step: it then saves what there is and calls `end`.
     """
 
     def __init__(self) -> None:
@@ -27,6 +31,34 @@ class Stop:
 
     def __call__(self, number: int, frame: Any) -> None:
         self.asked = True
+
+    def end(self) -> NoReturn:
+        """End the run, once what there is has been saved; other processes may have been asked."""
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+class Agreement:
+    """Whether any process was asked to stop, which all of them learn behind the same step.
+
+    Of several processes that is the step after: a device has work to do while it is asked about the one before.
+
+    Args:
+        stop: Of this process.
+        accelerator: The processes.
+    """
+
+    def __init__(self, stop: Stop, accelerator: Accelerator) -> None:
+        self.stop, self.accelerator = stop, accelerator
+        self._before: Tensor | None = None
+
+    def to_stop(self) -> bool:
+        """True where the run is to end behind this step. All processes call it, behind each step."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.asked
+        asked = torch.full((), float(self.stop.asked), device=self.accelerator.device)
+        before, self._before = self._before, self.accelerator.reduce(asked)
+        return before is not None and before.item() > 0
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -1,4 +1,5 @@
-"""The one loop of trainings in epochs: processes share each batch, and after each epoch a stopped one can go on."""
+"""The one loop of trainings in epochs: processes share each batch, and one that was stopped goes on after its last
+epoch, or after the step in which it was asked to stop."""
 
 import logging
 import math
@@ -12,10 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..rng import generator
+from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, RunState
 from ..runs.checkpoints import load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
 from ..runs.processes import on_main
+from ..runs.stopping import Agreement, stopping
 
 __all__ = ["EpochTraining"]
 
@@ -34,8 +36,9 @@ def say_left_out(name: str, size: int, batch: int) -> None:
 class EpochTraining(ABC):
     """One training in epochs of whole batches; the few images that are left over wait for the next epoch.
 
-    The order of an epoch is a function of (seed, epoch), so a training that goes on from a checkpoint takes the steps
-    that it would have taken. What is trained, and how a step is taken, a subclass says.
+    The order of an epoch is a function of (seed, epoch), and what a step draws from torch's default stream is one of
+    (seed, epoch, step, process); so a training that goes on from a checkpoint takes the steps that it would have taken.
+    What is trained, and how a step is taken, a subclass says.
 
     Args:
         name: Of what is trained; it names the random streams too.
@@ -52,6 +55,8 @@ class EpochTraining(ABC):
         optimizer: What trains it.
         steps: How many steps each epoch has (E numbers).
         curves: The means of every epoch that is done, by the names in `measures`.
+        behind: How many steps of the next one are done.
+        sums: (len(measures),) float64 what they gave, on the device.
     """
 
     measures: ClassVar[dict[str, str]]  # what `epoch` sums up, the loss first -> its key in a checkpoint
@@ -74,13 +79,15 @@ class EpochTraining(ABC):
         self.batches = [min(batch, size) for size in sizes]
         self.steps = [size // batch for size, batch in zip(self.sizes, self.batches, strict=True)]
         self.curves: dict[str, list[float]] = {measure: [] for measure in self.measures}
+        self._begin_epoch()
 
     @abstractmethod
-    def epoch(self, epoch: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
+    def epoch(self, epoch: int, first: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
         """Take the steps of an epoch; after each, give what `measures` names, summed over this process's images.
 
         Args:
             epoch: Its number, from 0.
+            first: The step to begin with, from 0: those before it are done.
             batches: (steps, B) rows, on the CPU: one batch for each step, of all processes together.
             part: Of each batch, what this process takes.
             draw: The stream of this epoch, which the order was drawn from.
@@ -117,12 +124,13 @@ class EpochTraining(ABC):
         """The results of the training, whose lacking epochs are trained first. All processes call it.
 
         Raises:
+            KeyboardInterrupt: A recipe was asked to stop (SIGTERM, SIGUSR1): the state is in a checkpoint.
             ValueError: The loss stops being finite; the checkpoints before stay.
             OSError: A checkpoint could not be written; those before it are whole.
         """
         for size, batch in dict.fromkeys(zip(self.sizes, self.batches, strict=True)):
             say_left_out(self.name, size, batch)
-        behind = sum(self.steps[: self.done])
+        behind = sum(self.steps[: self.done]) + self.behind
         state = RunState(
             self.name,
             step=behind,
@@ -135,9 +143,10 @@ class EpochTraining(ABC):
         )
         self.callbacks.on_begin(state)
         try:
-            while self.done < len(self.sizes):
-                state = self._train_epoch(self.done, state)
-                self.callbacks.on_save(replace(state, folder=self.save()))
+            with stopping() as stop:
+                agreed = Agreement(stop, self.accelerator)
+                while self.done < len(self.sizes):
+                    state = self._train_epoch(self.done, state, agreed)
             results = self.results()
             if results.get("test_accuracy") is not None:
                 self.callbacks.on_evaluate(replace(state, values={"accuracy": results["test_accuracy"]}))
@@ -145,28 +154,41 @@ class EpochTraining(ABC):
             self.callbacks.on_end(state)
         return results
 
-    def _train_epoch(self, epoch: int, state: RunState) -> RunState:
-        """Train through an epoch and keep its means; the state after it."""
+    def _train_epoch(self, epoch: int, state: RunState, agreed: Agreement) -> RunState:
+        """Train through an epoch, keep its means and write its checkpoint; the state after it."""
         size, world, rank = self.batches[epoch], self.accelerator.num_processes, self.accelerator.process_index
         draw = generator(self.seed, self.name, "order", epoch)
         order = torch.randperm(self.sizes[epoch], generator=draw)
         batches = order[: self.steps[epoch] * size].view(-1, size)
         part = slice(size * rank // world, size * (rank + 1) // world)
-        sums = torch.zeros(len(self.measures), device=self.accelerator.device, dtype=torch.float64)
-        for step, summed in enumerate(self.epoch(epoch, batches, part, draw), 1):
-            sums += summed
-            state = replace(state, step=state.step + 1, done=state.done + 1)
-            if step < len(batches):  # the last one is told of with the means of the epoch
-                with torch.random.fork_rng(devices=self._random_devices):  # an epoch may draw, and so may they
+        steps = self.epoch(epoch, self.behind, batches, part, draw)
+        with torch.random.fork_rng(devices=self._random_devices):
+            for step in range(self.behind, len(batches)):
+                torch.manual_seed(derive_seed(self.seed, self.name, "dropout", epoch, step, rank))
+                self.sums += next(steps)
+                state = replace(state, step=state.step + 1, done=state.done + 1)
+                self.behind = step + 1
+                if self.behind < len(batches):  # the last one is told of with the means of the epoch
                     self.callbacks.on_step(state)
-        means = (self.accelerator.reduce(sums) / batches.numel()).tolist()
+                    if agreed.to_stop():
+                        self._save(state)
+                        agreed.stop.end()
+        means = (self.accelerator.reduce(self.sums) / batches.numel()).tolist()
         if not math.isfinite(means[0]):
             raise ValueError(f"the {self.name}'s loss is not finite in epoch {epoch + 1}{self.advice()}")
         for curve, mean in zip(self.curves.values(), means, strict=True):
             curve.append(mean)
+        self._begin_epoch()
         state = replace(state, values=self._means())
         self.callbacks.on_step(state)
+        self._save(state)
+        if agreed.to_stop():
+            agreed.stop.end()
         return state
+
+    def _begin_epoch(self) -> None:
+        self.behind = 0
+        self.sums = torch.zeros(len(self.measures), device=self.accelerator.device, dtype=torch.float64)
 
     @property
     def _random_devices(self) -> list[torch.device]:
@@ -181,15 +203,21 @@ class EpochTraining(ABC):
 
     # Checkpoints
 
-    def save(self) -> Path:
-        """The checkpoint of the epochs that are done, once it is written. All processes call it."""
-        return Path(on_main(self.accelerator, self._write))
+    def _save(self, state: RunState) -> None:
+        self.callbacks.on_save(replace(state, folder=self.save()))
 
-    def _write(self) -> str:
-        tensors = {**self.network_tensors(), **pack_optimizers([self.optimizer])}
+    def save(self) -> Path:
+        """The checkpoint of all that is done, once it is written. All processes call it."""
+        tensors = {"sums": self.accelerator.gather(self.sums[None])} if self.behind else {}
+        return Path(on_main(self.accelerator, lambda: self._write(tensors)))
+
+    def _write(self, tensors: dict[str, Tensor]) -> str:
+        tensors = {**self.network_tensors(), **pack_optimizers([self.optimizer]), **tensors}
         curves = {self.measures[measure]: curve for measure, curve in self.curves.items()}
         processes = self.accelerator.num_processes
         state = {"step": self.done, "training": self.training, "processes": processes, **curves}
+        if self.behind:
+            state["behind"] = self.behind
         return str(save_checkpoint(self.folder, tensors, state, limit=1))
 
     def resume(self, checkpoint: Path) -> None:
@@ -201,8 +229,13 @@ class EpochTraining(ABC):
         self.curves = {measure: state[key] for measure, key in self.measures.items()}
         self.training = state["training"]  # which may say more, such as what the network started from
         before, now = state.get("processes"), self.accelerator.num_processes  # version 0.1 does not say
+        self._begin_epoch()
+        if "behind" in state:  # the sums of each process go to one of these
+            self.behind = state["behind"]
+            self.sums += tensors["sums"][self.accelerator.process_index :: now].sum(0).to(self.sums.device)
         if before not in (None, now):
             logger.warning(
                 "going on with other settings than %s was made with: processes %s -> %s", checkpoint, before, now
             )
-        logger.info("going on from %s", checkpoint)
+        steps = f", and {self.behind:,} steps of epoch {self.done + 1}" if self.behind else ""
+        logger.info("going on from %s%s", checkpoint, steps)

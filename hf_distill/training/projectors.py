@@ -225,8 +225,8 @@ def train_projector(
 ) -> LabelProjector:
     """The projector of these settings, trained, saved in `directory` and loaded from there. All processes call it.
 
-    A checkpoint is written after every epoch, and the last one stays. On CPUs an interrupted run that is continued
-    gives the bits that it would have given.
+    A checkpoint is written after every epoch, and after the step in which a recipe is asked to stop; the last one
+    stays. On CPUs an interrupted run that is continued gives the bits that it would have given.
 
     Args:
         real: The images to train on, whose preprocessing the teachers share.
@@ -480,18 +480,18 @@ class _ProjectorTraining(EpochTraining):
                     "or start fewer processes"
                 )
 
-    def epoch(self, epoch: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
+    def epoch(self, epoch: int, first: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
         pool, config, background = self.pools[epoch], self.config, self.pools[epoch].black
         asked = torch.randint(len(self.teachers), (len(batches),), generator=draw).tolist()
         views = self._views(pool)
-        first, total = sum(self.steps[:epoch]), sum(self.steps)
+        before, total = sum(self.steps[:epoch]), sum(self.steps)
         self.projector.train()
-        for step, batch in enumerate(batches):
-            rows = batch[part]
+        for step in range(first, len(batches)):
+            rows = batches[step, part]
             x = _laid_out(views(pool.images, rows, epoch, len(pool), background))
             teachers = self.teachers if config.teacher_target == "mean" else [self.teachers[asked[step]]]
-            lr = config.lr(first + step, total)
-            yield self.step(x, teachers, self._classes(pool, rows, epoch), lr, len(batch))
+            lr = config.lr(before + step, total)
+            yield self.step(x, teachers, self._classes(pool, rows, epoch), lr, batches.shape[1])
 
     def network_tensors(self) -> dict[str, Tensor]:
         return {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.step.parameters)}

@@ -461,8 +461,9 @@ def train_teacher(
 ) -> Teacher:
     """The teacher of these settings, trained, saved in `directory` and loaded from there. All processes call it.
 
-    A checkpoint is written after every epoch, and the last one stays. On CPUs an interrupted run that is continued
-    gives the bits that it would have given; what it started from is not looked at again.
+    A checkpoint is written after every epoch, and after the step in which a recipe is asked to stop; the last one
+    stays. On CPUs an interrupted run that is continued gives the bits that it would have given; what it started from is
+    not looked at again.
 
     Args:
         real: The images to train on.
@@ -642,22 +643,21 @@ class _TeacherTraining(EpochTraining):
         }
         return Teacher(model, self.spec, self.real.class_names, self.real.preprocessing, about).to(device)
 
-    def epoch(self, epoch: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
-        accelerator, config, device = self.accelerator, self.config, self.accelerator.device
+    def epoch(self, epoch: int, first: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
+        accelerator, config = self.accelerator, self.config
         self.prepared.train()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.seed, "teacher", "dropout", epoch, accelerator.process_index))
-            for step, rows in enumerate(batches):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = config.lr(epoch * len(batches) + step, len(batches))
-                images, labels = self.images.augmented(rows, part, epoch, step)
-                logits = self.prepared(images)
-                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
-                self.optimizer.zero_grad()
-                # Processes average their gradients: the mean over the whole batch, however it was shared out.
-                accelerator.backward(loss * (accelerator.num_processes / len(rows)))
-                self.optimizer.step()
-                yield torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])
+        for step in range(first, len(batches)):
+            rows = batches[step]
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr(epoch * len(batches) + step, len(batches))
+            images, labels = self.images.augmented(rows, part, epoch, step)
+            logits = self.prepared(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
+            self.optimizer.zero_grad()
+            # Processes average their gradients: the mean over the whole batch, however it was shared out.
+            accelerator.backward(loss * (accelerator.num_processes / len(rows)))
+            self.optimizer.step()
+            yield torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])
 
     def network_tensors(self) -> dict[str, Tensor]:
         return {f"model.{name}": value for name, value in self.network.state_dict().items()}
@@ -669,7 +669,7 @@ class _TeacherTraining(EpochTraining):
         return "; lower --lr_teacher, or raise --warmup_epochs"
 
     def save(self) -> Path:
-        if self.done in self.along:  # before the checkpoint, so that none is missing behind it
+        if self.done in self.along and not self.behind:  # before the checkpoint, so that none is missing behind it
             on_main(self.accelerator, lambda: str(self.teacher().save_pretrained(self.along[self.done])))
         return super().save()
 

@@ -1,4 +1,7 @@
-"""A callback that writes down all that a run tells it."""
+"""Callbacks that write down all that a run tells them, or end it as a cluster does."""
+
+import os
+import signal
 
 from hf_distill.runs.callbacks import Callback, RunState
 
@@ -23,3 +26,18 @@ class Notes(Callback):
 
     def on_end(self, state: RunState) -> None:
         self.events.append(("end", state))
+
+
+class Signals(Callback):
+    """A cluster ends the job behind a step.
+
+    Args:
+        step: Which one, as `RunState.step` counts.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, state: RunState) -> None:
+        if state.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -34,8 +34,10 @@ from hf_distill.methods.apm import (
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher, expert_teachers
 from hf_distill.runs.checkpoints import save_checkpoint
+from hf_distill.runs.finish import run_recipe
 from hf_distill.training.experts import ExpertConfig, train_experts
 from tests.helpers import without_sums
+from tests.helpers.events import Signals
 
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 ALPHA = 0.3
@@ -742,9 +744,9 @@ def test_a_group_that_was_kept_where_no_student_begins_any_more_goes_on_with_new
     assert steps[-1] == 5
 
 
-@pytest.mark.parametrize("damage", ["a step", "tensors", "their shape"])
-def test_a_group_whose_state_is_damaged_says_what_to_remove(data, teacher, tmp_path, damage):
-    apm = make(data, teacher, tmp_path)
+@pytest.mark.parametrize("damage", ["a step", "a bit", "tensors", "their shape"])
+def test_a_group_whose_state_is_damaged_begins_anew_and_says_so(data, teacher, tmp_path, damage, caplog):
+    whole, apm = (make(data, teacher, tmp_path / name, max_steps=4) for name in ("whole", "damaged"))
     (block,) = apm.blocks()
     aside = apm.folder / "unfinished-000000"
     x = torch.zeros(20 if damage != "their shape" else 3, 1, 8, 8)
@@ -752,8 +754,29 @@ def test_a_group_whose_state_is_damaged_says_what_to_remove(data, teacher, tmp_p
     save_checkpoint(aside, tensors, {"step": 3}, limit=1)
     if damage == "a step":
         (aside / "checkpoint-3" / "trainer_state.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"unfinished-000000 is damaged .*; remove it, and the group begins anew"):
-        apm.make(block, lambda *_: None)
+    if damage == "a bit":
+        file = aside / "checkpoint-3" / "state.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert torch.equal(apm.make(block, lambda *_: None), whole.make(block, lambda *_: None))
+    assert "block 0 begins without what was kept of it" in caplog.text
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_group_that_a_cluster_ends_is_kept_where_students_begin_and_goes_on_from_there(data, teacher, tmp_path, step):
+    flags = {"max_steps": 7, "save_steps": 500, "refresh_every": 3, "logging_steps": 1}
+    whole = make(data, teacher, tmp_path / "whole", **flags).run()
+    ended = make(data, teacher, tmp_path / "ended", **flags)
+    ended.callbacks.callbacks.append(Signals(step))
+    with pytest.raises(SystemExit, match="interrupted: go on"):
+        run_recipe(ended.run, "go on")
+    kept = tmp_path / "ended" / "blocks" / "unfinished-000000"
+    if step == 5:  # behind which no student begins
+        assert not kept.exists()
+        assert (tmp_path / "ended" / "blocks" / "block-000000.json").exists()
+    else:
+        assert [path.name for path in kept.iterdir()] == ["checkpoint-3"]
+    assert torch.equal(make(data, teacher, tmp_path / "ended", **flags).run().pixel_values, whole.pixel_values)
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("damage", ["images are gone", "a block is no JSON"])

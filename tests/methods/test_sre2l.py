@@ -38,7 +38,9 @@ from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.timm_models import timm
 from hf_distill.rng import derive_seed, generator
+from hf_distill.runs.finish import run_recipe
 from hf_distill.training.teachers import TeacherConfig, train_teacher
+from tests.helpers.events import Notes, Signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -312,6 +314,27 @@ def test_steps_are_those_of_plain_torch_written_from_the_paper(make, train, prio
         x = (x - rate * step).clamp(-mean / std, (1 - mean) / std)
     torch.testing.assert_close(method.x.double(), x, atol=2e-3, rtol=0)
     assert (method.x - start).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_a_run_that_a_cluster_ends_keeps_its_next_iteration_and_goes_on_with_the_same_bytes(
+    make, train, accelerator, tmp_path, step
+):
+    flags = {"max_steps": 4, "batch_classes": 5, "logging_steps": 1, "lr_img": 0.3}
+    whole = make(make_teacher(train), kind=SRe2L, **flags, output_dir=str(tmp_path / "whole")).run()
+    ended = make(make_teacher(train), kind=SRe2L, **flags)
+    ended.callbacks.callbacks.append(Signals(step))
+    with pytest.raises(SystemExit, match="interrupted: go on"):
+        run_recipe(ended.run, "go on")
+    block, iteration = divmod(step, 4)
+    kept = [f"unfinished-{block:06d}/checkpoint-{iteration}"] if iteration else []
+    assert [path.relative_to(ended.folder).as_posix() for path in ended.folder.glob("*/checkpoint-*")] == kept
+    assert len(list(ended.folder.glob("block-*.json"))) == block
+    rest, notes = make(make_teacher(train), kind=SRe2L, **flags), Notes()
+    rest.callbacks.callbacks.append(notes)
+    assert torch.equal(rest.run().pixel_values, whole.pixel_values)
+    assert [state.step for name, state in notes.events if name == "step"] == list(range(step + 1, 9))
+    assert not list(rest.folder.glob("unfinished-*"))
 
 
 def test_the_teacher_learns_nothing_and_is_left_as_it_was(make, train):

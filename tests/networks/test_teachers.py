@@ -1015,6 +1015,18 @@ def test_a_killed_recipe_goes_on_to_the_same_bits_and_a_finished_one_is_only_loa
     assert before == {path: path.stat().st_mtime_ns for path in (home / "whole").rglob("*")}
 
 
+# A cluster's signal to the last of two processes, in the first step of the second epoch.
+SIGNAL = """
+import os, signal
+from hf_distill.training.teachers import TeacherConfig
+known = TeacherConfig.lr
+def lr(self, step, steps):
+    if step == steps and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return known(self, step, steps)
+TeacherConfig.lr = lr
+"""
+
 APART = """
 import hf_distill.training.batchnorm
 hf_distill.training.batchnorm.share_statistics = lambda model, device: model
@@ -1034,6 +1046,15 @@ def test_two_processes_make_the_network_that_one_makes(recipes, home):
     results = [load_json(home / f"by-{processes}" / "teacher_config.json")["results"] for processes in (1, 2)]
     assert results[0]["epoch_loss"] == pytest.approx(results[1]["epoch_loss"], rel=1e-4)
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    stopped = {**flags, "output_dir": "stopped"}
+    ended = recipes("teacher", stopped, home, processes=2, before=SIGNAL)
+    assert ended.status == [1, 1]
+    assert [line[:12] for line in ended.err.splitlines() if "interrupted" in line] == ["interrupted:"]
+    assert load_checkpoint(home / "stopped" / "checkpoint-1")[1]["behind"] == 2
+    done = recipes("teacher", {**stopped, "resume_from_checkpoint": "latest"}, home, processes=2)
+    assert done.status == [0, 0], done.err
+    for name in ("model.safetensors", "teacher_config.json"):
+        assert (home / "stopped" / name).read_bytes() == (home / "by-2" / name).read_bytes(), name
     # Statistics of each half alone would be far from that.
     done = recipes("teacher", {**flags, "output_dir": "apart"}, home, processes=2, before=APART)
     assert done.status == [0, 0], done.err

@@ -11,7 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_distill.runs.callbacks import Callback, RunState
+from hf_distill.runs.checkpoints import find_checkpoint
+from hf_distill.runs.finish import run_recipe
 from hf_distill.training.epochs import EpochTraining
+from tests.helpers.events import Notes, Signals
 
 
 class Toy(EpochTraining):
@@ -26,16 +29,15 @@ class Toy(EpochTraining):
         nn.init.zeros_(self.network.weight)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.5, momentum=0.9)
 
-    def epoch(self, epoch: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(epoch)
-            for rows in batches:
-                if epoch == self.stop:
-                    raise RuntimeError("stopped")
-                self.rows.append((epoch, rows[part].tolist()))
-                self.network.weight.grad = torch.rand(1, 1)
-                self.optimizer.step()
-                yield torch.stack([self.network.weight.detach().sum(), torch.tensor(1.0)]) * len(rows)
+    def epoch(self, epoch: int, first: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
+        for step in range(first, len(batches)):
+            rows = batches[step]
+            if epoch == self.stop:
+                raise RuntimeError("stopped")
+            self.rows.append((epoch, rows[part].tolist()))
+            self.network.weight.grad = torch.rand(1, 1)
+            self.optimizer.step()
+            yield torch.stack([self.network.weight.detach().sum(), torch.tensor(1.0)]) * len(rows)
 
     def network_tensors(self) -> dict[str, Tensor]:
         return {"model.weight": self.network.weight.detach()}
@@ -98,6 +100,25 @@ def test_a_stopped_training_takes_the_steps_that_lack(tmp_path, stop):
     rest.train()
     assert rest.curves == whole.curves
     assert rest.rows == [step for step in whole.rows if step[0] >= stop]
+    assert torch.equal(rest.network.weight, whole.network.weight)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(1, "checkpoint-0"), (2, "checkpoint-1"), (3, "checkpoint-1")])
+def test_a_training_that_a_cluster_ends_keeps_its_next_step_in_the_middle_of_an_epoch_too(tmp_path, step, kept):
+    whole = Toy(tmp_path / "whole")
+    whole.train()
+    ended = Toy(tmp_path / "parts", (Signals(step),))
+    with pytest.raises(SystemExit, match=r"^interrupted: go on$"):
+        run_recipe(ended.train, "go on")
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [kept]
+    notes = Notes()
+    rest = Toy(tmp_path / "parts", (notes,))
+    rest.resume(find_checkpoint(tmp_path / "parts", "latest"))
+    rest.train()
+    assert notes.events[0][1].done == step
+    assert ended.rows + rest.rows == whole.rows
+    assert rest.curves == whole.curves
     assert torch.equal(rest.network.weight, whole.network.weight)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-3"]
 
