@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, "the same command goes on after the last epoch of each expert")
+    run_recipe(main, "the same command goes on from what was kept")

@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
-from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
+from ..augmentation.dsa import DEFAULT_STRATEGY, DSA, DsaParams
 from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import Outline, RealImages
@@ -52,6 +52,7 @@ from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import make_accelerator
+from ..runs.stopping import Stop, stopping
 
 __all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts"]
 
@@ -187,8 +188,21 @@ class ExpertTrainer:
         epoch: int,
         thetas: Tensor,
         velocities: Tensor | None = None,
+        *,
+        first: int = 0,
+        sums: Tensor | None = None,
+        look: Callable[[int, Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Train `thetas` (E, P) in place through epoch number `epoch`, from 1; nothing waits for the device.
+
+        Args:
+            experts: Their numbers.
+            epoch: Its number.
+            thetas, velocities: As in `step`.
+            first: Steps of the epoch that are done.
+            sums: (2, E) what `look` was given after them.
+            look: Called after each step but the last, with how many are done and the sums of losses and of right
+                answers over their images.
 
         Returns:
             Mean loss and accuracy over the epoch's augmented batches, both (E,) on the device.
@@ -198,19 +212,24 @@ class ExpertTrainer:
         orders = [torch.randperm(count, generator=generator(*stream, "order", epoch)) for stream in streams]
         draws = [generator(*stream, "dsa", epoch) for stream in streams]
         batches = upload(torch.stack(orders), self.images.rows_device).split(self.config.batch_train, dim=1)
-        losses, hits, seen = thetas.new_zeros(len(experts)), thetas.new_zeros(len(experts)), 0
-        for rows in batches:  # (E, B)
+        sums = thetas.new_zeros(2, len(experts)) if sums is None else sums.to(thetas, copy=True)
+        for rows in batches[:first]:  # what was drawn for the steps that are done
+            self._augmentations(rows, draws)
+        for step, rows in enumerate(batches[first:], first + 1):  # (E, B)
             loss, right = self._augmented_step(thetas, velocities, rows, draws)
-            losses += loss * rows.shape[1]
-            hits += right
-            seen += rows.shape[1]
-        return losses / seen, hits / seen
+            sums += torch.stack([loss * rows.shape[1], right.to(loss)])
+            if look is not None and step < len(batches):
+                look(step, sums)
+        return sums[0] / count, sums[1] / count
+
+    def _augmentations(self, rows: Tensor, draws: Sequence[torch.Generator]) -> list[DsaParams]:
+        return [self.dsa.sample(rows.shape[1], draw, self.images.shape[1:]) for draw in draws]
 
     def _augmented_step(
         self, thetas: Tensor, velocities: Tensor | None, rows: Tensor, draws: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         x, y = self.images.take(rows)
-        params = [self.dsa.sample(rows.shape[1], draw, self.images.shape[1:]) for draw in draws]
+        params = self._augmentations(rows, draws)
         x = DSA.apply_each(x.to(self.dtype).flatten(0, 1), params, [rows.shape[1]] * len(rows))
         return self.step(thetas, velocities, x.unflatten(0, rows.shape), y)
 
@@ -285,9 +304,13 @@ class _Folder:
     def row(self, expert: int, epoch: int) -> Path:
         return self.aside / f"expert-{expert:05d}-epoch-{epoch:05d}.safetensors"
 
+    def part(self, experts: Sequence[int], epoch: int) -> Path:
+        """Of an epoch of `experts` that is not done."""
+        return self.aside / f"experts-{experts[0]:05d}-{experts[-1]:05d}-epoch-{epoch:05d}.safetensors"
+
     def clear(self) -> None:
         """Remove the rows and what is known of their run, and nothing else that somebody keeps in `unfinished/`."""
-        for path in (*self.aside.glob("expert-*-epoch-*.safetensors"), self.run):
+        for path in (*self.aside.glob("expert*-epoch-*.safetensors"), self.run):
             path.unlink(missing_ok=True)
         if self.aside.is_dir() and not any(self.aside.iterdir()):
             self.aside.rmdir()
@@ -360,6 +383,20 @@ class _Folder:
             return False
         return True
 
+    def kept(self, part: Path, experts: Sequence[int]) -> tuple[dict[str, Tensor], int]:
+        """The tensors in a `part` and how many steps of the epoch are done; none where it begins."""
+        if not part.exists():
+            return {}, 0
+        try:
+            file = TensorFile(part)
+            if file.metadata["experts"] != list(experts):
+                return {}, 0
+            names = ("thetas", "sums", *(["velocities"] if "velocities" in file else []))
+            return {name: file.read(name) for name in names}, file.metadata["step"]
+        except ValueError as error:
+            logger.warning("%s; the epoch begins anew", error)
+            return {}, 0
+
     def write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Write a safetensors file aside, then rename it: a file that is there is whole."""
         aside = self.aside / path.name
@@ -426,12 +463,22 @@ class _Progress:
 
 
 def _train_group(
-    trainer: ExpertTrainer, folder: _Folder, experts: Sequence[int], stored: int, epochs: int, progress: _Progress
+    trainer: ExpertTrainer,
+    folder: _Folder,
+    experts: Sequence[int],
+    stored: int,
+    epochs: int,
+    progress: _Progress,
+    stop: Stop,
 ) -> None:
     """Train `experts` side by side from the last epoch that all of them have; a row that is made again is the same.
 
     Args:
         stored: The last epoch in the files of all of them, -1 without files.
+        stop: Asked after each step; the part of the epoch that is done is kept then.
+
+    Raises:
+        KeyboardInterrupt: It was.
     """
     start = min(folder.epochs_done(expert, stored) for expert in experts)
     thetas, velocities = trainer.init(experts), None
@@ -448,15 +495,49 @@ def _train_group(
     for epoch in range(max(start, -1) + 1, epochs + 1):
         loss = accuracy = [None] * len(experts)
         if epoch > 0:
-            loss, accuracy = (part.tolist() for part in trainer.epoch(experts, epoch, thetas, velocities))
+            loss, accuracy = _train_epoch(trainer, folder, experts, epoch, thetas, velocities, stop)
             if not np.isfinite(loss).all():
                 raise ValueError(f"the loss of an expert is not finite in epoch {epoch}; lower --lr_teacher")
         rows, speeds = thetas.cpu(), None if velocities is None else velocities.cpu()
         for index, expert in enumerate(experts):
             tensors = {"row": rows[index]} if speeds is None else {"row": rows[index], "velocity": speeds[index]}
             folder.write(folder.row(expert, epoch), tensors, {"loss": loss[index], "accuracy": accuracy[index]})
+        folder.part(experts, epoch).unlink(missing_ok=True)
         if epoch > 0:
             progress.trained(loss, accuracy)
+        if stop.asked:
+            stop.end()
+
+
+def _train_epoch(
+    trainer: ExpertTrainer,
+    folder: _Folder,
+    experts: Sequence[int],
+    epoch: int,
+    thetas: Tensor,
+    velocities: Tensor | None,
+    stop: Stop,
+) -> tuple[list[float], list[float]]:
+    """Train `experts` in place through an epoch, or what lacks of it; the loss and the accuracy of each."""
+    part = folder.part(experts, epoch)
+    kept, first = folder.kept(part, experts)
+    if kept:
+        thetas.copy_(kept["thetas"])
+        if velocities is not None:
+            velocities.copy_(kept["velocities"])
+
+    def look(step: int, sums: Tensor) -> None:
+        if stop.asked:
+            tensors = {"thetas": thetas.cpu(), "sums": sums.cpu()}
+            if velocities is not None:
+                tensors["velocities"] = velocities.cpu()
+            folder.write(part, tensors, {"experts": list(experts), "step": step})
+            stop.end()
+
+    losses, accuracies = trainer.epoch(
+        experts, epoch, thetas, velocities, first=first, sums=kept.get("sums"), look=look
+    )
+    return losses.tolist(), accuracies.tolist()
 
 
 def _finish(
@@ -547,6 +628,7 @@ def train_experts(
     Raises:
         ValueError: What is there does not fit `real`, `config` or `epochs`; or a loss stops being finite.
         OSError: A file could not be written (a full disk); what was written before it is whole.
+        KeyboardInterrupt: A recipe was asked to stop (SIGTERM, SIGUSR1): what is done of the epoch is kept.
 
     Example:
         >>> import hf_distill as hd
@@ -603,10 +685,11 @@ def _train_lacking(
         total = sum(len(group) for _, group in groups) * epochs
         progress = _Progress(callbacks, total, accelerator.is_main_process)
         try:
-            for last, group in groups:
-                _train_group(trainer, folder, group, last, epochs, progress)
-                for expert in group:
-                    _finish(trainer, folder, expert, last, epochs, at_once, tested, progress)
+            with stopping() as stop:
+                for last, group in groups:
+                    _train_group(trainer, folder, group, last, epochs, progress, stop)
+                    for expert in group:
+                        _finish(trainer, folder, expert, last, epochs, at_once, tested, progress)
         finally:
             progress.end()
         # Files, not a barrier: a process with one group more may take longer than a collective is allowed to wait.

@@ -3,9 +3,11 @@
 import errno
 import json
 import logging
+import math
 import os
 import runpy
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -28,6 +30,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.networks import trajectories
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
+from hf_distill.runs.finish import run_recipe
 from hf_distill.training import experts as experts_module
 from hf_distill.training.experts import ExpertConfig, ExpertTrainer, train_experts
 from tests.helpers import ROOT, flips, without_sums
@@ -654,6 +657,46 @@ def test_a_row_that_was_damaged_is_made_again(tmp_path, trained, data, accelerat
     train_experts(data[0], config(), tmp_path, epochs=EPOCHS, seed=0, accelerator=accelerator, test=data[1])
     assert f"{row} is damaged: " in caplog.text
     assert expert_bytes(tmp_path) == expert_bytes(trained.folder)
+
+
+@pytest.mark.parametrize(("number", "damaged"), [(1, False), (3, True), (6, False)])
+def test_experts_that_a_cluster_ends_keep_their_next_step_and_go_on_to_the_same_bytes(
+    tmp_path, trained, data, accelerator, caplog, number, damaged
+):
+    known, steps = ExpertTrainer._augmented_step, []
+
+    def step(self, *args):
+        steps.append(args)
+        if len(steps) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return known(self, *args)
+
+    def train() -> None:
+        train_experts(data[0], config(), tmp_path, epochs=EPOCHS, seed=0, accelerator=accelerator, test=data[1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExpertTrainer, "_augmented_step", step)
+        with pytest.raises(SystemExit, match="interrupted: go on"):
+            run_recipe(train, "go on")
+        stopped = len(steps)
+        assert stopped == number
+        parts = list((tmp_path / "unfinished").glob("experts-*"))
+        in_epoch = number % math.ceil(len(data[0]) / config().batch_train)
+        assert len(parts) == bool(in_epoch)
+        if damaged and parts:
+            parts[0].write_bytes(parts[0].read_bytes()[:-1] + b"?")
+        train()
+    assert expert_bytes(tmp_path) == expert_bytes(trained.folder)
+    lost = in_epoch if damaged else 0
+    assert len(steps) - stopped - lost == all_steps(data[0]) - number
+    assert ("the epoch begins anew" in caplog.text) == bool(lost)
+    assert not (tmp_path / "unfinished").exists()
+
+
+def all_steps(train: RealImages) -> int:
+    """Of all groups, through all epochs."""
+    groups = math.ceil(config().num_experts / int(config().experts_at_once))
+    return groups * EPOCHS * math.ceil(len(train) / config().batch_train)
 
 
 @pytest.mark.parametrize(
