@@ -16,6 +16,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+from .starting import begin, is_recipe
+
+if is_recipe():
+    begin()
 
 if TYPE_CHECKING:
     from .config import DataArguments, HfArg, LoopConfig

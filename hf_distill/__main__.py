@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ._version import __version__
 from .shipped import shipped
+from .starting import begin
 
 USAGE = """\
 usage: hf-distill RECIPE [--config PRESET] [--flag value ...]   (hf-distill RECIPE --help)
@@ -50,6 +51,7 @@ def main() -> None:
     if name == "--version":
         print(f"hf_distill {__version__}")
         return
+    begin()  # the recipe takes seconds to import
     known = recipes()
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1)
@@ -60,10 +62,7 @@ def main() -> None:
     # `python -m` puts the working folder first on the path, and a datasets.py that lies there is not the package.
     package = Path(__file__).resolve().parent.parent
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() not in {Path.cwd()} - {package}]
-    try:
-        runpy.run_path(str(known[name]), run_name="__main__")
-    except KeyboardInterrupt:  # before the recipe itself can say so: it takes seconds to import
-        sys.exit("interrupted")
+    runpy.run_path(str(known[name]), run_name="__main__")
 
 
 if __name__ == "__main__":

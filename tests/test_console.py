@@ -3,6 +3,7 @@
 import ast
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -97,6 +98,18 @@ def test_a_recipes_mistake_is_the_line_it_has_without_the_entry(monkeypatch, tmp
     # Its name is no name of a module, either.
     with pytest.raises(SystemExit, match=r"^error: .*nowhere\.pt"):
         entry(monkeypatch, "import", "--images", str(tmp_path / "nowhere.pt"), "--output_dir", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["evaluate", "experts", "tesla"])
+def test_ctrl_c_while_a_recipe_is_still_importing_is_one_line(tmp_path, name):
+    (tmp_path / "transformers.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    default = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell may ignore it
+    start = (
+        f"{default} import runpy; sys.argv = [{str(RECIPES[name])!r}]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", start], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
 
 
 # The wheel

@@ -102,11 +102,12 @@ def test_the_top_of_the_package_holds_rooms_and_the_ground_they_stand_on():
         "config",
         "rng",
         "shipped",
+        "starting",
     }
     for name in ("rng", "_version", "shipped"):
         assert not IMPORTS[name], f"{name} is the ground and imports nothing of ours"
-    assert IMPORTS["config"] == {"shipped"}
-    assert IMPORTS["__main__"] == {"shipped", "_version"}, "the list of recipes is there at once"
+    assert IMPORTS["config"] == IMPORTS["starting"] == {"shipped"}
+    assert IMPORTS["__main__"] == {"shipped", "_version", "starting"}, "the list of recipes is there at once"
 
 
 @pytest.mark.parametrize("name", ROOMS)

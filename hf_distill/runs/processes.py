@@ -15,14 +15,13 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from ..config import check_at_least
+from ..starting import LAUNCHED
 
 logger = logging.getLogger(__name__)
 
 # Processes share unequal work (experts, students) and meet at its end; the default of minutes would end them there.
 PATIENCE = timedelta(days=7)
 
-# What `accelerate launch` and `torchrun` leave in the environment of the processes that they start.
-LAUNCHED = ("ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
 # Where Linux says which share of the processors a container has.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 

@@ -1,7 +1,5 @@
 """How a run is asked to stop: Ctrl-C (SIGINT), and the signals by which clusters end jobs, or say that they will."""
 
-import ctypes
-import os
 import signal
 import sys
 import threading
@@ -13,10 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .processes import LAUNCHED
+from ..starting import follow_launcher, has_begun
 
 SIGNALS = (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGTERM, signal.SIGUSR1)
-PARENT_DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
 class Stop:
@@ -75,8 +72,8 @@ def _ignore() -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """The time in which the signals of clusters do what Ctrl-C does, and so does the end of the launcher."""
-    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
-        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGTERM)
+    has_begun()
+    follow_launcher()
     with _handled_by(_interrupt):
         yield
 
