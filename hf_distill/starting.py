@@ -1,4 +1,4 @@
-"""What a recipe needs while Python still has seconds of imports before it: it ends in one line, and with the launcher."""
+"""What a recipe needs while Python still imports for seconds: that it ends in one line, and with the launcher."""
 
 import ctypes
 import os
