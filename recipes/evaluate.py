@@ -14,6 +14,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from hf_distill.config import (
     BASELINES,
     DataArguments,
@@ -122,32 +124,49 @@ def main() -> None:
     }
     chosen = {"students": args.student, "full_data": args.full_data, "baselines": args.baselines, "labels": labels}
     report = evaluate(distilled, train, test, **chosen, **options)
-    accelerator.print(report.table())
-    if sources:
-        for student in args.student or [None]:
-            report.labels += compare_labels(distilled, sources, test, student=student, **options)
-        accelerator.print(f"\n{report.labels_table()}")
+    shown = [report.table()]
+    try:  # results are saved before anything is shown, for which there may be no terminal any more
+        kept = keep(distilled, report, args, accelerator)  # and before a comparison, which can take longer
+        if sources:
+            for student in args.student or [None]:
+                report.labels += compare_labels(distilled, sources, test, student=student, **options)
+            shown.append(report.labels_table())
+            kept = keep(distilled, report, args, accelerator)
+        if kept is not None:
+            folder = args.output_dir or args.distilled_dataset
+            shown.append(f'results and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
+        elif not hub.push_to_hub:
+            shown.append("Nothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
+        if hub.push_to_hub and accelerator.is_main_process:
+            where = hub.hub_model_id
+            try:
+                commit = (kept or distilled).push_results(where, report, tag=hub.hub_tag, token=hub.hub_token)
+            except (ValueError, OSError) as error:
+                save_json("evaluation.json", report.to_json())
+                raise ValueError(f"{error}. The results are in evaluation.json") from error
+            shown.append(f"added to the card and results.json of {where}: {commit.commit_url}")
+    finally:
+        accelerator.print("\n\n".join(shown))
 
-    folder = args.output_dir or args.distilled_dataset
-    own = args.output_dir is None and Path(folder).is_dir()
-    with claimed(Path(folder), accelerator, wait=True) if own else nullcontext():
-        if not accelerator.is_main_process:
-            return
-        if own:
-            distilled = distilled.reloaded(folder)  # with the rows that others added meanwhile
-        if own or args.output_dir is not None:
+
+def keep(
+    distilled: DistilledSet, report: EvalReport, args: EvaluateArguments, accelerator: Accelerator
+) -> DistilledSet | None:
+    """The set with the results, saved in its own folder or in --output_dir; None without such a folder.
+
+    All processes call it; the main one saves.
+    """
+    folder = Path(args.output_dir or args.distilled_dataset)
+    own = args.output_dir is None and folder.is_dir()
+    if not own and args.output_dir is None:
+        return None
+    with claimed(folder, accelerator, wait=True) if own else nullcontext():
+        if accelerator.is_main_process:
+            if own:
+                distilled = distilled.reloaded(folder)  # with the rows that others added meanwhile
             distilled.report = (distilled.report or EvalReport()).merge(report)
             distilled.save_pretrained(folder)
-            print(f'\nresults and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
-        elif not hub.push_to_hub:
-            print("\nNothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
-    if hub.push_to_hub:
-        try:
-            commit = distilled.push_results(hub.hub_model_id, report, tag=hub.hub_tag, token=hub.hub_token)
-        except (ValueError, OSError) as error:
-            save_json("evaluation.json", report.to_json())
-            raise ValueError(f"{error}. The results are in evaluation.json") from error
-        print(f"\nadded to the card and results.json of {hub.hub_model_id}: {commit.commit_url}")
+    return distilled
 
 
 if __name__ == "__main__":

@@ -60,12 +60,12 @@ def finish(
     report = evaluate()
     if not accelerator.is_main_process:
         return
-    folder = distilled.save_pretrained(folder)
     labels = f"\n\n{report.labels_table()}" if report.labels else ""
     table = f"\n{report.table()}{labels}\n\nThe picture: {folder}/assets/grid.png. Load the images with:"
     load = f'  datasets.load_dataset("{folder}", split="train")' + (f"\n{more}" if more else "")
     published: list[str] = []
     try:  # before anything is shown, for which there may be no terminal any more
+        distilled.save_pretrained(folder)
         if hub.push_to_hub:
             published.append(push(distilled, hub, folder) if publish is None else publish())
     finally:

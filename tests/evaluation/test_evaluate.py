@@ -1,5 +1,6 @@
 """The evaluation: schedules, students, coresets, and a report that is honest about all of them."""
 
+import errno
 import itertools
 import json
 import runpy
@@ -41,7 +42,7 @@ from hf_distill.evaluation.evaluate import (
 )
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
-from hf_distill.hub.results import EvalReport
+from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import FlatModel, StudentSpec, before_logits
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
@@ -998,6 +999,30 @@ def test_a_disk_that_cannot_be_written_is_one_clear_line(data, tmp_path, monkeyp
     monkeypatch.setattr(DistilledSet, "save_pretrained", full)
     with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
         run_recipe(monkeypatch, "--distilled_dataset", str(folder))
+
+
+def test_results_are_saved_before_they_are_shown_and_shown_where_they_cannot_be_saved(
+    data, tmp_path, monkeypatch, capsys
+):
+    folder = distilled_set(data[0]).save_pretrained(tmp_path / "set")
+    report = EvalReport([EvalRow("distilled", "hard", "convnet_d1", "quick", 10, [0.614], "cpu")])
+    monkeypatch.setattr(evaluation_module, "evaluate", lambda *args, **kwargs: report)
+
+    def closed(self, *args) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "print", closed)
+        with pytest.raises(SystemExit, match="Broken pipe"):
+            run_recipe(monkeypatch, "--distilled_dataset", str(folder))
+    assert DistilledSet.from_pretrained(folder).report.rows == report.rows
+    monkeypatch.setattr(DistilledSet, "save_pretrained", full)
+    with pytest.raises(SystemExit, match="No space left"):
+        run_recipe(monkeypatch, "--distilled_dataset", str(folder))
+    assert "61.4" in capsys.readouterr().out
 
 
 # Students of logits

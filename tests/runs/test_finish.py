@@ -85,20 +85,27 @@ def test_what_a_terminal_cannot_print_ends_no_recipe():
     assert terminal.buffer.getvalue() == b"61.2 ? 3.1\n"
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", ["nothing", "the Hub", "the disk"])
 def test_a_set_is_published_before_the_table_is_shown_which_is_shown_in_any_case(tmp_path, capsys, fails):
     report = EvalReport([EvalRow("distilled", "hard", "convnet_d1", "quick", 10, [0.5], "cpu")])
+    saved: list[str] = []
+
+    def save(folder: str) -> None:
+        saved.append(folder)
+        if fails == "the disk" and len(saved) == 2:  # once more, with the results
+            raise OSError("the disk does not answer")
 
     def publish() -> str:
         assert not capsys.readouterr().out
-        if fails:
+        if fails == "the Hub":
             raise ValueError("the Hub does not answer")
         return "published: there"
 
-    distilled = SimpleNamespace(keep_results=lambda folder: None, save_pretrained=lambda folder: folder)
+    distilled = SimpleNamespace(keep_results=lambda folder: None, save_pretrained=save)
     where = (tmp_path, HubArguments(push_to_hub=True, hub_model_id="me/set"), Accelerator())
-    with pytest.raises(ValueError, match="does not answer") if fails else nullcontext():
+    raised = pytest.raises((ValueError, OSError), match=f"{fails} does not answer")
+    with nullcontext() if fails == "nothing" else raised:
         finish(distilled, lambda: report, *where, publish=publish)
     shown = capsys.readouterr().out
     assert "50.0" in shown
-    assert ("published: there" in shown) is not fails
+    assert ("published: there" in shown) is (fails == "nothing")
