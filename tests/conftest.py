@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -157,6 +158,23 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     AcceleratorState._reset_state(reset_partial_state=True)
     for state, values in before:  # an Accelerator of the module is one again
         state._shared_state.update(values)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a folder that is a disk of so many KiB."""
+    disk = tmp_path / "disk"
+
+    def make(size: int) -> Path:
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small disk needs more rights than this user has")
+        return disk
+
+    yield make
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # what is mapped may be in use
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import constants
 
+from ..hub.files import naming
+
 __all__ = ["digits_folder"]
 
 TEST_IMAGES = 360
@@ -50,7 +52,8 @@ def digits_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".digits-", dir=folder.parent))
     try:
-        _write(aside)
+        with naming(folder):
+            _write(aside)
         aside.chmod(0o755)
         try:
             os.rename(aside, folder)

@@ -7,7 +7,6 @@ mapped into memory: what is not asked for is not read, and nothing has to fit in
 import copy
 import hashlib
 import logging
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,12 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import INTERPOLATIONS, DataArguments, check_keep_side, check_resize
+from ..hub.files import atomic_write
 from ..rng import generator
 from .kept import Encoded, Kept
 from .pixels import DEEPEST, LEAST_SPAN, NO_RANGE, Frame, Keep, Pixels, Target, rows_in_chunk
@@ -822,10 +822,8 @@ def _zca(args: DataArguments, pixels: Pixels, positions: Tensor) -> ZCA:
         path = folder / f"hf_distill-zca-{content.hexdigest()[:32]}.safetensors"
         if not path.is_file():
             zca = fit_zca(_batches(pixels, positions), args.zca_eps)
-            aside = path.with_suffix(".tmp")
             parts = {"mean": zca.mean, "vectors": zca.vectors, "values": zca.values}
-            save_file(parts, aside, metadata={"digest": zca.digest})
-            os.replace(aside, path)
+            atomic_write(path, save(parts, metadata={"digest": zca.digest}))
         with safe_open(path, "pt") as file:
             mean, vectors, values = (file.get_tensor(name) for name in ("mean", "vectors", "values"))
             return ZCA(mean, vectors, values, args.zca_eps, file.metadata()["digest"])

@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset, Features, Value
 from torch import Tensor
 
+from ..hub.files import naming
 from .pixels import (
     DECODED,
     KEPT,
@@ -114,18 +115,19 @@ class Encoded:
         return _Mapped(decoded.data, keep)
 
     def _map(self, function: Callable[..., pa.Table], plan: Any, at_once: int, features: dict[str, Value]) -> Dataset:
-        return self.images.map(
-            function,
-            batched=True,
-            with_indices=True,
-            batch_size=at_once,
-            writer_batch_size=at_once,
-            remove_columns=self.images.column_names,
-            features=Features(features),
-            fn_kwargs={"plan": plan, "feature": self.feature},
-            num_proc=self.num_proc,
-            desc=f"Decoding {self.split}",
-        )
+        with naming(datasets.config.HF_DATASETS_CACHE):
+            return self.images.map(
+                function,
+                batched=True,
+                with_indices=True,
+                batch_size=at_once,
+                writer_batch_size=at_once,
+                remove_columns=self.images.column_names,
+                features=Features(features),
+                fn_kwargs={"plan": plan, "feature": self.feature},
+                num_proc=self.num_proc,
+                desc=f"Decoding {self.split}",
+            )
 
     @contextmanager
     def _naming_rows(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ from huggingface_hub.errors import HTTPError
 from torch import Tensor
 
 from ..config import DataArguments
-from ..hub.files import locked
+from ..hub.files import is_full, locked, naming
 from .digits import digits_folder
 from .files import (
     IMAGES,
@@ -360,6 +360,10 @@ def _load(
             f"HF_HUB_OFFLINE, or give a local folder ({_one_line(error)})"
         ) from error
     except (DatasetsError, OSError, ValueError, LookupError, pa.ArrowException) as error:  # of odd files, any of these
+        inner = error.__cause__ or error
+        if isinstance(inner, OSError) and is_full(inner):
+            with naming(datasets.config.HF_DATASETS_CACHE):
+                raise inner from error
         cause = f": {_one_line(error.__cause__)}" if error.__cause__ is not None else ""
         raise ValueError(
             f"--dataset_name {name} cannot be loaded; fix it, or choose with --dataset_config and --dataset_revision "

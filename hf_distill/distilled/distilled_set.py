@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from ..data.files import PATTERN
 from ..data.preprocessing import Preprocessing
-from ..hub.files import SUMS, load_json, save_json, save_sums, sha256_of_file
+from ..hub.files import SUMS, load_json, naming, save_json, save_sums, sha256_of_file
 from ..hub.folder import Home, HubFolder
 from ..hub.plots import can_plot, labels_plot
 from ..hub.repository import PushConflict, Repository
@@ -409,7 +409,9 @@ class DistilledSet(nn.Module, HubFolder):
             repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
             pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
             with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
-                latest._write_about(Path(aside), home, latest.stored_id or latest._content_id(), sum(pictures))
+                with naming(aside):
+                    data_id = latest.stored_id or latest._content_id()
+                    latest._write_about(Path(aside), home, data_id, sum(pictures))
                 if latest.sums:
                     rewritten = [name for name in (RESULTS, self.config_name) if Path(aside, name).exists()]
                     changed = {name: sha256_of_file(Path(aside, name)) for name in rewritten}

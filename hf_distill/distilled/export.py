@@ -58,6 +58,10 @@ def export_pt(distilled: "DistilledSet", path: str | Path) -> Path:
         content |= {"zca_eps": preprocessing.zca.eps, "zca_digest": preprocessing.zca.digest}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as aside:
-        torch.save(content, aside)
+    size = sum(value.nbytes for value in content.values() if isinstance(value, torch.Tensor))
+    with whole_file(path, size) as aside, open(aside, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of its writer, which goes on behind the one of a full disk
+            raise error.__context__ or error from None
     return path

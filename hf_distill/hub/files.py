@@ -27,13 +27,18 @@ LARGEST_JSON = 200_000_000  # bytes; ImageNet-21K's names and every hyper-parame
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, size: int | None = None) -> Iterator[Path]:
     """A place to write at, whose content then is at `path`: whole and on the disk, or not at all.
 
     What writers that were killed left of this file is removed.
 
+    Args:
+        path: Of the file.
+        size: How many bytes it will have, where that is known.
+
     Raises:
-        OSError: It cannot be written (a full disk); its `filename` is `path`, unless it names another file.
+        OSError: It cannot be written; its `filename` is `path`, unless it names another file, and of a full disk it
+            says how much is free.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -44,8 +49,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
         sync(path.parent)
     except OSError as error:
+        aside.unlink(missing_ok=True)
         if error.filename in (None, str(aside)):
-            raise _naming(path, error) from error
+            raise _naming(path, error, size) from error
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -62,8 +68,21 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
-def _naming(path: str | Path, error: OSError) -> OSError:
-    return OSError(error.errno, error.strerror or str(error), str(path))
+def _naming(path: str | Path, error: OSError, size: int | None = None) -> OSError:
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"{reason}: {room(path, size)}" if is_full(error) else reason, str(path))
+
+
+def is_full(error: OSError) -> bool:
+    """True where a disk, or a user's share of it, is what is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def room(path: str | Path, size: int | None) -> str:
+    """In words, how many bytes a file or folder needs, where that is known, and how many are free."""
+    there = next(each for each in (Path(path), *Path(path).absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    return f"{free:,} bytes are free" if size is None else f"{size:,} bytes are needed and {free:,} free"
 
 
 def reserve(path: Path, size: int) -> None:
@@ -81,8 +100,7 @@ def reserve(path: Path, size: int) -> None:
             _fill(file, before, size)
     except OSError as error:
         os.truncate(path, before)
-        room = f"{size:,} bytes are needed and {shutil.disk_usage(path.parent).free:,} free"
-        raise OSError(error.errno, f"{error.strerror}: {room}", str(path)) from error
+        raise _naming(path, error, size) from error
 
 
 def _fill(file: BinaryIO, start: int, stop: int) -> None:
@@ -100,8 +118,9 @@ def _fill(file: BinaryIO, start: int, stop: int) -> None:
 
 def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
     """Put `data` at `path` whole or not at all; text is UTF-8. Raises as `whole_file`."""
-    with whole_file(path) as aside:
-        aside.write_bytes(data.encode() if isinstance(data, str) else data)
+    content = data.encode() if isinstance(data, str) else data
+    with whole_file(path, memoryview(content).nbytes) as aside:
+        aside.write_bytes(content)
 
 
 def sync(path: Path) -> None:

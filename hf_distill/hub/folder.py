@@ -190,7 +190,7 @@ class HubFolder(ABC):
         for leftover in list(directory.glob(f"{STAGING}*")):
             shutil.rmtree(leftover)
         try:
-            with _staging(directory) as staged:
+            with naming(directory), _staging(directory) as staged:
                 self._write(staged, Home(staged.name))
                 _keep_edits(staged / CARD, directory / CARD)
                 self._sum(staged)

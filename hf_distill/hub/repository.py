@@ -44,7 +44,7 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import is_package_available
 
 from .edits import with_edits
-from .files import matches
+from .files import is_full, matches, room
 
 __all__ = ["PushConflict", "Repository"]
 
@@ -267,9 +267,11 @@ class Repository:
             except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled):
                 raise
             except (OSError, RuntimeError) as error:  # other bytes than the Hub had announced, or no room for them
+                full, folder = isinstance(error, OSError) and is_full(error), constants.HF_HUB_CACHE
+                cache = f"; the cache is {folder}, where {room(folder, None)}" if full else ""
                 raise OSError(
-                    f"{f'{name} of ' if name else ''}{self} was not downloaded ({_reason(error)}); nothing of it is "
-                    f"used: try again{_or_without_xet()}"
+                    f"{f'{name} of ' if name else ''}{self} was not downloaded ({_reason(error)}{cache}); nothing of "
+                    f"it is used: try again{_or_without_xet()}"
                 ) from error
 
     def _newest(self) -> str:

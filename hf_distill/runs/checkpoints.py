@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..hub.files import check_sum, load_json, load_sums, save_json, save_sums, sha256_of_file, sync
+from ..hub.files import check_sum, load_json, load_sums, room, save_json, save_sums, sha256_of_file, sync
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,10 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], state: dict[str
         save_sums(aside, {name: sha256_of_file(aside / name) for name in (TENSORS_FILE, STATE_FILE)})
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
+        space = room(directory, sum(tensor.nbytes for tensor in tensors.values()))
         raise OSError(
-            f"{final} could not be written ({error}); the checkpoints before it are whole. Make room on the disk and "
-            "go on with --resume_from_checkpoint latest"
+            f"{final} could not be written ({error}; {space}); the checkpoints before it are whole. Make room on the "
+            "disk and go on with --resume_from_checkpoint latest"
         ) from error
     replaced = directory / f".{final.name}.replaced.partial"
     if final.exists():  # moved, not deleted: a deletion takes time in which neither would be there

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 from accelerate import Accelerator
 
+from ..hub.files import naming
 from .processes import on_main
 
 if sys.platform != "win32":
@@ -111,8 +112,9 @@ def claim(folder: Path, held: ExitStack) -> None:
         os.close(descriptor)  # the owner removed it in this moment
     if owner:
         logger.info("%s was in use by %s, which is gone", folder, _described(owner))
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(_about()).encode(), 0)
+    with naming(path):
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_about()).encode(), 0)
     held.callback(_release, path, descriptor, os.getpid(), made)
 
 

@@ -375,6 +375,16 @@ def test_rows_in_any_order_equal_the_images_decoded_one_by_one(folder, monkeypat
         real.uint8([30])
 
 
+@pytest.mark.parametrize("size", [200, 600])
+def test_a_disk_that_is_too_small_for_the_cache_is_one_line_that_names_it(folder, small_disk, monkeypatch, size):
+    write(folder, "train", noise(30, (64, 64, 3)), [0, 1] * 15)  # of 370 KB, and as much once decoded
+    cache = small_disk(size) / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    with pytest.raises(OSError, match=rf"No space left on device: [0-9,]+ bytes are free: '{cache}'") as error:
+        RealImages.from_arguments(args(folder))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel does not list its maps")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_pixels_stay_in_the_mapped_file_and_are_not_copied(folder, streaming):

@@ -318,24 +318,29 @@ def test_a_write_that_the_system_refuses_leaves_the_old_set_whole(tmp_path, limi
     assert files(tmp_path / "set") == before
 
 
-def test_a_full_disk_leaves_the_old_set_whole(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs more rights than this user has")
-    try:
-        make(seed=1).save_pretrained(disk)
-        before = files(disk)
-        for ipc in (400, 200, 100):
-            with pytest.raises(OSError, match="was not saved") as error:
-                make(seed=2, ipc=ipc, zca=True).save_pretrained(disk)
-            assert error.value.errno == errno.ENOSPC
-            assert "\n" not in str(error.value)
-            assert files(disk) == before
-        assert same(DistilledSet.from_pretrained(disk), make(seed=1))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_leaves_the_old_set_whole(small_disk):
+    disk = small_disk(400)
+    make(seed=1).save_pretrained(disk)
+    before = files(disk)
+    for ipc in (400, 200, 100):
+        with pytest.raises(OSError, match=r"was not saved .*[0-9,]+ (bytes are )?free") as error:
+            make(seed=2, ipc=ipc, zca=True).save_pretrained(disk)
+        assert error.value.errno == errno.ENOSPC
+        assert "\n" not in str(error.value)
+        assert files(disk) == before
+    assert same(DistilledSet.from_pretrained(disk), make(seed=1))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_file_of_tensors_for_which_there_is_no_room_is_named_with_what_it_needs(tmp_path):
+    (tmp_path / f".set.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+    distilled = make()
+    least = distilled.pixel_values.nbytes
+    with pytest.raises(OSError, match=rf": ([0-9,]+) bytes are needed and [0-9,]+ free: '{tmp_path}/set\.pt'") as error:
+        distilled.export_pt(tmp_path / "set.pt")
+    assert error.value.errno == errno.ENOSPC
+    assert int(re.search(r"([0-9,]+) bytes", str(error.value))[1].replace(",", "")) >= least
+    assert not list(tmp_path.iterdir())
 
 
 def damage_config(folder: Path) -> None:
