@@ -4,10 +4,14 @@ What a dataset is, is its content: a copy elsewhere is the same. Hashing takes i
 kept in the cache of `datasets`, by path, size and time of change.
 """
 
+import atexit
+import functools
 import hashlib
 import io
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,16 +77,39 @@ def content_revision(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
+def cache_folder() -> Path:
+    """The cache of `datasets`, which is made; where nobody can write to it, a folder of links to what it holds.
+
+    For `datasets` takes locks beside what it reads. What is lacking there is made in that folder, which goes with this
+    process.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else _links(folder.resolve())
+
+
+@functools.cache
+def _links(folder: Path) -> Path:
+    links = Path(tempfile.mkdtemp(prefix="hf_distill-cache-"))
+    atexit.register(shutil.rmtree, links, ignore_errors=True)
+    for where, _, names in os.walk(folder):
+        there = links / Path(where).relative_to(folder)
+        there.mkdir(exist_ok=True)
+        for name in names:
+            if not name.endswith(".lock"):
+                (there / name).symlink_to(Path(where, name))
+    return links
+
+
 def _hashes(folder: Path, files: Sequence[str]) -> list[str]:
     """The SHA-256 of each file, by the cache where it has not changed since it was hashed."""
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    table = Path(datasets.config.HF_DATASETS_CACHE) / f"hf_distill-hashes-{place}.parquet"
+    table = cache_folder() / f"hf_distill-hashes-{place}.parquet"
     status = [os.stat(folder / path) for path in files]
     keys = [(path, each.st_size, each.st_mtime_ns) for path, each in zip(files, status, strict=True)]
     known = _known(table)
     if all(key in known for key in keys):
         return [known[key] for key in keys]
-    table.parent.mkdir(parents=True, exist_ok=True)
     with locked(table.with_suffix(".lock")):  # of processes that start together one hashes
         known = _known(table)
         missing = [key for key in keys if key not in known]

@@ -22,6 +22,7 @@ from datasets import Dataset, Features, Value
 from torch import Tensor
 
 from ..hub.files import naming
+from .files import cache_folder
 from .pixels import (
     DECODED,
     KEPT,
@@ -115,7 +116,7 @@ class Encoded:
         return _Mapped(decoded.data, keep)
 
     def _map(self, function: Callable[..., pa.Table], plan: Any, at_once: int, features: dict[str, Value]) -> Dataset:
-        with naming(datasets.config.HF_DATASETS_CACHE):
+        with naming(cache_folder()):
             return self.images.map(
                 function,
                 batched=True,

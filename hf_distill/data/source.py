@@ -41,6 +41,7 @@ from .files import (
     IMAGES,
     PATTERN,
     beside_their_table,
+    cache_folder,
     content_revision,
     files_in,
     lists_of_images,
@@ -227,8 +228,7 @@ def one_process_at_a_time(args: DataArguments) -> Iterator[Path]:
     Not a barrier: that would end the job when decoding takes longer than its timeout, and hang when one process fails.
     """
     what = json.dumps([args.dataset_name, args.dataset_config, args.dataset_revision])
-    folder = Path(datasets.config.HF_DATASETS_CACHE)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder()
     with locked(folder / f"hf_distill-{hashlib.sha256(what.encode()).hexdigest()[:16]}.lock"):
         yield folder
 
@@ -330,7 +330,7 @@ def _load(
         )
     try:
         # Not `load_dataset`, which refuses all splits when one is empty.
-        where = {"revision": args.dataset_revision, "cache_dir": _own_cache(folder)}
+        where = {"revision": args.dataset_revision, "cache_dir": str(_cache_for(folder))}
         builder = datasets.load_dataset_builder(name, args.dataset_config, **where)
         if folder.is_dir():
             builder, left = _reading_all(builder, Path(name), args.image_column_name, tell=tell)
@@ -362,7 +362,7 @@ def _load(
     except (DatasetsError, OSError, ValueError, LookupError, pa.ArrowException) as error:  # of odd files, any of these
         inner = error.__cause__ or error
         if isinstance(inner, OSError) and is_full(inner):
-            with naming(datasets.config.HF_DATASETS_CACHE):
+            with naming(cache_folder()):
                 raise inner from error
         cause = f": {_one_line(error.__cause__)}" if error.__cause__ is not None else ""
         raise ValueError(
@@ -377,11 +377,11 @@ def _says_its_files(folder: Path) -> bool:
     return bool((card or {}).get("configs"))
 
 
-def _own_cache(folder: Path) -> str | None:
-    """A cache for what is in the files that a card names, which `datasets` would know by their names alone."""
+def _cache_for(folder: Path) -> Path:
+    """The cache; one of its own for what is in files that a card names, which `datasets` would know by their names."""
     if not (folder.is_dir() and _says_its_files(folder)):
-        return None
-    return str(Path(datasets.config.HF_DATASETS_CACHE, f"hf_distill-{content_revision(folder).replace(':', '-')}"))
+        return cache_folder()
+    return cache_folder() / f"hf_distill-{content_revision(folder).replace(':', '-')}"
 
 
 def _reading_all(
@@ -401,7 +401,7 @@ def _reading_all(
     if isinstance(builder, ImageFolder):
         whole = lists_of_images(folder, files) if by_table else regrouped(folder, files, read)
     if whole is not None:
-        builder = datasets.load_dataset_builder(str(folder), data_files=whole)
+        builder = datasets.load_dataset_builder(str(folder), data_files=whole, cache_dir=str(cache_folder()))
         read = _relative(builder, folder)
     if isinstance(builder, ImageFolder) and tell:
         _say_merged(read)
@@ -527,7 +527,11 @@ def _stream(
     at_once = 1000 if target.size is None else rows_in_chunk((3, *target.size))
     try:
         return Dataset.from_generator(
-            _stream_rows, features=Features(features), gen_kwargs=kwargs, writer_batch_size=at_once
+            _stream_rows,
+            features=Features(features),
+            cache_dir=str(cache_folder()),
+            gen_kwargs=kwargs,
+            writer_batch_size=at_once,
         )
     except DatasetsError as error:
         if isinstance(error.__cause__, BadImages):

@@ -375,6 +375,24 @@ def test_rows_in_any_order_equal_the_images_decoded_one_by_one(folder, monkeypat
         real.uint8([30])
 
 
+@pytest.mark.parametrize("options", [{}, {"dataset_streaming": True}, {"keep_side": "6"}, {"normalization": "zca"}])
+def test_a_cache_that_nobody_can_write_to_is_read_and_what_it_lacks_is_made_elsewhere(
+    folder, small_disk, monkeypatch, options
+):
+    write(folder, "train", noise(6), [0, 1] * 3)
+    disk = small_disk(4000)
+    cache = disk / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    first = RealImages.from_arguments(args(folder, **options))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    decoded = count_decoded(monkeypatch)
+    again = RealImages.from_arguments(args(folder, **options))
+    assert not decoded
+    assert torch.equal(again.images(range(6)), first.images(range(6)))
+    write(folder, "test", noise(2, seed=1), [0, 1])
+    assert len(RealImages.from_arguments(args(folder), "test", like=again)) == 2
+
+
 @pytest.mark.parametrize("size", [200, 600])
 def test_a_disk_that_is_too_small_for_the_cache_is_one_line_that_names_it(folder, small_disk, monkeypatch, size):
     write(folder, "train", noise(30, (64, 64, 3)), [0, 1] * 15)  # of 370 KB, and as much once decoded
