@@ -18,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import Outline, RealImages
 from ..evaluation.students import check_student
-from ..hub.files import atomic_write, load_json, locked, package_versions, save_json
+from ..hub.files import atomic_write, load_json, package_versions, save_json
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
 from ..networks.compiling import in_precision, refuse_fp16
@@ -50,6 +50,7 @@ from ..networks.trajectories import (
 )
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
+from ..runs.claims import claimed
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import make_accelerator
 from ..runs.stopping import Stop, stopping
@@ -60,7 +61,6 @@ logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished"  # rows of experts in training; gone once the folder is complete
 EPOCHS = 50  # of each expert, where nothing says how many will be read
-LOCK_SECONDS = 60.0  # between two looks of a job that waits for another one
 
 
 @dataclass
@@ -318,31 +318,12 @@ class _Folder:
     def finished(self) -> list[Path]:
         return sorted(self.root.glob("expert-[0-9]*.safetensors"))
 
-    @contextmanager
-    def locked(self, accelerator: Accelerator) -> Iterator[None]:
-        """One job at a time: the main process holds the lock of the folder, and the others know it.
-
-        Raises:
-            ValueError: The folder holds something else.
-        """
+    def check_own(self) -> None:
+        """Raise a `ValueError` where the folder holds something else."""
         if not self.finished() and not self.run.exists() and (self.root / "README.md").exists():
             raise ValueError(
                 f"{self.root} has a README.md and no experts: it holds something else; give another folder"
             )
-        with ExitStack() as stack:
-            held = False
-            while not held:
-                if accelerator.is_main_process:
-                    with self.writing(self.root):
-                        self.root.mkdir(parents=True, exist_ok=True)
-                        try:
-                            stack.enter_context(locked(self.root / ".lock", LOCK_SECONDS))
-                            held = True
-                        except TimeoutError:  # of which the lock's own is one
-                            logger.info("another run trains experts in %s; waiting for it", self.root)
-                # In turns shorter than a collective is allowed to wait: the other job may take hours.
-                held = broadcast_object_list([held])[0]
-            yield
 
     def check(self, epochs: int) -> int:
         """The epochs that experts get here: `epochs`, or more where every expert of the folder has more.
@@ -652,7 +633,8 @@ def train_experts(
         return experts
     directory = directory or experts_folder(real, config, seed)
     folder = _Folder(directory, _describe(real, spec, config, seed, accelerator))
-    with folder.locked(accelerator):
+    folder.check_own()
+    with claimed(folder.root, accelerator, wait=True):
         _train_lacking(
             folder, real, spec, config, epochs, seed, accelerator, test, [ProgressBar(disable_tqdm), *callbacks]
         )
@@ -713,7 +695,8 @@ def _begin(trainer: ExpertTrainer, folder: _Folder, lacking: dict[int, int], beg
     config, accelerator, at_once = trainer.config, trainer.accelerator, begun
     if accelerator.is_main_process:
         if begun is None:  # rows that do not say how they were trained are not continued
-            folder.clear()
+            with folder.writing(folder.root):
+                folder.clear()
         if config.experts_at_once != "auto":
             at_once = int(config.experts_at_once)
         elif begun is None and min(lacking.values()) >= 0:  # only continued: as they were trained

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import math
 import os
 import runpy
@@ -10,9 +9,7 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -30,6 +27,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.networks import trajectories
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
+from hf_distill.runs import claims
 from hf_distill.runs.finish import run_recipe
 from hf_distill.training import experts as experts_module
 from hf_distill.training.experts import ExpertConfig, ExpertTrainer, train_experts
@@ -393,42 +391,40 @@ def test_the_number_of_experts_at_once_is_recorded_and_does_not_make_other_exper
     assert more.config["results"]["experts_at_once"] == [2, 2, 2, 2, 1]
 
 
-def test_a_second_job_waits_and_then_finds_the_experts(trained, data, accelerator, tmp_path, monkeypatch):
-    monkeypatch.setattr(experts_module, "LOCK_SECONDS", 0.01)
-    folder, waiting, inside, made = tmp_path / "experts", threading.Event(), threading.Event(), []
-    epoch = ExpertTrainer.epoch
+def test_a_second_job_waits_and_then_finds_the_experts(trained, data, accelerator, tmp_path, monkeypatch, caplog):
+    folder, (begun, tell), (go, let) = tmp_path / "experts", os.pipe(), os.pipe()
+    epoch, trained_here = ExpertTrainer.epoch, []
 
-    def slow(self, experts, number, *state):
-        inside.set()
-        assert waiting.wait(60)
-        made.append((tuple(experts), number))
-        return epoch(self, experts, number, *state)
+    def watched(self, experts, number, *state, **options):
+        if os.getpid() != parent and not trained_here:
+            os.write(tell, b"!")
+            os.read(go, 1)
+        trained_here.append(number)
+        return epoch(self, experts, number, *state, **options)
 
-    monkeypatch.setattr(ExpertTrainer, "epoch", slow)
+    def look(seconds: float) -> None:
+        os.write(let, b"!")
+        os.waitpid(child, 0)
 
-    def job():
-        settings = config(student_width=16)
+    def job() -> ExpertTrajectories:
         return train_experts(
-            data[0], settings, folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=data[1], disable_tqdm=True
+            data[0], config(), folder, epochs=EPOCHS, seed=0, accelerator=accelerator, test=data[1], disable_tqdm=True
         )
 
-    class Said(logging.Handler):
-        def emit(self, record):
-            if "waiting for it" in record.getMessage():
-                waiting.set()
-
-    logger, handler = logging.getLogger("hf_distill.training.experts"), Said()
-    monkeypatch.setattr(logger, "level", logging.INFO)
-    logger.addHandler(handler)
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(job)
-            assert inside.wait(60)
-            second = pool.submit(job)
-            assert first.result().config == second.result().config == trained.config
-    finally:
-        logger.removeHandler(handler)
-    assert len(made) == len(set(made)) == 2 * EPOCHS
+    monkeypatch.setattr(ExpertTrainer, "epoch", watched)
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            job()
+        finally:
+            os._exit(0)
+    assert os.read(begun, 1) == b"!"
+    monkeypatch.setattr(claims.time, "sleep", look)
+    with caplog.at_level("INFO"):
+        assert job().config == trained.config
+    assert f"is in use by process {child} on" in caplog.text
+    assert not trained_here
     assert expert_bytes(folder) == expert_bytes(trained.folder)
 
 
