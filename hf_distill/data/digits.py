@@ -1,15 +1,13 @@
 """scikit-learn's handwritten digits as a dataset folder: what everything runs on when no dataset is named, offline."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import constants
 
-from ..hub.files import naming
+from ..hub.files import folder_aside, naming
 
 __all__ = ["digits_folder"]
 
@@ -50,8 +48,7 @@ def digits_folder() -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".digits-", dir=folder.parent))
-    try:
+    with folder_aside(".digits-", folder.parent) as aside:
         with naming(folder):
             _write(aside)
         aside.chmod(0o755)
@@ -61,8 +58,6 @@ def digits_folder() -> Path:
             # A folder that is not empty cannot be replaced: another process was first, and wrote the same.
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

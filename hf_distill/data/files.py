@@ -10,12 +10,11 @@ import hashlib
 import io
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path, PurePath
 
 import datasets
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS, DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from ..hub.files import atomic_write, locked, sha256_of_file
+from ..hub.files import atomic_write, folder_aside, locked, sha256_of_file
 
 __all__ = [
     "IMAGES",
@@ -90,8 +89,9 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _links(folder: Path) -> Path:
-    links = Path(tempfile.mkdtemp(prefix="hf_distill-cache-"))
-    atexit.register(shutil.rmtree, links, ignore_errors=True)
+    held = ExitStack()
+    atexit.register(held.close)
+    links = held.enter_context(folder_aside("hf_distill-cache-"))
     for where, _, names in os.walk(folder):
         there = links / Path(where).relative_to(folder)
         there.mkdir(exist_ok=True)

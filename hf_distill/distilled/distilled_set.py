@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing_extensions import Self
 
 from ..data.files import PATTERN
 from ..data.preprocessing import Preprocessing
-from ..hub.files import SUMS, load_json, naming, save_json, save_sums, sha256_of_file
+from ..hub.files import SUMS, folder_aside, load_json, naming, save_json, save_sums, sha256_of_file
 from ..hub.folder import Home, HubFolder
 from ..hub.plots import can_plot, labels_plot
 from ..hub.repository import PushConflict, Repository
@@ -408,15 +407,15 @@ class DistilledSet(nn.Module, HubFolder):
             about = ("README.md", SUMS, RESULTS, PLOT, self.config_name)
             repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
             pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
-            with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
+            with folder_aside("hf_distill-push-") as aside:
                 with naming(aside):
                     data_id = latest.stored_id or latest._content_id()
-                    latest._write_about(Path(aside), home, data_id, sum(pictures))
+                    latest._write_about(aside, home, data_id, sum(pictures))
                 if latest.sums:
-                    rewritten = [name for name in (RESULTS, self.config_name) if Path(aside, name).exists()]
-                    changed = {name: sha256_of_file(Path(aside, name)) for name in rewritten}
-                    save_sums(Path(aside), {**latest.sums, **changed})
-                files = {name: Path(aside, name) for name in about if Path(aside, name).exists()}
+                    rewritten = [name for name in (RESULTS, self.config_name) if (aside / name).exists()]
+                    changed = {name: sha256_of_file(aside / name) for name in rewritten}
+                    save_sums(aside, {**latest.sums, **changed})
+                files = {name: aside / name for name in about if (aside / name).exists()}
                 message, parent = "Add the results of an evaluation", repository.revision
                 try:
                     replaced = [name for name in about if name in latest._replaced()]

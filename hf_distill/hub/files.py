@@ -11,8 +11,10 @@ import re
 import reprlib
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,7 @@ from .._version import __version__
 
 STAGING = ".saving-"  # what is written aside in the folder that it is to be moved into
 SUMS = "SHA256SUMS"  # of a folder: what its files are, beside a README.md that people may edit
+LEFT = 86_400  # seconds in which a process that is not seen here may be at work elsewhere, on the same storage
 LARGEST_JSON = 200_000_000  # bytes; ImageNet-21K's names and every hyper-parameter there is are less than one of them
 
 
@@ -150,6 +153,28 @@ def sweep(path: Path) -> None:
         writer = leftover.name.split(".")[-2]
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
             leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside(prefix: str, where: str | Path | None = None) -> Iterator[Path]:
+    """A new folder to write in, which is removed in the end; and so are those that killed processes left a day ago.
+
+    Args:
+        prefix: Of its name.
+        where: It is made in; the folder for temporary files, if not given.
+    """
+    where = Path(where or tempfile.gettempdir())
+    for leftover in where.glob(f"{glob.escape(prefix)}[0-9]*-*"):
+        maker = leftover.name.removeprefix(prefix).split("-")[0]
+        with suppress(OSError):  # somebody else may be quicker, or its owner
+            old = time.time() - leftover.stat().st_mtime > LEFT
+            if old and maker.isdecimal() and not psutil.pid_exists(int(maker)):
+                shutil.rmtree(leftover)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=where))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

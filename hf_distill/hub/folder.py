@@ -23,6 +23,7 @@ from .files import (
     STAGING,
     SUMS,
     check_sum,
+    folder_aside,
     load_sums,
     matches,
     naming,
@@ -340,8 +341,7 @@ class HubFolder(ABC):
                 repo_id,
             )
         message = message or f"Publish {tag or type(self).__name__} with hf_distill"
-        with tempfile.TemporaryDirectory(prefix="hf_distill-push-") as aside:
-            staged = Path(aside)
+        with folder_aside("hf_distill-push-") as staged:
             with naming(staged):
                 self._write(staged, Home(repo_id, tag, on_hub=True))
                 self._sum(staged)

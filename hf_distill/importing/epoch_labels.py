@@ -11,8 +11,6 @@ labels of all epochs together, which must speak of the classes of their images (
 import hashlib
 import logging
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from ..augmentation.crops import CropParams, Mix
 from ..augmentation.recorded_views import recorded_config
 from ..data.feed import Pool
 from ..distilled.epoch_labels import FORMAT_VERSION, EpochLabels, images_sha256, store
+from ..hub.files import folder_aside
 from .evidence import CERTAIN, LabelEvidence
 from .files import load_pt, numbers_in, require_empty
 
@@ -118,15 +117,12 @@ def import_epoch_labels(
     there = directory.resolve()
     there.parent.mkdir(parents=True, exist_ok=True)
     # All epochs are evidence, so nothing of an import that was refused or interrupted is gone on with.
-    aside = Path(tempfile.mkdtemp(prefix=".importing-", dir=there.parent))
-    try:
+    with folder_aside(".importing-", there.parent) as aside:
         new = aside / there.name  # which its card names
         store(new, config, make, source=source, accelerator=Accelerator(), disable_tqdm=disable_tqdm)
         there.mkdir(exist_ok=True)
         for part in sorted(new.iterdir()):
             part.replace(there / part.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     _warn_unless_certain(folder, evidence, order_seed)
     return EpochLabels.from_pretrained(directory)
 

@@ -3,8 +3,6 @@
 import logging
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from tqdm.auto import tqdm
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..data.feed import TEST_BATCH, Pool
 from ..data.images import RealImages
-from ..hub.files import atomic_write, package_versions
+from ..hub.files import atomic_write, folder_aside, package_versions
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec
 from ..networks.batches import images_at_once
@@ -165,8 +163,7 @@ def import_trajectories(
     flat = FlatModel.from_spec(spec).to(device)
     training = {"method": method, "dsa_strategy": dsa_strategy, "expert_format": "float32"}
     directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".importing-", dir=directory.parent))
-    try:
+    with folder_aside(".importing-", directory.parent) as aside:
         writer = _Writer(aside, flat, training, {"train": real, "test": test}, torch.device(device))
         with tqdm(total=len(files), desc="files", disable=disable_tqdm) as bar:
             for file in files:
@@ -192,8 +189,6 @@ def import_trajectories(
         experts = ExpertTrajectories(aside, config).limited(writer.count, writer.epochs)
         experts._write_about(aside, preprocessing, Home(directory.name))
         ExpertTrajectories.from_pretrained(aside).save_pretrained(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return ExpertTrajectories.from_pretrained(directory)
 
 

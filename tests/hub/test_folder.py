@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hf_distill.hub.cards import Paper, human_bytes, image_grid, render_card, so
 from hf_distill.hub.files import (
     atomic_write,
     check_format_version,
+    folder_aside,
     load_json,
     locked,
     package_versions,
@@ -294,6 +296,20 @@ def test_what_a_killed_writer_left_beside_its_file_is_swept_and_what_a_living_on
     gone.write_text("half")
     atomic_write(tmp_path / "README.md", "a card")
     assert not gone.exists()
+
+
+def test_a_folder_aside_goes_in_the_end_and_what_killed_processes_left_a_day_ago_goes_with_the_next(tmp_path):
+    gone, day = 4194304, time.time() - 2 * 86400
+    names = [f".aside-{gone}-old", f".aside-{gone}-new", f".aside-{os.getppid()}-living", ".aside-mine", "notes"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half")
+    for name in names[:1] + names[2:]:
+        os.utime(tmp_path / name, (day, day))
+    with folder_aside(".aside-", tmp_path) as aside:
+        (aside / "text").write_text("text")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], aside.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
