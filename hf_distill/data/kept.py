@@ -35,6 +35,7 @@ from .pixels import (
     Pixels,
     Plan,
     Problem,
+    Sums,
     Target,
     decode_table,
     header,
@@ -94,7 +95,7 @@ class Encoded:
             decoded = self._map(decode_table, plan, plan.rows_at_once, DECODED)
         sound = sound_rows(decoded.data, self.rows, self.where, skip=self.skip_corrupt)
         table = decoded.data
-        return Pixels(table.column("pixels"), plan.shape, plan.resize, Levels.among(table)), sound
+        return Pixels(table.column("pixels"), plan.shape, plan.resize, Levels.among(table), Sums(decoded)), sound
 
     def plan(self, target: Target) -> Plan:
         """The size and colour that all of them get, by the headers of up to 1,000; a `ValueError` as `framed`."""
@@ -113,7 +114,7 @@ class Encoded:
             at_once = rows_in_chunk((keep.channels, keep.side, 2 * keep.side))
             decoded = self._map(keep_table, keep, at_once, KEPT)
         sound_rows(decoded.data, self.rows, self.where, skip=self.skip_corrupt)
-        return _Mapped(decoded.data, keep)
+        return _Mapped(decoded, keep)
 
     def _map(self, function: Callable[..., pa.Table], plan: Any, at_once: int, features: dict[str, Value]) -> Dataset:
         with naming(cache_folder()):
@@ -245,12 +246,13 @@ class _Mapped(Kept):
     """Images in a mapped Arrow file: what is not asked for is not read.
 
     Args:
-        table: Columns `pixels`, `height` and `width`.
+        decoded: With the columns of `KEPT`.
         keep: How they were made.
     """
 
-    def __init__(self, table: pa.Table, keep: Keep) -> None:
+    def __init__(self, decoded: Dataset, keep: Keep) -> None:
         super().__init__(keep)
+        table, self._sums = decoded.data, Sums(decoded)
         sides = [table.column(side).to_numpy().astype(np.int64) for side in ("height", "width")]
         self._sizes = torch.from_numpy(np.stack(sides, axis=1))
         self._bytes: list[np.ndarray] = []
@@ -266,10 +268,10 @@ class _Mapped(Kept):
         return self._sizes[numbers]
 
     def take(self, numbers: Tensor) -> Ragged:
-        channels, images = self.keep.channels, []
-        for number in numbers.tolist():
-            height, width = self._sizes[number].tolist()
+        channels, flat = self.keep.channels, []
+        sizes = self._sizes[numbers].tolist()
+        for number, (height, width) in zip(numbers.tolist(), sizes, strict=True):
             start = self._starts[number]
-            flat = self._bytes[self._chunks[number]][start : start + height * width * channels]
-            images.append(flat.reshape(height, width, channels))
-        return Ragged.of(images, channels)
+            flat.append(self._bytes[self._chunks[number]][start : start + height * width * channels])
+        self._sums.check(numbers.numpy(), flat)
+        return Ragged.of([each.reshape(*size, channels) for each, size in zip(flat, sizes, strict=True)], channels)

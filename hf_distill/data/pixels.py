@@ -18,7 +18,8 @@ How an image becomes (C, H, W) bytes:
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ __all__ = [
     "Pixels",
     "Plan",
     "Problem",
+    "Sums",
     "Target",
     "decode_stream",
     "decode_table",
@@ -59,6 +61,7 @@ __all__ = [
 
 DECODED = {  # columns of images that are brought to one size
     "pixels": Value("binary"),
+    "sum": Value("int64"),  # CRC-32 of the pixels
     "problem": Value("string"),
     "hint": Value("string"),
     "low": Value("int64"),
@@ -69,6 +72,7 @@ DECODED = {  # columns of images that are brought to one size
 STREAMED = {**DECODED, "height": Value("int32"), "width": Value("int32"), "row": Value("int64")}
 KEPT = {
     "pixels": Value("large_binary"),
+    "sum": Value("int64"),
     "problem": Value("string"),
     "hint": Value("string"),
     "height": Value("int32"),
@@ -87,7 +91,7 @@ LONGEST_PATH = 200  # characters of a path in a message
 CHUNK_BYTES = 2**26  # of pixels written, and so later mapped, at a time
 NO_RANGE = "store such images with 8 bits a channel: --value_range rescales 16-bit gray and not 16-bit colour"
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)  # what Pillow raises
-DECODER_VERSION = 3  # part of the cache key: raise it whenever the pixels change
+DECODER_VERSION = 4  # part of the cache key: raise it whenever the pixels change, or the columns
 FILTERS = {name: PIL.Image.Resampling[name.upper()] for name in INTERPOLATIONS}  # all antialiased
 
 
@@ -470,7 +474,11 @@ def decode_table(table: pa.Table, positions: list[int], *, plan: Plan, feature: 
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(images)]
     pixels = pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)
     about = {name: [level and getattr(level, name) for level in levels] for name in Levels._fields}
-    return pa.table({"pixels": pixels, **_columns(problems), **about})
+    return pa.table({"pixels": pixels, "sum": _sums(images), **_columns(problems), **about})
+
+
+def _sums(images: Iterable[np.ndarray]) -> pa.Array:
+    return pa.array([zlib.crc32(np.ascontiguousarray(image).data) for image in images], pa.int64())
 
 
 def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | None) -> np.ndarray:
@@ -496,7 +504,7 @@ def keep_table(table: pa.Table, positions: list[int], *, plan: Keep, feature: da
             problems[row] = problem_of(position, error)
     sizes = np.array([image.shape[:2] for image in images], np.int32)
     pixels = pa.array([image.tobytes() for image in images], pa.large_binary())
-    columns = {"pixels": pixels, "height": sizes[:, 0], "width": sizes[:, 1]}
+    columns = {"pixels": pixels, "sum": _sums(images), "height": sizes[:, 0], "width": sizes[:, 1]}
     return pa.table({**columns, **_columns(problems)})
 
 
@@ -541,9 +549,11 @@ def decode_stream(
             problems.append(problem)
             if sum(each.hint is not None for each in problems) == NAMED:
                 raise BadImages(problems)
+        pixels = pixels or bytes(math.prod(plan.shape))
         yield {
             "label": label,
-            "pixels": pixels or bytes(math.prod(plan.shape)),
+            "pixels": pixels,
+            "sum": zlib.crc32(pixels),
             "problem": problem and problem.reason,
             "hint": problem and problem.hint,
             **(dict.fromkeys(Levels._fields) if levels is None else levels._asdict()),
@@ -611,6 +621,30 @@ def header(value: dict[str, Any] | None, feature: datasets.Image) -> tuple[tuple
         raise _unreadable(value, error) from error
 
 
+class Sums:
+    """Checksums of images in a mapped file; each is looked at when its image is read for the first time.
+
+    Args:
+        decoded: The file, with a column "sum".
+    """
+
+    def __init__(self, decoded: datasets.Dataset) -> None:
+        self._sums = decoded.data.column("sum").to_numpy()
+        self._unread = np.ones(len(self._sums), bool)
+        self._files = ", ".join(each["filename"] for each in decoded.cache_files)
+
+    def check(self, numbers: np.ndarray, images: Sequence[np.ndarray] | np.ndarray) -> None:
+        """Raise a `ValueError` where one of `images`, those of `numbers`, is not what was written."""
+        unread = np.flatnonzero(self._unread[numbers])
+        for place in unread.tolist():
+            if zlib.crc32(images[place].data) != self._sums[numbers[place]]:
+                raise ValueError(
+                    f"the decoded image {numbers[place]} is damaged in the cache: its checksum is another; remove "
+                    f"{self._files}, and all of them are decoded again"
+                )
+        self._unread[numbers[unread]] = False
+
+
 class Pixels:
     """A column of equally long byte strings in a mapped Arrow file, read as images.
 
@@ -618,12 +652,18 @@ class Pixels:
         shape: (C, H, W).
         resized: Images of other sizes were brought to this one, and not refused.
         levels: What the files held, where some are of more than 8 bits.
+        sums: Of the images, where they have some.
     """
 
     def __init__(
-        self, column: pa.ChunkedArray, shape: tuple[int, int, int], resized: bool, levels: Levels | None = None
+        self,
+        column: pa.ChunkedArray,
+        shape: tuple[int, int, int],
+        resized: bool,
+        levels: Levels | None = None,
+        sums: Sums | None = None,
     ) -> None:
-        self.shape, self.resized, self.levels = shape, resized, levels
+        self.shape, self.resized, self.levels, self.sums = shape, resized, levels, sums
         self._chunks = []
         for chunk in column.chunks:
             if len(chunk):
@@ -637,11 +677,13 @@ class Pixels:
         return int(self._starts[-1])
 
     def take(self, rows: Tensor) -> Tensor:
-        """A copy of these rows, (n, C, H, W) uint8; nothing else is read from disk."""
+        """A copy of these rows, (n, C, H, W) uint8; nothing else is read from disk. Raises as `Sums.check`."""
         places = rows.numpy()
         images = np.empty((len(places), *self.shape), np.uint8)
         home = np.searchsorted(self._starts, places, side="right") - 1
         for chunk in np.unique(home):
             here = np.flatnonzero(home == chunk)
             images[here] = self._chunks[chunk][places[here] - self._starts[chunk]]
+        if self.sums is not None:
+            self.sums.check(places, images)
         return torch.from_numpy(images)

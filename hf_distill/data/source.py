@@ -49,7 +49,7 @@ from .files import (
     unread,
 )
 from .kept import Encoded, named, refusal, sound_rows
-from .pixels import NAMED, STREAMED, BadImages, Levels, NoImages, Pixels, Target, decode_stream, rows_in_chunk
+from .pixels import NAMED, STREAMED, BadImages, Levels, NoImages, Pixels, Sums, Target, decode_stream, rows_in_chunk
 
 __all__ = ["Source", "check_head", "folder_revision", "one_process_at_a_time", "split_names"]
 
@@ -190,7 +190,8 @@ class Source:
             positions = sound
         else:
             table, rows = self.data.data, self.rows[chosen]
-            pixels = Pixels(table.column("pixels"), self.shape(chosen), self.target.resize, Levels.among(table))
+            found = Levels.among(table), Sums(self.data)
+            pixels = Pixels(table.column("pixels"), self.shape(chosen), self.target.resize, *found)
             chosen_rows = pa.array(rows.numpy())
             about = pa.table({name: table[name].take(chosen_rows) for name in ("problem", "hint", "row")})
             split_rows = torch.tensor(about["row"].to_pylist())

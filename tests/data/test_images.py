@@ -375,6 +375,30 @@ def test_rows_in_any_order_equal_the_images_decoded_one_by_one(folder, monkeypat
         real.uint8([30])
 
 
+@pytest.mark.parametrize("options", [{}, {"dataset_streaming": True}, {"keep_side": "6"}])
+def test_a_bit_that_flips_in_the_cache_of_decoded_images_is_refused_where_the_image_is_read(folder, cache, options):
+    write(folder, "train", noise(6), [0, 1] * 3)
+
+    def read() -> None:
+        real = RealImages.from_arguments(args(folder, normalization="none", **options))
+        if "keep_side" in options:
+            real.kept([3])
+            real.kept([4])
+        real.uint8(range(6))
+
+    read()
+    kept = np.asarray(noise(6)[4]) if "keep_side" in options else np.asarray(noise(6)[4]).transpose(2, 0, 1)
+    files = [path for path in cache.rglob("*.arrow") if kept.tobytes() in path.read_bytes()]
+    assert files
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[content.index(kept.tobytes()) + 20] ^= 4
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"decoded image 4 is damaged in the cache.*\.arrow, and all of them") as error:
+        read()
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("options", [{}, {"dataset_streaming": True}, {"keep_side": "6"}, {"normalization": "zca"}])
 def test_a_cache_that_nobody_can_write_to_is_read_and_what_it_lacks_is_made_elsewhere(
     folder, small_disk, monkeypatch, options
