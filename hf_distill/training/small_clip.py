@@ -25,7 +25,7 @@ from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from ..config import HfArg, PathArg, check_at_least
 from ..data.feed import Pool
 from ..data.images import RealImages
-from ..hub.files import atomic_write, load_json, save_json
+from ..hub.files import atomic_write, check_sum, load_json, load_sums, save_json, save_sums, sha256_of_file
 from ..networks.priors import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, Prior, prompt_templates
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
@@ -137,13 +137,15 @@ def train_small_clip(
         callbacks: Look on in the main process; a step is one of the optimizer.
 
     Raises:
-        ValueError: `directory` holds something else, or the loss stops being finite.
+        ValueError: `directory` holds something else, or a model that is damaged; or the loss stops being finite.
         OSError: `directory` cannot be written to.
     """
     folder, training = Path(directory), describe(real, config, seed)
 
     def make() -> None:
         if (folder / OPEN_CLIP_CONFIG).is_file():
+            for name, digest in load_sums(folder).items():
+                check_sum(folder / name, digest)
             check_same_run(folder, load_json(folder / OPEN_CLIP_CONFIG).get("training"), training)
             return
         if folder.exists():
@@ -165,6 +167,7 @@ def train_small_clip(
             }
             about = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg, "training": training}
             save_json(aside / OPEN_CLIP_CONFIG, about)
+            save_sums(aside, {path.name: sha256_of_file(path) for path in aside.iterdir()})
             if not (folder / OPEN_CLIP_CONFIG).is_file():  # which another run has made meanwhile
                 os.rename(aside, folder)
         finally:

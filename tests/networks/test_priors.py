@@ -22,6 +22,7 @@ from hf_distill.hub.files import load_json, save_json
 from hf_distill.networks.priors import Prior, prompt_templates
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.small_clip import PriorArguments, small_clip_folder, train_small_clip
+from tests.helpers import flips
 
 pytestmark = pytest.mark.slow
 
@@ -446,6 +447,9 @@ def test_a_small_clip_is_a_function_of_its_settings_and_is_trained_once(small, t
     again = train_small_clip(train, folder, PriorArguments(prior_epochs=6), seed=0, **options)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert again.sha256 == prior.sha256
+    for path in flips(folder, "open_clip*", 6):
+        with pytest.raises(ValueError, match=f"{path} is damaged"):
+            train_small_clip(train, folder, PriorArguments(prior_epochs=6), seed=0, **options)
     with pytest.raises(ValueError, match="is of another run: its seed is 0 and here it is 1; use"):
         train_small_clip(train, folder, PriorArguments(prior_epochs=6), seed=1, **options)
     some = train.subset(range(100))
