@@ -112,6 +112,18 @@ def test_ctrl_c_while_a_recipe_is_still_importing_is_one_line(tmp_path, name):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of the one above it")
+def test_a_process_ends_with_the_launcher_that_started_it():
+    begins = "import time; from hf_distill.starting import follow_launcher; follow_launcher(); print(flush=True)"
+    child = f"{begins}; time.sleep(60); print('still there')"
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_DYNAMO_MODE": "default"}
+    with subprocess.Popen([sys.executable, "-c", launcher], env=env, stdout=subprocess.PIPE) as started:
+        started.stdout.readline()
+        started.kill()
+        assert started.stdout.read() == b""
+
+
 # The wheel
 
 
