@@ -1,16 +1,19 @@
 # make quickstart   set up .venv, distil scikit-learn's digits into ten images (minutes on two CPU cores)
 # make test         set up .venv, run the whole test suite, offline
 # make test-fast    the tests that start no processes and take no seconds
+# make test-lowest  those of them that touch other packages, with the oldest versions that pyproject.toml allows
 # make hub          serve a Hub on this machine, to try a push without an account
 # make lint         ruff, and mypy over the package
 
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8765
+# What reads, stores, fetches or builds by other packages.
+OTHERS := $(addprefix tests/,data distilled hub importing networks runs training test_api.py test_properties.py)
 # Two workers, each with whole files, in the order of tests/conftest.py: long ones first.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast hub lint clean
+.PHONY: quickstart test test-fast test-lowest hub lint clean
 
 quickstart: $(BIN)/.installed
 	$(BIN)/hf-distill tesla
@@ -20,6 +23,9 @@ test: $(BIN)/.installed
 
 test-fast: $(BIN)/.installed
 	$(PYTEST) -m "not slow"
+
+test-lowest: .venv-lowest/bin/.installed
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu" $(OTHERS)
 
 hub: $(BIN)/.installed
 	$(BIN)/python -m tests.helpers.hub_server --folder outputs/hub --port $(PORT)
@@ -37,5 +43,12 @@ $(BIN)/.installed: pyproject.toml
 		|| $(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
+# Other people's packages in their oldest versions, but for those that only test.
+.venv-lowest/bin/.installed: pyproject.toml $(BIN)/.installed
+	$(PYTHON) -m venv .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[plots,tensorboard]'
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python pytest pytest-xdist hypothesis markdown-it-py
+	touch $@
+
 clean:
-	rm -rf .venv outputs build dist *.egg-info
+	rm -rf .venv .venv-lowest outputs build dist *.egg-info

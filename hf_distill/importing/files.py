@@ -148,6 +148,8 @@ def _check_tensor(path: Path, tensor: Tensor) -> None:
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided:
         kind = "sparse"
+    elif tensor.is_nested:
+        kind = "nested"
     elif tensor.is_meta:
         kind = "meta"
     elif tensor.dtype in (torch.bool, *FLOATS, *INTEGERS):

@@ -60,9 +60,7 @@ def _is_images(value: Any) -> bool:
     """True for a tensor of images, or a list with one for each class."""
     if isinstance(value, (list, tuple)):
         return len(value) > 0 and all(isinstance(part, Tensor) and _is_images(part) for part in value)
-    if not isinstance(value, Tensor) or value.is_nested:
-        return False
-    return value.ndim == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
+    return isinstance(value, Tensor) and value.ndim == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
 def _shape(images: Any) -> tuple[int, ...]:
@@ -75,7 +73,7 @@ def _shape(images: Any) -> tuple[int, ...]:
 def _axes(value: Any) -> tuple[int, ...]:
     """The shape of a tensor, or of lists in one another by the first of each; () for anything else."""
     if isinstance(value, Tensor):
-        return () if value.is_nested else tuple(value.shape)
+        return tuple(value.shape)
     if not isinstance(value, (list, tuple)):
         return ()
     return (len(value), *(_axes(value[0]) if value else ()))
@@ -195,7 +193,7 @@ def read_images(
     content = _load(path)
     inner = content["data"] if isinstance(content, dict) and isinstance(content.get("data"), (list, tuple)) else content
     own_key = labels_key if labels is None else NONE
-    if isinstance(content, Tensor) and not content.is_nested:
+    if isinstance(content, Tensor):
         read = _read_tensor(path, content, own_key)
     elif images_key is None and isinstance(inner, (list, tuple)) and len(inner) and all(map(_is_pair, inner)):
         read = _read_experiments(path, content, experiment, own_key)

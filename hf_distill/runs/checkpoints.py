@@ -4,6 +4,7 @@ A checkpoint is `checkpoint-<step>/` with `state.safetensors` (every tensor), `t
 their checksums. It is written aside and renamed, so that a run killed while it writes leaves the one before it.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -111,6 +112,7 @@ def find_checkpoint(directory: Path, resume_from: str) -> Path | None:
         if (folder / STATE_FILE).exists():  # it may be the folder of a run too, for blocks
             _check(folder)
         return folder
+    _put_back(directory)
     checkpoints = list_checkpoints(directory)
     for folder in reversed(checkpoints):
         try:
@@ -124,6 +126,15 @@ def find_checkpoint(directory: Path, resume_from: str) -> Path | None:
             f"none of the {len(checkpoints)} checkpoint(s) in {directory} is whole; remove them to begin anew"
         )
     return None
+
+
+def _put_back(directory: Path) -> None:
+    """Give a checkpoint its name again that a kill left moved aside, before another one had it."""
+    for aside in directory.glob(".checkpoint-*.replaced.partial"):
+        final = directory / aside.name.removeprefix(".").removesuffix(".replaced.partial")
+        with contextlib.suppress(FileNotFoundError):  # another process did
+            if not final.exists():
+                os.replace(aside, final)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -309,7 +309,7 @@ def test_names_that_leave_the_folder_can_be_listed(hub, api, repo):
     assert hostile.keys() < set(api.list_repo_files(repo))
     assert hostile.keys() < {sibling.rfilename for sibling in api.repo_info(repo).siblings}
     # Clients before 2 ask for another page than they name, which is not there.
-    with pytest.raises((ValueError, RepositoryNotFoundError), match="Invalid filename|Not Found"):
+    with pytest.raises((ValueError, RepositoryNotFoundError), match=r"Invalid filename|Not Found"):
         snapshot_download(repo)
 
 

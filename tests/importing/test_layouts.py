@@ -536,7 +536,8 @@ def test_lists_that_hold_one_another_are_read_once_or_refused(tmp_path):
 )
 def test_tensors_of_anything_but_plain_numbers_are_refused(tensor, kind, tmp_path):
     refuse(saved(tmp_path / "x.pt", {"images": tensor, "labels": shuffled()}), f"holds a {kind} tensor")
-    refuse(saved(tmp_path / "x.pt", {"images": syn(), "labels": tensor[:, 0, 0, 0]}), f"holds a {kind} tensor")
+    labels = tensor.select(3, 0).select(2, 0).select(1, 0)  # which sparse ones know
+    refuse(saved(tmp_path / "x.pt", {"images": syn(), "labels": labels}), f"holds a {kind} tensor")
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.uint16, torch.uint32, torch.uint64])

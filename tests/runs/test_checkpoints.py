@@ -98,6 +98,23 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_trace(tmp_path, monkey
     load_checkpoint(tmp_path / "checkpoint-3")
 
 
+def test_a_kill_between_the_two_names_of_a_checkpoint_leaves_the_old_one(tmp_path, monkeypatch):
+    save(tmp_path, 5, value=1.0)
+    replace = os.replace
+
+    def dies(source, target):
+        if str(source).endswith("-5.partial"):
+            raise SystemExit
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(SystemExit):
+        save(tmp_path, 5, value=2.0)
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    assert load_checkpoint(find_checkpoint(tmp_path, "latest"))[0]["x"].tolist() == [1.0] * 3
+
+
 def test_what_a_killed_write_left_is_no_checkpoint_and_is_written_over(tmp_path):
     save(tmp_path, 3)
     (tmp_path / ".checkpoint-6.partial").mkdir()
