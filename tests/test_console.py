@@ -96,8 +96,9 @@ def test_a_recipe_gets_the_words_behind_its_name_and_its_status_is_the_entrys(mo
 
 def test_a_recipes_mistake_is_the_line_it_has_without_the_entry(monkeypatch, tmp_path):
     # Its name is no name of a module, either.
-    with pytest.raises(SystemExit, match=r"^error: .*nowhere\.pt"):
-        entry(monkeypatch, "import", "--images", str(tmp_path / "nowhere.pt"), "--output_dir", str(tmp_path / "out"))
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(SystemExit, match=r"^error: .*empty\.pt"):
+        entry(monkeypatch, "import", "--images", str(tmp_path / "empty.pt"), "--output_dir", str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["evaluate", "experts", "tesla"])
