@@ -13,6 +13,7 @@ import ast
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -39,12 +40,11 @@ SWAPPED: dict[type, type] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change: the bytes `start` to `end` of a file of the package become `after`."""
+    """A change: `before`, which begins at the byte `start` of a file of the package, becomes `after`."""
 
     path: str
     line: int
     start: int
-    end: int
     before: str
     after: str
 
@@ -58,7 +58,7 @@ def mutants(path: Path, name: str) -> Iterator[Mutant]:
     for node, after in _changes(ast.parse(text)):
         start = begins[node.lineno - 1] + node.col_offset
         end = begins[node.end_lineno - 1] + node.end_col_offset
-        yield Mutant(name, node.lineno, start, end, text[start:end].decode(), after)
+        yield Mutant(name, node.lineno, start, text[start:end].decode(), after)
 
 
 def _changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
@@ -110,10 +110,10 @@ def _active(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _active(child)
 
 
-def draw(room: str, lines: int, rng: random.Random) -> list[Mutant]:
+def draw(room: str, checkout: Path, lines: int, rng: random.Random) -> list[Mutant]:
     """One change of each of so many lines of a room."""
     by_line: dict[tuple[str, int], list[Mutant]] = {}
-    for path in sorted((ROOT / PACKAGE / room).glob("*.py")):
+    for path in sorted((checkout / PACKAGE / room).glob("*.py")):
         for mutant in mutants(path, f"{room}/{path.name}"):
             by_line.setdefault((mutant.path, mutant.line), []).append(mutant)
     return [rng.choice(by_line[line]) for line in rng.sample(sorted(by_line), min(lines, len(by_line)))]
@@ -131,10 +131,14 @@ def read(path: Path, room: str) -> list[Mutant]:
 
 
 def test(mutant: Mutant, tests: list[str], checkout: Path, seconds: float) -> str:
-    """The end of tests in a copy of the checkout: the first that fails, "passed" or "time"."""
+    """The end of tests in a copy of the checkout: the first that fails, "passed", "time", or "gone" with the line."""
     target = checkout / PACKAGE / mutant.path
-    text = target.read_bytes()
-    target.write_bytes(text[: mutant.start] + mutant.after.encode() + text[mutant.end :])
+    text, before = target.read_bytes(), mutant.before.encode()
+    places = [found.start() for found in re.finditer(re.escape(before), text)]
+    if not places:
+        return "gone"
+    start = min(places, key=lambda place: abs(place - mutant.start))  # where the file was changed since it was drawn
+    target.write_bytes(text[:start] + mutant.after.encode() + text[start + len(before) :])
     try:
         return _run(mutant, tests, checkout, seconds)
     finally:
@@ -171,7 +175,7 @@ def _pytest(checkout: Path, files: list[Path], outcome: Path) -> None:
 
         def pytest_collectreport(self, report) -> None:
             if report.failed and not outcome.exists():
-                outcome.write_text(f"{report.nodeid} cannot be imported")
+                outcome.write_text(f"{report.nodeid} cannot be imported: {str(report.longrepr)[-500:]}")
 
     os.chdir(checkout)
     sys.path[:0] = [str(checkout)]
@@ -213,12 +217,12 @@ def main() -> None:
         shutil.copytree(ROOT, checkout, ignore=LEFT_OUT)
         for room in args.rooms:
             rng = random.Random(f"{args.seed} {room}")
-            changes = draw(room, args.lines, rng) if args.again is None else read(args.again, room)
+            changes = draw(room, checkout, args.lines, rng) if args.again is None else read(args.again, room)
             for number, mutant in enumerate(changes, 1):
                 begin = time.monotonic()
                 outcome = test(mutant, args.tests or [f"tests/{room}"], checkout, args.seconds)
                 took = round(time.monotonic() - begin, 1)
-                end = {"passed": "SURVIVED", "time": "NOT IN TIME"}.get(outcome, "killed")
+                end = {"passed": "SURVIVED", "time": "NOT IN TIME", "gone": "GONE"}.get(outcome, "killed")
                 counts[room, end] += 1
                 text = f"{room} {number}: {end} {mutant.path}:{mutant.line} {mutant.before} -> {mutant.after}"
                 print(" ".join(text.split()), f"[{outcome}, {took} s]", flush=True)

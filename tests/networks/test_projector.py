@@ -496,6 +496,16 @@ def broken(folder: Path, how: str) -> None:
         index.unlink()
 
 
+def test_a_projector_says_what_was_measured_of_it_in_one_line_and_to_sets_without_curves(priors):
+    results = {"test_accuracy": 0.715, "zero_shot_accuracy": 0.4, "train_loss": [2.0, 1.0]}
+    measured = make(priors["vit"], config={"results": results})
+    assert measured.summary().endswith(" classes: zero-shot accuracy 40.0 %, test accuracy 71.5 %")
+    assert make(priors["vit"]).summary().endswith(f" for {len(NAMES)} classes")
+    about = measured.about()
+    assert (about["test_accuracy"], about["zero_shot_accuracy"]) == (0.715, 0.4)
+    assert "train_loss" not in about
+
+
 @pytest.fixture(scope="module")
 def saved(priors, tmp_path_factory) -> Path:
     return learn(make(priors["vit"])).save_pretrained(tmp_path_factory.mktemp("saved") / "projector")

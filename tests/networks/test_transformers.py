@@ -181,6 +181,16 @@ def edit(path: Path, **changes: Any) -> None:
     save_json(path, {**load_json(path), **changes})
 
 
+@pytest.mark.parametrize("values", [{"image_mean": 0.5}, {"image_std": "0.5"}, {"image_mean": 0.5, "image_std": 0.5}])
+def test_a_mean_or_a_deviation_that_is_no_list_is_one_line(tmp_path, values):
+    resnet(tmp_path)
+    size = {"height": 32, "width": 32}
+    usual = {"image_processor_type": "ViTImageProcessor", "size": size, "image_mean": MEAN, "image_std": STD}
+    save_json(tmp_path / PROCESSOR, {**usual, **values})
+    with pytest.raises(ValueError, match="expected a number for each channel"):
+        read_transformers(tmp_path)
+
+
 def break_it(folder: Path, how: str) -> None:
     config, weights = folder / "config.json", folder / "model.safetensors"
     if how == "no classifier":
