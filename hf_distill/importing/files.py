@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
-from ..hub.files import package_versions, sha256_of_file
+from ..hub.files import STAGING, package_versions, sha256_of_file
 from ..runs.claims import CLAIM
 
 # What torch.load raises for a file that is damaged, cut off, or of another kind.
@@ -342,9 +342,13 @@ def origin_of(paths: Sequence[Path]) -> list[dict[str, str]]:
 
 
 def require_empty(directory: str | Path) -> None:
-    """Raise a `ValueError` unless an import can go to `directory` without touching what is there."""
+    """Raise a `ValueError` unless an import can go to `directory` without touching what is there.
+
+    What a killed save wrote aside is nothing.
+    """
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(path.name != CLAIM for path in directory.iterdir())):
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    if directory.is_file() or any(name != CLAIM and not name.startswith(STAGING) for name in names):
         raise ValueError(f"--output_dir {directory} is not empty; give a new folder")
 
 

@@ -82,6 +82,8 @@ def trial(recipe: str, launcher: str, processes: int, number: int, after: float,
     log = (folder / "log-ended").read_text()
     if number == signal.SIGTERM and launcher == "python" and processes == 1 and "Traceback" in log:
         return f"a traceback: {log}"
+    if contents(folder) == whole:  # its last word came too late
+        return ""
     done = start(command(recipe, launcher, processes, resume=True), folder, "log-resumed")
     if done.wait():
         return f"it did not go on: {(folder / 'log-resumed').read_text()}"

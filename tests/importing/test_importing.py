@@ -21,6 +21,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import EpochLabels
+from hf_distill.hub.files import STAGING
 from hf_distill.importing import describes_itself, import_image_folder, import_images, import_trajectories
 from hf_distill.importing.epoch_labels import sampler_order
 from hf_distill.networks.architectures import StudentSpec
@@ -616,6 +617,15 @@ def test_buffers_that_do_not_fit_are_one_line(buffers, tmp_path):
     refuse([broken], tmp_path, "NaN or infinite")
     refuse(trajectories, tmp_path, "the student has 3 classes and 2 are named", class_names=["cat", "dog"])
     assert not (tmp_path / "experts").exists()
+
+
+def test_what_a_killed_save_wrote_aside_is_nothing_to_an_import(buffers, tmp_path):
+    folder, _, _ = buffers
+    aside = tmp_path / "experts" / f"{STAGING}x" / "experts"
+    aside.mkdir(parents=True)
+    (aside / "README.md").touch()
+    experts = import_trajectories([folder], tmp_path / "experts", SPEC, **GIVEN, disable_tqdm=True)
+    assert experts.num_experts
 
 
 def test_what_a_folder_holds_is_never_replaced(buffers, tmp_path):
