@@ -53,7 +53,7 @@ RESUMED = {"mtt", "tesla", "apm", "sre2l", "cda", "rded", "hello", "teacher", "p
 
 def command(recipe: str, launcher: str = "python", processes: int = 1, *, resume: bool = False) -> list[str]:
     """The words that start a recipe in a folder of its own."""
-    words = [recipe, *FLAGS[recipe].split()]
+    words = [recipe, *FLAGS[recipe].split(), "--cpu_threads", "1"]  # as many as the launcher leaves: other roundings
     if resume and recipe in RESUMED:
         words += ["--resume_from_checkpoint", "latest"]
     if resume and recipe == "join":
