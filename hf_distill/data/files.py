@@ -104,7 +104,7 @@ def _links(folder: Path) -> Path:
 def _hashes(folder: Path, files: Sequence[str]) -> list[str]:
     """The SHA-256 of each file, by the cache where it has not changed since it was hashed."""
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    table = cache_folder() / f"hf_distill-hashes-{place}.parquet"
+    table = cache_folder() / f"hf_distill-hashes-{place}.bin"
     status = [os.stat(folder / path) for path in files]
     keys = [(path, each.st_size, each.st_mtime_ns) for path, each in zip(files, status, strict=True)]
     known = _known(table)
@@ -124,16 +124,17 @@ def _hashes(folder: Path, files: Sequence[str]) -> list[str]:
         names = ("path", "size", "changed", "sha256")
         buffer = io.BytesIO()
         pq.write_table(pa.table(dict(zip(names, map(list, (*columns, settled.values())), strict=True))), buffer)
-        atomic_write(table, buffer.getvalue())
+        atomic_write(table, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
     return [known[key] for key in keys]
 
 
 def _known(table: Path) -> dict[tuple[str, int, int], str]:
-    """SHA-256 by path, size and time of change."""
-    try:
-        columns = pq.read_table(table).to_pydict()
-    except (OSError, pa.ArrowException):
+    """SHA-256 by path, size and time of change; none where the table is absent or damaged."""
+    content = table.read_bytes() if table.is_file() else b""
+    data, digest = content[:-32], content[-32:]
+    if hashlib.sha256(data).digest() != digest:
         return {}
+    columns = pq.read_table(io.BytesIO(data)).to_pydict()
     keys = zip(columns["path"], columns["size"], columns["changed"], strict=True)
     return dict(zip(keys, columns["sha256"], strict=True))
 

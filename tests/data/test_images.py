@@ -30,6 +30,7 @@ from hf_distill.data.images import Outline, RealImages, _evenly
 from hf_distill.data.source import folder_revision
 from hf_distill.rng import generator
 from hf_distill.runs.folder import describe_images
+from tests.helpers import flips
 
 
 @pytest.fixture(autouse=True)
@@ -908,6 +909,14 @@ def test_what_has_not_changed_since_is_hashed_once(folder, monkeypatch):
     write(folder, "train", noise(4, seed=1), [0, 1, 0, 1])
     assert folder_revision(args(folder)) != train.revision
     assert hashed[2:] == ["train-00000.parquet"]
+
+
+def test_a_flipped_bit_in_what_is_known_of_files_has_them_hashed_again(folder):
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    os.utime(folder / "train-00000.parquet", (10**9, 10**9))
+    revision = folder_revision(args(folder))
+    for _ in flips(files.cache_folder(), "hf_distill-hashes-*", 40):
+        assert folder_revision(args(folder)) == revision
 
 
 CONFIGS = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*.parquet\n---\n"
