@@ -142,7 +142,7 @@ class Benchmark:
     def tesla(self) -> Callable[[], object]:
         """A whole iteration, but for reading an expert."""
         args = self.args
-        model = FlatModel.from_spec(self.spec).to(self.device)
+        model = FlatModel.from_spec(self.spec).for_second_derivatives().to(self.device)
         logits = in_precision(model, self.accelerator)
         count, dsa = args.classes * args.ipc, DSA()
         pixels = torch.zeros(count, *self.shape, device=self.device)

@@ -199,7 +199,7 @@ def main() -> None:
     device = device_for(args.device)
     kwargs = {"width": args.width} if args.student in CONVNETS else {}
     spec = StudentSpec(args.student, args.classes, args.channels, (args.resolution, args.resolution), kwargs)
-    model = FlatModel.from_spec(spec).to(device)
+    model = FlatModel.from_spec(spec).for_second_derivatives().to(device)
     about = describe(args, device)
     about |= {"student": spec.to_dict(), "parameters": model.num_params}
     print(f"{spec}\n{model.num_params:,} parameters, {about['device']}, {about['threads']} threads\n")

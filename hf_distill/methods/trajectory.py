@@ -154,7 +154,8 @@ class TrajectoryMatching(Distiller):
         return {"experts": experts}
 
     def _student(self) -> Student:
-        logits = in_precision(self.experts.flat_model().to(self.device), self.accelerator)  # parameters stay float32
+        model = self.experts.flat_model().for_second_derivatives().to(self.device)
+        logits = in_precision(model, self.accelerator)  # parameters stay float32
         return Student(logits, F.cross_entropy, self.config.syn_momentum, self.config.syn_weight_decay)
 
     @abstractmethod
