@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
 pytestmark = pytest.mark.slow
@@ -187,3 +188,22 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: --only unrol is no part; expected one of apm-cifar10")
     assert wrong.stderr.count("\n") == 1
+
+
+def test_operations_are_counted_with_the_bytes_that_they_read_and_write(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("machine", "recover", "kernels"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    kernels = importlib.import_module("kernels")
+    x = torch.ones(3, 4)
+    found = kernels.count(lambda: (x.T.add(torch.ones(1).expand(4, 3)), x[0, 0].item()))
+    assert found == kernels.Count(operations=2, bytes=4 * (1 + 12 + 1 + 12), reads=1)  # of ones and add
+    small = {"student": "convnet_d1", "width": 4, "resolution": 16, "batch": 3, "classes": 3, "teacher": "test_resnet"}
+    problem = kernels.Problem(kernels.BenchmarkArguments(**small, num_students=1, compiler=False, repeats=1))
+    rows = {(row["method"], row["norm"]): row for row in kernels.rows_of(problem)}
+    assert len(rows) == 8
+    for (method, norm), row in rows.items():
+        assert row["operations"] > 0 < row["bytes"]
+        if norm == "closed":
+            assert row["operations"] < rows[method, "torch"]["operations"]
+    assert set(kernels.times_of(problem)) == {"TESLA", "MTT"}

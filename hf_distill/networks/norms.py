@@ -113,22 +113,23 @@ class _Second(torch.autograd.Function):
         u, dy, x = (_wide(tensor).unflatten(1, (groups, -1)) for tensor in (u, dy, x))
         p, q, wide = (tensor.to(x.dtype).view(groups, -1, 1) for tensor in (p, q, w))
         mu, s = mu[:, :, None, None], s[:, :, None, None]
-        normal = (x - mu) * s
+        normal = (x - mu).mul_(s)
 
-        def average(means: Tensor) -> Tensor:  # over the group, of means over the pixels of each channel
+        def mean(values: Tensor) -> Tensor:  # over the pixels of each channel
+            return values.mean(dim=3, keepdim=True)
+
+        def average(means: Tensor) -> Tensor:  # of these over the group
             return means.mean(dim=2, keepdim=True) if means.shape[2] > 1 else means
 
-        products = (u, dy, u * normal, dy * normal, u * dy)
-        of_u, of_dy, of_un, of_dn, of_ud = (product.mean(dim=3, keepdim=True) for product in products)
+        of_u, of_dy, of_un, of_dn, of_ud = mean(u), mean(dy), mean(u * normal), mean(dy * normal), mean(u * dy)
         mean_u, big_u, c = average(of_u), average(of_un), average(wide * of_dn)
         along = of_ud.addcmul(mean_u, of_dy, value=-1).addcmul(big_u, of_dn, value=-1)  # mean of dy·P(u)/s
         scaled, sc = s * wide, s * c
         alpha = p.addcmul(scaled, big_u, value=-1)  # P is taken of h = alpha·dy − s·c·u
         mean_h = average(alpha * of_dy).addcmul(sc, mean_u, value=-1)
         slope = average(alpha * of_dn).addcmul(sc, big_u, value=-1).addcmul(s, average(wide * along))
-        for_dy = (normal * alpha).addcmul_(u, scaled) + q.addcmul(scaled, mean_u, value=-1)
-        for_x = (dy * (s * alpha)).addcmul_(u, s * sc, value=-1).addcmul_(normal, s * slope, value=-1)
-        for_x = for_x.sub_(s * mean_h)
+        for_dy = q.addcmul(scaled, mean_u, value=-1).addcmul(normal, alpha).addcmul_(u, scaled)
+        for_x = (-s * mean_h).addcmul(dy, s * alpha).addcmul_(u, s * sc, value=-1).addcmul_(normal, s * slope, value=-1)
         for_w = (s * along).sum(dim=0) * x.shape[3]
         return for_dy.to(dtype).view(shape), for_x.to(dtype).view(shape), for_w.to(w.dtype).view(w.shape)
 

@@ -169,12 +169,12 @@ def test_with_curvature_the_truncation_is_off_and_its_error_falls_with_the_learn
 
 
 class Operations(TorchDispatchMode):
-    """How many operations there are that compute something."""
+    """How many operations there are."""
 
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += torch.Tag.view_copy not in func.tags and "alias" not in func.name() and not func.is_view
+        self.count += 1
         return func(*args, **(kwargs or {}))
 
 
