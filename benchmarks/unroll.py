@@ -133,13 +133,13 @@ def problem(args: BenchmarkArguments, model: FlatModel, count: int, device: torc
     images, size = args.classes * args.ipc, (args.resolution, args.resolution)
     batch = min(args.batch_syn or images, images)
     blocks: list[Tensor] = []
-    while len(blocks) < count:
-        blocks += torch.randperm(images, generator=random).split(batch)
-    used, where = torch.cat(blocks[:count]).unique(return_inverse=True)
+    while lacking := count - len(blocks):
+        blocks += torch.randperm(images, generator=random)[: lacking * batch].split(batch)
+    used, where = torch.cat(blocks).unique(return_inverse=True)
     dsa = DSA()
     steps = [
         StudentStep(rows.to(device), dsa.sample(len(rows), random, size).to(device))
-        for rows in where.split([len(block) for block in blocks[:count]])
+        for rows in where.split([len(block) for block in blocks])
     ]
     start = model.init(0)
     target = start + 0.01 * torch.randn(len(start), generator=random)

@@ -298,9 +298,8 @@ class TrajectoryMatching(Distiller):
         size = min(config.batch_syn or count, count)
         random = generator(config.seed, "schedule", draw)
         blocks: list[Tensor] = []
-        while len(blocks) < config.syn_steps:
-            blocks += torch.randperm(count, generator=random).split(size)
-        blocks = blocks[: config.syn_steps]
+        while lacking := config.syn_steps - len(blocks):
+            blocks += torch.randperm(count, generator=random)[: lacking * size].split(size)
         used, where = torch.cat(blocks).unique(return_inverse=True)
         image_size = self.train.shape[1:]
         steps = [

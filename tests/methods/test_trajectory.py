@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_distill import DistillationDiverged
 from hf_distill.augmentation.dsa import DSA
@@ -120,6 +121,24 @@ def test_steps_take_blocks_of_a_permutation_and_a_new_one_when_it_is_used_up(tra
     assert all(torch.equal(a.rows, b.rows) for a, b in zip(again[1], steps, strict=True))
     other = method.schedule(6)
     assert [other[0][step.rows].tolist() for step in other[1]] != taken
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_of_a_permutation_no_more_blocks_are_made_than_the_steps_take(train, experts, tmp_path, size):
+    made = []
+
+    class Splits(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            made.extend([len(found)] if func.overloadpacket.__name__.startswith("split") else [])
+            return found
+
+    method = mtt(train, experts, tmp_path, batch_syn=size, syn_steps=2)
+    method.distilled = method.setup()
+    with Splits():
+        method.schedule(0)
+    assert made
+    assert max(made) == 2
 
 
 def test_a_draw_is_augmented_as_the_experts_were_or_not_at_all(train, experts, tmp_path):
