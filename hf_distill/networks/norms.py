@@ -49,9 +49,9 @@ def with_closed_norms(module: nn.Module) -> nn.Module:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """(N, C, ...) as (N, C, pixels), at least in float32."""
+    """(N, C, ...) as (N, C, pixels), in float32 or more, and contiguous, as PyTorch's operations want it."""
     x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 class _Normalised(torch.autograd.Function):

@@ -22,6 +22,7 @@ from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.training.experts import ExpertConfig, train_experts
 from tests.helpers import without_sums
 from tests.helpers.events import Notes
+from tests.helpers.graphs import nodes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,6 +185,14 @@ def test_a_step_leaves_the_gradient_of_the_matching_loss(train, experts, tmp_pat
         assert logs["start_epoch"] == method.segment(draw)[1]
         torch.testing.assert_close(pixels, wanted, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(lr, wanted_lr, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [mtt, tesla])
+def test_the_normalisation_of_the_student_is_the_one_to_differentiate_twice(train, experts, tmp_path, make):
+    method = make(train, experts, tmp_path)
+    logits = method.student.model(experts.row(0, 0).clone().requires_grad_(), torch.zeros(2, *train.shape))
+    assert any("Normalised" in name for name in nodes(logits))
+    assert not any("GroupNorm" in name for name in nodes(logits))
 
 
 def test_images_that_a_draw_does_not_take_have_no_gradient_and_draws_add_up(train, experts, tmp_path):
