@@ -55,7 +55,7 @@ def uniform(
         count: Numbers per id; asking for more does not change the first ones.
         device: Where to draw; by default where the ids are.
     """
-    bits = _bits(seed, path, ids.to(device or ids.device), count)
+    bits = _bits(seed, path, upload(ids, device or ids.device), count)
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
+from ..data.upload import upload
 from ..hub.checks import is_whole
 from .crops import CropParams, Mix, apply_mix, crop_resize
 
@@ -110,7 +112,7 @@ class RecordedViews:
         if self.mix == "none":
             return own
         partners = known["partner"].long()
-        other = self._cropped(images(partners.to(rows.device)), self.recall(partners, epoch))
+        other = self._cropped(images(upload(partners, rows.device)), self.recall(partners, epoch))
         return apply_mix(own, other, self._mix(known).to(own.device))
 
     def mixing(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -118,8 +120,9 @@ class RecordedViews:
         check_count(count, self.count)
         known = self.recall(rows, epoch)
         if self.mix == "none":
-            return rows, known["crop"].new_ones(len(rows)).float().to(rows.device)
-        return known["partner"].long().to(rows.device), self._mix(known).own_share(size).to(rows.device)
+            return rows, torch.ones(len(rows), device=rows.device)
+        partners, share = known["partner"].long(), self._mix(known).own_share(size)
+        return upload(partners, rows.device), upload(share, rows.device)
 
     def _mix(self, known: dict[str, Tensor]) -> Mix:
         if self.mix == "mixup":

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.upload import upload
 from .crops import (
     CROP_DRAWS,
     CropParams,
@@ -130,7 +131,7 @@ class Views:
         return mix.partners, mix.own_share(size)
 
     def _mix(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> Mix:
-        other = _partners(self.seed, epoch, count)[rows.cpu()].to(rows.device)
+        other = upload(_partners(self.seed, epoch, count)[rows.cpu()], rows.device)
         u = uniform(self.seed, (epoch, MIX), rows, 3)
         if self.mix == "cutmix":
             return draw_cutmix(u, size, self.alpha, other)
@@ -148,7 +149,8 @@ class Views:
         if self.crop == "resized":
             params = draw_crops(u, (height, width), self.scale, flip=self.flip)
             return crop_resize(x, params.to(x.device), (height, width))
-        boxes = torch.tensor([0, 0, height, width], device=u.device).repeat(len(rows), 1)
+        boxes = torch.zeros(len(rows), 4, dtype=torch.long, device=u.device)
+        boxes[:, 2], boxes[:, 3] = height, width
         if self.crop == "padded":
             boxes[:, :2] = (u[:, :2].double() * (2 * self.pad + 1)).floor().long()
             x = F.pad(x - background, (self.pad,) * 4) + background

@@ -305,7 +305,7 @@ class EpochLabels(HubFolder, LabelSource):
         if epoch is None:
             raise ValueError("stored labels are of the views of an epoch, and no epoch was given; say which")
         first, columns = self._epoch(epoch % self.num_epochs, images.device)
-        places = first + rows.to(images.device)
+        places = first + upload(rows, images.device)
         own = {name: column[places] for name, column in columns.items() if name not in RECORDED}
         return self.codec.decode(own, self.num_classes)
 
@@ -340,7 +340,7 @@ class EpochLabels(HubFolder, LabelSource):
             self._loaded = path, *self._read_rows(number, start, start + self.num_images)
         _, first, columns = self._loaded
         if device is not None:
-            columns |= {name: column.to(device) for name, column in columns.items() if name not in RECORDED}
+            columns |= {name: upload(column, device) for name, column in columns.items() if name not in RECORDED}
         return start - first, columns
 
     def _holds(self, path: Path, start: int) -> bool:

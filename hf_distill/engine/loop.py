@@ -240,12 +240,10 @@ class Distiller(Method):
 
     def _reach(self) -> float:
         """The way of the value that the gradient alone moves most; NaN or infinite where the gradient is."""
-        moves = [
-            group["lr"] * torch.linalg.vector_norm(parameter.grad, math.inf).item()
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        rates = [group["lr"] for group in groups for _ in group["params"]]
+        largest = [torch.linalg.vector_norm(p.grad, math.inf) for group in groups for p in group["params"]]
+        moves = [rate * value for rate, value in zip(rates, torch.stack(largest).tolist(), strict=True)]
         return max(moves, key=lambda move: math.inf if math.isnan(move) else move)
 
     def relabel(self) -> None:

@@ -312,9 +312,18 @@ class TrajectoryMatching(Distiller):
         return upload(used, self.device), steps
 
     def step(self, draw: int) -> dict[str, float]:
-        """Add ∂L/∂X and ∂L/∂β of one draw to the gradients."""
+        """Add ∂L/∂X and ∂L/∂β of one draw to the gradients.
+
+        Raises:
+            ValueError: The expert stood still between start and target, where L has no meaning.
+        """
         expert, epoch = self.segment(draw)
         segment = self.experts.segment(expert, epoch, self.config.expert_epochs)
+        if torch.equal(*segment):  # here, where they are on the host, and not where the device would be waited for
+            raise ValueError(
+                f"the parameters of expert {expert} are the same after {epoch} and {epoch + self.config.expert_epochs} "
+                "epochs; expected a segment over which it moves: check how the experts were trained"
+            )
         start, target = (upload(row, self.device) for row in segment)
         rows, steps = self.schedule(draw)
         pixels, lr = self.distilled.pixel_values, self.distilled.lr

@@ -42,6 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..augmentation.dsa import DSA, DsaParams
+from ..data.upload import upload
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> logits (B, K)
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, K), targets (B,) or (B, K)) -> mean over the batch
@@ -99,18 +100,8 @@ class MatchingGradient:
 
 
 def matching_loss(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """‖θ − θ*‖² / ‖θ_0 − θ*‖² for parameters (P,), a scalar.
-
-    Raises:
-        ValueError: The expert did not move between start and target, so that the ratio has no meaning.
-    """
-    distance = (start - target).square().sum()
-    if not distance > 0:
-        raise ValueError(
-            "the expert's parameters are the same at the start and at the end of the segment (or not finite); "
-            "expected a segment over which it moves: check how the experts were trained"
-        )
-    return (theta - target).square().sum() / distance
+    """‖θ − θ*‖² / ‖θ_0 − θ*‖² for parameters (P,), a scalar; not finite where the expert did not move."""
+    return (theta - target).square().sum() / (start - target).square().sum()
 
 
 def full_unroll(
@@ -246,7 +237,7 @@ class _StateStore:
         if tensor.device.type == "cuda" and device.type == "cpu":
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             return host.copy_(tensor, non_blocking=True)
-        return tensor.to(device, non_blocking=True)
+        return upload(tensor, device)
 
     def _moved(self, state: _State, device: torch.device) -> _State:
         velocity = None if state.velocity is None else self._move(state.velocity, device)

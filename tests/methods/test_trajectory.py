@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,17 @@ def test_the_normalisation_of_the_student_is_the_one_to_differentiate_twice(trai
     logits = method.student.model(experts.row(0, 0).clone().requires_grad_(), torch.zeros(2, *train.shape))
     assert any("Normalised" in name for name in nodes(logits))
     assert not any("GroupNorm" in name for name in nodes(logits))
+
+
+@pytest.mark.parametrize("make", [mtt, tesla])
+def test_an_expert_that_did_not_move_is_refused(train, experts, tmp_path, make):
+    method = make(train, experts, tmp_path)
+    expert, epoch = method.segment(0)
+    row = method.experts.row(expert, epoch)
+    method.experts = SimpleNamespace(num_experts=experts.num_experts, segment=lambda *where: (row, row.clone()))
+    where = f"expert {expert} are the same after {epoch} and {epoch + 2} epochs"
+    with pytest.raises(ValueError, match=f"{where}; expected a segment over which it moves"):
+        method.step(0)
 
 
 def test_images_that_a_draw_does_not_take_have_no_gradient_and_draws_add_up(train, experts, tmp_path):
