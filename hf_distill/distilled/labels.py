@@ -8,7 +8,7 @@ import fnmatch
 import functools
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,6 +59,19 @@ class LabelSource(ABC):
         Returns:
             Classes (n,) or logits (n, K), on the device of `images`.
         """
+
+
+def _in_chunks(answer: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    """Logits (n, K) float32 of images (n, C, H, W), `size` at a time; no more is held beside them than those of one."""
+    if len(images) <= size:
+        return answer(images).float()
+    logits: Tensor | None = None
+    for start in range(0, len(images), size):
+        part = answer(images[start : start + size]).float()
+        if logits is None:
+            logits = part.new_empty(len(images), part.shape[1])
+        logits[start : start + size] = part
+    return logits
 
 
 class HardLabels(LabelSource):
@@ -154,8 +167,11 @@ class TeacherLabels(LabelSource):
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """Logits (n, K) float32; a pure function of `images`."""
         model, thetas = self.model.to(images.device), self.thetas.to(images.device)
-        chunks = [sum(model(theta, chunk).float() for theta in thetas) for chunk in images.split(self.chunk_size)]
-        return torch.cat(chunks) / len(thetas)
+
+        def mean(chunk: Tensor) -> Tensor:
+            return sum(model(theta, chunk).float() for theta in thetas) / len(thetas)
+
+        return _in_chunks(mean, images, self.chunk_size)
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters, on the CPU: `from_config` needs them beside the configuration."""
@@ -358,7 +374,7 @@ class NetworkLabels(LabelSource):
         teacher = self.teacher
         if next(teacher.model.parameters()).device != images.device:
             self.to(images.device)
-        return torch.cat([teacher.logits(chunk).float() for chunk in images.split(self.chunk_size)])
+        return _in_chunks(teacher.logits, images, self.chunk_size)
 
     def to_config(self) -> dict[str, Any]:
         """The network, its SHA-256 and size, and the repository that it is shared from, as JSON types."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config import DistillConfig, LoopConfig
 from ..distilled.distilled_set import DistilledSet
-from ..distilled.labels import StoredLabels
+from ..distilled.targets import targets_of
 from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
 from ..runs.callbacks import RunState, Trackers
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
@@ -250,9 +250,8 @@ class Distiller(Method):
         """Let the teacher, where there is one, label the images as they are now."""
         if self.distilled.teacher is None:
             return
-        labels, pixels = self.distilled.labels, self.distilled.pixel_values.detach()
-        logits = self.distilled.teacher(pixels, labels, torch.arange(len(labels), device=self.device))
-        self.distilled.soft_labels = StoredLabels(logits).logits
+        pool = Pool(self.distilled.pixel_values, self.distilled.labels, device=self.device)
+        self.distilled.soft_labels = targets_of(pool, self.distilled.teacher)
 
     def _select(self, state: RunState) -> None:
         """Train students on the set as it is now, test them on held-out images, remember the set if it is the best."""

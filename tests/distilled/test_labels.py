@@ -2,10 +2,13 @@
 
 import fnmatch
 import json
+import weakref
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_distill.augmentation.views import Views
 from hf_distill.data.feed import Pool
@@ -79,6 +82,37 @@ def test_a_teacher_carries_no_gradient_and_says_the_same_twice(images, rows):
 def test_a_teacher_says_the_same_in_chunks(images, rows):
     whole, parts = teacher()(images, rows, rows), teacher(chunk_size=3)(images, rows, rows)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that tensors held at one time, but those that were there before, as a context."""
+
+    def __init__(self, *before: torch.Tensor) -> None:
+        super().__init__()
+        self.before = {tensor.untyped_storage().data_ptr() for tensor in before}
+        self.tensors: list[weakref.ref] = []
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.tensors = [known for known in self.tensors if known() is not None]
+        self.tensors += [weakref.ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        storages = [known().untyped_storage() for known in self.tensors]
+        held = {each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in self.before}
+        self.peak = max(self.peak, sum(held.values()))
+        return result
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_teacher_holds_the_labels_of_one_chunk_beside_its_answer(count, device):
+    spec = StudentSpec("convnet_d1", 3000, 1, (4, 4), {"width": 2})
+    source = TeacherLabels(spec, torch.zeros(count, spec.num_params(), device=device), chunk_size=2)
+    images = torch.randn(60, 1, 4, 4).to(device)
+    source(images[:2], None, None)  # builds the network
+    with Alive(source.thetas, images) as alive:
+        answer = source(images, None, None)
+    assert answer.nbytes == 60 * 3000 * 4
+    assert alive.peak < 1.3 * answer.nbytes
 
 
 def test_a_teacher_comes_back_from_its_config_and_tensors_bit_for_bit(images, rows):

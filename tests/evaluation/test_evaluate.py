@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -323,6 +324,28 @@ def test_top_k_counts_classes_among_the_k_largest_logits_over_all_batches():
     for k in (1, 5, 10, 99):
         hits = sum(label in rank[:k] for label, rank in zip(labels.tolist(), ranks, strict=True))
         assert accuracy(Answers(logits), pool, k) == hits / 2500
+
+
+class Forgetful(Answers):
+    """Answers as long as nobody keeps its answers."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__(logits)
+        self.given: list[weakref.ref] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert sum(known() is not None for known in self.given) <= 1
+        logits = super().forward(images)
+        self.given.append(weakref.ref(logits))
+        return logits
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_no_logits_are_kept_while_hits_are_counted(k):
+    network = Forgetful(torch.randn(5000, 10))
+    pool = Pool(torch.arange(5000.0).view(5000, 1, 1, 1), torch.zeros(5000, dtype=torch.long))
+    accuracy(network, pool, k)
+    assert len(network.given) > 4
 
 
 class Fixed(nn.Module):

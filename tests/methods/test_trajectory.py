@@ -16,6 +16,8 @@ from hf_distill import DistillationDiverged
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
+from hf_distill.distilled import targets
+from hf_distill.distilled.labels import TeacherLabels
 from hf_distill.evaluation.trainer import Result, Trainer
 from hf_distill.methods import MTT, TESLA, MTTConfig, TESLAConfig
 from hf_distill.methods.unroll import MatchingGradient
@@ -186,6 +188,24 @@ def test_a_step_leaves_the_gradient_of_the_matching_loss(train, experts, tmp_pat
         assert logs["start_epoch"] == method.segment(draw)[1]
         torch.testing.assert_close(pixels, wanted, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(lr, wanted_lr, rtol=1e-4, atol=1e-6)
+
+
+def test_published_labels_are_asked_for_in_parts(train, experts, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "TEST_BATCH", 8)
+    method = tesla(train, experts, tmp_path, label="expert")
+    method.distilled = method.setup()
+    pixels, teacher = method.distilled.pixel_values.detach(), method.distilled.teacher
+    expected = torch.cat([teacher(part, None, None) for part in pixels.split(8)]).half()
+    asked, known = [], TeacherLabels.__call__
+
+    def ask(self, images, *rest):
+        asked.append(len(images))
+        return known(self, images, *rest)
+
+    monkeypatch.setattr(TeacherLabels, "__call__", ask)
+    method.relabel()
+    assert asked == [8, 8, 4]
+    assert torch.equal(method.distilled.soft_labels, expected)
 
 
 @pytest.mark.parametrize("make", [mtt, tesla])
