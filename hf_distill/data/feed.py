@@ -1,17 +1,19 @@
 """`Pool`: labelled images for a device, and the one way in which they reach it.
 
 Preprocessed floats of all images stay on the device where they fit and are worth it, else the pixels do; else the
-rows of a batch are gathered on the host and sent. One rule says what fits, by the memory that is free.
+rows of a batch are gathered on the host and sent, those that are expected next meanwhile. One rule says what fits, by
+the memory that is free.
 """
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .ahead import ReadAhead
 from .images import RealImages
 from .preprocessing import Preprocessing
 from .ragged import Ragged
@@ -85,6 +87,8 @@ class Pool:
         self._pixels: Tensor | None = None
         free = free_memory(self.device) if free is None else free
         source, values = self.source, len(self.source) * self.values
+        self._read = ReadAhead(source.__getitem__ if isinstance(source, Tensor) else source.uint8)
+        self._read_kept = None if isinstance(source, Tensor) or source.keep_side is None else ReadAhead(source.kept)
         if keep == "floats" and self.preprocessing is not None and 4 * values * FLOATS_PART <= free:
             self._floats = torch.empty((len(source), *self.shape), device=self.device)
             for start in range(0, len(source), FILLED_AT_ONCE):
@@ -128,10 +132,36 @@ class Pool:
 
     def kept(self, rows: Tensor) -> Ragged | None:
         """The images `rows` (n,), on the CPU, at their own shapes, on the device; None where none are kept."""
-        source = self.source
-        if isinstance(source, Tensor) or source.keep_side is None:
-            return None
-        return source.kept(self._places(rows)).to(self.device)
+        return None if self._read_kept is None else self._read_kept(self._places(rows)).to(self.device)
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Pixels are read from disk whenever they are asked for."""
+        return self._floats is None and self._pixels is None and not isinstance(self.source, Tensor)
+
+    def expect(self, rows: Tensor, *, kept: bool = False) -> None:
+        """Read images in a thread that will be asked for soon, as these very rows; nothing where they are in memory.
+
+        Args:
+            rows: Of any shape, on the CPU.
+            kept: They will be asked for at their own shapes, if any are kept.
+        """
+        read = self._read_kept if kept else None
+        if read is None and self.reads_pixels:
+            read = self._read
+        if read is not None:
+            read.expect(self._places(rows.flatten()))
+
+    def each(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of the rows (n,), one after another, with the images of each, (n, C, H, W); the next is read meanwhile.
+
+        Args:
+            parts: On the CPU.
+        """
+        for number, rows in enumerate(parts):
+            for following in parts[number + 1 : number + 2]:
+                self.expect(following)
+            yield rows, self.images(rows)
 
     def _places(self, rows: Tensor) -> Tensor:
         """The places of `rows` in what is kept, or else in the source."""
@@ -146,8 +176,7 @@ class Pool:
         return places
 
     def _gathered(self, places: Tensor) -> Tensor:
-        source = self.source
-        return upload(source[places] if isinstance(source, Tensor) else source.uint8(places), self.device)
+        return upload(self._read(places), self.device)
 
     def _seen(self, pixels: Tensor) -> Tensor:
         return pixels if self.preprocessing is None else self.preprocessing(pixels)
@@ -179,5 +208,4 @@ class Pool:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Everything in order, at most `size` at a time: rows (n,) on the CPU, and images (n, C, H, W)."""
-        for rows in torch.arange(len(self)).split(size):
-            yield rows, self.images(rows)
+        return self.each(torch.arange(len(self)).split(size))

@@ -30,6 +30,7 @@ from .pixels import DEEPEST, LEAST_SPAN, NO_RANGE, Frame, Keep, Pixels, Target, 
 from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
 from .ragged import Ragged
 from .source import Source, check_head, folder_revision, one_process_at_a_time, split_names
+from .upload import upload
 
 __all__ = ["Outline", "RealImages"]
 
@@ -465,7 +466,7 @@ class RealImages(torch.utils.data.Dataset):
         images = torch.empty((len(self), *self.shape), dtype=torch.uint8, device=device)
         filled = 0
         for batch in _batches(self._pixels, self._positions):
-            images[filled : filled + len(batch)] = batch.to(device)
+            images[filled : filled + len(batch)] = upload(batch, device)
             filled += len(batch)
         return images
 

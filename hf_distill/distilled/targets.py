@@ -20,16 +20,16 @@ def targets_of(pool: Pool, source: LabelSource, rows: Tensor | None = None) -> T
         rows: (n,) on the CPU; all if not given.
     """
     rows = torch.arange(len(pool)) if rows is None else rows
-    targets: Tensor | None = None  # one tensor for all parts, when the first says what they are like
-    for start in range(0, len(rows), TEST_BATCH):
-        part = rows[start : start + TEST_BATCH]
-        labels = source(*pool.take(part), part)
-        if targets is None:
+    if not len(rows):
+        raise ValueError("labels of no images; expected at least one row")
+    targets, done = torch.empty(0), 0  # one tensor for all parts, when the first says what they are like
+    for part, images in pool.each(rows.split(TEST_BATCH)):
+        labels = source(images, pool.labels[upload(part, pool.device)], part)
+        if not done:
             dtype = torch.float16 if labels.is_floating_point() else labels.dtype
             targets = torch.empty((len(rows), *labels.shape[1:]), dtype=dtype, device=pool.device)
-        targets[start : start + len(part)] = labels
-    if targets is None:
-        raise ValueError("labels of no images; expected at least one row")
+        targets[done : done + len(part)] = labels
+        done += len(part)
     return targets
 
 

@@ -67,7 +67,7 @@ def coresets(
     chosen: dict[str, list[Tensor]] = {name: [] for name in names}
     for label, n in enumerate(counts):
         rows = real.class_rows(label)
-        parts = (pool.images(part) for part in rows.split(size))
+        parts = (images for _, images in pool.each(rows.split(size)))
         features = torch.cat([(part if features_of is None else features_of(part)).flatten(1) for part in parts])
         for name in names:
             if name == "herding":

@@ -152,7 +152,12 @@ def train_on_crops(
             factor = protocol.rate(epoch, epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
-            for places in torch.randperm(count, generator=order).split(protocol.batch_size):
+            parts = torch.randperm(count, generator=order).split(protocol.batch_size)
+            for number, places in enumerate(parts):
+                if pool.reads_pixels:
+                    for following in parts[number + 1 : number + 2]:
+                        pool.expect(rows[following])
+                        pool.expect(rows[views.mixing(following, epoch, count, pool.shape[1:])[0]])
                 if len(places) == 1:  # the rest of an epoch: BatchNorm has no statistics of one image
                     continue
                 x = views(lambda chosen: pool.images(rows[chosen]), places, epoch, count, background)

@@ -216,6 +216,8 @@ class ExpertTrainer:
         for rows in batches[:first]:  # what was drawn for the steps that are done
             self._augmentations(rows, draws)
         for step, rows in enumerate(batches[first:], first + 1):  # (E, B)
+            for following in batches[step : step + 1]:
+                self.images.expect(following)
             loss, right = self._augmented_step(thetas, velocities, rows, draws)
             sums += torch.stack([loss * rows.shape[1], right.to(loss)])
             if look is not None and step < len(batches):
@@ -237,9 +239,9 @@ class ExpertTrainer:
     def accuracy(self, theta: Tensor, images: Pool) -> float:
         """Accuracy in [0, 1] of one expert `theta` (P,) on `images`, without augmentation."""
         right = torch.zeros((), device=theta.device, dtype=torch.int64)
-        for rows in torch.arange(len(images)).split(self.config.batch_train):
-            x, y = images.take(rows)
-            right += (self.flat(theta, x.to(theta.dtype)).argmax(1) == y).sum()
+        for rows, x in images.batches(self.config.batch_train):
+            labels = images.labels[upload(rows, images.device)]
+            right += (self.flat(theta, x.to(theta.dtype)).argmax(1) == labels).sum()
         return right.item() / len(images)
 
     def rate(self, size: int, steps: int | None = None) -> float:

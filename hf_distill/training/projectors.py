@@ -488,6 +488,8 @@ class _ProjectorTraining(EpochTraining):
         self.projector.train()
         for step in range(first, len(batches)):
             rows = batches[step, part]
+            for following in batches[step + 1 : step + 2, part]:
+                self._expect(pool, following, epoch)
             x = _laid_out(views(pool.images, rows, epoch, len(pool), background))
             teachers = self.teachers if config.teacher_target == "mean" else [self.teachers[asked[step]]]
             lr = config.lr(before + step, total)
@@ -510,6 +512,12 @@ class _ProjectorTraining(EpochTraining):
     def _views(self, pool: Pool) -> Views:
         """What is seen of real images, or of those of the distilled set."""
         return self.views.for_real_images() if pool is self.real else self.views
+
+    def _expect(self, pool: Pool, rows: Tensor, epoch: int) -> None:
+        """Read images, and their partners, that will be asked for soon, where they are not in memory."""
+        if pool.reads_pixels:
+            pool.expect(rows)
+            pool.expect(self.views.mixing(rows, epoch, len(pool), pool.shape[1:])[0])
 
     def _classes(self, pool: Pool, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The classes of images and their partners, and the images' shares of the views."""

@@ -220,6 +220,10 @@ class _Augmented:
         images = pool.preprocessing(pixels).contiguous(memory_format=self.layout)
         return images, pool.labels[upload(mine, pool.device)]
 
+    def expect(self, rows: Tensor, part: slice) -> None:
+        """Read the images of a batch that will be asked for soon, which is where they are not in memory."""
+        self.pool.expect(rows[part], kept=self.config.teacher_augment == "rrc")
+
     def _resized_crops(self, rows: Tensor, epoch: int) -> Tensor:
         """Random boxes of `rows` (n,) resized and mirrored, (n, C, H, W): uint8 out of images at their own shapes."""
         pool, size = self.pool, self.pool.shape[1:]
@@ -558,9 +562,9 @@ def _accuracy(teacher: Teacher, pool: Pool, accelerator: Accelerator) -> float:
     """Top-1 accuracy in [0, 1] on images as they are; the processes share the work."""
     rows, size = torch.arange(len(pool)), images_at_once(teacher.model, pool)
     right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    for part in rows.tensor_split(accelerator.num_processes)[accelerator.process_index].split(size):
-        images, labels = pool.take(part)
-        right += (teacher.logits(images).argmax(1) == labels).sum()
+    mine = rows.tensor_split(accelerator.num_processes)[accelerator.process_index]
+    for part, images in pool.each(mine.split(size)):
+        right += (teacher.logits(images).argmax(1) == pool.labels[upload(part, pool.device)]).sum()
     return accelerator.reduce(right).item() / len(rows)
 
 
@@ -650,6 +654,8 @@ class _TeacherTraining(EpochTraining):
             rows = batches[step]
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr(epoch * len(batches) + step, len(batches))
+            for following in batches[step + 1 : step + 2]:
+                self.images.expect(following, part)
             images, labels = self.images.augmented(rows, part, epoch, step)
             logits = self.prepared(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")

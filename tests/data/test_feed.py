@@ -1,19 +1,25 @@
 """The way of images to a device: the same pixels whatever is kept there, and no more of them than are asked for."""
 
 import math
+import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
+from hf_distill.data import feed
 from hf_distill.data.feed import HOST_BYTES, Pool, free_memory
 from hf_distill.data.images import RealImages
 from hf_distill.data.pixels import Pixels
 from hf_distill.data.preprocessing import Preprocessing, fit_mean_std, fit_zca
-from hf_distill.evaluation.protocols import EvalProtocol
+from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
 from hf_distill.evaluation.students import train_students
 from hf_distill.networks.architectures import StudentSpec
+from hf_distill.training.experts import ExpertConfig, train_experts
+from hf_distill.training.teachers import TeacherConfig, train_teacher
 
 COUNT = 40
 SHAPES = {"gray": (1, 5, 7), "rgb": (3, 6, 4)}
@@ -35,21 +41,24 @@ def preprocessing(request, pixels) -> Preprocessing:
 
 
 class Counted(Pixels):
-    """Counts how often each image is read."""
+    """Counts how often each image is read, and how often in the thread that computes."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         parts = [pa.array([image.tobytes() for image in part], pa.binary()) for part in np.array_split(pixels, 3)]
         super().__init__(pa.chunked_array(parts), pixels.shape[1:], resized=False)
-        self.reads = np.zeros(len(pixels), int)
+        self.reads, self.waited = np.zeros(len(pixels), int), 0
 
     def take(self, rows):
         np.add.at(self.reads, rows.numpy(), 1)
+        self.waited += threading.current_thread() is threading.main_thread()
         return super().take(rows)
 
 
 def real_images(pixels: np.ndarray, preprocessing: Preprocessing) -> RealImages:
     labels = torch.arange(len(pixels)) % 4
-    return RealImages(Counted(pixels), torch.arange(len(pixels)), labels, list("abcd"), preprocessing, {})
+    about = {"name": "numbers", "config": None, "split": "train", "revision": "0", "license": None, "gated": False}
+    about = {**about, "homepage": None, "num_images": len(pixels)}
+    return RealImages(Counted(pixels), torch.arange(len(pixels)), labels, list("abcd"), preprocessing, about)
 
 
 def seen(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -232,6 +241,82 @@ def test_students_on_few_of_many_images_are_those_on_the_few_which_are_gathered_
     np.testing.assert_array_equal(real._pixels.reads, np.isin(np.arange(COUNT), rows.numpy()).astype(int))
     kept = trained(pool(real, preprocessing))
     assert all(torch.equal(one, other) for one, other in zip(gathered, kept, strict=True))
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_what_is_expected_is_read_once_in_another_thread_and_is_what_it_would_have_been(rows, pixels, preprocessing):
+    real, others = real_images(pixels, preprocessing), torch.tensor([8, 9])
+    images = pool(real, preprocessing, keep="nothing")
+    expected = images.take(rows)[0]
+    for _ in range(3):
+        real._pixels.reads[:], real._pixels.waited = 0, 0
+        for _ in range(2):  # said twice
+            images.expect(rows)
+        images.take(others)
+        assert real._pixels.waited == 1
+        assert torch.equal(images.take(rows)[0], expected)
+        assert real._pixels.waited == 1
+        np.testing.assert_array_equal(
+            real._pixels.reads, np.bincount(np.concatenate([rows.numpy().ravel(), [8, 9]]), minlength=COUNT)
+        )
+
+
+@pytest.mark.parametrize("kept", ["floats", "pixels"])
+def test_of_what_is_in_memory_nothing_is_read_ahead(kept, pixels, preprocessing):
+    real = real_images(pixels, preprocessing)
+    images = pool(real, preprocessing, keep="floats", free=memory_for(kept, pixels))
+    before = real._pixels.reads.copy()
+    images.expect(torch.arange(COUNT))
+    images.images(torch.arange(COUNT))
+    np.testing.assert_array_equal(real._pixels.reads, before)
+
+
+def test_what_nobody_asks_for_is_forgotten_and_an_error_comes_where_it_would_have(pixels, preprocessing):
+    images = pool(real_images(pixels, preprocessing), preprocessing, keep="nothing")
+    for number in range(20):
+        images.expect(torch.tensor([number]))
+    assert len(images._read._waiting) < 10
+    part = images.holding(torch.tensor([2, 30]), free=0)
+    part.expect(torch.tensor([30]))
+    assert torch.equal(part.images(torch.tensor([30])), images.images(torch.tensor([30])))
+    images.expect(torch.tensor([COUNT]))
+    images.images(torch.tensor([0]))
+    with pytest.raises(IndexError):
+        images.images(torch.tensor([COUNT]))
+
+
+def _teacher(real: RealImages, folder: Path) -> Tensor:
+    config = TeacherConfig(student="convnet_d1", student_width=4, teacher_epochs=2, batch_train=8)
+    model = train_teacher(real, None, config, folder, disable_tqdm=True).model
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def _experts(real: RealImages, folder: Path) -> Tensor:
+    config = ExpertConfig(student="convnet_d1", student_width=4, num_experts=2, batch_train=8, experts_at_once="2")
+    return train_experts(real, config, folder, epochs=2, disable_tqdm=True).row(1, 2)
+
+
+def _student(real: RealImages, folder: Path) -> Tensor:
+    spec = StudentSpec("convnet_d1", 4, real.shape[0], real.shape[1:], {"width": 4})
+    images = Pool(real, real.labels, preprocessing=real.preprocessing)
+    protocol = CropProtocol("short", epochs=2, full_data_epochs=1, batch_size=8)
+    (student,) = train_students(images, images.labels, torch.arange(COUNT)[None], spec, protocol, 2, [0.1], [0])
+    return torch.cat([value.flatten() for value in student.state_dict().values()])
+
+
+def _batches(real: RealImages, folder: Path) -> Tensor:
+    return torch.cat([batch for _, batch in Pool(real, real.labels).batches(8)])
+
+
+@pytest.mark.parametrize("work", [_teacher, _experts, _student, _batches])
+def test_whoever_goes_through_images_that_do_not_fit_waits_for_few_of_them(work, monkeypatch, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 1, 8, 8), dtype=np.uint8)
+    preprocessing = Preprocessing(1, (8, 8), (0.5,), (0.25,))
+    expected = work(real_images(pixels, preprocessing), tmp_path / "in memory")
+    monkeypatch.setattr(feed, "HOST_BYTES", 0)
+    real = real_images(pixels, preprocessing)
+    assert torch.equal(work(real, tmp_path / "on disk"), expected)
+    assert real._pixels.waited <= real._pixels.reads.sum() / 8 / 2
 
 
 @pytest.mark.gpu
