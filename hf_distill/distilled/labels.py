@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from ..augmentation.views import ViewSource
 from ..data.preprocessing import Preprocessing
+from ..data.upload import upload
 from ..hub.checks import Rules, check_values, is_commit_of_repository, is_hex, is_whole
 from ..hub.files import load_json
 from ..hub.repository import Repository
@@ -86,7 +87,7 @@ class HardLabels(LabelSource):
 
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """The classes (n,) as they are."""
-        return labels.to(images.device)
+        return upload(labels, images.device)
 
 
 class StoredLabels(LabelSource):
@@ -113,7 +114,7 @@ class StoredLabels(LabelSource):
 
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """The stored logits (n, K) of `rows`, float32."""
-        return self.logits[rows.to(self.logits.device)].to(images.device, torch.float32)
+        return upload(self.logits[upload(rows, self.logits.device)], images.device).float()
 
 
 class TeacherLabels(LabelSource):

@@ -4,10 +4,13 @@ import math
 import threading
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from PIL import Image
 from torch import Tensor
 
 from hf_distill.data import feed
@@ -15,6 +18,7 @@ from hf_distill.data.feed import HOST_BYTES, Pool, free_memory
 from hf_distill.data.images import RealImages
 from hf_distill.data.pixels import Pixels
 from hf_distill.data.preprocessing import Preprocessing, fit_mean_std, fit_zca
+from hf_distill.data.ragged import Ragged
 from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
 from hf_distill.evaluation.students import train_students
 from hf_distill.networks.architectures import StudentSpec
@@ -317,6 +321,27 @@ def test_whoever_goes_through_images_that_do_not_fit_waits_for_few_of_them(work,
     real = real_images(pixels, preprocessing)
     assert torch.equal(work(real, tmp_path / "on disk"), expected)
     assert real._pixels.waited <= real._pixels.reads.sum() / 8 / 2
+
+
+@pytest.mark.parametrize("side", ["8", "source"])
+def test_images_at_their_own_shapes_are_read_ahead_too(side, monkeypatch, tmp_path):
+    draw = np.random.default_rng(0)
+    shown = [Image.fromarray(draw.integers(0, 256, (9 + number % 3, 10), dtype=np.uint8)) for number in range(24)]
+    features = Features({"image": datasets.Image(), "label": Value("int64")})
+    data = Dataset.from_dict({"image": shown, "label": [0, 1] * 12}, features=features)
+    real = RealImages.from_dataset(data, resolution=8, keep_side=side)
+    config = TeacherConfig(
+        student="convnet_d1", student_width=4, teacher_epochs=1, batch_train=6, teacher_augment="rrc"
+    )
+    waited, take = [], RealImages.kept
+
+    def read(real: RealImages, rows: Tensor) -> Ragged:
+        waited.append(threading.current_thread() is threading.main_thread())
+        return take(real, rows)
+
+    monkeypatch.setattr(RealImages, "kept", read)
+    train_teacher(real, None, config, tmp_path / "teacher", disable_tqdm=True)
+    assert sorted(waited) == [False, False, False, True]  # the first of four batches
 
 
 @pytest.mark.gpu

@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from torch.func import functional_call
 
 from hf_distill.augmentation.views import Views
 from hf_distill.config import DataArguments
+from hf_distill.data import feed
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing
@@ -218,6 +221,21 @@ def test_a_step_asks_the_mean_of_all_teachers_or_one_of_them_and_all_in_time(dig
         assert sum(near) == 1
         asked.append(near.index(True))
     assert set(asked) == {0, 1}
+
+
+def test_real_images_that_do_not_fit_are_read_ahead_with_their_partners(digits, prior, teachers, tmp_path, monkeypatch):
+    expected = matrices(train(digits, prior, teachers, tmp_path / "in memory"))
+    waited, take = Counter(), RealImages.uint8
+
+    def read(real: RealImages, rows: Tensor) -> Tensor:
+        waited[threading.current_thread() is threading.main_thread()] += 1
+        return take(real, rows)
+
+    monkeypatch.setattr(RealImages, "uint8", read)
+    monkeypatch.setattr(feed, "HOST_BYTES", 0)
+    found = matrices(train((digits[0], None), prior, teachers, tmp_path / "on disk"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert waited[False] == 2 * 2  # of two batches in each of two epochs, the second; and its partners
 
 
 def test_only_whole_batches_are_seen(digits, prior, teachers, tmp_path):
