@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hf_distill as hd
 from hf_distill.augmentation.dsa import DEFAULT_STRATEGY, DSA
 from hf_distill.data.feed import Pool
+from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.data.upload import upload
 from hf_distill.distilled.labels import NetworkLabels
 from hf_distill.engine.loop import Distiller
-from hf_distill.evaluation import crop_students, students
+from hf_distill.evaluation import accuracy, crop_students, students
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import METHODS, apm, hello, patches, sre2l
 from hf_distill.networks.architectures import StudentSpec
@@ -263,6 +264,29 @@ def test_a_step_of_a_student_on_crops_reads_nothing_of_the_device(name, data, po
     crop_students.train_on_crops(pool, label, torch.arange(30), spec, protocol, 1, 0.01, 0)
     # All of the host: partners, once more for classes of their own; the edges of tiles, of two views and two sides.
     check(found, Waits(reads=1 + (protocol.ce_weight > 0), made=4 * (protocol.views.shuffle > 1)))
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_preprocessing_makes_its_constants_once(whitened, data):
+    zca = fit_zca([data[0].uint8(range(20))], 0.1) if whitened else None
+    known = Preprocessing(1, (8, 8), (0.5,), (0.25,), zca)
+    pixels = data[0].uint8([0, 1])
+    for first in (True, False):
+        with Counted() as waits:
+            known.inverse(known(pixels))
+            known.to_uint8(known(pixels.float() / 255))
+        assert (waits == Waits()) is not first
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("size", [7, 60])
+def test_an_accuracy_is_read_once_whatever_the_batches(size, k, pool, monkeypatch):
+    monkeypatch.setattr(accuracy, "images_at_once", lambda network, pool: size)
+    network = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4}).build(0)
+    pool.images(torch.arange(2))
+    with Counted() as waits:
+        accuracy.accuracy(network, pool, k)
+    assert waits == Waits(reads=2)  # to the host, and to NumPy there
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
