@@ -29,7 +29,9 @@ def main() -> None:
     framed = framed_by_teacher(data_args, config.teachers, CDA.labelled_by)
     networks = (teacher_config,)
     train, test = RealImages.train_and_test(
-        framed, check=lambda outline: CDA.check(config, outline, accelerator, networks)
+        framed,
+        check=lambda outline: CDA.check(config, outline, accelerator, networks),
+        on_demand=CDA.looks_at_few(config),
     )
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     cda = CDA.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)

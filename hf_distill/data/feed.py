@@ -99,6 +99,9 @@ class Pool:
                 self._pixels = upload(source, self.device)
         elif keep != "nothing" and values * PIXELS_PART <= free:
             self._pixels = source.resident(self.device)
+        elif keep != "nothing":
+            self.source = source.mapped()
+            self._read = ReadAhead(self.source.uint8)
         gathered = (self._floats is None and self._pixels is None) or self._rows is not None
         self.rows_device = torch.device("cpu") if gathered else self.device
 

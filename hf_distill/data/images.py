@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from ..config import INTERPOLATIONS, DataArguments, check_keep_side, check_resize
 from ..hub.files import atomic_write
 from ..rng import generator
-from .kept import Encoded, Kept
-from .pixels import DEEPEST, LEAST_SPAN, NO_RANGE, Frame, Keep, Pixels, Target, rows_in_chunk
+from .kept import Encoded, Kept, PixelsOnDemand
+from .pixels import DEEPEST, LEAST_SPAN, NO_RANGE, Frame, Keep, Pixels, Target
 from .preprocessing import ZCA, Preprocessing, fit_mean_std, fit_zca
 from .ragged import Ragged
 from .source import Source, check_head, folder_revision, one_process_at_a_time, split_names
@@ -313,12 +313,14 @@ class RealImages(torch.utils.data.Dataset):
         return cls._read(source, args, like, seed)
 
     @classmethod
-    def _read(cls, source: Source, args: DataArguments, like: "RealImages | None", seed: int) -> "RealImages":
-        """Choose the rows of an open source, and decode them."""
+    def _read(
+        cls, source: Source, args: DataArguments, like: "RealImages | None", seed: int, *, on_demand: bool = False
+    ) -> "RealImages":
+        """Choose the rows of an open source, and decode them, now or on demand."""
         rows = _rows(source, args, seed, train=like is None)
         if like is None:
             _check_options(args, source.shape(rows))
-        pixels, positions, encoded, rows = source.decode(rows)
+        pixels, positions, encoded, rows = source.decode(rows, on_demand=on_demand)
         if like is None:
             _check_left(source, rows)
             _check_values(source, pixels, positions)
@@ -332,7 +334,12 @@ class RealImages(torch.utils.data.Dataset):
 
     @classmethod
     def train_and_test(
-        cls, args: DataArguments, *, seed: int = 0, check: Callable[[Outline], None] | None = None
+        cls,
+        args: DataArguments,
+        *,
+        seed: int = 0,
+        check: Callable[[Outline], None] | None = None,
+        on_demand: bool = False,
     ) -> "tuple[RealImages, RealImages]":
         """Train and test images with the same classes, size and preprocessing (fitted on train alone).
 
@@ -345,6 +352,10 @@ class RealImages(torch.utils.data.Dataset):
             seed: As in `from_arguments`.
             check: Raises for training images that are of no use to the caller, by those that `--validation_fraction`
                 leaves of them. It is called before an image is decoded (of a stream, when train was read).
+            on_demand: Decode each training image whenever it is asked for, and find out then that it cannot be used:
+                for whoever looks at few of them. All are decoded as always where that takes what all of them tell
+                (mean and deviation that are not given, ZCA, the corrupt ones that are left out, the levels of more than
+                8 bits), and of a stream.
 
         Raises:
             ValueError: As `from_arguments` and `check`.
@@ -369,7 +380,9 @@ class RealImages(torch.utils.data.Dataset):
             shown = None if args.dataset_streaming else show()  # a stream is decoded as it is opened
             if shown is not None:
                 shown.shape(_rows(shown, args, seed, train=False))
-            train = cls._read(source, args, None, seed)
+            given = args.normalization == "none" or (args.normalization == "mean_std" and args.mean is not None)
+            on_demand = on_demand and given and not args.skip_corrupt and args.keep_side is None
+            train = cls._read(source, args, None, seed, on_demand=on_demand)
             return train, cls._read(shown or show(), args, train, seed)
         source = Source.open(args, args.dataset_train_split, _target(args, None))
         rest, held_out = _stratify(source.labels, len(source.class_names), 0.2, generator(seed, "no test split"))
@@ -460,6 +473,15 @@ class RealImages(torch.utils.data.Dataset):
     def images(self, rows: Tensor | Sequence[int]) -> Tensor:
         """The images `rows` as a network sees them, (n, C, H, W) float32 on the CPU."""
         return self.preprocessing(self.uint8(rows))
+
+    def mapped(self) -> "RealImages":
+        """The same images, in a file on disk if they are decoded on demand: for whoever asks for each many times."""
+        if self._encoded is None or not isinstance(self._pixels, PixelsOnDemand):
+            return self
+        view = copy.copy(self)
+        view._encoded, view._positions = self._encoded.select(self._positions), torch.arange(len(self))
+        view._pixels, _ = view._encoded.mapped(self._pixels.plan)
+        return view
 
     def resident(self, device: torch.device | str) -> Tensor:
         """All pixels, (N, C, H, W) uint8, held on `device`; whether they fit is the caller's business."""
@@ -794,7 +816,7 @@ def _held_out_of(count: int, fraction: float) -> int:
 
 def _batches(pixels: Pixels, positions: Tensor) -> Iterator[Tensor]:
     """All of `positions`, in order, as (n, C, H, W) uint8 tensors of a bounded number of bytes."""
-    for part in positions.split(rows_in_chunk(pixels.shape)):
+    for part in positions.split(pixels.at_once):
         yield pixels.take(part)
 
 

@@ -40,16 +40,19 @@ from .pixels import (
     decode_table,
     header,
     keep_table,
-    kept_pixels,
+    levels_of,
     plan_for,
+    planned_pixels,
     problem_of,
     rows_in_chunk,
 )
 from .ragged import Ragged
 
-__all__ = ["Encoded", "Kept", "named", "refusal", "sound_rows"]
+__all__ = ["Encoded", "Kept", "PixelsOnDemand", "named", "refusal", "sound_rows"]
 
 logger = logging.getLogger(__name__)
+
+DECODED_AT_ONCE = 64  # on demand, where images are looked at until enough was seen
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,24 @@ class Encoded:
         Raises:
             ValueError: An image cannot be used; it is named by row and split, with up to nine others.
         """
-        plan = self.plan(target)
+        return self.mapped(self.plan(target))
+
+    def mapped(self, plan: Plan) -> tuple[Pixels, Tensor]:
+        """As `framed`, by a plan that is known."""
         with self.lock(), self._naming_rows():
             decoded = self._map(decode_table, plan, plan.rows_at_once, DECODED)
         sound = sound_rows(decoded.data, self.rows, self.where, skip=self.skip_corrupt)
         table = decoded.data
         return Pixels(table.column("pixels"), plan.shape, plan.resize, Levels.among(table), Sums(decoded)), sound
+
+    def on_demand(self, target: Target) -> Pixels:
+        """All of them at one size, each decoded whenever it is asked for; a `ValueError` as `framed`, then."""
+        return PixelsOnDemand(self, self.plan(target))
+
+    def deep(self) -> bool:
+        """True where one of up to 64 of them, which are decoded for that, has more than 8 bits."""
+        some = torch.linspace(0, len(self.rows) - 1, min(DECODED_AT_ONCE, len(self.rows))).long()
+        return any(level is not None for level in self._each(some, partial(levels_of, self.feature)))
 
     def plan(self, target: Target) -> Plan:
         """The size and colour that all of them get, by the headers of up to 1,000; a `ValueError` as `framed`."""
@@ -144,9 +159,10 @@ class Encoded:
         """Height and width of some of them, which are not decoded for that unless there is no other way."""
         return self._each(numbers, lambda value: header(value, self.feature)[0])
 
-    def decoded(self, numbers: Tensor, keep: Keep) -> list[np.ndarray]:
-        """Some of them at their own shapes, (h, w, C) uint8 each; a `ValueError` as `framed`."""
-        return self._each(numbers, partial(kept_pixels, keep, self.feature))
+    def decoded(self, numbers: Tensor, plan: Keep | Plan) -> list[np.ndarray]:
+        """Some of them as a plan has them: at their own shapes, (h, w, C) uint8 each, or at one, (C, H, W); a
+        `ValueError` as `framed`."""
+        return self._each(numbers, partial(planned_pixels, plan, self.feature))
 
     def _each(self, numbers: Tensor, function: Callable[[Any], Any]) -> list[Any]:
         """What `function` makes of each cell: in threads, for Pillow decodes without Python's lock."""
@@ -165,6 +181,25 @@ class Encoded:
             if problems:
                 raise BadImages(problems)
             return each
+
+
+class PixelsOnDemand(Pixels):
+    """Images of 8 bits that are decoded, as `plan` says, whenever they are asked for."""
+
+    def __init__(self, encoded: Encoded, plan: Plan) -> None:
+        self.shape, self.resized, self.levels = plan.shape, plan.resize, None
+        self._encoded, self.plan = encoded, plan
+
+    def __len__(self) -> int:
+        return len(self._encoded.rows)
+
+    @property
+    def at_once(self) -> int:
+        return DECODED_AT_ONCE
+
+    def take(self, rows: Tensor) -> Tensor:
+        images = self._encoded.decoded(rows, self.plan)
+        return torch.from_numpy(np.stack(images) if images else np.empty((0, *self.shape), np.uint8))
 
 
 def sound_rows(table: pa.Table, rows: Tensor, where: str, *, skip: bool) -> Tensor:

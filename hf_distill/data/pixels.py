@@ -54,8 +54,9 @@ __all__ = [
     "decode_table",
     "header",
     "keep_table",
-    "kept_pixels",
+    "levels_of",
     "plan_for",
+    "planned_pixels",
     "problem_of",
 ]
 
@@ -435,6 +436,11 @@ def _unreadable(value: dict[str, Any], error: BaseException) -> CorruptImage:
     return CorruptImage(f"the image{where} cannot be decoded: {reason}")
 
 
+def levels_of(feature: datasets.Image, value: dict[str, Any] | None) -> Levels | None:
+    """`Levels.of` the image of one cell; `CorruptImage` when there is none."""
+    return Levels.of(decode(value, feature))
+
+
 def problem_of(place: int, error: CorruptImage | Misfit) -> Problem:
     """What an image ended in, as a problem of the one at this place."""
     return Problem(place, error.reason, error.hint) if isinstance(error, Misfit) else Problem(place, str(error))
@@ -481,8 +487,8 @@ def _sums(images: Iterable[np.ndarray]) -> pa.Array:
     return pa.array([zlib.crc32(np.ascontiguousarray(image).data) for image in images], pa.int64())
 
 
-def kept_pixels(plan: Keep, feature: datasets.Image, value: dict[str, Any] | None) -> np.ndarray:
-    """The image of one cell at its own shape, (h, w, C) uint8; `CorruptImage` or `Misfit` when it cannot be used."""
+def planned_pixels(plan: Keep | Plan, feature: datasets.Image, value: dict[str, Any] | None) -> np.ndarray:
+    """The image of one cell as `plan.pixels` has it, uint8; `CorruptImage` or `Misfit` when it cannot be used."""
     return plan.pixels(decode(value, feature))
 
 
@@ -498,7 +504,7 @@ def keep_table(table: pa.Table, positions: list[int], *, plan: Keep, feature: da
     problems: list[Problem | None] = [None] * len(table)
     for row, (cell, position) in enumerate(zip(table.column(0), positions, strict=True)):
         try:
-            images.append(kept_pixels(plan, feature, cell.as_py()))
+            images.append(planned_pixels(plan, feature, cell.as_py()))
         except (CorruptImage, Misfit) as error:
             images.append(np.empty((0, 0, plan.channels), np.uint8))
             problems[row] = problem_of(position, error)
@@ -675,6 +681,11 @@ class Pixels:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def at_once(self) -> int:
+        """How many to take at a time where one goes through all of them."""
+        return rows_in_chunk(self.shape)
 
     def take(self, rows: Tensor) -> Tensor:
         """A copy of these rows, (n, C, H, W) uint8; nothing else is read from disk. Raises as `Sums.check`."""

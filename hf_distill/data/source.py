@@ -175,8 +175,10 @@ class Source:
         parts = (rows, labels, class_names, provenance, streamed)
         return cls(args, name, split, data, image_column, target, *parts)
 
-    def decode(self, chosen: Tensor) -> tuple[Pixels, Tensor, Encoded | None, Tensor]:
+    def decode(self, chosen: Tensor, *, on_demand: bool = False) -> tuple[Pixels, Tensor, Encoded | None, Tensor]:
         """The pixels of `rows[chosen]`, decoded now or found in the cache, and where in them each of these is.
+
+        With `on_demand` they are decoded whenever they are asked for, but those of a stream, or of more than 8 bits.
 
         With them what they were decoded from, in the same order (None of a stream, which is read once), and `chosen`
         without the images that `--skip_corrupt` leaves out, whose number the provenance takes down.
@@ -185,6 +187,8 @@ class Source:
             ValueError: An image cannot be used; it is named by row and split.
         """
         encoded = None if self.streamed else self._encoded(chosen)
+        if encoded is not None and on_demand and not encoded.deep():
+            return encoded.on_demand(self.target), torch.arange(len(chosen)), encoded, chosen
         if encoded is not None:
             pixels, sound = encoded.framed(self.target)
             positions = sound

@@ -281,6 +281,12 @@ class SRe2L(BlockDistiller):
         options = {"class_names": config.teacher_class_names, **having.options}
         return {"teachers": find_teachers(config.teachers, having.train, having.test, settings, **options)}
 
+    @classmethod
+    def looks_at_few(cls, config: SRe2LConfig) -> bool:
+        """True where a run and its evaluation look at few training images: those of random subsets, or none."""
+        all_compared = config.eval_full_data or not set(config.eval_baselines) <= {"random"}
+        return config.init == "noise" and config.teachers is not None and not all_compared
+
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""
         count, ipc = self.train.num_classes, self.config.ipc

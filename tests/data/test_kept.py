@@ -122,6 +122,44 @@ def test_what_is_held_out_of_train_is_framed_as_test_is(folder):
         np.testing.assert_array_equal(part.uint8(range(len(part))).numpy(), np.stack(wanted))
 
 
+GIVEN = {"resolution": [20], "mean": [0.5] * 3, "std": [0.2] * 3}
+
+
+def test_what_is_decoded_on_demand_is_framed_alike_and_an_image_that_cannot_be_is_named_when_it_is_asked_for(
+    folder, monkeypatch
+):
+    images = photographs(60)
+    store(folder, "train", images)
+    store(folder, "test", images[:2])
+    monkeypatch.setattr("hf_distill.data.kept.DECODED_AT_ONCE", 3)
+    decoded = count_decoded(monkeypatch)
+    train, _ = RealImages.train_and_test(args(folder, **GIVEN, resize=24), on_demand=True)
+    assert len(decoded) < 20
+    assert (train.shape, train.resized, len(train), len(train.uint8([]))) == ((3, 20, 20), True, 60, 0)
+    check(train.subset(range(0, 60, 19)), images[::19], 20, 20)
+    rest, held_out = train.split(0.1, seed=0)
+    left = set(range(60)) - set(rest._positions.tolist())
+    check(held_out, [images[row] for row in sorted(left)], 24, 20)
+
+    table = Dataset.from_parquet(str(folder / "train-00000.parquet")).cast_column("image", Image(decode=False))
+    content = table.to_list()
+    content[17]["image"]["bytes"] = content[17]["image"]["bytes"][:60]
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_list(content, features=features).to_parquet(str(folder / "train-00000.parquet"))
+    train, _ = RealImages.train_and_test(args(folder, **GIVEN), on_demand=True)
+    assert len(train.uint8([16, 18])) == 2
+    with pytest.raises(ValueError, match=r"^row 17 of .*cannot be decoded"):
+        train.uint8([16, 17])
+
+
+def test_of_more_than_8_bits_all_images_are_looked_at_first(folder):
+    images = [PIL.Image.fromarray((np.asarray(image) * 16).astype(np.uint16)) for image in photographs(9, gray=True)]
+    for split in ("train", "test"):
+        store(folder, split, images)
+    with pytest.raises(ValueError, match="in more than 8 bits"):
+        RealImages.train_and_test(args(folder, resolution=[20], mean=[0.5], std=[0.2]), on_demand=True)
+
+
 def test_what_is_held_out_of_a_stream_stays_as_it_is_and_says_so(folder, caplog):
     store(folder, "train", photographs(8))
     store(folder, "test", photographs(2))
@@ -301,6 +339,7 @@ def test_processes_that_keep_together_see_the_same_and_one_of_them_decodes(folde
         f"""
 from datasets import Image
 from hf_distill.config import DataArguments
+from hf_distill.data import kept
 from hf_distill.data.images import RealImages
 
 decoded, original = [], Image.decode_example

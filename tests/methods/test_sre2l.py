@@ -25,6 +25,7 @@ from hf_distill.augmentation.crops import (
     uniform,
 )
 from hf_distill.config import DataArguments
+from hf_distill.data import pixels
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
@@ -616,3 +617,76 @@ def test_recovered_digits_are_digits_to_their_teacher_and_teach_students(digits,
     means = {row.labels: np.mean(row.accuracies) for row in method.evaluate(test).rows}
     assert means["soft"] > 0.7  # a tenth by chance
     assert means["soft"] > means["hard"] + 0.1
+
+
+# What is decoded
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[Any]:
+    """Every image that is decoded from now on."""
+    cells, decode = [], pixels.decode
+
+    def note(value: Any, feature: Any) -> Image.Image:
+        cells.append(value)
+        return decode(value, feature)
+
+    monkeypatch.setattr(pixels, "decode", note)
+    return cells
+
+
+def test_from_noise_with_a_teacher_and_random_subsets_hardly_any_training_image_is_decoded(make, decoded, tmp_path):
+    data = DataArguments(max_train_samples=417, max_test_samples=17, mean=[0.5], std=[0.25])
+    flags = {"teachers": ["somewhere"], "eval_full_data": False, "eval_baselines": ["random"], "max_steps": 2}
+    few = SRe2L.looks_at_few(SRe2LConfig(ipc=1, **flags))
+    train, test = RealImages.train_and_test(data, on_demand=few)
+    run = make(data=train, output_dir=str(tmp_path / "few"), **flags).run()
+    assert len(decoded) < 17 + 150
+    decoded.clear()
+    held = Pool(train, train.labels, keep="nothing").holding(torch.tensor([[3, 400], [3, 7]]))
+    for _ in range(2):
+        shown = held.images(torch.tensor([3, 7, 400]))
+    assert len(decoded) == 3
+    decoded.clear()
+    held = Pool(train, train.labels, keep="nothing").holding(torch.tensor([5, 300]), free=0)  # nor fits into memory
+    for _ in range(3):
+        assert torch.equal(held.images(torch.tensor([300])), train.uint8([300]))
+    assert len(decoded) == 2 + 3
+    whole, same = RealImages.train_and_test(data)
+    assert len(decoded) >= 417
+    assert torch.equal(shown, whole.uint8([3, 7, 400]))
+    assert torch.equal(test.uint8(range(17)), same.uint8(range(17)))
+    assert (repr(train), train.provenance, train.outline) == (repr(whole), whole.provenance, whole.outline)
+    again = make(data=whole, output_dir=str(tmp_path / "whole"), **flags).run()
+    assert torch.equal(run.pixel_values, again.pixel_values)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"init": "real"},
+        {"teachers": None},
+        {"eval_full_data": True},
+        {"eval_baselines": ["herding"]},
+        {"eval_baselines": ["random", "k-center"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [SRe2LConfig, CDAConfig])
+def test_whoever_looks_at_many_training_images_has_them_decoded_first(kind, flags):
+    few = {"teachers": ["somewhere"], "eval_full_data": False, "eval_baselines": ["random"]}
+    assert SRe2L.looks_at_few(kind(**few))
+    assert SRe2L.looks_at_few(kind(**{**few, "eval_baselines": []}))
+    assert not SRe2L.looks_at_few(kind(**{**few, **flags}))
+
+
+@pytest.mark.parametrize("flags", [{}, {"normalization": "zca"}, {"skip_corrupt": True}], ids=str)
+def test_what_all_images_tell_takes_all_of_them(flags, decoded):
+    given = {"mean": [0.5], "std": [0.25]} if "skip_corrupt" in flags else {}
+    count = 203 + len(str(flags))  # that no other test has decoded
+    data = DataArguments(max_train_samples=count, max_test_samples=10, **given, **flags)
+    train, _ = RealImages.train_and_test(data, on_demand=True)
+    before = len(decoded)
+    train.uint8(range(count))
+    assert before >= count
+    assert len(decoded) == before
