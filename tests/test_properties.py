@@ -175,7 +175,11 @@ def test_recorded_views_show_what_the_drawn_ones_showed(seed, size, count, epoch
         known["partner"] = partners.int()
         boxes = draw_cutmix(uniform(seed, (epoch, MIX), rows, 3), size, drawn.alpha).values
         known |= {"mix_box": boxes.to(torch.uint16)} if mix == "cutmix" else {"mix_weight": weights}
-    recorded = RecordedViews(mix, size, count, lambda some, _: {name: column[some] for name, column in known.items()})
+
+    def recall(some: Tensor, _: int) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(column.numpy()[some.numpy()]) for name, column in known.items()}
+
+    recorded = RecordedViews(mix, size, count, recall)
     for some in (rows, rows.flip(0), rows[:1]):
         assert torch.equal(
             recorded(images.__getitem__, some, epoch, count), drawn(images.__getitem__, some, epoch, count)

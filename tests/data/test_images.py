@@ -57,7 +57,11 @@ def write(folder: Path, split: str, images: list, labels: list, label=None, colu
     content = {columns[0]: pictures, columns[1]: labels, **{name: values for name, (values, _) in more.items()}}
     features = {columns[0]: Image(), columns[1]: label or Value("int64")}
     features |= {name: feature for name, (_, feature) in more.items()}
-    Dataset.from_dict(content, features=Features(features)).to_parquet(str(folder / f"{split}-00000.parquet"))
+    dataset, path = Dataset.from_dict(content, features=Features(features)), folder / f"{split}-00000.parquet"
+    if images:
+        dataset.to_parquet(str(path))
+    else:  # which older versions of `datasets` do not write
+        pq.ParquetWriter(path, dataset.features.arrow_schema).close()
 
 
 def args(folder: Path, **more) -> DataArguments:
