@@ -194,6 +194,21 @@ def test_blocks_of_another_run_are_refused(runs, whole, flags):
     assert "already holds a run" in taken.err
 
 
+def test_a_damaged_description_of_the_blocks_is_one_line_and_they_stay(runs, whole):
+    index = whole / "blocks" / "run.json"
+    text = index.read_text()
+    index.write_text(text[:-2])
+    try:
+        stopped = runs.start(whole, resume_from_checkpoint="latest")
+        assert stopped.status == [1]
+        (line,) = [line for line in stopped.err.splitlines() if line.startswith("error:")]
+        assert "run.json is not valid JSON" in line
+        assert f"remove {index.parent}, and the run begins anew" in line
+        assert list(index.parent.glob("block-*.json"))
+    finally:
+        index.write_text(text)
+
+
 @pytest.mark.slow
 def test_two_processes_that_are_refused_say_why_once(runs, whole):
     stopped = runs.start(whole, processes=2, resume_from_checkpoint="latest", seed=5)
