@@ -488,12 +488,22 @@ def configure(*config_classes: type, values: dict[str, Any], source: str) -> tup
     Raises:
         ValueError: One of them is of no dataclass, of another type than its field, or out of its range.
     """
-    empty = _empty(values, config_classes)
-    rest = {name: value for name, value in values.items() if name not in empty}
-    words = _as_arguments(rest, source, _fields(config_classes), set())
     parser = _parser(config_classes)
+    return parser.parse_args_into_dataclasses(args=_taken(parser, values, source, config_classes))
+
+
+def _taken(
+    parser: _Parser,
+    values: dict[str, Any],
+    source: str,
+    config_classes: Sequence[type],
+    passed_over: Sequence[type] = (),
+) -> list[str]:
+    """The command-line words of a YAML mapping; `parser` takes what no word says for its defaults."""
+    empty = _empty(values, config_classes)
     parser.set_defaults(**empty)
-    return parser.parse_args_into_dataclasses(args=words)
+    rest = {name: value for name, value in values.items() if name not in empty}
+    return _as_arguments(rest, source, _fields(config_classes), set(_fields(passed_over)))
 
 
 def _empty(values: dict[str, Any], config_classes: Sequence[type]) -> dict[str, Any]:
@@ -553,11 +563,7 @@ def parse_args(
         if source is None and default_config is not None and given.dataset_name is None:
             source = default_config
         if source is not None:
-            values = load_yaml(source)
-            empty = _empty(values, config_classes)
-            parser.set_defaults(**empty)
-            rest = {name: value for name, value in values.items() if name not in empty}
-            words = _as_arguments(rest, str(source), known, set(_fields(passed_over))) + words
+            words = _taken(parser, load_yaml(source), str(source), config_classes, passed_over) + words
         *configs, _, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
         if unknown:
             flags = [word for word in unknown if word.startswith("--")] or unknown
