@@ -185,10 +185,10 @@ PRIOR = {"prior_epochs": 1, "weak_teachers": 1, "prompts": ["simple"], "lora_r":
 PROJECTED = {**PRIOR, "projector_epochs": 1, "batch_projector": 15}
 # What a method is run with; what each of its iterations calls once; and what an iteration may wait for.
 RUNS: dict[str, tuple[dict[str, Any], Any, str, Waits]] = {
-    # Of the device three reads, when all is done: the loss, the largest gradients, and β after the step. Of the host
-    # two for the draw, one for each of two steps and of two rows of an expert, one for both; and rows that are drawn.
-    "MTT": (MATCHED, Distiller, "_advance", Waits(reads=10, sizes=1)),
-    "TESLA": (MATCHED, Distiller, "_advance", Waits(reads=10, sizes=1)),
+    # Of the device one, when all is done: the loss, the largest gradients, and β after the step are read together. Of
+    # the host, which step was read ahead.
+    "MTT": (MATCHED, Distiller, "_advance", Waits(reads=2)),
+    "TESLA": (MATCHED, Distiller, "_advance", Waits(reads=2)),
     "SRe2L": (RECOVERED, sre2l.SRe2L, "losses", Waits(reads=3)),  # of the host: box, mirror and roll
     "CDA": (RECOVERED, sre2l.SRe2L, "losses", Waits(reads=3)),
     "RDED": ({**TAUGHT, "num_crops": 3, "factor": 2}, patches, "centred", Waits()),  # an iteration is a batch of crops

@@ -1,5 +1,6 @@
 """`DistilledSet`: pixels, labels and learned learning rate, optimised, evaluated and saved as one object."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -188,6 +189,13 @@ class DistilledSet(nn.Module, HubFolder):
         parts = [f"{len(self):,} images {size}", f"{self.ipc:,} per class", f"{self.num_classes:,} classes"]
         parts += [self.config["method"]] if self.config.get("method") else []
         return f"{type(self).__name__}({', '.join(parts)}, {self.label_source.kind} labels)"
+
+    def with_pixels(self, pixel_values: Tensor) -> "DistilledSet":
+        """The same set with other values of its images, (N, C, H, W) floats that are not copied."""
+        other = copy.copy(self)
+        other._parameters = {**self._parameters, "pixel_values": nn.Parameter(pixel_values.detach())}
+        other._buffers = dict(self._buffers)
+        return other
 
     def floats(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Some images as a network sees them, (n, C, H, W) float32 without gradients, on the device of the labels.

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import DistillConfig, LoopConfig
+from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.targets import targets_of
 from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
@@ -27,6 +28,7 @@ from ..runs.folder import check_same_run
 from ..runs.processes import on_main
 from ..runs.stopping import Stop, stopping
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
+from .rows import RowSGD
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ class Distiller(Method):
         """The initial set on `self.device`; also makes `self.optimizers` and what `modules` returns."""
 
     @abstractmethod
-    def step(self, draw: int) -> dict[str, float]:
+    def step(self, draw: int) -> dict[str, float | Tensor]:
         """Add the gradient of one draw to the `.grad` of what is optimised, and return what to log.
 
         Args:
@@ -88,18 +90,52 @@ class Distiller(Method):
                 different draws, so N processes compute what one process computes with N accumulation steps.
 
         Returns:
-            At least "loss".
+            At least "loss": numbers, or scalars on the device, which are read together once the gradients are there.
         """
 
-    def objection(self, logs: dict[str, float]) -> str | None:
+    def begin(self, step: int) -> None:
+        """Called before the gradients of a step."""
+
+    @property
+    def draws_per_step(self) -> int:
+        """The draws of all processes that a step is made of."""
+        return self.accelerator.num_processes * self.config.gradient_accumulation_steps
+
+    def draws(self, step: int) -> range:
+        """The draws of this process in a step."""
+        count = self.config.gradient_accumulation_steps
+        first = step * self.draws_per_step + self.accelerator.process_index * count
+        return range(first, first + count)
+
+    def foreseen(self) -> dict[str, Tensor]:
+        """Scalars for `objection`, known before the step: "reach", the way of the value that the gradient moves most.
+
+        It is NaN or infinite where the gradient is.
+        """
+        largest = [
+            group["lr"] * torch.linalg.vector_norm(gradient, math.inf)
+            for optimizer in self.optimizers
+            for group, gradients in self._gradients_of(optimizer)
+            for gradient in gradients
+        ]
+        return {"reach": torch.stack(largest).amax()}
+
+    def objection(self, values: dict[str, float]) -> str | None:
         """An objection to the step whose gradients are there, in words; None if there is none.
 
         Where there is something, the run ends with everything as it was before the step.
+
+        Args:
+            values: What `step` returned, averaged, and what is `foreseen`.
         """
-        reach = self._reach()
-        if math.isfinite(logs["loss"]) and reach < MOVE_LIMIT:
+        loss, reach = values["loss"], values["reach"]
+        if math.isfinite(loss) and reach < MOVE_LIMIT:
             return None
-        return f"the loss is {logs['loss']:.4g}, and its gradient would move a value by {reach:.4g}"
+        return f"the loss is {loss:.4g}, and its gradient would move a value by {reach:.4g}"
+
+    def current(self) -> DistilledSet:
+        """The set as it is now, for whoever looks at it while the run goes on."""
+        return self.distilled
 
     def constrain(self) -> None:
         """Bring what a step has just moved back to where it may be; all processes call it."""
@@ -136,7 +172,7 @@ class Distiller(Method):
             done=start,
             total=config.max_steps,
             is_main_process=self.accelerator.is_main_process,
-            artifact=self.distilled,
+            look=self.current,
         )
         self.callbacks.on_begin(dataclasses.replace(state))
         try:
@@ -145,11 +181,14 @@ class Distiller(Method):
                     self._advance(step, state, stop)
         finally:
             self.callbacks.on_end(dataclasses.replace(state))
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, RowSGD):
+                optimizer.settle()
         keep_best = config.select == "best" and bool(self.best.tensors)
         if keep_best:
             self._restore(self.best.tensors)
             logger.info("keeping step %d, %.1f %% on held-out images", self.best.step, 100 * self.best.accuracy)
-        self.relabel()
+        self.relabel(self.distilled)
         self.distilled.config["selected_step"] = self.best.step if keep_best else config.max_steps
         return self.distilled
 
@@ -160,8 +199,8 @@ class Distiller(Method):
         config = self.config
         if step == 0:
             self._select(state)
-        logs, stopped = self._gradients(step, stop)
-        problem = self.objection(logs)
+        logs, foreseen, stopped = self._gradients(step, stop)
+        problem = self.objection(logs | foreseen)
         if problem:
             self._save(state)
             raise DistillationDiverged(
@@ -188,12 +227,26 @@ class Distiller(Method):
     def _trackers(self) -> Trackers:
         return Trackers(self.accelerator, self.config, self.config.logging_steps)
 
-    def _learned(self) -> Iterator[nn.Parameter]:
-        """All that gradients are for, each once."""
-        learned = {id(parameter): parameter for parameter in self.distilled.parameters()}
-        for module in self.modules().values():
-            learned |= {id(parameter): parameter for parameter in module.parameters() if parameter.requires_grad}
-        yield from learned.values()
+    @staticmethod
+    def _gradients_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+        """The gradients of each group of parameters, which a step averages and an optimizer steps along."""
+        for group in optimizer.param_groups:
+            if isinstance(optimizer, RowSGD):
+                yield group, [optimizer.gradient]
+            else:
+                yield group, [parameter.grad for parameter in group["params"]]
+
+    def _cleared(self) -> list[Tensor]:
+        """The gradients of all that is learned, at zero."""
+        found = []
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, RowSGD):
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            optimizer.zero_grad(set_to_none=False)
+            found += [gradient for _, gradients in self._gradients_of(optimizer) for gradient in gradients]
+        return found
 
     @torch.no_grad()
     def _share_state(self) -> None:
@@ -212,57 +265,55 @@ class Distiller(Method):
                     if buffer.is_floating_point():
                         buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
 
-    def _gradients(self, step: int, stop: Stop) -> tuple[dict[str, float], bool]:
-        """Fill `.grad` with the mean over accumulation steps and processes.
+    def _gradients(self, step: int, stop: Stop) -> tuple[dict[str, float], dict[str, float], bool]:
+        """Fill the gradients with the mean over accumulation steps and processes.
 
         Returns:
-            The mean logs; and whether any process was asked to stop, which all learn at the same step.
+            The mean logs; what is `foreseen`; and whether any process was asked to stop, which all learn at the same
+            step. Of a device, it is here alone that the host waits for numbers.
         """
-        accelerator, count = self.accelerator, self.config.gradient_accumulation_steps
-        world = accelerator.num_processes
-        for parameter in self._learned():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.zero_()
-        first = (step * world + accelerator.process_index) * count
-        each = [self.step(first + i) for i in range(count)]
-        for parameter in self._learned():
-            if count > 1:
-                parameter.grad.div_(count)
+        accelerator, world = self.accelerator, self.accelerator.num_processes
+        own = self.draws(step)
+        self.begin(step)
+        gradients = self._cleared()
+        each = [self.step(draw) for draw in own]
+        for gradient in gradients:
+            if len(own) > 1:
+                gradient.div_(len(own))
             if world > 1:
-                parameter.grad.copy_(accelerator.reduce(parameter.grad, reduction="mean"))
-        logs = {key: sum(logs[key] for logs in each) / count for key in each[0]}
+                gradient.copy_(accelerator.reduce(gradient, reduction="mean"))
+        means = {key: sum(logs[key] for logs in each) / len(each) for key in each[0]}
         if world > 1:
-            means = torch.tensor([*logs.values(), stop.asked], dtype=torch.float64, device=self.device)
-            *values, share = accelerator.reduce(means, reduction="mean").tolist()
-            return dict(zip(logs, values, strict=True)), share > 0
-        return logs, stop.asked
+            means["asked to stop"] = float(stop.asked)
+            known = [key for key, value in means.items() if not isinstance(value, Tensor)]
+            numbers = upload(torch.tensor([means[key] for key in known], dtype=torch.float64), self.device)
+            means |= dict(zip(known, numbers, strict=True))
+            together = accelerator.reduce(torch.stack([value.double() for value in means.values()]), reduction="mean")
+            means = dict(zip(means, together, strict=True))
+        foreseen = self.foreseen()
+        waited_for = [value.double() for value in (*means.values(), *foreseen.values()) if isinstance(value, Tensor)]
+        found = iter(torch.stack(waited_for).tolist())
+        logs = {key: next(found) if isinstance(value, Tensor) else value for key, value in means.items()}
+        stopped = logs.pop("asked to stop") > 0 if world > 1 else stop.asked
+        return logs, dict(zip(foreseen, found, strict=True)), stopped
 
-    def _reach(self) -> float:
-        """The way of the value that the gradient alone moves most; NaN or infinite where the gradient is."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        rates = [group["lr"] for group in groups for _ in group["params"]]
-        largest = [torch.linalg.vector_norm(p.grad, math.inf) for group in groups for p in group["params"]]
-        moves = [rate * value for rate, value in zip(rates, torch.stack(largest).tolist(), strict=True)]
-        return max(moves, key=lambda move: math.inf if math.isnan(move) else move)
-
-    def relabel(self) -> None:
-        """Let the teacher, where there is one, label the images as they are now."""
-        if self.distilled.teacher is None:
-            return
-        pool = Pool(self.distilled.pixel_values, self.distilled.labels, device=self.device)
-        self.distilled.soft_labels = targets_of(pool, self.distilled.teacher)
+    def relabel(self, distilled: DistilledSet) -> None:
+        """Let the teacher, where there is one, label the images."""
+        if distilled.teacher is not None:
+            pool = Pool(distilled.pixel_values, distilled.labels, device=self.device)
+            distilled.soft_labels = targets_of(pool, distilled.teacher)
 
     def _select(self, state: RunState) -> None:
         """Train students on the set as it is now, test them on held-out images, remember the set if it is the best."""
         if self.held_out is None or self.config.select == "last":
             return
         self._average_buffers()
-        self.relabel()
+        distilled = self.current()
+        self.relabel(distilled)
         if self._held_out_pool is None:
-            self._held_out_pool = real_pool(self.distilled, self.held_out, self.accelerator)
+            self._held_out_pool = real_pool(distilled, self.held_out, self.accelerator)
         accuracy = validation_accuracy(
-            self.distilled,
+            distilled,
             self._held_out_pool,
             self.protocol,
             self.config.eval_nets,
@@ -271,15 +322,15 @@ class Distiller(Method):
         )
         logger.info("step %d: %.1f %% on held-out images", state.step, 100 * accuracy)
         if accuracy > self.best.accuracy:
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._state().items()}
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._state(distilled).items()}
             self.best = _Best(state.step, accuracy, tensors)
         self.callbacks.on_evaluate(dataclasses.replace(state, values={"accuracy": accuracy}))
 
     # Checkpoints
 
-    def _state(self) -> dict[str, Tensor]:
+    def _state(self, distilled: DistilledSet | None = None) -> dict[str, Tensor]:
         """All tensors that are learned or kept beside, by name; those of `modules` as module.<name>.<tensor>."""
-        tensors: dict[str, Tensor] = dict(self.distilled.named_parameters())
+        tensors: dict[str, Tensor] = dict((distilled or self.distilled).named_parameters())
         for name, module in self.modules().items():
             tensors |= {f"module.{name}.{key}": tensor for key, tensor in module.state_dict().items()}
         return tensors
@@ -300,7 +351,7 @@ class Distiller(Method):
             about = {
                 "step": state.step,
                 "config": dataclasses.asdict(self.config),
-                "draws_per_step": self._draws_per_step,
+                "draws_per_step": self.draws_per_step,
                 "identity": self._identity(),
                 "best_step": self.best.step,
                 "best_accuracy": self.best.accuracy,
@@ -308,10 +359,6 @@ class Distiller(Method):
             save_checkpoint(self.output_dir, tensors, about, self.config.save_total_limit)
         self.accelerator.wait_for_everyone()
         self.callbacks.on_save(dataclasses.replace(state))
-
-    @property
-    def _draws_per_step(self) -> int:
-        return self.accelerator.num_processes * self.config.gradient_accumulation_steps
 
     def _resume(self) -> int:
         """Load the checkpoint that the config asks for, and return the step to go on with."""
@@ -371,7 +418,7 @@ class Distiller(Method):
             for name, value in now.items()
             if before.get(name) != value and name not in FREE_TO_CHANGE
         ]
-        if about["draws_per_step"] != self._draws_per_step:
-            changed.append(f"processes x accumulation {about['draws_per_step']} -> {self._draws_per_step}")
+        if about["draws_per_step"] != self.draws_per_step:
+            changed.append(f"processes x accumulation {about['draws_per_step']} -> {self.draws_per_step}")
         if changed:
             logger.warning("going on with other settings than %s was made with: %s", folder, "; ".join(changed))

@@ -23,15 +23,19 @@ Differs from the authors' code, beside what `methods.trajectory` lists:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..config import HfArg, check_at_least, check_choice
+from ..data.images import Outline, RealImages
 from ..distilled.labels import TeacherLabels
 from ..hub.cards import Paper
+from ..networks.trajectories import ExpertTrajectories
 from .trajectory import TrajectoryConfig, TrajectoryMatching
-from .unroll import MatchingGradient, StudentStep, adjoint_unroll
+from .unroll import MatchingGradient, Student, StudentStep, adjoint_unroll
 
 
 @dataclass
@@ -53,6 +57,10 @@ class TESLAConfig(TrajectoryConfig):
     micro_batch_size: int | None = HfArg(default=None, help="Synthetic images in memory at once inside a step.")
     theta_device: str = HfArg(default="device", help="Keep the student's T states on the device or on the host.")
     theta_every: int = HfArg(default=1, help="Keep every k-th state, recompute the others (less memory, more time).")
+    shard_steps: bool = HfArg(
+        default=False,
+        help="Processes share the images of each step of one draw, and do not average draws of their own.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +98,60 @@ class TESLA(TrajectoryMatching):
 }""",
     )
 
+    def __init__(self, config: TESLAConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any) -> None:
+        super().__init__(config, train, experts=experts, **kwargs)
+        parts = {"micro_batch_size": config.micro_batch_size is not None, "shard_steps": config.shard_steps}
+        given = [flag for flag, value in parts.items() if value]
+        if given and experts.flat_model().sees_batches:
+            raise ValueError(
+                f"--{given[0]} shows the images of a step in parts, and BatchNorm ({experts.spec}) makes what the "
+                "student says of one depend on all the others; leave it out, or use experts with another normalisation"
+            )
+
+    @classmethod
+    def check(cls, config: TESLAConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
+        """As `TrajectoryMatching.check`; and there are processes, and images for each, where steps are shared."""
+        super().check(config, train, accelerator, networks)
+        if not config.shard_steps:
+            return
+        world = accelerator.num_processes
+        if world == 1:
+            raise ValueError(
+                "--shard_steps shares the images of a step among processes, and there is one; expected several "
+                "(accelerate launch --num_processes 2), or no such flag"
+            )
+        count = train.num_classes * config.ipc
+        size = min(config.batch_syn or count, count)
+        if size < world:
+            raise ValueError(
+                f"--shard_steps shares the {size} image(s) of a step (--batch_syn) among {world} processes; expected "
+                "at least one for each: use fewer processes, or larger batches"
+            )
+
+    def _student(self) -> Student:
+        total = self._total if self.config.shard_steps else None
+        return replace(super()._student(), micro_batch_size=self.config.micro_batch_size, total=total)
+
+    def _total(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
+
+    @property
+    def draws_per_step(self) -> int:
+        """As `Distiller.draws_per_step`; those that all processes share, where they do."""
+        return self.config.gradient_accumulation_steps if self.config.shard_steps else super().draws_per_step
+
+    def draws(self, step: int) -> range:
+        """As `Distiller.draws`; the same of each process, where they share them."""
+        count = self.draws_per_step
+        return range(step * count, (step + 1) * count) if self.config.shard_steps else super().draws(step)
+
+    def part(self, batch: int) -> slice:
+        """The places of a batch whose images this process shows to the student: an equal share, or all."""
+        if not self.config.shard_steps:
+            return super().part(batch)
+        world, own = self.accelerator.num_processes, self.accelerator.process_index
+        return slice(batch * own // world, batch * (own + 1) // world)
+
     def teacher(self) -> TeacherLabels | None:
         """The experts that label the published images."""
         if self.config.label == "hard":
@@ -125,8 +187,8 @@ class TESLA(TrajectoryMatching):
     ) -> MatchingGradient:
         """One adjoint sweep over the student's states."""
         config = self.config
-        return adjoint_unroll(
-            replace(self.student, micro_batch_size=config.micro_batch_size),
+        found = adjoint_unroll(
+            self.student,
             start,
             target,
             pixels,
@@ -137,3 +199,6 @@ class TESLA(TrajectoryMatching):
             theta_device="cpu" if config.theta_device == "host" else None,
             keep_every=config.theta_every,
         )
+        # Processes average what they give: the parts of one gradient are to add up.
+        world = self.accelerator.num_processes if config.shard_steps else 1
+        return found if world == 1 else replace(found, pixels=world * found.pixels)

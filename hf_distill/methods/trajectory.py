@@ -22,7 +22,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,12 +32,14 @@ from torch import Tensor
 
 from ..augmentation.dsa import DSA
 from ..config import HfArg, LoopConfig, check_at_least
+from ..data.ahead import ReadAhead
 from ..data.images import Outline, RealImages
 from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import TeacherLabels
 from ..engine.loop import Distiller
 from ..engine.method import Preparation
+from ..engine.rows import RowSGD
 from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
@@ -82,6 +84,28 @@ class TrajectoryConfig(LoopConfig):
         return self.max_start_epoch - 1 + self.expert_epochs
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """What is known of a draw before it is computed, all on the host.
+
+    Attributes:
+        epoch: s.
+        start: θ_0 (P,).
+        target: θ* (P,).
+        taken: The rows of the set that the steps take, distinct and in ascending order; of a shard, also those of the
+            others.
+        rows: (R,), those out of `taken` that this process shows to the student.
+        steps: T steps, whose rows point into `rows`.
+    """
+
+    epoch: int
+    start: Tensor
+    target: Tensor
+    taken: Tensor
+    rows: Tensor
+    steps: list[StudentStep]
+
+
 class TrajectoryMatching(Distiller):
     """The draw, the schedule and the wiring; a subclass says how to differentiate and with which labels.
 
@@ -117,6 +141,8 @@ class TrajectoryMatching(Distiller):
         self.student = self._student()
         self._next = config.lr_init  # β after the step that `objection` has last looked at
         self._at_floor = 0
+        self._drawn: dict[int, _Draw] = {}
+        self._ahead = ReadAhead(self._draws_of)
 
     @classmethod
     def check(
@@ -175,7 +201,7 @@ class TrajectoryMatching(Distiller):
             target: θ* (P,).
             pixels: (R, C, H, W), the images that at least one step takes.
             labels: (R,), their classes.
-            steps: T steps with rows into `pixels`.
+            steps: T steps with rows into `pixels`, and augmentations on the host.
             lr: β, a scalar.
         """
 
@@ -217,7 +243,7 @@ class TrajectoryMatching(Distiller):
             },
         ).to(self.device)
         self.optimizers = [
-            torch.optim.SGD([distilled.pixel_values], lr=config.lr_img, momentum=config.mom_img),
+            RowSGD(distilled.pixel_values, lr=config.lr_img, momentum=config.mom_img),
             torch.optim.SGD([distilled.lr], lr=config.lr_lr, momentum=config.mom_img),
         ]
         return distilled
@@ -232,20 +258,31 @@ class TrajectoryMatching(Distiller):
             "experts": {name: value for name, value in config["experts"].items() if name != "source"},
         }
 
-    def objection(self, logs: dict[str, float]) -> str | None:
-        """As `Distiller.objection`, and a β that the step would take too far from where it began."""
-        problem = super().objection(logs)
-        self._next = self._next_lr()
-        if problem is None and not self._next <= LR_LIMIT * self.config.lr_init:
-            return f"the learned learning rate went from {self.config.lr_init:.4g} to {self._next:.4g}"
-        return problem
+    def current(self) -> DistilledSet:
+        """As `Distiller.current`: with all images where they are now, also those that no step has lately taken."""
+        pixels, now = self.distilled.pixel_values, self._pixels.now()
+        return self.distilled if now.data_ptr() == pixels.data_ptr() else self.distilled.with_pixels(now)
 
-    def _next_lr(self) -> float:
-        """β after the step of its optimizer, SGD with momentum, which is still to be taken."""
+    @property
+    def _pixels(self) -> RowSGD:
+        (optimizer, _) = self.optimizers
+        assert isinstance(optimizer, RowSGD)
+        return optimizer
+
+    def foreseen(self) -> dict[str, Tensor]:
+        """As `Distiller.foreseen`; and "lr", β after the step of its optimizer, SGD with momentum."""
         lr, optimizer = self.distilled.lr, self.optimizers[1]
         velocity = optimizer.state.get(lr, {}).get("momentum_buffer")
         step = lr.grad if velocity is None else self.config.mom_img * velocity + lr.grad
-        return (lr.detach() - optimizer.param_groups[0]["lr"] * step).item()
+        return {**super().foreseen(), "lr": lr.detach() - optimizer.param_groups[0]["lr"] * step}
+
+    def objection(self, values: dict[str, float]) -> str | None:
+        """As `Distiller.objection`, and a β that the step would take too far from where it began."""
+        problem = super().objection(values)
+        self._next = values["lr"]
+        if problem is None and not self._next <= LR_LIMIT * self.config.lr_init:
+            return f"the learned learning rate went from {self.distilled.lr.item():.4g} to {self._next:.4g}"
+        return problem
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -288,11 +325,16 @@ class TrajectoryMatching(Distiller):
         start = torch.randint(self.config.max_start_epoch, (1,), generator=generator(seed, "start", draw))
         return int(order[draw % count]), int(start)
 
-    def schedule(self, draw: int) -> tuple[Tensor, list[StudentStep]]:
+    def part(self, batch: int) -> slice:
+        """The places of a batch of a step whose images this process shows to the student: all of them."""
+        return slice(0, batch)
+
+    def schedule(self, draw: int) -> tuple[Tensor, Tensor, list[StudentStep]]:
         """Which images the T steps of a draw take: blocks of a permutation, a new one when it is used up.
 
         Returns:
-            The distinct rows (R,) of the set in use, and the steps, whose rows point into these.
+            All rows of the set that the steps take, distinct and in ascending order; those of them that this process
+            shows to the student; and the steps, whose rows point into the latter. All on the host.
         """
         config, count = self.config, len(self.distilled)
         size = min(config.batch_syn or count, count)
@@ -300,38 +342,69 @@ class TrajectoryMatching(Distiller):
         blocks: list[Tensor] = []
         while lacking := config.syn_steps - len(blocks):
             blocks += torch.randperm(count, generator=random)[: lacking * size].split(size)
-        used, where = torch.cat(blocks).unique(return_inverse=True)
-        image_size = self.train.shape[1:]
-        steps = [
-            StudentStep(
-                upload(rows, self.device),
-                self.dsa.sample(len(rows), generator(config.seed, "dsa", draw, i), image_size).to(self.device),
-            )
-            for i, rows in enumerate(where.split([len(block) for block in blocks]))
-        ]
-        return upload(used, self.device), steps
+        parts = [self.part(len(block)) for block in blocks]
+        own = [block[part] for block, part in zip(blocks, parts, strict=True)]
+        rows, where = torch.cat(own).unique(return_inverse=True)
+        steps = []
+        for i, places in enumerate(where.split([len(some) for some in own])):
+            augment = self.dsa.sample(len(blocks[i]), generator(config.seed, "dsa", draw, i), self.train.shape[1:])
+            steps.append(StudentStep(places, augment[parts[i]], len(blocks[i])))
+        return torch.cat(blocks).unique(), rows, steps
 
-    def step(self, draw: int) -> dict[str, float]:
-        """Add ∂L/∂X and ∂L/∂β of one draw to the gradients.
+    def _draw(self, draw: int) -> _Draw:
+        """All of a draw that is read or drawn.
 
         Raises:
             ValueError: The expert stood still between start and target, where L has no meaning.
         """
         expert, epoch = self.segment(draw)
-        segment = self.experts.segment(expert, epoch, self.config.expert_epochs)
-        if torch.equal(*segment):  # here, where they are on the host, and not where the device would be waited for
+        start, target = self.experts.segment(expert, epoch, self.config.expert_epochs)
+        if torch.equal(start, target):  # here, where they are on the host, and not where the device would be waited for
             raise ValueError(
                 f"the parameters of expert {expert} are the same after {epoch} and {epoch + self.config.expert_epochs} "
                 "epochs; expected a segment over which it moves: check how the experts were trained"
             )
-        start, target = (upload(row, self.device) for row in segment)
-        rows, steps = self.schedule(draw)
-        pixels, lr = self.distilled.pixel_values, self.distilled.lr
-        images, labels = pixels.detach()[rows], self.distilled.labels[rows]
+        return _Draw(epoch, start, target, *self.schedule(draw))
+
+    def _draws_of(self, steps: Tensor) -> tuple[dict[int, _Draw], Tensor]:
+        """The draws of this process in a step (1,), and all rows that it takes, those of other processes too."""
+        step = int(steps)
+        own = {draw: self._draw(draw) for draw in self.draws(step)}
+        everybodys = range(step * self.draws_per_step, (step + 1) * self.draws_per_step)
+        taken = [own[draw].taken if draw in own else self.schedule(draw)[0] for draw in everybodys]
+        return own, taken[0] if len(taken) == 1 else torch.cat(taken).unique()
+
+    def begin(self, step: int) -> None:
+        """Take what was read ahead for this step, and begin to read what the next one needs.
+
+        Raises:
+            ValueError: As `step`.
+        """
+        this, following = torch.arange(step, step + 2).split(1)
+        self._drawn, taken = self._ahead(this)
+        if step + 1 < self.config.max_steps:
+            self._ahead.expect(following)
+        self._pixels.begin(taken)
+
+    def step(self, draw: int) -> dict[str, float | Tensor]:
+        """Add ∂L/∂X and ∂L/∂β of one draw to the gradients.
+
+        Raises:
+            ValueError: The expert stood still between start and target, where L has no meaning.
+        """
+        drawn = self._drawn.pop(draw)
+        start, target, rows, places = (
+            upload(values, self.device)
+            for values in (drawn.start, drawn.target, drawn.rows, torch.cat([step.rows for step in drawn.steps]))
+        )
+        each = places.split([len(step.rows) for step in drawn.steps])
+        steps = [replace(step, rows=rows) for step, rows in zip(drawn.steps, each, strict=True)]
+        lr = self.distilled.lr
+        images, labels = self.distilled.pixel_values.detach()[rows], self.distilled.labels[rows]
         gradients = self.matching_gradient(start, target, images, labels, steps, lr.detach())
-        pixels.grad.index_add_(0, rows, gradients.pixels)
+        self._pixels.add(drawn.rows, gradients.pixels)
         lr.grad += gradients.lr
-        return {"loss": gradients.loss.item(), "start_epoch": float(epoch)}
+        return {"loss": gradients.loss, "start_epoch": float(drawn.epoch)}
 
     def final_states(self, count: int) -> Tensor:
         """Parameters (m, P) of at most `count` experts, evenly spread over all, after their last stored epoch."""

@@ -8,7 +8,7 @@ hd.TESLA.distill(train, ipc=10, callbacks=[Notes()])
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class RunState:
         is_main_process: True in one process.
         unit: One of `total`, as a bar names it.
         folder: What was saved, in `on_save`.
-        artifact: What is made, as it is now: a `DistilledSet`, or a network in training. To look at, not to change.
+        look: Gives what is made, as it is now.
     """
 
     name: str
@@ -48,7 +48,12 @@ class RunState:
     is_main_process: bool = True
     unit: str = "it"
     folder: Path | None = None
-    artifact: Any = None
+    look: Callable[[], Any] = lambda: None
+
+    @property
+    def artifact(self) -> Any:
+        """What is made, as it is now: a `DistilledSet`, or a network in training. To look at, not to change."""
+        return self.look()
 
 
 class Callback:

@@ -139,7 +139,7 @@ class EpochTraining(ABC):
             values=self._means(),
             is_main_process=self.accelerator.is_main_process,
             unit="step",
-            artifact=self.network,
+            look=lambda: self.network,
         )
         self.callbacks.on_begin(state)
         try:

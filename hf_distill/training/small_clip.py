@@ -226,7 +226,7 @@ def _train(
     steps = config.prior_epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.prior_lr, steps)
     total = torch.zeros((), device=device)
-    state = RunState("small CLIP", total=steps, unit="step", artifact=model)
+    state = RunState("small CLIP", total=steps, unit="step", look=lambda: model)
     callbacks.on_begin(state)
     try:
         for epoch in range(config.prior_epochs):

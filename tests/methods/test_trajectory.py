@@ -22,6 +22,7 @@ from hf_distill.evaluation.trainer import Result, Trainer
 from hf_distill.methods import MTT, TESLA, MTTConfig, TESLAConfig
 from hf_distill.methods.unroll import MatchingGradient
 from hf_distill.networks.trajectories import ExpertTrajectories
+from hf_distill.runs.stopping import Stop
 from hf_distill.training.experts import ExpertConfig, train_experts
 from tests.helpers import without_sums
 from tests.helpers.events import Notes
@@ -85,10 +86,17 @@ def test_in_bfloat16_the_gradient_points_where_that_in_single_precision_does(tra
 def gradients(method, draw: int) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
     """What one draw logs, ∂L/∂X and ∂L/∂β."""
     method.distilled = method.setup()
-    for parameter in method.distilled.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    method.begin(draw)  # with one process and no accumulation, a step is a draw
+    method._cleared()
     logs = method.step(draw)
-    return logs, method.distilled.pixel_values.grad, method.distilled.lr.grad
+    return {key: float(value) for key, value in logs.items()}, images_gradient(method), method.distilled.lr.grad
+
+
+def images_gradient(method) -> torch.Tensor:
+    """∂L/∂X of all images, of the step that is under way."""
+    optimizer = method.optimizers[0]
+    whole = torch.zeros_like(method.distilled.pixel_values)
+    return whole.index_copy(0, optimizer.rows, optimizer.gradient)
 
 
 # Draws
@@ -111,7 +119,8 @@ def test_every_round_takes_each_expert_once_and_starts_fill_their_range(train, e
 def test_steps_take_blocks_of_a_permutation_and_a_new_one_when_it_is_used_up(train, experts, tmp_path, size):
     method = mtt(train, experts, tmp_path, batch_syn=size, syn_steps=7)
     method.distilled = method.setup()
-    used, steps = method.schedule(5)
+    taken_by_all, used, steps = method.schedule(5)
+    assert torch.equal(taken_by_all, used)
     assert len(steps) == 7
     taken = [used[step.rows].tolist() for step in steps]
     sizes = {6: [6, 6, 6, 2, 6, 6, 6]}.get(size, [20] * 7)
@@ -121,10 +130,10 @@ def test_steps_take_blocks_of_a_permutation_and_a_new_one_when_it_is_used_up(tra
         assert sorted(everything[first : first + 20]) == list(range(20))
     assert used.tolist() == sorted(set(everything))
     again = method.schedule(5)
-    assert torch.equal(again[0], used)
-    assert all(torch.equal(a.rows, b.rows) for a, b in zip(again[1], steps, strict=True))
+    assert torch.equal(again[1], used)
+    assert all(torch.equal(a.rows, b.rows) for a, b in zip(again[2], steps, strict=True))
     other = method.schedule(6)
-    assert [other[0][step.rows].tolist() for step in other[1]] != taken
+    assert [other[1][step.rows].tolist() for step in other[2]] != taken
 
 
 @pytest.mark.parametrize("size", [1, 3, 6])
@@ -148,12 +157,12 @@ def test_of_a_permutation_no_more_blocks_are_made_than_the_steps_take(train, exp
 def test_a_draw_is_augmented_as_the_experts_were_or_not_at_all(train, experts, tmp_path):
     method = mtt(train, experts, tmp_path, syn_steps=30)
     method.distilled = method.setup()
-    operations = {step.augment.operation for step in method.schedule(0)[1]}
+    operations = {step.augment.operation for step in method.schedule(0)[2]}
     assert operations == {"color", "crop", "cutout", "scale", "rotate"}
     assert method.protocol.dsa_strategy == "color_crop_cutout_scale_rotate"
     plain = mtt(train, experts, tmp_path, dsa=False)
     plain.distilled = plain.setup()
-    assert {step.augment.operation for step in plain.schedule(0)[1]} == {"none"}
+    assert {step.augment.operation for step in plain.schedule(0)[2]} == {"none"}
 
 
 # Gradients
@@ -168,7 +177,7 @@ def unrolled(method, draw: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     lr = method.distilled.lr.detach().clone().requires_grad_()
     model = method.experts.flat_model()
     theta = rows[0].clone().requires_grad_()
-    used, steps = method.schedule(draw)
+    _, used, steps = method.schedule(draw)
     for step in steps:
         images = DSA.apply(pixels[used[step.rows]], step.augment)
         loss = F.cross_entropy(model(theta, images), method.distilled.labels[used[step.rows]])
@@ -203,7 +212,7 @@ def test_published_labels_are_asked_for_in_parts(train, experts, tmp_path, monke
         return known(self, images, *rest)
 
     monkeypatch.setattr(TeacherLabels, "__call__", ask)
-    method.relabel()
+    method.relabel(method.distilled)
     assert asked == [8, 8, 4]
     assert torch.equal(method.distilled.soft_labels, expected)
 
@@ -224,20 +233,21 @@ def test_an_expert_that_did_not_move_is_refused(train, experts, tmp_path, make):
     method.experts = SimpleNamespace(num_experts=experts.num_experts, segment=lambda *where: (row, row.clone()))
     where = f"expert {expert} are the same after {epoch} and {epoch + 2} epochs"
     with pytest.raises(ValueError, match=f"{where}; expected a segment over which it moves"):
-        method.step(0)
+        method.begin(0)
 
 
 def test_images_that_a_draw_does_not_take_have_no_gradient_and_draws_add_up(train, experts, tmp_path):
     method = tesla(train, experts, tmp_path, syn_steps=1)
     _, one, one_lr = gradients(method, 0)
-    used, _ = method.schedule(0)
+    _, used, _ = method.schedule(0)
     assert {row for row in range(20) if one[row].abs().sum() > 0} <= set(used.tolist())
     assert len(used) == 8
     _, two, two_lr = gradients(method, 1)
-    gradients(method, 0)
-    method.step(1)
-    torch.testing.assert_close(method.distilled.pixel_values.grad, one + two)
-    torch.testing.assert_close(method.distilled.lr.grad, one_lr + two_lr)
+    both = tesla(train, experts, tmp_path, syn_steps=1, gradient_accumulation_steps=2)
+    both.distilled = both.setup()
+    both._gradients(0, Stop())
+    torch.testing.assert_close(images_gradient(both), (one + two) / 2)
+    torch.testing.assert_close(both.distilled.lr.grad, (one_lr + two_lr) / 2)
 
 
 class Quadratic(TESLA):
