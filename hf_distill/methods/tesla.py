@@ -23,6 +23,7 @@ Differs from the authors' code, beside what `methods.trajectory` lists:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from ..config import HfArg, check_at_least, check_choice
 from ..data.images import Outline, RealImages
 from ..distilled.labels import TeacherLabels
 from ..hub.cards import Paper
+from ..networks.compiling import compiled_derivatives
 from ..networks.trajectories import ExpertTrajectories
 from .trajectory import TrajectoryConfig, TrajectoryMatching
 from .unroll import MatchingGradient, Student, StudentStep, adjoint_unroll
@@ -129,8 +131,12 @@ class TESLA(TrajectoryMatching):
             )
 
     def _student(self) -> Student:
-        total = self._total if self.config.shard_steps else None
-        return replace(super()._student(), micro_batch_size=self.config.micro_batch_size, total=total)
+        return replace(
+            super()._student(),
+            micro_batch_size=self.config.micro_batch_size,
+            total=self._total if self.config.shard_steps else None,
+            compiler=partial(compiled_derivatives, accelerator=self.accelerator),
+        )
 
     def _total(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["compiled", "forward", "in_precision", "refuse_fp16"]
+__all__ = ["compiled", "compiled_derivatives", "forward", "in_precision", "refuse_fp16"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 GRAPHS = 64
@@ -27,6 +28,27 @@ def compiled(function: F, accelerator: Accelerator | None) -> F:
         return function
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     return torch.compile(function, **{"dynamic": False, **plugin.to_kwargs()})
+
+
+def compiled_derivatives(function: F, accelerator: Accelerator | None) -> F:
+    """As `compiled`, for a function of tensors alone that asks autograd for derivatives of its own.
+
+    What it computes for tensors of these shapes, derivatives of derivatives too, is written out when it is first called
+    with them, and that is compiled: a function without autograd, which a backend may fuse or capture as a whole. What it
+    decides must not depend on the numbers in its tensors.
+    """
+    plugin = None if accelerator is None else accelerator.state.dynamo_plugin
+    if plugin is None or plugin.backend == DynamoBackend.NO:
+        return function
+    known: dict[Any, Callable[..., Any]] = {}
+
+    def call(*tensors: Tensor) -> Any:
+        key = tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors)
+        if key not in known:
+            known[key] = compiled(make_fx(function)(*tensors), accelerator)
+        return known[key](*tensors)
+
+    return cast(F, call)
 
 
 def forward(model: nn.Module, x: Tensor) -> Tensor:

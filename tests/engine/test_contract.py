@@ -37,6 +37,7 @@ TINY = {
     "eval_seeds": 1,
     "eval_protocol": "tiny",
     "syn_steps": 3,
+    "batch_syn": 2,  # some of the ten images are in no step of an iteration
     "expert_epochs": 1,
     "max_start_epoch": 2,
     "lr_img": 1,
@@ -87,6 +88,18 @@ def initial(runs) -> DistilledSet:
 def state(folder: Path, step: int = 6) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     checkpoint = folder / f"checkpoint-{step}"
     return load_file(checkpoint / "state.safetensors"), json.loads((checkpoint / "trainer_state.json").read_text())
+
+
+def images(folder: Path, step: int = 6) -> torch.Tensor:
+    """The images of a checkpoint; those that its steps did not lately take have moves of their momentum to make."""
+    tensors, _ = state(folder, step)
+    pixels, velocity = tensors["set.pixel_values"], tensors["optimizer.0.momentum_buffer"].clone()
+    rate, momentum = tensors["optimizer.0.rates"].tolist()
+    behind = tensors["optimizer.0.behind"].view(-1, 1, 1, 1)
+    for step in range(int(behind.max())):
+        velocity *= momentum
+        pixels = torch.where(step < behind, pixels - rate * velocity, pixels)
+    return pixels
 
 
 def check_same_bits(folder: Path, other: Path) -> None:
@@ -314,10 +327,9 @@ def test_the_first_of_the_best_steps_on_held_out_images_is_kept(runs, whole, acc
     distilled = DistilledSet.from_pretrained(tmp_path)
     assert distilled.config["selected_step"] == step
     if step:
-        there = state(tmp_path, step)[0]["set.pixel_values"]
-        assert torch.equal(distilled.pixel_values, there)
+        torch.testing.assert_close(distilled.pixel_values.detach(), images(tmp_path, step), rtol=1e-5, atol=1e-5)
     else:
-        assert not torch.equal(distilled.pixel_values, state(tmp_path, 2)[0]["set.pixel_values"])
+        assert not torch.allclose(distilled.pixel_values, images(tmp_path, 2), rtol=1e-3, atol=1e-3)
 
 
 def test_without_selection_or_held_out_images_the_last_step_is_kept_and_nothing_is_asked(runs, tmp_path):
@@ -334,7 +346,7 @@ def test_without_selection_or_held_out_images_the_last_step_is_kept_and_nothing_
         assert (warned in done.err) == ("select" not in flags)
         distilled = DistilledSet.from_pretrained(folder)
         assert distilled.config["selected_step"] == 6
-        assert torch.equal(distilled.pixel_values, state(folder)[0]["set.pixel_values"])
+        torch.testing.assert_close(distilled.pixel_values.detach(), images(folder), rtol=1e-5, atol=1e-5)
 
 
 # On an accelerator

@@ -1,6 +1,9 @@
 """MTT and TESLA: which segments and images a draw takes, and what gradient it leaves."""
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +20,12 @@ from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.distilled import targets
+from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import TeacherLabels
 from hf_distill.evaluation.trainer import Result, Trainer
 from hf_distill.methods import MTT, TESLA, MTTConfig, TESLAConfig
 from hf_distill.methods.unroll import MatchingGradient
+from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.stopping import Stop
 from hf_distill.training.experts import ExpertConfig, train_experts
@@ -248,6 +253,165 @@ def test_images_that_a_draw_does_not_take_have_no_gradient_and_draws_add_up(trai
     both._gradients(0, Stop())
     torch.testing.assert_close(images_gradient(both), (one + two) / 2)
     torch.testing.assert_close(both.distilled.lr.grad, (one_lr + two_lr) / 2)
+
+
+# Images that an iteration does not take
+
+
+def by_sgd(train, experts, folder: Path, **flags: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The images after each iteration of TESLA, by PyTorch's SGD of all of them, and β in the end."""
+    method = tesla(train, experts, folder, **flags)
+    config, found = method.config, []
+    gradients(method, 0)
+    images = torch.nn.Parameter(method.distilled.pixel_values.detach().clone())
+    rates = {"momentum": config.mom_img}
+    optimizers = [torch.optim.SGD([images], lr=config.lr_img, **rates)]
+    optimizers += [torch.optim.SGD([method.distilled.lr], lr=config.lr_lr, **rates)]
+    for step in range(config.max_steps):
+        method.begin(step)
+        with torch.no_grad():
+            method.distilled.pixel_values.copy_(images)
+        method._cleared()
+        method.step(step)
+        images.grad = images_gradient(method)
+        for optimizer in optimizers:
+            optimizer.step()
+        method.constrain()
+        found.append(images.detach().clone())
+    return found, method.distilled.lr.detach()
+
+
+FEW = {"batch_syn": 3, "syn_steps": 2, "lr_img": 5.0, "lr_lr": 1e-4, "max_steps": 9}  # six of 20 images in an iteration
+
+
+def test_images_move_as_by_sgd_of_all_of_them_and_whoever_looks_sees_that(train, experts, tmp_path):
+    expected, lr = by_sgd(train, experts, tmp_path, **FEW)
+    looked: list[torch.Tensor] = []
+
+    class Looks(Notes):
+        def on_step(self, state) -> None:
+            looked.append(state.artifact.pixel_values.detach().clone())
+
+    config = TESLAConfig(**{**FLAGS, **FEW, "label": "hard", "output_dir": str(tmp_path / "run"), "select": "last"})
+    method = TESLA(config, train, experts=experts, callbacks=[Looks()])
+    distilled = method.run()
+    assert len(looked) == len(expected) == 9
+    for one, other in zip(looked, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert torch.equal(distilled.pixel_values, looked[-1])
+    torch.testing.assert_close(distilled.lr.detach(), lr)
+    state = load_file(tmp_path / "run" / "checkpoint-9" / "state.safetensors")
+    assert state["optimizer.0.behind"].max() > 0
+    assert not torch.equal(state["set.pixel_values"], distilled.pixel_values)
+
+
+@pytest.mark.parametrize("make", [mtt, tesla])
+def test_neither_saving_nor_evaluating_nor_going_on_changes_a_bit(make, train, experts, tmp_path, monkeypatch):
+    accuracies = iter([0.1, 0.2, 0.9, 0.3, 0.4] * 3)
+    monkeypatch.setattr("hf_distill.engine.loop.validation_accuracy", lambda *_: next(accuracies))
+    train, held_out = train.split(0.2, seed=0)
+
+    def run(name: str, **flags: Any) -> tuple[Path, torch.Tensor]:
+        config = make(train, experts, tmp_path / name, **{**FEW, "save_total_limit": None, **flags}).config
+        method = type(make(train, experts, tmp_path))(config, train, experts=experts, held_out=held_out)
+        return tmp_path / name, method.run().pixel_values.detach()
+
+    experts.check_matches = lambda train: None  # of all the images
+    last, plain = run("plain", select="last", save_steps=9)
+    often, busy = run("busy", select="best", save_steps=1, eval_steps=3)
+    run("stopped", select="last", save_steps=2, max_steps=4)
+    again, resumed = run("stopped", select="last", save_steps=5, resume_from_checkpoint="latest")
+    assert torch.equal(plain, resumed)
+    tensors = load_file(last / "checkpoint-9" / "state.safetensors")
+    for other in (often, again):
+        found = load_file(other / "checkpoint-9" / "state.safetensors")
+        for name, tensor in tensors.items():
+            assert torch.equal(found[name], tensor), name
+    # What was best is kept as it was at that step, with all images where they were then.
+    best = run("best", select="last", max_steps=6)[1]
+    assert torch.equal(busy, best)
+
+
+def test_a_run_gone_on_with_at_another_rate_moves_what_was_behind_at_the_first_one(train, experts, tmp_path):
+    def run(**flags: Any) -> torch.Tensor:
+        return tesla(train, experts, tmp_path, **{**FEW, "select": "last", **flags}).run().pixel_values.detach()
+
+    before = run(max_steps=4)
+    after = run(max_steps=5, lr_img=0.0, resume_from_checkpoint="latest")
+    torch.testing.assert_close(after, before)
+
+
+# Batches that processes share
+
+
+def test_the_parts_of_a_batch_are_all_of_it_and_their_gradients_add_up(train, experts, tmp_path):
+    whole, wanted, wanted_lr = gradients(tesla(train, experts, tmp_path, batch_syn=7, syn_momentum=0.5), 0)
+    world, found = 3, []
+    methods = [tesla(train, experts, tmp_path, batch_syn=7, syn_momentum=0.5) for _ in range(world)]
+    meeting, given = threading.Barrier(world), {}
+
+    def total(own: int, values: torch.Tensor) -> torch.Tensor:  # as processes would
+        given[own] = values
+        meeting.wait()
+        summed = sum(given[other] for other in range(world))
+        meeting.wait()
+        return summed
+
+    def work(own: int) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+        method = methods[own]
+        method.config.shard_steps = True
+        method.accelerator = SimpleNamespace(num_processes=world, process_index=own, device=method.device)
+        method.student = replace(method.student, total=lambda values: total(own, values))
+        return gradients(method, 0)
+
+    with ThreadPoolExecutor(world) as threads:
+        found = list(threads.map(work, range(world)))
+    for logs, _, lr in found:
+        assert logs["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        torch.testing.assert_close(lr, wanted_lr, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sum(pixels for _, pixels, _ in found) / world, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_each_batch_end_where_one_process_does(recipes, tmp_path):
+    tiny = "max_train_samples=100 max_test_samples=20 student=convnet_d1 student_width=4 num_experts=1 ipc=1"
+    tiny += " expert_train_epochs=4 batch_syn=5 syn_steps=2 lr_img=2 max_steps=4 select=last"
+    tiny += " eval_seeds=1 eval_protocol=tiny eval_full_data=false eval_baselines=random"
+    flags = {**FLAGS, **dict(part.split("=") for part in tiny.split())}
+    sets = []
+    for processes, own in ((1, {}), (2, {"shard_steps": True})):
+        folder = tmp_path / str(processes)
+        done = recipes("tesla", {**flags, **own, "output_dir": folder}, tmp_path, processes=processes)
+        assert done.status == [0] * processes, done.err
+        sets.append(DistilledSet.from_pretrained(folder))
+    one, two = sets
+    torch.testing.assert_close(two.pixel_values, one.pixel_values, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(two.lr, one.lr, rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(one.pixel_values, one.pixel_values.roll(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags", "says"),
+    [
+        (1, {}, "--shard_steps shares the images of a step among processes, and there is one; expected several"),
+        (4, {"batch_syn": 3}, "shares the 3 image.s. of a step .--batch_syn. among 4 processes; expected at least one"),
+        (30, {"batch_syn": None}, "shares the 20 image.s. of a step"),
+    ],
+)
+def test_steps_that_cannot_be_shared_are_refused(train, tmp_path, processes, flags, says):
+    config = TESLAConfig(**{**FLAGS, "shard_steps": True, "output_dir": str(tmp_path), **flags})
+    accelerator = SimpleNamespace(num_processes=processes, mixed_precision="no", is_main_process=True)
+    with pytest.raises(ValueError, match=says):
+        TESLA.check(config, train.outline, accelerator)
+
+
+@pytest.mark.parametrize("flags", [{"micro_batch_size": 2}, {"shard_steps": True}])
+def test_with_batchnorm_a_batch_is_not_shown_in_parts(flags, train, experts, tmp_path, monkeypatch):
+    monkeypatch.setattr(TESLA, "check", lambda *_: None)  # of processes
+    spec = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": "batch"})
+    monkeypatch.setattr(experts, "flat_model", lambda: FlatModel.from_spec(spec))
+    with pytest.raises(ValueError, match=f"--{next(iter(flags))} shows the images of a step in parts, and BatchNorm"):
+        tesla(train, experts, tmp_path, **flags)
 
 
 class Quadratic(TESLA):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from hf_distill.distilled.labels import HardLabels, NetworkLabels, compiled_labe
 from hf_distill.evaluation.crop_students import train_on_crops
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.methods import APM, APMConfig, SRe2L, SRe2LConfig
-from hf_distill.networks.architectures import StudentSpec
-from hf_distill.networks.compiling import compiled, forward, in_precision
+from hf_distill.methods.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll
+from hf_distill.networks.architectures import FlatModel, StudentSpec
+from hf_distill.networks.compiling import compiled, compiled_derivatives, forward, in_precision
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
@@ -286,3 +288,26 @@ def test_a_network_that_learns_is_asked_with_the_weights_that_it_has(launch, cal
         with torch.no_grad():
             model.weight.fill_(3)
         assert (look(model, x).item(), model.kind) == (3, torch.bfloat16)
+
+
+def test_the_sweep_of_tesla_is_compiled_whole_once_for_each_shape(plain, launched):
+    """Derivatives of derivatives; of the first step no Hessian is wanted, and the third batch is smaller."""
+    random = generator(0, "sweep")
+    model = FlatModel.from_spec(StudentSpec("convnet_d1", 3, 1, (8, 8), {"width": 4})).for_second_derivatives()
+    start = model.init(0).double()
+    target = start + 0.1 * torch.randn(start.shape, generator=random, dtype=torch.float64)
+    pixels = torch.randn(5, 1, 8, 8, generator=random, dtype=torch.float64)
+    targets = torch.randn(5, 3, generator=random, dtype=torch.float64).softmax(dim=1)
+    rows = [torch.arange(5)[:count] for count in (3, 3, 2, 3)]
+
+    def sweep(accelerator: Accelerator) -> MatchingGradient:
+        student = Student(model, momentum=0.5, compiler=partial(compiled_derivatives, accelerator=accelerator))
+        steps, lr = [StudentStep(some) for some in rows], torch.tensor(0.1, dtype=torch.float64)
+        return adjoint_unroll(student, start, target, pixels, targets, steps, lr)
+
+    expected = sweep(plain)
+    assert graphs() == 0
+    found = sweep(launched())
+    assert graphs() == 5  # two shapes of a step ahead, the same of one back, and the first step back
+    for name in ("loss", "pixels", "lr"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-12)
