@@ -34,8 +34,8 @@ def compiled_derivatives(function: F, accelerator: Accelerator | None) -> F:
     """As `compiled`, for a function of tensors alone that asks autograd for derivatives of its own.
 
     What it computes for tensors of these shapes, derivatives of derivatives too, is written out when it is first called
-    with them, and that is compiled: a function without autograd, which a backend may fuse or capture as a whole. What it
-    decides must not depend on the numbers in its tensors.
+    with them, and that is compiled: a function without autograd, which a backend may fuse or capture as a whole. It
+    must not decide anything by the numbers in its tensors.
     """
     plugin = None if accelerator is None else accelerator.state.dynamo_plugin
     if plugin is None or plugin.backend == DynamoBackend.NO:

@@ -29,12 +29,13 @@ __all__ = ["GroupNorm", "with_closed_norms"]
 class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` with weights: the same values and first derivative, and a second one in fewer operations.
 
-    For what is differentiated twice: otherwise PyTorch's own takes less time, above all under `torch.func.vmap`. What
-    comes in half precision leaves in it, under autocast too; statistics are float32. A third derivative is refused.
+    For what autograd differentiates twice: otherwise PyTorch's own takes less time. The transforms of `torch.func` do
+    not go through it. What comes in half precision leaves in it, under autocast too; statistics are float32. A third
+    derivative is refused.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, ...) -> (N, C, ...)
-        return _Normalised.apply(x, self.weight, self.bias, self.num_groups, self.eps)[0]
+        return _Normalised.apply(x, self.weight, self.bias, self.num_groups, self.eps)
 
 
 def with_closed_norms(module: nn.Module) -> nn.Module:
@@ -55,44 +56,32 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class _Normalised(torch.autograd.Function):
-    """y (N, C, ...), and μ and s (N, groups), through which no gradient comes: that of x counts them."""
-
-    generate_vmap_rule = True
+    """y (N, C, ...)."""
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
         wide = _wide(x)
         weights = w.to(wide.dtype), b.to(wide.dtype)
         y, mu, s = torch.native_group_norm(wide, *weights, *wide.shape, groups, eps)
-        return y.to(x.dtype).view(x.shape), mu, s
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        (x, w, *_), (_, mu, s) = inputs, output
-        ctx.mark_non_differentiable(mu, s)
         ctx.save_for_backward(x, w, mu, s)
+        return y.to(x.dtype).view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return *_First.apply(dy, *ctx.saved_tensors), None, None
 
 
 class _First(torch.autograd.Function):
-    """dx, dw and db."""
-
-    generate_vmap_rule = True
+    """dx, dw and db; no gradient comes through μ and s (N, groups), for that of x counts them."""
 
     @staticmethod
-    def forward(dy: Tensor, x: Tensor, w: Tensor, mu: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, dy: Tensor, x: Tensor, w: Tensor, mu: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(dy, x, w, mu, s)
         wide = _wide(x)
         dx, dw, db = torch.ops.aten.native_group_norm_backward(
             _wide(dy), wide, mu, s, w.to(wide.dtype), *wide.shape, mu.shape[1], [True, True, True]
         )
         return dx.to(x.dtype).view(x.shape), dw.to(w.dtype), db.to(w.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor | None, ...]:
@@ -102,11 +91,9 @@ class _First(torch.autograd.Function):
 class _Second(torch.autograd.Function):
     """What u, p and q are for dy, x and w."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
-        u: Tensor, p: Tensor, q: Tensor, dy: Tensor, x: Tensor, w: Tensor, mu: Tensor, s: Tensor
+        ctx: Any, u: Tensor, p: Tensor, q: Tensor, dy: Tensor, x: Tensor, w: Tensor, mu: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape, dtype, groups = x.shape, x.dtype, mu.shape[1]
         # (N, groups, channels of a group, pixels), and what groups and channels have as it broadcasts to that.
@@ -132,10 +119,6 @@ class _Second(torch.autograd.Function):
         for_x = (-s * mean_h).addcmul(dy, s * alpha).addcmul_(u, s * sc, value=-1).addcmul_(normal, s * slope, value=-1)
         for_w = (s * along).sum(dim=0) * x.shape[3]
         return for_dy.to(dtype).view(shape), for_x.to(dtype).view(shape), for_w.to(w.dtype).view(w.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
