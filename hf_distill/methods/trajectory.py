@@ -242,10 +242,8 @@ class TrajectoryMatching(Distiller):
                 },
             },
         ).to(self.device)
-        self.optimizers = [
-            RowSGD(distilled.pixel_values, lr=config.lr_img, momentum=config.mom_img),
-            torch.optim.SGD([distilled.lr], lr=config.lr_lr, momentum=config.mom_img),
-        ]
+        self._pixels = RowSGD(distilled.pixel_values, lr=config.lr_img, momentum=config.mom_img)
+        self.optimizers = [self._pixels, torch.optim.SGD([distilled.lr], lr=config.lr_lr, momentum=config.mom_img)]
         return distilled
 
     def identity(self) -> dict[str, Any]:
@@ -262,12 +260,6 @@ class TrajectoryMatching(Distiller):
         """As `Distiller.current`: with all images where they are now, also those that no step has lately taken."""
         pixels, now = self.distilled.pixel_values, self._pixels.now()
         return self.distilled if now.data_ptr() == pixels.data_ptr() else self.distilled.with_pixels(now)
-
-    @property
-    def _pixels(self) -> RowSGD:
-        (optimizer, _) = self.optimizers
-        assert isinstance(optimizer, RowSGD)
-        return optimizer
 
     def foreseen(self) -> dict[str, Tensor]:
         """As `Distiller.foreseen`; and "lr", β after the step of its optimizer, SGD with momentum."""
