@@ -23,6 +23,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
+from .shared_pixels import shared_pictures
+
 SHARD_BYTES = 500_000_000
 GROUP_BYTES = 16_000_000  # of pixels in a row group: what writing and reading hold in memory at a time
 # Bytes of a page, and how evenly: what `datasets` writes with, so that pages that did not change are sent once.
@@ -174,34 +176,46 @@ def read_rows(
             "distill_config.json says; download it or save the artifact again"
         )
     _check_size(folder, name, data_id, sum(path.stat().st_size for path in paths), images, shape)
-    pixels = np.empty((images, *shape), np.uint8 if name == "default" else np.float32)
     labels, soft = np.empty(images, np.int64), None
+    if any("soft_label" in file.schema_arrow.names for file in files):
+        soft = np.empty((images, num_classes), np.float16)
     column, size = COLUMN[name], rows_at_once(name, shape)
-    first = 0
-    with ThreadPoolExecutor(_threads()) as pool:
+
+    def each(columns: list[str], take: Callable[[slice, pa.Table], None]) -> None:
+        """Let some columns be taken, part by part."""
+        first = 0
         for path, file in zip(paths, files, strict=True):
-            if soft is None and "soft_label" in file.schema_arrow.names:
-                soft = np.empty((images, num_classes), np.float16)
-            columns = ["image.bytes" if name == "default" else column, "label"]
-            columns += ["soft_label"] if soft is not None else []
             stop = first + file.metadata.num_rows
             try:
                 for batch in file.iter_batches(size, columns=columns):
                     table = pa.Table.from_batches([batch])
                     rows = slice(first, first + len(table))
+                    take(rows, table)
                     first = rows.stop
-                    if name == "default":
-                        _decode_all(pool, table, rows, pixels)
-                    else:
-                        pixels[rows] = _block(table, column, shape, pa.float32())
-                    labels[rows] = _block(table, "label", (), pa.int64())
-                    if soft is not None:
-                        soft[rows] = _block(table, "soft_label", (num_classes,), pa.float16())
                 if first != stop:
                     raise ValueError(f"it lacks {stop - first} of its rows")
             except (pa.ArrowException, OSError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
+
+    def take_labels(rows: slice, table: pa.Table) -> None:
+        labels[rows] = _block(table, "label", (), pa.int64())
+        if soft is not None:
+            soft[rows] = _block(table, "soft_label", (num_classes,), pa.float16())
+
+    def decode(pixels: np.ndarray) -> None:
+        with ThreadPoolExecutor(_threads()) as pool:
+            each(["image.bytes"], lambda rows, table: _decode_all(pool, table, rows, pixels))
+
+    def take_floats(rows: slice, table: pa.Table) -> None:
+        pixels[rows] = _block(table, column, shape, pa.float32())
+
+    each(["label"] if soft is None else ["label", "soft_label"], take_labels)
+    if name == "default":
+        pixels = shared_pictures(paths, (images, *shape), decode)
+    else:
+        pixels = np.empty((images, *shape), np.float32)
+        each([column], take_floats)
     for values_name, values in ((column, pixels), ("soft_label", soft)):
         if values is None or values.dtype == np.uint8:
             continue
