@@ -226,6 +226,12 @@ class HeLlO(PatchMethod):
         """Beside the data and the teacher that scores, CLIP's weights."""
         return {**super().identity(), "prior": self.prior.digest}
 
+    @property
+    def classes_at_once(self) -> int:
+        """Classes in a block: as many as have `batch_score` tiles together, where tiles are mended."""
+        mends = self.config.update_steps > 0 and self.config.factor > 1
+        return max(1, self.config.batch_score // self.config.per_class) if mends else 1
+
     def tile(self, images: Tensor | Ragged, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Tiles (n, C, *size) uint8 of boxes, mended where they are smaller than an image."""
         small, full = take_crops(images, boxes, size), (self.train.shape[1], self.train.shape[2])

@@ -5,9 +5,10 @@ changes both.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, ClassVar
 
 import torch
@@ -64,7 +65,7 @@ class PatchConfig(NamedTeachers, DistillConfig):
     num_crops: int = HfArg(default=5, help="Random crops of each of them.")
     min_scale: float = HfArg(default=MIN_SCALE, help="Smallest area of a crop, as a share of the image.")
     factor: int = HfArg(default=2, help="Crops along each side of a distilled image; 1 for small images.")
-    batch_score: int = HfArg(default=100, help="Crops that go through the teacher at once.")
+    batch_score: int = HfArg(default=100, help="Crops that go through the teacher at once, and tiles through CLIP.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,13 +151,17 @@ class PatchMethod(BlockDistiller):
         teachers = find_teachers(config.teachers, having.train, having.test, settings, **options)
         return {"teachers": teachers}
 
+    @property
+    def classes_at_once(self) -> int:
+        """Classes in a block: one, where tiles are only cut out."""
+        return 1
+
     def blocks(self) -> list[Block]:
-        """A block is a class."""
-        ipc = self.config.ipc
-        return [
-            Block(label, torch.arange(label * ipc, (label + 1) * ipc), torch.full((ipc,), label))
-            for label in range(self.train.num_classes)
-        ]
+        """A block is `classes_at_once` classes; the last one is what is left."""
+        labels = torch.arange(self.train.num_classes).repeat_interleave(self.config.ipc)
+        size = self.classes_at_once * self.config.ipc
+        parts = zip(torch.arange(len(labels)).split(size), labels.split(size), strict=True)
+        return [Block(number, rows, own) for number, (rows, own) in enumerate(parts)]
 
     def identity(self) -> dict[str, Any]:
         """Beside the data, the weights of the teacher."""
@@ -213,37 +218,54 @@ class PatchMethod(BlockDistiller):
     def tiled(self, rows: Tensor, boxes: Tensor) -> Tensor:
         """Images of crops, (n, C, H, W) uint8 on the CPU: tile k of image i is the crop k n + i.
 
+        Tiles of one size are made together, whatever their images and their places are.
+
         Args:
             rows: (n f²,) of the images that the crops are from.
             boxes: (n f², 4).
         """
-        count, factor = self.config.ipc, self.config.factor
-        channels, height, width = self.train.shape
+        factor, (channels, height, width) = self.config.factor, self.train.shape
+        count = len(rows) // factor**2
         canvas = torch.empty((count, channels, height, width), dtype=torch.uint8)
-        tiles = [
-            (slice(*down), slice(*across))
-            for down in pairwise(edges(height, factor))
-            for across in pairwise(edges(width, factor))
-        ]
-        for number, (down, across) in enumerate(tiles):
-            size = (down.stop - down.start, across.stop - across.start)
-            for part in torch.arange(count).split(self.config.batch_score):
-                ranked = number * count + part
-                canvas[part, :, down, across] = self.tile(self.images(rows[ranked]), boxes[ranked], size).cpu()
+        down, across = (list(pairwise(edges(side, factor))) for side in (height, width))
+        places: dict[tuple[int, int], list[tuple[int, slice, slice]]] = {}  # by the size of the tile there
+        for number, ((top, bottom), (left, right)) in enumerate(product(down, across)):
+            there = (number * count, slice(top, bottom), slice(left, right))
+            places.setdefault((bottom - top, right - left), []).append(there)
+        for size, alike in places.items():
+            crops = torch.cat([torch.arange(first, first + count) for first, _, _ in alike])
+            tiles = torch.cat(
+                [
+                    self.tile(self.images(rows[part]), boxes[part], size).cpu()
+                    for part in crops.split(self.config.batch_score)
+                ]
+            )
+            for (_, y, x), own in zip(alike, tiles.split(count), strict=True):
+                canvas[:, :, y, x] = own
         return canvas
 
     def tile(self, images: Tensor | Ragged, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """The tiles (n, C, *size) uint8 that the boxes (n, 4), on the CPU, of n `images` become."""
         return take_crops(images, boxes, size)
 
-    def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
-        """The images of a class, (ipc, C, H, W) uint8: the best of its crops."""
-        label = int(block.labels[0])
+    def chosen(self, label: int, block: Block) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """The best crops of a class, best first: rows (ipc f²,), boxes (ipc f², 4), and what is to be seen of them."""
         rows = self.candidates(label)
         boxes = self.boxes(rows)
         losses = self.crop_losses(rows, boxes, label)
         images, numbers = choose(losses, self.config.per_class)
         values = {"ce": losses[images, numbers].mean().item(), "ce_all": losses.mean().item()}
         self.check_finite(values, block, 0, "use another teacher, or no --mixed_precision")
-        log(1, values)
-        return self.tiled(rows[images], boxes[images, numbers])
+        return rows[images], boxes[images, numbers], values
+
+    def make(self, block: Block, log: Callable[[int, dict[str, float]], None]) -> Tensor:
+        """The images of the classes of a block, (B, C, H, W) uint8: the best crops of each."""
+        labels = block.labels.unique_consecutive().tolist()
+        rows, boxes, values = zip(*(self.chosen(label, block) for label in labels), strict=True)
+        log(1, {key: statistics.fmean(each[key] for each in values) for key in values[0]})
+        # Tile k of image i of each class is its crop k ipc + i; of all images it is to be crop k n + i.
+        tiles, ipc = self.config.factor**2, self.config.ipc
+        ordered = [
+            torch.stack(parts).unflatten(1, (tiles, ipc)).transpose(0, 1).flatten(0, 2) for parts in (rows, boxes)
+        ]
+        return self.tiled(*ordered)

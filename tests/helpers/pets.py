@@ -30,4 +30,5 @@ def random_teacher(train: RealImages, names: list[str] = NAMES) -> Teacher:
 
 
 def made(method: BlockDistiller, label: int) -> torch.Tensor:
-    return method.make(method.blocks()[label], lambda *_: None)
+    block = next(block for block in method.blocks() if label in block.labels)
+    return method.make(block, lambda *_: None)[block.labels == label]

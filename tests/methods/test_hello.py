@@ -21,6 +21,7 @@ from hf_distill.distilled.labels import ProjectorLabels
 from hf_distill.evaluation.label_comparison import compare_labels
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import RDED, HeLlO, HeLlOConfig, RDEDConfig
+from hf_distill.methods import hello as hello_module
 from hf_distill.methods.hello import update_in_prior
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.priors import Prior
@@ -160,6 +161,30 @@ def test_tiles_of_images_in_one_buffer_are_those_of_the_same_images_side_by_side
     ragged = Ragged.of(list(images.permute(0, 2, 3, 1).numpy()), images.shape[1])
     found, expected = (method.tile(each, boxes, (8, 8)).int() for each in (ragged, images))
     assert (found - expected).abs().max() <= 1  # sums of other lengths, rounded to bytes
+
+
+@pytest.mark.parametrize(
+    ("ipc", "factor", "batch", "together"),
+    [(1, 2, 8, [8, 4]), (1, 2, 3, [3, 1] * 3), (1, 3, 100, [3, 6, 6, 12]), (2, 2, 13, [8] * 3)],
+)
+def test_tiles_of_one_size_are_mended_together_whatever_their_places_and_classes(
+    tmp_path, train, prior, monkeypatch, ipc, factor, batch, together
+):
+    counts, mend = [], hello_module.update_in_prior
+
+    def counted(prior, tiles, *rest):
+        counts.append(len(tiles))
+        return mend(prior, tiles, *rest)
+
+    monkeypatch.setattr(hello_module, "update_in_prior", counted)
+    flags = {"ipc": ipc, "factor": factor, "update_steps": 1, "lr_update": 0.1}
+    method = hello(tmp_path, train, prior, batch_score=batch, **flags)
+    found = torch.cat([method.make(block, lambda *_: None) for block in method.blocks()])
+    assert counts == together
+    assert torch.cat([block.rows for block in method.blocks()]).tolist() == list(range(3 * ipc))
+    alone = hello(tmp_path, train, prior, batch_score=1, **flags)
+    difference = (found.int() - torch.cat([made(alone, label) for label in range(3)]).int()).abs()
+    assert (difference > 1).double().mean() < 0.01  # other sums, so other rounding
 
 
 @pytest.mark.slow
