@@ -2,9 +2,10 @@
 
 Only logits are stored. The views are a function of (seed, epoch, row), so neither a crop nor a partner is, and whoever
 trains on the labels sees the very pixels that were labelled. Labels that others made are of views that they drew, and
-those are columns beside the logits. On disk they are parquet files of whole epochs, which
-`load_dataset` reads too; one epoch is in memory at a time, and in a Hub repository a file is fetched when it is first
-used.
+those are columns beside the logits. On disk they are parquet files of whole epochs, which `load_dataset` reads too,
+written and read row group by row group, in threads. Of an epoch up to 256 MiB are in memory, those of the next one
+beside them; what is more, as that of ImageNet-21K, is decoded into a file in the temporary folder, which is mapped. In
+a Hub repository a file is fetched when it is first used.
 
 What one image costs in one epoch (K classes): 2 K bytes in full, 4 k + 4 with the k largest logits and the mass of the
 rest. Fewer epochs than the student is trained for cost a part of that: it then sees the stored ones again and again,
@@ -17,7 +18,10 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +59,14 @@ from ..hub.files import (
     load_json,
     load_sums,
     package_versions,
+    reserve,
     save_json,
     sha256_of_file,
+    whole_file,
 )
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
+from ..networks.batches import images_at_once
 from ..networks.compiling import in_precision
 from .label_costs import label_bytes
 from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
@@ -72,10 +79,13 @@ __all__ = ["FORMAT_VERSION", "Codec", "EpochLabels", "images_sha256", "relabel",
 INDEX = "labels_config.json"
 FOLDER = "soft_labels"
 FORMAT_VERSION = 1
-AT_ONCE = 128  # images that the teacher sees together, by their rows: the last bits of its logits depend on them
+AT_ONCE = 128  # images that are seen together on a CPU, by their rows: the last bits of logits depend on them
+LOOK_BYTES = 4_000_000_000  # that one operation of the teacher may take and give on an accelerator
 FILE_BYTES = 2**26  # of logits in a file; an epoch is never divided
 FILE_VIEWS = 2**15  # labels in a file: what an interruption costs at most, and what is divided among processes
-GROUP_BYTES = 2**22  # of logits in a row group: it bounds what reading holds beside the epoch itself
+GROUP_BYTES = 2**22  # of logits in a row group: what is encoded, and decoded, at a time
+BEHIND = 4  # batches of labels that may wait to be written
+HELD_BYTES = 2**28  # of an epoch that is read into memory; a longer one is decoded into a file, which is mapped
 
 
 @dataclass(frozen=True)
@@ -249,8 +259,8 @@ class EpochLabels(HubFolder, LabelSource):
         else:
             self.views = StoredViews.from_config({**about, "epochs": self.num_epochs, "count": self.num_images})
         self._whole: set[str] = set()  # files whose checksums were looked at
-        # The rows of a file that are in memory, as its path, the first row and the columns.
-        self._loaded: tuple[Path, int, dict[str, Tensor]] | None = None
+        self._loaded: _Decoded | None = None
+        self._next: tuple[int, Future[_Decoded]] | None = None  # an epoch, and what is decoded of it ahead
 
     @classmethod
     def _find(cls, repo_id_or_path: str | Path, where: dict[str, Any]) -> tuple[Path, Repository | None]:
@@ -305,8 +315,11 @@ class EpochLabels(HubFolder, LabelSource):
         if epoch is None:
             raise ValueError("stored labels are of the views of an epoch, and no epoch was given; say which")
         first, columns = self._epoch(epoch % self.num_epochs, images.device)
-        places = first + upload(rows, images.device)
-        own = {name: column[places] for name, column in columns.items() if name not in RECORDED}
+        own = {
+            name: upload(column[first + upload(rows, column.device)], images.device)
+            for name, column in columns.items()
+            if name not in RECORDED
+        }
         return self.codec.decode(own, self.num_classes)
 
     def _recall(self, rows: Tensor, epoch: int) -> dict[str, Tensor]:
@@ -332,27 +345,62 @@ class EpochLabels(HubFolder, LabelSource):
         return [_name(epochs, self.config["id"]) for epochs in _files(self.num_epochs, self.config["epochs_per_file"])]
 
     def _epoch(self, epoch: int, device: torch.device | None = None) -> tuple[int, dict[str, Tensor]]:
-        """Columns that hold all of an epoch, and where it begins in them: labels on the device, views on the CPU."""
+        """Columns that hold all of an epoch, and where it begins in them: labels on the device, views on the CPU.
+
+        Those of a long epoch stay on the CPU, in a map. The next epoch is decoded in a thread meanwhile.
+        """
+        if not self._holds(epoch):
+            self._loaded = None
+            self._loaded = self._decoded(epoch)
+            self._expect((epoch + 1) % self.num_epochs)
+        loaded = self._loaded
+        if device is not None and not loaded.mapped:
+            for name in loaded.columns.keys() - set(RECORDED):
+                loaded.columns[name] = upload(loaded.columns[name], device)
+        return self._place(epoch)[1] - loaded.rows.start, loaded.columns
+
+    def _place(self, epoch: int) -> tuple[int, int]:
+        """The number of the file that holds an epoch, and the row that it begins at."""
         number, within = divmod(epoch, self.config["epochs_per_file"])
-        path, start = self.folder / self._names()[number], within * self.num_images
-        if not self._holds(path, start):
-            self._loaded = None  # two epochs need not fit into the memory
-            self._loaded = path, *self._read_rows(number, start, start + self.num_images)
-        _, first, columns = self._loaded
-        if device is not None:
-            columns |= {name: upload(column, device) for name, column in columns.items() if name not in RECORDED}
-        return start - first, columns
+        return number, within * self.num_images
 
-    def _holds(self, path: Path, start: int) -> bool:
-        if self._loaded is None or self._loaded[0] != path:
+    def _holds(self, epoch: int) -> bool:
+        number, start = self._place(epoch)
+        loaded = self._loaded
+        if loaded is None or loaded.number != number:
             return False
-        _, first, columns = self._loaded
-        return first <= start and start + self.num_images <= first + len(next(iter(columns.values())))
+        return loaded.rows.start <= start and start + self.num_images <= loaded.rows.stop
 
-    def _read_rows(self, number: int, start: int, stop: int) -> tuple[int, dict[str, Tensor]]:
-        """The columns of the row groups of a file that hold its rows from `start` to `stop`, and their first row."""
-        epochs = _files(self.num_epochs, self.config["epochs_per_file"])[number]
-        path, expected = self._path(self._names()[number]), self.schema
+    def _decoded(self, epoch: int) -> "_Decoded":
+        expected, self._next = self._next, None
+        if expected is not None and expected[0] == epoch:
+            return expected[1].result()
+        return self._read_epoch(epoch)
+
+    def _expect(self, epoch: int) -> None:
+        """Decode in a thread what will be asked for; not what is held, or must be fetched first."""
+        if self._holds(epoch) or not (self.folder / self._names()[self._place(epoch)[0]]).is_file():
+            return
+        thread = ThreadPoolExecutor(1)
+        self._next = epoch, thread.submit(self._read_epoch, epoch)
+        thread.shutdown(wait=False)  # it ends when it has read
+
+    def _read_epoch(self, epoch: int) -> "_Decoded":
+        """An epoch, and what else is in the row groups that hold it; one of them is decoded after another."""
+        number, start = self._place(epoch)
+        path, first = self._path(self._names()[number]), _files(self.num_epochs, self.config["epochs_per_file"])[number]
+        decoded: _Decoded | None = None
+        for rows, place, arrays in self._row_groups(path, first, start, start + self.num_images):
+            decoded = decoded or _Decoded(number, rows)
+            decoded.put(place, self._checked(path, place, first, arrays))
+        return decoded
+
+    def _row_groups(
+        self, path: Path, epochs: range, start: int, stop: int
+    ) -> Iterator[tuple[range, int, dict[str, np.ndarray]]]:
+        """The row groups of a file that hold its rows from `start` to `stop`: all their rows, then, group by group, the
+        first row and the columns."""
+        expected = self.schema
         try:
             with pq.ParquetFile(path, memory_map=True) as file:
                 if not file.schema_arrow.equals(expected):
@@ -364,15 +412,19 @@ class EpochLabels(HubFolder, LabelSource):
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 if sum(sizes) != len(epochs) * self.num_images:
                     raise ValueError(f"it has {sum(sizes)} rows where {len(epochs)} epochs are named")
-                edges = np.cumsum([0, *sizes])
-                groups = [g for g in range(len(sizes)) if edges[g] < stop and edges[g + 1] > start]
-                table = file.read_row_groups(groups)
+                edges = np.cumsum([0, *sizes]).tolist()
+                groups = [g for g, size in enumerate(sizes) if size and edges[g] < stop and edges[g + 1] > start]
+                rows = range(edges[groups[0]], edges[groups[-1] + 1])
+                for group in groups:
+                    table = file.read_row_group(group)
+                    yield rows, edges[group], {name: _array(table.column(name)) for name in expected.names}
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is damaged or cut short ({reason}); fetch it or label again") from error
-        first = int(edges[groups[0]])
-        place = np.arange(first, first + len(table))
-        arrays = {name: _array(table.column(name)) for name in expected.names}
+
+    def _checked(self, path: Path, start: int, epochs: range, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The labels and views among the columns of a file of some epochs, from its row `start` on."""
+        place = np.arange(start, start + len(arrays["row"]))
         if (arrays.pop("row") != place % self.num_images).any() or (
             arrays.pop("epoch") != epochs.start + place // self.num_images
         ).any():
@@ -389,7 +441,7 @@ class EpochLabels(HubFolder, LabelSource):
             if wrong is not None:
                 raise ValueError(f"{path} has {wrong}; fetch it or import again")
             arrays |= {name: arrays[name].astype(np.int32) for name in ("crop", "mix_box") if name in arrays}
-        return first, {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return arrays
 
     def _write(self, folder: Path, home: Home) -> None:
         (folder / FOLDER).mkdir()
@@ -436,6 +488,40 @@ class EpochLabels(HubFolder, LabelSource):
         save_json(folder / INDEX, {**self.config, **home.to_config()})
 
 
+class _Decoded:
+    """Consecutive rows of a file: in memory, or in a file without a name that is mapped, where they are many.
+
+    Args:
+        number: Of the file.
+        rows: Which of its rows.
+
+    Attributes:
+        columns: Each (rows, ...).
+        mapped: They are in a map.
+    """
+
+    def __init__(self, number: int, rows: range) -> None:
+        self.number, self.rows, self.mapped = number, rows, False
+        self.columns: dict[str, Tensor] = {}
+
+    def put(self, start: int, arrays: dict[str, np.ndarray]) -> None:
+        """Take the columns of some rows, of which `start` is the first."""
+        if not self.columns:
+            row_bytes = sum(values[0].nbytes for values in arrays.values())
+            self.mapped = row_bytes * len(self.rows) > HELD_BYTES
+            self.columns = {name: torch.from_numpy(self._room(values)) for name, values in arrays.items()}
+        for name, values in arrays.items():
+            self.columns[name].numpy()[start - self.rows.start :][: len(values)] = values
+
+    def _room(self, values: np.ndarray) -> np.ndarray:
+        shape = (len(self.rows), *values.shape[1:])
+        if not self.mapped:
+            return np.empty(shape, values.dtype)
+        with tempfile.NamedTemporaryFile(prefix="hf_distill-labels-") as file:  # the map stays when it is removed
+            reserve(Path(file.name), math.prod(shape) * values.itemsize)
+            return np.memmap(file.name, values.dtype, "r+", shape=shape)
+
+
 def _files(epochs: int, per_file: int) -> list[range]:
     """The epochs of each file."""
     return [range(first, min(first + per_file, epochs)) for first in range(0, epochs, per_file)]
@@ -456,7 +542,7 @@ def images_sha256(pool: Pool) -> str:
     """64 hex digits of what a pool holds: the bytes of its images, in order, and their preprocessing."""
     preprocessing = None if pool.preprocessing is None else pool.preprocessing.to_config()
     digest = hashlib.sha256(json.dumps([list(pool.shape), preprocessing]).encode())
-    for rows in torch.arange(len(pool)).split(AT_ONCE):
+    for rows in torch.arange(len(pool)).split(AT_ONCE):  # the type is part of each part
         images = pool.pixels(rows).cpu()
         digest.update(f"{images.dtype}".encode())
         digest.update(np.ascontiguousarray(images.numpy()))
@@ -480,7 +566,8 @@ def relabel(
     Every process must call it, with `directory` on storage that they share; files of whole epochs are spread over them.
     A file that is there is whole and is kept, so the same call goes on after an interruption. The bytes are the same
     with any number of processes, interrupted or not (on the same kind of device, with the same threads): the teacher
-    always sees the same rows together.
+    always sees the same rows together. How many is part of what the labels are: 128, and on an accelerator what
+    `images_at_once` says of 4 GB, up to 1,024; files that were made with another number are made again.
 
     Args:
         teacher: A network, or several. It sees images in the launcher's mixed precision, compiled where the launcher
@@ -517,12 +604,15 @@ def relabel(
     label = compiled_labels(teacher, accelerator, pool.device)
     if label is not teacher:
         config["compiled"] = accelerator.state.dynamo_plugin.backend.value.lower()  # other last bits
+    at_once = _at_once(teacher, pool, accelerator)
+    if at_once != AT_ONCE:
+        config["at_once"] = at_once
     with torch.no_grad():
         first = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator)
     config["classes"] = first.shape[1]
 
-    def make(part: range, bar: tqdm) -> dict[str, np.ndarray]:
-        return _label_file(label, pool, views, part, codec, accelerator, bar)
+    def make(part: range, bar: tqdm) -> Iterator[dict[str, Tensor]]:
+        return _label_file(label, pool, views, part, at_once, codec, accelerator, bar)
 
     return store(directory, config, make, source=source, accelerator=accelerator, disable_tqdm=disable_tqdm)
 
@@ -530,7 +620,7 @@ def relabel(
 def store(
     directory: Path,
     config: dict[str, Any],
-    make: Callable[[range, tqdm], dict[str, np.ndarray]],
+    make: Callable[[range, tqdm], Iterator[dict[str, Tensor]]],
     *,
     source: dict[str, Any] | None,
     accelerator: Accelerator,
@@ -541,7 +631,8 @@ def store(
     Args:
         directory: As for `relabel`.
         config: What `labels_config.json` says of the images, the labels and all that decides them.
-        make: Gives the columns of the epochs of one file, and moves the bar on by each label.
+        make: Gives the columns of the epochs of one file, part by part, and moves the bar on by each label. Parts are
+            written in a thread while the next ones are made.
         source, accelerator, disable_tqdm: As for `relabel`.
     """
     decides = {name: value for name, value in config.items() if name != "classes"}  # as many as the labels have
@@ -629,53 +720,119 @@ def _label(
     return in_precision(teacher, accelerator)(x, pool.labels[there], there, epoch)
 
 
+def _at_once(teacher: LabelSource, pool: Pool, accelerator: Accelerator) -> int:
+    """How many images the teacher sees together: on an accelerator as many as fit, unless labels depend on it."""
+    if pool.device.type == "cpu" or (isinstance(teacher, TeacherLabels) and teacher.model.sees_batches):
+        return AT_ONCE
+    answer = in_precision(teacher, accelerator)
+
+    def look(images: Tensor) -> Tensor:
+        rows = torch.arange(len(images), device=images.device) % len(pool)
+        return answer(images, pool.labels[rows], rows, 0)
+
+    return images_at_once(look, pool, room=LOOK_BYTES)
+
+
 @torch.no_grad()
 def _label_file(
     teacher: LabelSource,
     pool: Pool,
     views: Views,
     epochs: range,
+    at_once: int,
     codec: Codec,
     accelerator: Accelerator,
     bar: tqdm,
-) -> dict[str, np.ndarray]:
-    """The columns of a file; the host waits for the device once, at the end."""
-    parts: dict[str, list[Tensor]] = {}
-    background = pool.black
+) -> Iterator[dict[str, Tensor]]:
+    """The columns of a file, batch by batch, on the device, for which the host waits once, at the end."""
+    background, finite = pool.black, torch.ones((), dtype=torch.bool, device=pool.device)
     for epoch in epochs:
-        for rows in torch.arange(len(pool)).split(AT_ONCE):
-            logits = _label(teacher, pool, views, epoch, rows, background, accelerator)
-            for name, column in codec.encode(logits).items():
-                parts.setdefault(name, []).append(column)
+        for rows in torch.arange(len(pool)).split(at_once):
+            columns = codec.encode(_label(teacher, pool, views, epoch, rows, background, accelerator))
+            finite &= columns["logits" if codec.kept is None else "values"].isfinite().all()
+            yield columns
             bar.update(len(rows))
-    columns = {name: torch.cat(parts.pop(name)).cpu() for name in list(parts)}
-    for name in ("logits", "values"):
-        if name in columns and not columns[name].isfinite().all():
-            raise ValueError(
-                f"the teacher gives logits that are not finite, or beyond 65,504, in epochs {epochs.start} to "
-                f"{epochs.stop - 1}; use another teacher"
-            )
-    return {name: column.numpy() for name, column in columns.items()}
+    if not finite:
+        raise ValueError(
+            f"the teacher gives logits that are not finite, or beyond 65,504, in epochs {epochs.start} to "
+            f"{epochs.stop - 1}; use another teacher"
+        )
 
 
-def _write_file(path: Path, epochs: range, columns: dict[str, np.ndarray], schema: pa.Schema, count: int) -> None:
-    every = {"row": np.tile(np.arange(count), len(epochs)), "epoch": np.repeat(np.asarray(epochs), count), **columns}
-    arrays, encodings, row_bytes = [], {}, 0
+class _RowGroups:
+    """Writes the rows of a file, which come part by part, as row groups.
+
+    Args:
+        writer: Of the file.
+        epochs: Of the file.
+        count: Rows of an epoch.
+    """
+
+    def __init__(self, writer: pq.ParquetWriter, epochs: range, count: int) -> None:
+        self.writer, self.epochs, self.count = writer, epochs, count
+        self._held: list[dict[str, np.ndarray]] = []
+        self._written = 0
+
+    def add(self, columns: dict[str, Tensor]) -> None:
+        """Take the next rows, and write the groups that are full."""
+        self._held.append({name: values.cpu().numpy() for name, values in columns.items()})
+        lists = [values for values in self._held[0].values() if values.ndim > 1]
+        size = max(1, GROUP_BYTES // sum(values.shape[1] * values.itemsize for values in lists))
+        if sum(map(_length, self._held)) >= size:
+            self._write(size)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._held:
+            self._write(sum(map(_length, self._held)))
+
+    def _write(self, size: int) -> None:
+        """Write groups of `size` rows, and hold what is left."""
+        columns = {name: np.concatenate([part[name] for part in self._held]) for name in self._held[0]}
+        full = _length(columns) // size * size
+        for start in range(0, full, size):
+            self._write_group({name: values[start : start + size] for name, values in columns.items()})
+        self._held = [{name: values[full:] for name, values in columns.items()}] if full < _length(columns) else []
+
+    def _write_group(self, columns: dict[str, np.ndarray]) -> None:
+        place = np.arange(self._written, self._written + _length(columns))
+        every = {"row": place % self.count, "epoch": self.epochs.start + place // self.count, **columns}
+        arrays = []
+        for field in self.writer.schema:
+            values, kind = every[field.name], field.type
+            if pa.types.is_fixed_size_list(kind):
+                flat = pa.array(values.reshape(-1).astype(kind.value_type.to_pandas_dtype(), copy=False))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
+            else:
+                arrays.append(pa.array(values.astype(kind.to_pandas_dtype(), copy=False)))
+        self.writer.write_table(pa.Table.from_arrays(arrays, schema=self.writer.schema))
+        self._written += len(place)
+
+
+def _length(columns: dict[str, np.ndarray]) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _write_file(path: Path, epochs: range, parts: Iterable[dict[str, Tensor]], schema: pa.Schema, count: int) -> None:
+    """Write a file of labels whose columns come in `parts`, each in a thread while the next one is made."""
+    encodings = {}
     for field in schema:
-        values, kind = every.pop(field.name), field.type
-        if pa.types.is_fixed_size_list(kind):
-            flat = pa.array(values.reshape(-1).astype(kind.value_type.to_pandas_dtype(), copy=False))
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
-            row_bytes += values.shape[1] * values.itemsize
+        if pa.types.is_fixed_size_list(field.type):
             encodings[f"{field.name}.list.element"] = "BYTE_STREAM_SPLIT"
         else:
-            arrays.append(pa.array(values.astype(kind.to_pandas_dtype(), copy=False)))
-            encodings[field.name] = "BYTE_STREAM_SPLIT" if pa.types.is_floating(kind) else "DELTA_BINARY_PACKED"
-    sink = pa.BufferOutputStream()
+            encodings[field.name] = "BYTE_STREAM_SPLIT" if pa.types.is_floating(field.type) else "DELTA_BINARY_PACKED"
     # Split into streams, the exponents of float16 shrink by half; what is left of a logit is noise.
     options = {"column_encoding": encodings, "use_dictionary": False, "compression": "zstd"}
-    with parquet_writer(sink, schema, **options) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=schema), max(1, GROUP_BYTES // row_bytes))
-    content = memoryview(sink.getvalue())
-    atomic_write(_sum_of(path), hashlib.sha256(content).hexdigest())  # first: a file that lacks it is of version 0.1
-    atomic_write(path, content)
+    with whole_file(path) as aside:
+        with parquet_writer(aside, schema, **options) as writer:
+            groups = _RowGroups(writer, epochs, count)
+            with ThreadPoolExecutor(1) as thread:
+                waiting: deque[Future[None]] = deque()
+                for part in parts:
+                    waiting.append(thread.submit(groups.add, part))
+                    if len(waiting) > BEHIND:
+                        waiting.popleft().result()
+                for written in waiting:
+                    written.result()
+            groups.close()
+        atomic_write(_sum_of(path), sha256_of_file(aside))  # first: a file that lacks it is of version 0.1

@@ -11,12 +11,11 @@ labels of all epochs together, which must speak of the classes of their images (
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -89,15 +88,13 @@ def import_epoch_labels(
     mix = "none" if first.mix is None else first.mix.kind
     order, evidence = sampler_order(count, len(files), order_seed), LabelEvidence(pool.labels, num_classes)
 
-    def make(part: range, bar: tqdm) -> dict[str, np.ndarray]:
-        epochs = []
+    def make(part: range, bar: tqdm) -> Iterator[dict[str, Tensor]]:
         for epoch in part:
-            where = folder / f"epoch_{epoch}"
-            epochs.append(_rows(where, files[epoch], order[epoch], mix, num_classes, size))
-            evidence.add(torch.from_numpy(epochs[-1]["logits"]), _larger(epochs[-1], mix, size))
+            columns = _rows(folder / f"epoch_{epoch}", files[epoch], order[epoch], mix, num_classes, size)
+            evidence.add(columns["logits"], _larger(columns, mix, size))
             _check_order(folder, evidence, order_seed)
+            yield columns
             bar.update(count)
-        return {name: np.concatenate([columns[name] for columns in epochs]) for name in epochs[0]}
 
     config = {
         "format_version": FORMAT_VERSION,
@@ -208,7 +205,7 @@ class _Batch:
 
 def _rows(
     where: Path, paths: Sequence[Path], order: Tensor, mix: str, num_classes: int, size: tuple[int, int]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Tensor]:
     """The columns of an epoch, row by row of the set."""
     batches = [_batch(path, size) for path in paths]
     counts = [len(batch.logits) for batch in batches]
@@ -231,17 +228,17 @@ def _rows(
         name = "mix_box" if mix == "cutmix" else "mix_weight"
         columns[name] = torch.cat([batch.mix.values for batch in batches if batch.mix is not None])
     back = order.argsort()
-    return {name: column[back].numpy() for name, column in columns.items()}
+    return {name: column[back] for name, column in columns.items()}
 
 
-def _larger(columns: dict[str, np.ndarray], mix: str, size: tuple[int, int]) -> Tensor:
+def _larger(columns: dict[str, Tensor], mix: str, size: tuple[int, int]) -> Tensor:
     """The image that is the larger part of each view, (N,) long: its labels are first of all of that one."""
     own = torch.arange(len(columns["logits"]))
     if mix == "none":
         return own
-    values = torch.from_numpy(columns["mix_box" if mix == "cutmix" else "mix_weight"])
+    values = columns["mix_box" if mix == "cutmix" else "mix_weight"]
     share = Mix("cutmix" if mix == "cutmix" else "mixup", values).own_share(size)
-    return torch.where(share >= 0.5, own, torch.from_numpy(columns["partner"]))
+    return torch.where(share >= 0.5, own, columns["partner"])
 
 
 def _batch(path: Path, size: tuple[int, int]) -> _Batch:

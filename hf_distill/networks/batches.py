@@ -33,16 +33,18 @@ class _Operations(TorchDispatchMode):
 
 
 @torch.no_grad()
-def images_at_once(look: Callable[[Tensor], Tensor], pool: Pool) -> int:
+def images_at_once(look: Callable[[Tensor], Tensor], pool: Pool, *, room: int | None = None) -> int:
     """How many images of a pool go through a network at a time: a power of two, up to 1,024.
 
     Two and four images go through it first. What grows between them in its largest operation is what an image takes,
-    and so many images are taken that this operation stays within 300 MB on a CPU and 1.2 GB on an accelerator.
+    and so many images are taken that this operation stays within `room`.
 
     Args:
         look: The network, or another function of images (n, C, H, W) that keeps nothing for a backward pass.
         pool: The images.
+        room: Bytes; without it 300 MB on a CPU and 1.2 GB on an accelerator.
     """
+    room = LOOK_BYTES.get(pool.device.type, LOOK_BYTES["cuda"]) if room is None else room
     taken = []
     for count in MEASURED:
         images = pool.images(torch.arange(count) % len(pool))
@@ -51,8 +53,7 @@ def images_at_once(look: Callable[[Tensor], Tensor], pool: Pool) -> int:
         taken.append(operations.bytes)
     few, more = taken
     each = max((b - a for a, b in zip(few, more, strict=False)), default=0) // (MEASURED[1] - MEASURED[0])
-    room = LOOK_BYTES.get(pool.device.type, LOOK_BYTES["cuda"]) // max(1, each)
-    return min(TEST_BATCH, 1 << max(0, room.bit_length() - 1))
+    return min(TEST_BATCH, 1 << max(0, (room // max(1, each)).bit_length() - 1))
 
 
 def networks_at_once(spec: StudentSpec, batch: int, device: torch.device) -> int:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from datasets import config as datasets_config
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
@@ -23,7 +25,7 @@ from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled import epoch_labels
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
-from hf_distill.distilled.labels import HardLabels, LabelSource, NetworkLabels, TeacherLabels
+from hf_distill.distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, TeacherLabels
 from hf_distill.evaluation import crop_students
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order, whole_pixels
@@ -64,6 +66,10 @@ def label(folder: Path, teacher: LabelSource | None = None, pool: Pool | None = 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tensors(columns: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(values) for name, values in columns.items()}
 
 
 def small_files() -> None:
@@ -229,7 +235,7 @@ def test_files_cost_what_the_formula_says_and_at_most_a_hundredth_more(tmp_path,
     if kept:
         ids = draw.integers(0, classes, (epochs * count, width), dtype=np.int32)
         columns = {"ids": ids, "values": values, "tail": draw.standard_normal(epochs * count).astype(np.float32)}
-    epoch_labels._write_file(tmp_path / "file", range(epochs), columns, codec.schema(classes), count)
+    epoch_labels._write_file(tmp_path / "file", range(epochs), [tensors(columns)], codec.schema(classes), count)
     wide = 4 if classes > 2**16 else 2
     formula = epochs * count * (2 * classes if kept is None else kept * (2 + wide) + 4)
     assert codec.label_bytes(classes) * epochs * count == formula
@@ -384,12 +390,97 @@ def test_plain_load_dataset_reads_the_same_numbers(labels, tmp_path):
 def test_an_epoch_is_read_row_group_by_row_group_and_held_alone(tmp_path, files_of_two):
     found = label(tmp_path / "labels")
     rows = torch.arange(COUNT)
-    first, columns = found._read_rows(0, COUNT, 2 * COUNT)
-    assert (first, len(columns["logits"])) == (120, 2 * COUNT - 120)  # groups of 120 rows; the first is not touched
+    decoded = found._read_epoch(1)
+    assert decoded.rows == range(120, 2 * COUNT)  # groups of 120 rows; the first is not touched
+    assert len(decoded.columns["logits"]) == 2 * COUNT - 120
     said = [found(torch.zeros(1), rows, rows, epoch) for epoch in range(EPOCHS)]
-    assert len(found._loaded[2]["logits"]) < 2 * COUNT
+    assert len(found._loaded.columns["logits"]) < 2 * COUNT
     for epoch in (2, 0, 4, 4, 1, 3):
         assert torch.equal(found(torch.zeros(1), rows, rows, epoch), said[epoch])
+
+
+@pytest.mark.parametrize("codec", [Codec(), Codec(2)], ids=["all", "two"])
+def test_neither_who_writes_nor_who_reads_holds_more_than_a_few_row_groups(tmp_path, monkeypatch, codec):
+    monkeypatch.setattr(epoch_labels, "AT_ONCE", 6)
+    rows, size = torch.randperm(COUNT, generator=generator(0)), 20
+    whole = label(tmp_path / "once", codec=codec, epochs=2)
+    said = [whole(torch.zeros(1), rows, rows, epoch) for epoch in range(2)]
+    width = 2 * CLASSES if codec.kept is None else codec.kept * (2 + 4)
+    monkeypatch.setattr(epoch_labels, "GROUP_BYTES", size * width)
+    monkeypatch.setattr(epoch_labels, "HELD_BYTES", 0)
+    labelled, written, ahead, read = [0], [0], [], []
+    label_batch, write_group, array = epoch_labels._label, epoch_labels._RowGroups._write_group, epoch_labels._array
+
+    def labelling(*args):
+        labelled[0] += len(args[4])
+        ahead.append(labelled[0] - written[0])
+        return label_batch(*args)
+
+    def writing(groups, columns):
+        write_group(groups, columns)
+        written[0] += len(columns["logits" if codec.kept is None else "values"])
+
+    def reading(column):
+        read.append(len(column))
+        return array(column)
+
+    monkeypatch.setattr(epoch_labels, "_label", labelling)
+    monkeypatch.setattr(epoch_labels._RowGroups, "_write_group", writing)
+    monkeypatch.setattr(epoch_labels, "_array", reading)
+    found = label(tmp_path / "labels", codec=codec, epochs=2)
+    assert written == [2 * COUNT]
+    # What waits, what is being written and made, and the two images that show the classes.
+    assert max(ahead) < size + 6 * (epoch_labels.BEHIND + 2) + 2
+    for epoch in (1, 0):
+        assert torch.equal(found(torch.zeros(1), rows, rows, epoch), said[epoch])
+        assert found._loaded.mapped
+    assert max(read) == size
+
+
+def test_the_next_epoch_is_decoded_ahead_and_what_is_wrong_with_it_said_when_it_is_asked_for(tmp_path, files_of_two):
+    found, rows = label(tmp_path / "labels"), torch.arange(COUNT)
+    names, read = [], found._read_epoch
+    found._read_epoch = lambda epoch: names.append((threading.current_thread().name, epoch)) or read(epoch)
+    expected = [label(tmp_path / "labels")(torch.zeros(1), rows, rows, epoch) for epoch in range(EPOCHS)]
+    (last,) = found.folder.glob("soft_labels/epochs-00004-*")
+    last.write_bytes(last.read_bytes()[:-100])
+    for epoch in range(EPOCHS - 1):
+        assert torch.equal(found(torch.zeros(1), rows, rows, epoch), expected[epoch])
+    with one_line("damaged|another"):
+        found(torch.zeros(1), rows, rows, 4)
+    own = threading.current_thread().name
+    assert [epoch for name, epoch in names if name == own] == [0]
+    assert [epoch for name, epoch in names if name != own] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("at_once", [64, 512])
+def test_how_many_images_the_teacher_sees_together_is_part_of_what_labels_are(tmp_path, monkeypatch, at_once):
+    rows, usual = torch.arange(COUNT), label(tmp_path / "labels")
+    said, files = usual(torch.zeros(1), rows, rows, 2), set(usual.folder.glob("soft_labels/*.parquet"))
+    teacher = Watched(make_teacher().teacher)
+    monkeypatch.setattr(epoch_labels, "_at_once", lambda *_: at_once)
+    sizes, ask = [], epoch_labels._label
+    monkeypatch.setattr(epoch_labels, "_label", lambda *args: sizes.append(len(args[4])) or ask(*args))
+    other = label(tmp_path / "labels", teacher)
+    assert max(sizes) == min(at_once, COUNT)
+    assert "at_once" not in usual.config
+    assert other.config["at_once"] == at_once
+    assert not files & set(other.folder.glob("soft_labels/*.parquet"))  # none of them are gone on with
+    torch.testing.assert_close(other(torch.zeros(1), rows, rows, 2), said, rtol=0, atol=0.01)
+
+
+def test_on_an_accelerator_the_teacher_sees_as_many_images_as_fit_unless_its_labels_depend_on_them(monkeypatch):
+    pool, accelerator = make_pool(), Accelerator(cpu=True)
+    assert epoch_labels._at_once(make_teacher(), pool, accelerator) == 128
+    monkeypatch.setattr(pool, "device", torch.device("cuda"))
+    monkeypatch.setattr(pool, "images", lambda rows: pool.source[rows])
+    values = 8 * math.prod(SIZE)  # the norm's, in and out
+    monkeypatch.setattr(epoch_labels, "LOOK_BYTES", 70 * 2 * 4 * values)
+    mean = MeanLabels([make_teacher(), make_teacher()])
+    assert [epoch_labels._at_once(teacher, pool, accelerator) for teacher in (make_teacher(), mean)] == [64, 64]
+    for norm, expected in (("batch", 128), ("instance", 64)):
+        spec = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 8, "norm": norm})
+        assert epoch_labels._at_once(TeacherLabels(spec, torch.ones(spec.num_params())), pool, accelerator) == expected
 
 
 def test_published_labels_come_file_by_file_and_are_saved_whole(hub, tmp_path, files_of_two):
@@ -437,19 +528,19 @@ def test_a_damaged_file_is_named_in_one_line(labels, tmp_path, damage):
     data = path.read_bytes()
     path.unlink()
     codec, count = copy.codec, COUNT * EPOCHS
-    columns = {"logits": np.zeros((count, CLASSES), np.float16)}
+    columns = {"logits": torch.zeros((count, CLASSES), dtype=torch.float16)}
     if damage == "short":
         path.write_bytes(data[: len(data) // 2])
     elif damage in ("rubbish", "empty"):
         path.write_bytes(b"no parquet" * 9 if damage == "rubbish" else b"")
     elif damage == "other epochs":
-        epoch_labels._write_file(path, range(1, 1 + EPOCHS), columns, codec.schema(CLASSES), COUNT)
+        epoch_labels._write_file(path, range(1, 1 + EPOCHS), [columns], codec.schema(CLASSES), COUNT)
     elif damage == "other columns":
-        columns = {"logits": np.zeros((count, 7), np.float16)}
-        epoch_labels._write_file(path, range(EPOCHS), columns, codec.schema(7), COUNT)
+        columns = {"logits": torch.zeros((count, 7), dtype=torch.float16)}
+        epoch_labels._write_file(path, range(EPOCHS), [columns], codec.schema(7), COUNT)
     elif damage == "nan":
         columns["logits"][-1, 0] = math.nan
-        epoch_labels._write_file(path, range(EPOCHS), columns, codec.schema(CLASSES), COUNT)
+        epoch_labels._write_file(path, range(EPOCHS), [columns], codec.schema(CLASSES), COUNT)
     what = {"missing": "lacks", "nan": "not finite", "other epochs": "other rows or epochs"}
     with one_line(f"{path.name}.*|{what.get(damage, 'damaged or cut short')}") as error:
         copy(torch.zeros(1), torch.tensor([0]), torch.tensor([0]), 0)
@@ -740,6 +831,6 @@ def test_views_in_a_file_that_cannot_be_are_refused_in_one_line(tmp_path, column
     table = pq.read_table(path)
     columns = {name: epoch_labels._array(table[name]) for name in table.column_names if name not in ("row", "epoch")}
     columns[column][7] = value
-    epoch_labels._write_file(path, range(1), columns, labels.schema, 20)
+    epoch_labels._write_file(path, range(1), [tensors(columns)], labels.schema, 20)
     with one_line(match):
         labels(torch.zeros(1), torch.tensor([0]), torch.tensor([0]), 0)
