@@ -111,7 +111,7 @@ class Views:
         own = self._cropped(images, rows, epoch, background)
         if self.mix == "none":
             return own
-        mix = self._mix(rows, epoch, count, own.shape[2:])
+        mix = self._mix(rows, epoch, own.shape[2:], self._partners(rows, epoch, count))
         return apply_mix(own, self._cropped(images, mix.partners, epoch, background), mix.to(own.device))
 
     def mixing(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -127,11 +127,33 @@ class Views:
         """
         if self.mix == "none":
             return rows, torch.ones(len(rows), device=rows.device)
-        mix = self._mix(rows, epoch, count, size)
+        mix = self._mix(rows, epoch, size, self._partners(rows, epoch, count))
         return mix.partners, mix.own_share(size)
 
-    def _mix(self, rows: Tensor, epoch: int, count: int, size: tuple[int, int]) -> Mix:
-        other = upload(_partners(self.seed, epoch, count)[rows.cpu()], rows.device)
+    def in_a_row(
+        self, images: Callable[[Tensor], Tensor], rows: Tensor, epoch: int, background: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """The views of all `rows` but the last, each mixed with the image behind it: of each image one crop is made.
+
+        Crops and mixes are those that `__call__` gives; for whoever draws the order of the rows, and stores nothing.
+
+        Args:
+            images, epoch, background: As the views are asked for.
+            rows: (n + 1,) int64.
+
+        Returns:
+            The views (n, C, H, W), and the share of each that is its own image's, (n,) float32 where `rows` are.
+        """
+        x, own = self._cropped(images, rows, epoch, background), rows[:-1]
+        if self.mix == "none":
+            return x[:-1], torch.ones(len(own), device=rows.device)
+        mix = self._mix(own, epoch, x.shape[2:], rows[1:])
+        return apply_mix(x[:-1], x[1:], mix.to(x.device)), mix.own_share(x.shape[2:])
+
+    def _partners(self, rows: Tensor, epoch: int, count: int) -> Tensor:
+        return upload(_partners(self.seed, epoch, count)[rows.cpu()], rows.device)
+
+    def _mix(self, rows: Tensor, epoch: int, size: tuple[int, int], other: Tensor) -> Mix:
         u = uniform(self.seed, (epoch, MIX), rows, 3)
         if self.mix == "cutmix":
             return draw_cutmix(u, size, self.alpha, other)

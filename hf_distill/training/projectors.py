@@ -12,7 +12,10 @@ HeLlO, arXiv:2408.08201. For views x of real images with classes y, and teachers
 Both logits are centred, that is, reduced by their mean over the classes: a softmax does not see it, and CLIP's cosines
 share a large one. `projector_loss` "plain" leaves it in.
 
-Processes share every batch and average their gradients, and a view is a function of (seed, epoch, row): so the
+A view is mixed with the image behind it in the batch, the last one with the first, as the authors of SRe2L and CDA mix
+within a batch: so every image is read and cropped once. The order of an epoch is drawn anew, so anyone is as likely.
+
+Processes share every batch and average their gradients, and a view is a function of (seed, epoch, row, partner): so the
 projector is the same with any number of processes, up to the rounding of sums. An epoch is whole batches.
 """
 
@@ -54,6 +57,8 @@ from .epochs import EpochTraining
 __all__ = ["ProjectorConfig", "ProjectorStep", "fidelity", "train_projector"]
 
 logger = logging.getLogger(__name__)
+
+PARTNERS = "of the batch"  # whom views are mixed with: a part of what a projector is
 
 
 @dataclass
@@ -183,6 +188,7 @@ def describe(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(ProjectorConfig)},
         "words": config.words(real.class_names),
         "synthetic": images,
+        "partners": PARTNERS,
         "mixed_precision": str(accelerator.mixed_precision),
         "compiled": accelerator.state.dynamo_plugin.backend.value.lower() if is_compiled else None,  # other last bits
     }
@@ -262,7 +268,8 @@ def train_projector(
                 folder,
                 INDEX,
                 training,
-                lambda index: index.get("training") or {},
+                # What was finished before partners were of the batch serves; what was begun is not gone on with.
+                lambda index: {"partners": PARTNERS, **(index.get("training") or {})},
                 what="projector",
                 resume=resume_from_checkpoint,
                 overwrite=overwrite,
@@ -483,17 +490,20 @@ class _ProjectorTraining(EpochTraining):
     def epoch(self, epoch: int, first: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
         pool, config, background = self.pools[epoch], self.config, self.pools[epoch].black
         asked = torch.randint(len(self.teachers), (len(batches),), generator=draw).tolist()
-        views = self._views(pool)
+        views, device = self._views(pool), self.accelerator.device
+        around = torch.arange(part.start, part.stop + 1) % batches.shape[1]  # and the partner of the last one
         before, total = sum(self.steps[:epoch]), sum(self.steps)
         self.projector.train()
         for step in range(first, len(batches)):
-            rows = batches[step, part]
-            for following in batches[step + 1 : step + 2, part]:
-                self._expect(pool, following, epoch)
-            x = _laid_out(views(pool.images, rows, epoch, len(pool), background))
+            rows = batches[step, around]
+            for following in batches[step + 1 : step + 2, around]:
+                pool.expect(following)
+            x, share = views.in_a_row(pool.images, rows, epoch, background)
+            labels = pool.labels[upload(rows, device)]
+            classes = (labels[:-1], labels[1:], upload(share, device))
             teachers = self.teachers if config.teacher_target == "mean" else [self.teachers[asked[step]]]
             lr = config.lr(before + step, total)
-            yield self.step(x, teachers, self._classes(pool, rows, epoch), lr, batches.shape[1])
+            yield self.step(_laid_out(x), teachers, classes, lr, batches.shape[1])
 
     def network_tensors(self) -> dict[str, Tensor]:
         return {f"model.{index}": parameter.detach() for index, parameter in enumerate(self.step.parameters)}
@@ -512,18 +522,6 @@ class _ProjectorTraining(EpochTraining):
     def _views(self, pool: Pool) -> Views:
         """What is seen of real images, or of those of the distilled set."""
         return self.views.for_real_images() if pool is self.real else self.views
-
-    def _expect(self, pool: Pool, rows: Tensor, epoch: int) -> None:
-        """Read images, and their partners, that will be asked for soon, where they are not in memory."""
-        if pool.reads_pixels:
-            pool.expect(rows)
-            pool.expect(self.views.mixing(rows, epoch, len(pool), pool.shape[1:])[0])
-
-    def _classes(self, pool: Pool, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The classes of images and their partners, and the images' shares of the views."""
-        device = self.accelerator.device
-        partners, share = self.views.mixing(rows, epoch, len(pool), pool.shape[1:])
-        return pool.labels[upload(rows, device)], pool.labels[upload(partners, device)], upload(share, device)
 
     def results(self) -> dict[str, Any]:
         """Accuracies in [0, 1] on test images, and the fidelity on views that it was not trained on."""

@@ -19,17 +19,20 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 from torch.func import functional_call
 
-from hf_distill.augmentation.views import Views
+from hf_distill.augmentation.crops import draw_cutmix, uniform
+from hf_distill.augmentation.views import MIX, Views
 from hf_distill.config import DataArguments
 from hf_distill.data import feed
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing
+from hf_distill.hub.files import SUMS
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.priors import Prior
-from hf_distill.networks.projector import LabelProjector, Lora
+from hf_distill.networks.projector import INDEX, LabelProjector, Lora
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
+from hf_distill.runs.checkpoints import STATE_FILE
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training.projectors import ProjectorConfig, ProjectorStep, fidelity, train_projector
 from hf_distill.training.small_clip import PriorArguments, find_prior, small_clip_folder, train_small_clip
@@ -166,16 +169,20 @@ def test_a_step_has_the_gradient_of_the_loss_by_hand_no_longer_than_one(digits, 
 
 
 def epochs_by_hand(projector, teachers, pools: list[Pool], weight: float, shuffles: list[int] | None = None):
-    """The mean loss of CLIP's own classifier, in each epoch."""
+    """The mean loss of CLIP's own classifier, in each epoch, of one batch in its order."""
     losses = []
     for epoch, (pool, shuffle) in enumerate(zip(pools, shuffles or [1] * len(pools), strict=True)):
         views = Views(scale=(0.5, 1.0), flip=0.0, shuffle=shuffle, seed=derive_seed(3, "projector", "views"))
-        rows = torch.arange(len(pool))
+        rows = torch.randperm(len(pool), generator=generator(3, "projector", "order", epoch))
+        partners = rows.roll(-1)
         with torch.no_grad():
-            x = views(pool.images, rows, epoch, len(pool), pool.black)
+            own, other = (replace(views, mix="none")(pool.images, each, epoch, len(pool)) for each in (rows, partners))
+            mix = draw_cutmix(uniform(views.seed, (epoch, MIX), rows, 3), (8, 8))
+            x = own.clone()
+            for i, (top, left, tall, wide) in enumerate(mix.values.tolist()):
+                x[i, :, top : top + tall, left : left + wide] = other[i, :, top : top + tall, left : left + wide]
             wanted = torch.stack([teacher.model(x) for teacher in teachers]).mean(0)
-        partners, share = views.mixing(rows, epoch, len(pool), (8, 8))
-        classes = (pool.labels, pool.labels[partners], share)
+        classes = (pool.labels[rows], pool.labels[partners], mix.own_share((8, 8)))
         found = projector.zero_shot(x)
         losses.append(loss_by_hand(found.double(), wanted.double(), classes, "centred", weight).mean().item())
     return losses
@@ -223,19 +230,45 @@ def test_a_step_asks_the_mean_of_all_teachers_or_one_of_them_and_all_in_time(dig
     assert set(asked) == {0, 1}
 
 
-def test_real_images_that_do_not_fit_are_read_ahead_with_their_partners(digits, prior, teachers, tmp_path, monkeypatch):
-    expected = matrices(train(digits, prior, teachers, tmp_path / "in memory"))
-    waited, take = Counter(), RealImages.uint8
+@pytest.mark.parametrize("mix", ["mixup", "none"])
+def test_real_images_that_do_not_fit_are_read_ahead_once_and_are_each_others_partners(
+    digits, prior, teachers, tmp_path, monkeypatch, mix
+):
+    views = replace(VIEWS, mix=mix)
+    expected = matrices(train(digits, prior, teachers, tmp_path / "in memory", views=views))
+    waited, sizes, take = Counter(), [], RealImages.uint8
 
     def read(real: RealImages, rows: Tensor) -> Tensor:
         waited[threading.current_thread() is threading.main_thread()] += 1
+        sizes.append(len(rows))
         return take(real, rows)
 
     monkeypatch.setattr(RealImages, "uint8", read)
     monkeypatch.setattr(feed, "HOST_BYTES", 0)
-    found = matrices(train((digits[0], None), prior, teachers, tmp_path / "on disk"))
+    found = matrices(train((digits[0], None), prior, teachers, tmp_path / "on disk", views=views))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert waited[False] == 2 * 2  # of two batches in each of two epochs, the second; and its partners
+    assert waited[False] == 2  # of two batches in each of two epochs, the second
+    assert sizes[:4] == [SMALL["batch_projector"] + 1] * 4  # the last one's partner is the first one
+
+
+def test_partners_are_part_of_what_a_projector_is_and_those_of_before_still_serve(digits, prior, teachers, tmp_path):
+    folder = tmp_path / "projector"
+    first = train(digits, prior, teachers, folder, projector_epochs=1)
+    index = json.loads((folder / INDEX).read_text())
+    assert index["training"].pop("partners") == "of the batch"
+    (folder / INDEX).write_text(json.dumps(index))
+    (folder / SUMS).unlink()
+    again = train(digits, prior, teachers, folder, projector_epochs=1, resume="latest")
+    assert again.digest == first.digest
+    (folder / INDEX).unlink()
+    (folder / "README.md").unlink()
+    (checkpoint,) = folder.glob("checkpoint-*")
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    del state["training"]["partners"]
+    (checkpoint / STATE_FILE).write_text(json.dumps(state))
+    (checkpoint / SUMS).unlink()
+    with pytest.raises(ValueError, match=r"^.* is of another run: its partners is None and here it is of the batch.*$"):
+        train(digits, prior, teachers, folder, projector_epochs=1, resume="latest")
 
 
 def test_only_whole_batches_are_seen(digits, prior, teachers, tmp_path):
