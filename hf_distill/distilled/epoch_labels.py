@@ -604,12 +604,12 @@ def relabel(
     label = compiled_labels(teacher, accelerator, pool.device)
     if label is not teacher:
         config["compiled"] = accelerator.state.dynamo_plugin.backend.value.lower()  # other last bits
-    at_once = _at_once(teacher, pool, accelerator)
-    if at_once != AT_ONCE:
-        config["at_once"] = at_once
     with torch.no_grad():
         first = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator)
     config["classes"] = first.shape[1]
+    at_once = _at_once(teacher, pool, accelerator)
+    if at_once != AT_ONCE:
+        config["at_once"] = at_once
 
     def make(part: range, bar: tqdm) -> Iterator[dict[str, Tensor]]:
         return _label_file(label, pool, views, part, at_once, codec, accelerator, bar)
@@ -721,7 +721,10 @@ def _label(
 
 
 def _at_once(teacher: LabelSource, pool: Pool, accelerator: Accelerator) -> int:
-    """How many images the teacher sees together: on an accelerator as many as fit, unless labels depend on it."""
+    """How many images the teacher sees together: on an accelerator as many as fit, unless its labels depend on it.
+
+    It was asked before, for what it does at the first time alone is no measure.
+    """
     if pool.device.type == "cpu" or (isinstance(teacher, TeacherLabels) and teacher.model.sees_batches):
         return AT_ONCE
     answer = in_precision(teacher, accelerator)

@@ -366,8 +366,10 @@ class NetworkLabels(LabelSource):
         return self
 
     def ready(self, device: torch.device | str) -> None:
-        """Do now what the first call would: fetch the network and move it to `device`."""
-        _ = self.to(device).teacher
+        """Do now what the first call would: fetch the network, move it to `device`, and fold it."""
+        network = self.to(device).teacher
+        if isinstance(network, Teacher):
+            _ = network.folded
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:

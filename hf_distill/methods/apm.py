@@ -471,11 +471,11 @@ class APM(BlockDistiller):
         config, device, shape = self.config, self.device, self.train.shape
         most = max(len(rows) for _, rows in self._own)
         parameters = 4 * self.student.num_params()
-        teachers = sum(teacher.num_bytes for teacher in self.teachers)
+        teachers = sum(teacher.held_bytes for teacher in self.teachers)
         # The images, their momentum and their gradient, networks, and the optimizer of a student.
         fixed = teachers + parameters * (config.num_students + 3) + 3 * 4 * most * math.prod(shape)
         student = self._frozen(self.student.build(0).to(device).eval())
-        teacher = self._logits(self.teachers[0].model)
+        teacher = self._logits(self.teachers[0].folded)
 
         def look(count: int) -> None:
             x, labels = torch.zeros(count, *shape, device=device), torch.zeros(count, dtype=torch.long, device=device)
@@ -541,7 +541,7 @@ class APM(BlockDistiller):
                 saved = t if due else saved
                 seed = derive_seed(config.seed, "student", block.number, t)
                 drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
-                teacher, rows = self._logits(self.teachers[drawn].model), self.logits_of[drawn]
+                teacher, rows = self._logits(self.teachers[drawn].folded), self.logits_of[drawn]
                 students = []  # those before it need not stay in memory while it is trained
                 students = self.students(x, teacher if rows is None else _columns(teacher, rows), seed)
                 self.keep(block, t, lambda: {"x": x, "velocity": velocity})  # their training takes long

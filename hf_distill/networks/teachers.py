@@ -40,6 +40,7 @@ from ..hub.folder import Home, HubFolder, locate
 from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
 from .class_names import Classes, imagenet_names, read_class_names
+from .folding import folded
 from .frames import check_frame, frame_in_timm, frame_to_timm, is_frame
 from .network_folder import (
     EVAL_RESULTS,
@@ -136,6 +137,7 @@ class Teacher(HubFolder):
                 f"{(spec.in_chans, *spec.img_size)}; expected the same"
             )
         self.model = model.eval().requires_grad_(False)
+        self._folded: nn.Module | None = None
         self.spec, self.class_names, self.preprocessing = spec, names, preprocessing
         self.config = {"source": {}, "results": {}, "versions": package_versions(), **(config or {})}
 
@@ -144,7 +146,17 @@ class Teacher(HubFolder):
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, K) of preprocessed `images` (N, C, H, W), in whatever autocast the caller is in; differentiable
         with respect to the images."""
-        return self.model(images)
+        return self.folded(images)
+
+    @property
+    def folded(self) -> nn.Module:
+        """The network as it answers: `model` to rounding, with BatchNorm in the convolutions before it. What is
+        stored, published and digested is `model`, and so is what has statistics."""
+        if self._folded is None:
+            weight = next(self.model.parameters(), torch.empty(0))
+            shape = (1, self.spec.in_chans, *self.spec.img_size)
+            self._folded = folded(self.model, torch.zeros(shape, device=weight.device, dtype=weight.dtype))
+        return self._folded
 
     def features(self, images: Tensor) -> Tensor:
         """What the network has of preprocessed `images` (N, C, H, W) before its logits, (N, D)."""
@@ -154,6 +166,7 @@ class Teacher(HubFolder):
         """Move the network to `device`; on CUDA its weights get the layout that it is fastest in."""
         device = torch.device(device)
         self.model.to(device, memory_format=layout_for(self.model, device))
+        self._folded = None  # which is folded anew there
         return self
 
     @property
@@ -175,6 +188,13 @@ class Teacher(HubFolder):
     def num_bytes(self) -> int:
         """Bytes of parameters and running statistics."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the same in memory once it answers, with those of `folded`."""
+        networks = (self.model, self.folded)
+        tensors = {id(each): each for network in networks for each in (*network.parameters(), *network.buffers())}
+        return sum(tensor.nbytes for tensor in tensors.values())
 
     @cached_property
     def _sha256(self) -> str:

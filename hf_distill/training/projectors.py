@@ -354,7 +354,7 @@ def fidelity(
 
 def _mean(teachers: Sequence[Teacher], x: Tensor, answer: Callable[..., Tensor]) -> Tensor:
     """The mean logits (n, K) float32 of `teachers`."""
-    return torch.stack([answer(teacher.model, x) for teacher in teachers]).mean(0)
+    return torch.stack([answer(teacher.folded, x) for teacher in teachers]).mean(0)
 
 
 def _laid_out(x: Tensor) -> Tensor:
@@ -542,7 +542,7 @@ class _ProjectorTraining(EpochTraining):
             self.accelerator,
             lambda: {
                 "test_accuracy": accuracy(self.projector, shown),
-                "teacher_accuracy": accuracy(self.teachers[-1].model, shown),
+                "teacher_accuracy": accuracy(self.teachers[-1].folded, shown),
                 "zero_shot_accuracy": self._zero_shot(shown),
             },
         )

@@ -121,12 +121,12 @@ def test_students_see_the_bits_that_were_labelled_in_any_order_and_batch(tmp_pat
 
 
 def test_stored_logits_are_those_of_the_network_on_these_views_to_the_last_bit_of_float16(labels):
-    pool, model = make_pool(), make_teacher().teacher.model
+    pool, answer = make_pool(), make_teacher().teacher.logits
     for epoch in range(EPOCHS):
         for rows in torch.arange(COUNT).split(epoch_labels.AT_ONCE):
             x = VIEWS(pool.images, rows, epoch, COUNT)
             with torch.no_grad():
-                assert torch.equal(labels(x, rows, rows, epoch), model(x).half().float())
+                assert torch.equal(labels(x, rows, rows, epoch), answer(x).half().float())
 
 
 @pytest.mark.parametrize("stored", [6, 2])
@@ -474,10 +474,12 @@ def test_on_an_accelerator_the_teacher_sees_as_many_images_as_fit_unless_its_lab
     assert epoch_labels._at_once(make_teacher(), pool, accelerator) == 128
     monkeypatch.setattr(pool, "device", torch.device("cuda"))
     monkeypatch.setattr(pool, "images", lambda rows: pool.source[rows])
-    values = 8 * math.prod(SIZE)  # the norm's, in and out
+    values = 8 * math.prod(SIZE)  # of what comes out of a block
     monkeypatch.setattr(epoch_labels, "LOOK_BYTES", 70 * 2 * 4 * values)
-    mean = MeanLabels([make_teacher(), make_teacher()])
-    assert [epoch_labels._at_once(teacher, pool, accelerator) for teacher in (make_teacher(), mean)] == [64, 64]
+    teacher, x, rows = make_teacher(), pool.source[:2], torch.arange(2)
+    teacher(x, rows, rows)
+    mean = MeanLabels([teacher, teacher])
+    assert [epoch_labels._at_once(teacher, pool, accelerator) for teacher in (teacher, mean)] == [64, 64]
     for norm, expected in (("batch", 128), ("instance", 64)):
         spec = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 8, "norm": norm})
         assert epoch_labels._at_once(TeacherLabels(spec, torch.ones(spec.num_params())), pool, accelerator) == expected

@@ -111,7 +111,7 @@ def pixels(teacher: Teacher, n: int = 3) -> torch.Tensor:
 
 
 def logits(teacher: Teacher) -> torch.Tensor:
-    return teacher.logits(teacher.preprocessing(pixels(teacher)))
+    return teacher.model(teacher.preprocessing(pixels(teacher)))
 
 
 def check_same(found: Teacher, expected: Teacher) -> None:
