@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
@@ -218,6 +219,46 @@ def test_gradients_under_autocast_point_where_those_in_single_precision_do():
         (rough,) = torch.autograd.grad(r_bn(model, x), x)
     assert rough.dtype == torch.float32
     assert torch.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.99
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds what passes a place of a network, forward or backward, as autocast does there."""
+
+    @staticmethod
+    def forward(ctx, x, forward):
+        ctx.backward_too = not forward
+        return x.bfloat16().float() if forward else x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.bfloat16().float() if ctx.backward_too else gradient, None
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_what_autocast_does_to_gradients_is_the_forward_pass_and_neither_statistics_nor_the_way_back(smooth):
+    model = timm.create_model("resnet18", num_classes=3).eval().requires_grad_(False)
+    remember(model, noise(6, 3, 48, 48, seed=1))
+    x = 2 * (F.interpolate(noise(6, 3, 6, 6), 48, mode="bicubic") if smooth else noise(6, 3, 48, 48))
+    x.requires_grad_()
+
+    def error(*, autocast: bool = False, hook=None, kind: type = nn.Conv2d) -> float:
+        layers = [module for module in model.modules() if hook and isinstance(module, kind)]
+        handles = [layer.register_forward_pre_hook(lambda _, inputs: (hook(inputs[0]),)) for layer in layers]
+        if kind is nn.Conv2d:
+            handles += [layer.register_forward_hook(lambda _, inputs, output: hook(output)) for layer in layers]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            (found,) = torch.autograd.grad(r_bn(model, x), x)
+        for handle in handles:
+            handle.remove()
+        return ((found - exact).norm() / exact.norm()).item()
+
+    (exact,) = torch.autograd.grad(r_bn(model, x), x)
+    whole = error(autocast=True)
+    assert 0.02 < whole < 0.2
+    assert error(hook=lambda values: Rounded.apply(values, True)) > 0.5 * whole
+    assert error(hook=lambda values: Rounded.apply(values, False)) < 0.01
+    # Were BatchNorm in float32, which takes twice the memory, little would be won.
+    assert error(autocast=True, hook=lambda values: values.float(), kind=nn.BatchNorm2d) > 0.8 * whole
 
 
 def test_norms_are_over_channels_neither_squared_nor_averaged():
