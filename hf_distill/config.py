@@ -211,6 +211,19 @@ class ProcessArguments:
         help="CPU threads of each process; the number changes rounding. Without it: OMP_NUM_THREADS, but all cores "
         "shared by the processes where a launcher has set that to 1.",
     )
+    cudnn_deterministic: bool = HfArg(
+        default=True, help="Ask cuDNN for kernels that give the same bits every time; without, others may be faster."
+    )
+    tf32: bool | None = HfArg(
+        default=None,
+        help="Round what float32 networks multiply to TF32 on GPUs that have it, or nothing. Without it: convolutions "
+        "alone, as PyTorch does.",
+    )
+
+    @property
+    def for_processes(self) -> dict[str, Any]:
+        """These settings, for `make_accelerator`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(ProcessArguments)}
 
 
 @dataclass

@@ -93,7 +93,7 @@ def main() -> None:
     data_args, args, hub = parse_args(DataArguments, EvaluateArguments, HubArguments)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    accelerator = make_accelerator(**args.for_processes)
     if args.output_dir is not None:
         keep_claimed(args.output_dir, accelerator)
     distilled = DistilledSet.from_pretrained(

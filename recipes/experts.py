@@ -40,7 +40,7 @@ def main() -> None:
         raise ValueError(f"--keep_side {data_args.keep_side} is for random crops, and experts cut none; leave it out")
     if run.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator(cpu_threads=run.cpu_threads)
+    accelerator = make_accelerator(**run.for_processes)
     prepare_push(hub, ExpertTrajectories, accelerator)
 
     train, test = RealImages.train_and_test(

@@ -99,7 +99,7 @@ def main() -> None:
     data_args, args, hub = parse_args(DataArguments, ImportArguments, HubArguments)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    accelerator = make_accelerator(**args.for_processes)
     if accelerator.num_processes > 1:
         raise ValueError("an import is the work of one process; start it with python")
     keep_claimed(args.output_dir, accelerator)

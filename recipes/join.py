@@ -29,7 +29,7 @@ class JoinArguments(ProcessArguments):
 
 def main() -> None:
     args, hub = parse_args(JoinArguments, HubArguments)
-    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    accelerator = make_accelerator(**args.for_processes)
     folder = Path(args.output_dir)
     if folder.resolve() in [Path(shard).resolve() for shard in args.shards]:
         raise ValueError(f"--output_dir {folder} is one of the shards; expected another folder")

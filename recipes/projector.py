@@ -74,7 +74,7 @@ def main() -> None:
     data_args, teacher_config, prior_args, config, args, hub = parse_args(*classes)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    accelerator = make_accelerator(**args.for_processes)
     keep_claimed(args.labelled_output_dir, accelerator)  # that of the projector is claimed by its training
     prepare_push(hub, DistilledSet, accelerator, projector=True)
 

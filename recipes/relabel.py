@@ -52,7 +52,7 @@ def main() -> None:
     args, hub = parse_args(RelabelArguments, HubArguments)
     if args.disable_tqdm:
         disable_progress_bars()
-    accelerator = make_accelerator(cpu_threads=args.cpu_threads)
+    accelerator = make_accelerator(**args.for_processes)
     folder = args.output_dir or Path("outputs", f"labels-{Path(args.distilled_dataset).name}")
     keep_claimed(folder, accelerator)
     prepare_push(hub, EpochLabels, accelerator)

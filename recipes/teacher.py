@@ -47,7 +47,7 @@ def main() -> None:
     classes = (DataArguments, TeacherConfig, RunArguments, HubArguments)
     methods = [method.config_class for method in METHODS]
     data_args, config, run, hub = parse_args(*classes, default_config=DEMO, passed_over=methods)
-    accelerator = make_accelerator(cpu_threads=run.cpu_threads)
+    accelerator = make_accelerator(**run.for_processes)
     prepare_push(hub, Teacher, accelerator)
 
     train, test = RealImages.train_and_test(

@@ -1,19 +1,31 @@
-"""Single precision for what says where a pixel is or what it is worth, whatever autocast the caller is in."""
+"""Precision: what it is, as a part of what decides a result; and single precision for what says where a pixel is or
+what it is worth, whatever the caller is in."""
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-__all__ = ["without_autocast"]
+__all__ = ["precision_of", "without_autocast"]
 
 P = ParamSpec("P")
 
 
+def precision_of(accelerator: Accelerator) -> dict[str, Any]:
+    """The precision that networks run in, as JSON types: "mixed_precision" of the launcher, and on CUDA "tf32", where
+    that is not as PyTorch begins, with convolutions alone."""
+    known: dict[str, Any] = {"mixed_precision": str(accelerator.mixed_precision)}
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    if accelerator.device.type == "cuda" and (convolutions, products) != (True, False):
+        known["tf32"] = products if convolutions == products else "products alone"
+    return known
+
+
 def without_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """`function`, computed in the types of its tensors also where the caller is in autocast.
+    """`function`, computed in the types of its tensors also where the caller is in autocast, or asks for TF32.
 
     Matrix products would become bfloat16 there, whose eight bits lose a quarter of a pixel in 32, and a grey level.
 
@@ -25,6 +37,12 @@ def without_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def exact(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(given.device.type, enabled=False):
-            return function(*args, **kwargs)
+            if given.device.type != "cuda" or not torch.backends.cuda.matmul.allow_tf32:
+                return function(*args, **kwargs)
+            torch.backends.cuda.matmul.allow_tf32 = False
+            try:
+                return function(*args, **kwargs)
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = True
 
     return exact

@@ -49,6 +49,7 @@ from ..augmentation.recorded_views import (
 from ..augmentation.views import Views
 from ..config import check_at_least
 from ..data.feed import Pool, upload
+from ..data.precision import precision_of
 from ..hub.cards import render_card, source_context, source_datasets
 from ..hub.checks import MOST_CLASSES, OBJECT, OBJECT_OR_NULL, Rules, check_values, is_hex, is_number, is_whole
 from ..hub.files import (
@@ -599,7 +600,7 @@ def relabel(
         "kept": codec.kept,
         "views": views.to_config(),
         "teacher": _identity(teacher),
-        "mixed_precision": str(accelerator.mixed_precision),
+        **precision_of(accelerator),
     }
     label = compiled_labels(teacher, accelerator, pool.device)
     if label is not teacher:

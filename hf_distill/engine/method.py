@@ -54,6 +54,7 @@ FREE_TO_CHANGE = {
     "report_to",
     "disable_tqdm",
     "cpu_threads",
+    "cudnn_deterministic",
     "max_steps",
 }
 
@@ -371,7 +372,7 @@ class Method(ABC):
         (data, *networks, config), origin = settings_of(
             name, (DataArguments, *cls.learns_from, cls.config_class), preset, settings
         )
-        processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
+        processes = accelerator or make_accelerator(**config.for_processes)
         rest, held_out = train.split(data.validation_fraction, seed=0)
         cls.check(config, rest.outline, processes, networks)  # before a folder is made, or one is emptied
         if config.output_dir is None and config.resume_from_checkpoint is not None:

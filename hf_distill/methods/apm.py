@@ -57,6 +57,7 @@ from torch import Tensor, nn
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA
 from ..config import HfArg, OptimizedConfig, PathArg, check_at_least, check_choice
 from ..data.images import Outline, RealImages
+from ..data.precision import precision_of
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
 from ..engine.blocks import Block, BlockDistiller
@@ -418,7 +419,7 @@ class APM(BlockDistiller):
             "student": self.student.to_dict(),
             "dsa_strategy": self.strategy,
             "student_schedule": self.student_schedule,
-            "mixed_precision": str(self.accelerator.mixed_precision),
+            **precision_of(self.accelerator),
         }
 
     @property
@@ -582,7 +583,7 @@ class APM(BlockDistiller):
                 "student_schedule": self.student_schedule,
                 "eval_lrs": list(self.protocol.lrs),
                 "label_loss": self.training.loss,
-                "mixed_precision": str(self.accelerator.mixed_precision),
+                **precision_of(self.accelerator),
                 **({} if self.config.shard is None else {"shard": describe_shard(number, count, total, self.rows)}),
             },
         )

@@ -29,7 +29,12 @@ T = TypeVar("T")
 
 
 def make_accelerator(
-    report_to: str = "none", project_dir: str | None = None, *, cpu_threads: int | None = None
+    report_to: str = "none",
+    project_dir: str | None = None,
+    *,
+    cpu_threads: int | None = None,
+    cudnn_deterministic: bool = True,
+    tf32: bool | None = None,
 ) -> Accelerator:
     """An Accelerator from the launcher's environment, and logging on the main process. All processes call it.
 
@@ -37,6 +42,7 @@ def make_accelerator(
         report_to: The tracker, or "none".
         project_dir: Where the tracker writes.
         cpu_threads: Of each process; without it as many as `threads` says.
+        cudnn_deterministic, tf32: As in `set_up`.
 
     Raises:
         ValueError: The tracker's package is not installed, or `cpu_threads` is below 1.
@@ -53,18 +59,29 @@ def make_accelerator(
         project_dir=project_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    set_up(accelerator, cpu_threads)
+    set_up(accelerator, cpu_threads, cudnn_deterministic, tf32)
     return accelerator
 
 
-def set_up(accelerator: Accelerator, cpu_threads: int | None = None) -> None:
-    """Log on the main process, and take the same kernels in every run and the CPU threads due. All processes call it.
+def set_up(
+    accelerator: Accelerator,
+    cpu_threads: int | None = None,
+    cudnn_deterministic: bool = True,
+    tf32: bool | None = None,
+) -> None:
+    """Log on the main process, and take the kernels and the CPU threads due. All processes call it.
 
     Args:
         accelerator: Of this process, whoever made it.
         cpu_threads: As in `make_accelerator`.
+        cudnn_deterministic: The same kernels in every run: the same seed then gives the same bits, by which experts
+            are shared.
+        tf32: Whether convolutions and products of float32 round what they multiply, where a GPU can; None leaves it as
+            it is.
     """
-    torch.backends.cudnn.deterministic = True  # the same seed, the same bits: experts are shared by their settings
+    torch.backends.cudnn.deterministic = cudnn_deterministic
+    if tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("hf_distill").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))

@@ -51,16 +51,16 @@ def start_run(
             f"report_to={config.report_to!r} is for a run that makes its accelerator; leave accelerator= out, or give "
             "callbacks that report"
         )
-    processes = accelerator or make_accelerator(cpu_threads=config.cpu_threads)
+    processes = accelerator or make_accelerator(**config.for_processes)
     if accelerator is not None:
-        set_up(accelerator, config.cpu_threads)
+        set_up(accelerator, **config.for_processes)
     if hub is not None:
         prepare_push(hub, DistilledSet, processes, projector=projector)
     until = held or until_exit()
     folder = on_main(processes, lambda: str(prepare_output_dir(config, name, until)))
     config = dataclasses.replace(config, output_dir=folder)
     if accelerator is None and config.report_to != "none":
-        processes = make_accelerator(config.report_to, folder, cpu_threads=config.cpu_threads)
+        processes = make_accelerator(config.report_to, folder, **config.for_processes)
     return config, processes
 
 

@@ -39,6 +39,7 @@ from ..augmentation.views import Views
 from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import RealImages
+from ..data.precision import precision_of
 from ..evaluation.accuracy import accuracy
 from ..evaluation.crop_students import classes_loss, matching_loss
 from ..hub.checks import WORDS, are_words
@@ -189,7 +190,7 @@ def describe(
         "words": config.words(real.class_names),
         "synthetic": images,
         "partners": PARTNERS,
-        "mixed_precision": str(accelerator.mixed_precision),
+        **precision_of(accelerator),
         "compiled": accelerator.state.dynamo_plugin.backend.value.lower() if is_compiled else None,  # other last bits
     }
     return json.loads(json.dumps(described))

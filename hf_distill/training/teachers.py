@@ -29,6 +29,7 @@ from ..config import MOST_RESIZED, DataArguments, HfArg, PathArg, check_at_least
 from ..data.feed import Keep, Pool, upload
 from ..data.images import Outline, RealImages
 from ..data.pixels import Frame
+from ..data.precision import precision_of
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 from ..networks.batches import images_at_once
@@ -312,7 +313,7 @@ def describe(
         **describe_images(real),
         "seed": seed,
         **{name: value for name, value in vars(config).items() if not name.startswith("student")},
-        "mixed_precision": str(accelerator.mixed_precision),
+        **precision_of(accelerator),
         **({START: start} if start else {}),
     }
     return json.loads(json.dumps(described))

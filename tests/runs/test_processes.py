@@ -1,16 +1,20 @@
-"""How many CPU threads a process takes, told by what a launcher really starts."""
+"""How many CPU threads a process takes, told by what a launcher really starts; and which kernels."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
+from hf_distill.config import ProcessArguments, parse_args
+from hf_distill.data.precision import precision_of, without_autocast
 from hf_distill.runs import processes
-from hf_distill.runs.processes import make_accelerator, physical_cores, threads
+from hf_distill.runs.processes import make_accelerator, physical_cores, set_up, threads
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCELERATE = {"ACCELERATE_DYNAMO_MODE": "default"}
@@ -70,6 +74,53 @@ def test_what_is_asked_for_is_set_and_nonsense_refused():
             make_accelerator(cpu_threads=0)
     finally:
         torch.set_num_threads(before)
+
+
+KERNELS = (
+    (torch.backends.cudnn, "deterministic"),
+    (torch.backends.cudnn, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+)
+
+
+@pytest.fixture
+def kernels() -> Iterator[Callable[[], list[bool]]]:
+    """Which kernels are asked for; they are set back."""
+    before = [getattr(place, name) for place, name in KERNELS]
+    yield lambda: [getattr(place, name) for place, name in KERNELS]
+    for (place, name), value in zip(KERNELS, before, strict=True):
+        setattr(place, name, value)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "named"),
+    [
+        ([], [True, True, False], {}),
+        (["--no_cudnn_deterministic"], [False, True, False], {}),
+        (["--cudnn_deterministic", "false", "--tf32", "false"], [False, False, False], {"tf32": False}),
+        (["--tf32", "true"], [True, True, True], {"tf32": True}),
+    ],
+)
+def test_kernels_are_those_that_flags_ask_for_and_tf32_is_part_of_what_is_learned(kernels, words, expected, named):
+    (arguments,) = parse_args(ProcessArguments, args=words)
+    accelerator = make_accelerator(**arguments.for_processes)
+    assert kernels() == expected
+    assert precision_of(accelerator) == {"mixed_precision": "no"}  # on a CPU
+    there = SimpleNamespace(mixed_precision="bf16", device=torch.device("cuda"))
+    assert precision_of(there) == {"mixed_precision": "bf16", **named}
+    torch.backends.cudnn.deterministic = torch.backends.cudnn.allow_tf32 = True
+    set_up(accelerator, **arguments.for_processes)  # of somebody who brings an accelerator
+    assert kernels() == expected
+
+
+def test_pixels_are_moved_without_tf32(kernels, monkeypatch):
+    torch.backends.cuda.matmul.allow_tf32 = True
+    inside = without_autocast(lambda images: kernels()[-1])
+    there = torch.empty(1)
+    assert inside(there) is True  # a CPU has none
+    monkeypatch.setattr("hf_distill.data.precision.Tensor", SimpleNamespace)
+    assert inside(SimpleNamespace(device=torch.device("cuda"))) is False
+    assert kernels()[-1] is True
 
 
 @pytest.mark.slow
