@@ -18,7 +18,7 @@ from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.blocks import Block
-from hf_distill.engine.memory import SavedBytes
+from hf_distill.engine.memory import SavedBytes, parse_bytes
 from hf_distill.engine.shards import join_shards
 from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.students import train_student
@@ -568,10 +568,22 @@ def test_a_budget_gives_a_segment_that_fits_in_it_and_a_larger_one_that_does_not
     assert held / 3 < per_image < held * 3
 
 
-def test_a_budget_that_nothing_fits_in_is_one_clear_error(data, teacher, tmp_path):
-    apm = make(data, teacher, tmp_path, memory_budget="20KB")
-    with pytest.raises(ValueError, match=r"--memory_budget 20KB is too little for groups of 20 images: training"):
-        apm.run()
+@pytest.mark.parametrize("budget", ["20KB", "1", "0.5B", "20 kib"])
+def test_a_budget_that_nothing_fits_in_is_one_line_and_what_it_says_of_one_image_is_enough(
+    data, teacher, tmp_path, budget
+):
+    flags = {"batch_net": 2, "ipc": 10}
+    says = r"takes (\S+ \S+), and one image at a time (\S+ \S+); give more than both, or lower .*"
+    with pytest.raises(
+        ValueError, match=rf"^--memory_budget {budget} is too little for groups of \d+ .*{says}$"
+    ) as error:
+        make(data, teacher, tmp_path / "little", memory_budget=budget, **flags).run()
+    amounts = re.search(says, str(error.value)).groups()
+    enough = max(parse_bytes("memory_budget", amount) for amount in amounts)
+    apm = make(data, teacher, tmp_path / "enough", **flags)
+    assert 1 <= apm.fitting_segment(int(1.05 * enough)) < 100
+    with pytest.raises(ValueError, match="is too little"):
+        apm.fitting_segment(int(0.95 * enough))
 
 
 def test_the_segment_size_is_remembered_by_a_run_that_is_continued(data, teacher, tmp_path):
