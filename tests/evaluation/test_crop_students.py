@@ -224,7 +224,7 @@ def test_training_by_matching_is_a_plain_loop_too(pool, teacher, mix, device):
             group["lr"] = 0.01 * math.cos(math.pi * epoch / 12) ** 2  # half a cosine, over six epochs
         for places in torch.randperm(7, generator=draw).split(5):
             x = views(lambda chosen: pool.images(rows[chosen]), places, epoch, 7)
-            given, wanted = model(x), teacher.teacher.model(x).detach()
+            given, wanted = model(x), teacher.teacher.logits(x).detach()
             partners, share = views.mixing(places, epoch, 7, (8, 8))
             classes = torch.zeros(len(places), 4)
             for row, (one, two, part) in enumerate(zip(places, partners, share.tolist(), strict=True)):
@@ -267,7 +267,7 @@ def test_training_is_a_plain_loop_over_the_views(pool, teacher, optimizer, hard,
             if hard:
                 loss = F.cross_entropy(model(x), pool.labels[rows[places]], label_smoothing=0.1)
             else:
-                wanted = (teacher.teacher.model(x) / 4).softmax(1) * 0.9 + 0.1 / 4
+                wanted = (teacher.teacher.logits(x) / 4).softmax(1) * 0.9 + 0.1 / 4
                 given = (model(x) / 4).log_softmax(1)
                 loss = 16 * (wanted * (wanted.log() - given)).sum() / len(places)
             stepper.zero_grad()
