@@ -517,7 +517,7 @@ def test_on_digits_a_projector_teaches_what_its_teachers_teach_for_a_hundredth_o
     )
     assert (projected.labels, taught.labels) == ("projector, CLIP apart", "online teacher")
     assert taught.mean > 0.9
-    assert abs(projected.mean - taught.mean) <= 0.02
+    assert abs(projected.mean - taught.mean) <= 0.03  # of two students each, on 360 images: one is 0.3 points
     # Float16 logits of ten classes, of each view of two hundred images in the epochs of the protocol.
     stored = 200 * protocol.epochs * 10 * 2
     assert projected.num_bytes == method.projector.num_bytes
