@@ -7,7 +7,8 @@
 
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with
---push_to_hub into those of the repository.
+--push_to_hub into those of the repository. In a folder, `students/` keeps what each student reached as soon as it did:
+the same command after an interruption, or one with further students, trains those that lack. Remove it to train all.
 """
 
 from contextlib import nullcontext
@@ -120,6 +121,7 @@ def main() -> None:
         "num_seeds": args.num_seeds,
         "seed": args.seed,
         "accelerator": accelerator,
+        "output_dir": folder_of(args),
         "disable_tqdm": args.disable_tqdm,
     }
     chosen = {"students": args.student, "full_data": args.full_data, "baselines": args.baselines, "labels": labels}
@@ -133,7 +135,7 @@ def main() -> None:
             shown.append(report.labels_table())
             kept = keep(distilled, report, args, accelerator)
         if kept is not None:
-            folder = args.output_dir or args.distilled_dataset
+            folder = folder_of(args)
             shown.append(f'results and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
         elif not hub.push_to_hub:
             shown.append("Nothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
@@ -149,6 +151,12 @@ def main() -> None:
         accelerator.print("\n\n".join(shown))
 
 
+def folder_of(args: EvaluateArguments) -> Path | None:
+    """Where results go: --output_dir, or the set's own folder; None for a repository."""
+    folder = Path(args.output_dir or args.distilled_dataset)
+    return folder if args.output_dir is not None or folder.is_dir() else None
+
+
 def keep(
     distilled: DistilledSet, report: EvalReport, args: EvaluateArguments, accelerator: Accelerator
 ) -> DistilledSet | None:
@@ -156,9 +164,8 @@ def keep(
 
     All processes call it; the main one saves.
     """
-    folder = Path(args.output_dir or args.distilled_dataset)
-    own = args.output_dir is None and folder.is_dir()
-    if not own and args.output_dir is None:
+    folder, own = folder_of(args), args.output_dir is None
+    if folder is None:
         return None
     with claimed(folder, accelerator, wait=True) if own else nullcontext():
         if accelerator.is_main_process:
@@ -170,4 +177,4 @@ def keep(
 
 
 if __name__ == "__main__":
-    run_recipe(main, "the same command begins anew")
+    run_recipe(main, "the same command goes on, by what is in the folder for results; without one it begins anew")

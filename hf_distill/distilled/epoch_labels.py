@@ -287,6 +287,10 @@ class EpochLabels(HubFolder, LabelSource):
         """Bytes of all files of labels."""
         return self.config["bytes"]
 
+    def identity(self) -> dict[str, Any] | None:
+        """What they were made of, and the checksums of their files."""
+        return {"kind": self.kind, **self.config, "sums": self.sums} if self.sums else None
+
     def check_matches(self, pool: Pool, class_names: Sequence[str] | None = None) -> None:
         """Raise one `ValueError` that says what differs, unless these labels are of the images of `pool`, in order.
 
@@ -539,12 +543,13 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate(parts).reshape(len(column), -1) if lists else np.concatenate(parts)
 
 
-def images_sha256(pool: Pool) -> str:
-    """64 hex digits of what a pool holds: the bytes of its images, in order, and their preprocessing."""
+def images_sha256(pool: Pool, rows: Tensor | None = None) -> str:
+    """64 hex digits of what a pool holds, or of `rows` (n,) of it: the bytes of images, in order, and preprocessing."""
     preprocessing = None if pool.preprocessing is None else pool.preprocessing.to_config()
     digest = hashlib.sha256(json.dumps([list(pool.shape), preprocessing]).encode())
-    for rows in torch.arange(len(pool)).split(AT_ONCE):  # the type is part of each part
-        images = pool.pixels(rows).cpu()
+    every = torch.arange(len(pool)) if rows is None else rows
+    for part in every.split(AT_ONCE):  # the type is part of each part
+        images = pool.pixels(part).cpu()
         digest.update(f"{images.dtype}".encode())
         digest.update(np.ascontiguousarray(images.numpy()))
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from ..data.upload import upload
 from ..hub.checks import Rules, check_values, is_commit_of_repository, is_hex, is_whole
 from ..hub.files import load_json
 from ..hub.repository import Repository
-from ..networks.architectures import FlatModel, StudentSpec
+from ..networks.architectures import FlatModel, StudentSpec, sha256_of
 from ..networks.compiling import compiled
 from ..networks.projector import INDEX, LabelProjector
 from ..networks.teachers import Teacher
@@ -46,6 +46,10 @@ class LabelSource(ABC):
     @abstractmethod
     def num_bytes(self) -> int:
         """Bytes that must travel with the images so that anybody gets these targets."""
+
+    def identity(self) -> dict[str, Any] | None:
+        """All that decides the targets of given images, as JSON types; None where nothing tells."""
+        return None
 
     @abstractmethod
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
@@ -85,6 +89,10 @@ class HardLabels(LabelSource):
         """Nothing: a class comes with every image."""
         return 0
 
+    def identity(self) -> dict[str, Any]:
+        """Classes decide nothing else."""
+        return {"kind": self.kind}
+
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """The classes (n,) as they are."""
         return upload(labels, images.device)
@@ -111,6 +119,10 @@ class StoredLabels(LabelSource):
     def num_bytes(self) -> int:
         """Two bytes per logit."""
         return self.logits.numel() * 2
+
+    def identity(self) -> dict[str, Any]:
+        """The bytes of the logits."""
+        return {"kind": self.kind, "sha256": sha256_of({"logits": self.logits})}
 
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """The stored logits (n, K) of `rows`, float32."""
@@ -159,6 +171,10 @@ class TeacherLabels(LabelSource):
     def num_bytes(self) -> int:
         """Four bytes per parameter of every network."""
         return self.thetas.numel() * 4
+
+    def identity(self) -> dict[str, Any]:
+        """The networks, and how many images each sees at once."""
+        return {**self.to_config(), "sha256": sha256_of({"thetas": self.thetas}), "chunk_size": self.chunk_size}
 
     def to(self, device: torch.device | str) -> "TeacherLabels":
         """The same teacher with its parameters on `device`, to spare the copy at every call."""
@@ -303,6 +319,11 @@ class NetworkLabels(LabelSource):
     def num_bytes(self) -> int:
         """Bytes of parameters and running statistics."""
         return self.reference.num_bytes
+
+    def identity(self) -> dict[str, Any]:
+        """The network, wherever it lies, and how many images it sees at once."""
+        known = {"network": self.name, "sha256": self.reference.sha256}
+        return {"kind": self.kind, **known, "chunk_size": self.chunk_size}
 
     @property
     def shared(self) -> bool:
@@ -480,6 +501,10 @@ class MeanLabels(LabelSource):
     def num_bytes(self) -> int:
         """Those of all networks."""
         return sum(source.num_bytes for source in self.sources)
+
+    def identity(self) -> dict[str, Any]:
+        """Those of all networks."""
+        return {"kind": self.kind, "of": [source.identity() for source in self.sources]}
 
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """Logits (n, K) float32; a function of each image alone."""

@@ -455,6 +455,7 @@ class Method(ABC):
             guide=self.guide() if guided else None,
             seed=config.seed,
             accelerator=self.accelerator,
+            output_dir=self.output_dir,
             disable_tqdm=config.disable_tqdm,
         )
         self.distilled.report = report

@@ -1,4 +1,4 @@
-"""`accuracy`: how many images of a pool a network names rightly."""
+"""`accuracy`: how many images of a pool a network names rightly; and on what device."""
 
 import torch
 from torch import nn
@@ -6,7 +6,12 @@ from torch import nn
 from ..data.feed import Pool
 from ..networks.batches import images_at_once
 
-__all__ = ["accuracy"]
+__all__ = ["accuracy", "device_name"]
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device in reports."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @torch.no_grad()

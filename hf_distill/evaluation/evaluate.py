@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,11 +34,12 @@ from ..networks.architectures import StudentSpec, before_logits
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
 from ..rng import derive_seed
-from .accuracy import accuracy
+from .accuracy import device_name
 from .coresets import coresets, random_rows
 from .protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol
+from .student_results import StudentResults
 from .students import check_student, student_name
-from .trainer import Case, Result, Trainer
+from .trainer import Case, Question, Result, Trainer
 
 __all__ = [
     "PROTOCOLS",
@@ -125,6 +128,7 @@ def evaluate(
     full_data: bool | None = None,
     labels: EpochLabels | ProjectorLabels | None = None,
     guide: Teacher | None = None,
+    output_dir: str | Path | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
     """Train students on a distilled set and on the sets to compare it with, and test them. All processes call it.
@@ -163,6 +167,9 @@ def evaluate(
         guide: A network for the classes of the set, by whose features herding and k-center compare images where there
             is no full data. If not given it is what labels the set, of several networks the first; where none does,
             they compare pixels.
+        output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
+            student reached as soon as it did, and what is there already is not trained again: whoever calls this again
+            after an interruption, or with further students, gets the same report. Nothing is kept if not given.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -184,7 +191,7 @@ def evaluate(
     check_at_least("num_seeds", num_seeds, 1)
     specs, baselines = check_evaluation(distilled, train.outline, students, baselines)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
-    trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm)
+    trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
     # Without networks trained on all of them, training images are looked at once, or few of them again and again.
     pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
@@ -252,18 +259,24 @@ class _RealSets:
             only, classes = everything.expand(1, -1), self.pool.labels
             cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only))
         guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
+        tested = self.trainer.accuracy_on(self.trainer.test)
 
-        def judge(index: int, number: int, model: nn.Module) -> tuple[float | None, dict[str, Tensor]]:
-            rows = self.coresets(partial(before_logits, model)) if (index, number) == (guiding, 0) else {}
-            return (accuracy(model, self.trainer.test) if index < reported else None), rows
+        def ask(number: int, model: nn.Module) -> list[Any]:
+            """The accuracy of a network that guides too, and the rows that the first of them lets subsets take."""
+            chosen = {} if number else self.coresets(partial(before_logits, model))
+            return [tested.ask(number, model), {name: rows.tolist() for name, rows in chosen.items()}]
 
+        questions = [tested] * len(cases)
+        if guiding is not None:
+            counts = {"coresets": self.greedy, "counts": list(self.counts)}
+            questions[guiding] = Question({**tested.about, **counts}, ask)
         lrs = self.trainer.choose(cases)
-        judged = self.trainer.train(cases, lrs, judge)
-        results = [
-            Result(case, lr, [measured for measured, _ in students])
-            for case, lr, students in zip(cases, lrs, judged, strict=True)
-        ]
-        return results[:reported], {} if guiding is None else judged[guiding][0][1]
+        answers = self.trainer.train(cases, lrs, questions)
+        coreset_rows: dict[str, Tensor] = {}
+        if guiding is not None:
+            coreset_rows = {name: torch.tensor(rows) for name, rows in answers[guiding][0][1].items()}
+            answers[guiding] = [measured for measured, _ in answers[guiding]]
+        return [Result(*each) for each in zip(cases, lrs, answers, strict=True)][:reported], coreset_rows
 
     def baselines(self, coreset_rows: dict[str, Tensor]) -> list[Case]:
         """The cases of the subsets; `coreset_rows` are those of `coresets`, and random ones are drawn here."""
@@ -407,8 +420,10 @@ def trainer_for(
     seed: int,
     accelerator: Accelerator,
     disable_tqdm: bool,
+    output_dir: str | Path | None = None,
 ) -> Trainer:
-    """The trainer of students of a set, who are tested on `test`; learning rates are chosen on `held_out`, where it is.
+    """The trainer of students of a set, who are tested on `test`; learning rates are chosen on `held_out`, where it is,
+    and results kept in `output_dir`.
 
     Raises:
         ValueError: The images are not like those of the set.
@@ -418,7 +433,8 @@ def trainer_for(
         check_data(distilled, real)
     test_pool = real_pool(distilled, test, accelerator)
     held_out_pool = None if held_out is None else real_pool(distilled, held_out, accelerator)
-    return Trainer(accelerator, seed, test_pool, held_out_pool, disable_tqdm)
+    kept = None if output_dir is None else StudentResults(output_dir, accelerator)
+    return Trainer(accelerator, seed, test_pool, held_out_pool, disable_tqdm, kept)
 
 
 def check_data(distilled: DistilledSet, real: Outline | RealImages) -> None:
@@ -480,11 +496,6 @@ def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, proto
                 f"the protocol {protocol.name} looks at no views, and the labels are of views; use another"
             )
         labels.check_matches(pool, distilled.class_names)
-
-
-def device_name(device: torch.device) -> str:
-    """The name of a device in reports."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _report(

@@ -22,7 +22,8 @@ from ..hub.repository import Repository
 from ..hub.results import LabelRow
 from ..networks.architectures import StudentSpec
 from ..networks.projector import INDEX, LabelProjector
-from .evaluate import check_labels, device_name, distilled_pool, protocol_for, student_specs, trainer_for
+from .accuracy import device_name
+from .evaluate import check_labels, distilled_pool, protocol_for, student_specs, trainer_for
 from .protocols import TrainingProtocol
 from .students import check_student, student_name
 from .trainer import Case
@@ -41,6 +42,7 @@ def compare_labels(
     num_seeds: int = 5,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    output_dir: str | Path | None = None,
     disable_tqdm: bool = False,
 ) -> list[LabelRow]:
     """Train students on the images of a set with labels from each source, and test them. All processes call it.
@@ -74,6 +76,7 @@ def compare_labels(
         num_seeds: Students per source.
         seed: The one seed.
         accelerator: Processes and device.
+        output_dir: As in `evaluate`, whose results these are for the same labels.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -90,7 +93,7 @@ def compare_labels(
     protocol = protocol_for(distilled, protocol)
     (spec,) = student_specs(distilled, None if student is None else [student])
     check_student(spec)
-    trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm)
+    trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     results = trainer.measure(_cases(distilled, sources, spec, protocol, num_seeds, accelerator.device))
     return [
         LabelRow(

@@ -1,23 +1,27 @@
 """`Trainer`: the students of many sets, spread over the processes, and what they reach."""
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data.feed import Pool
+from ..data.feed import Pool, upload
 from ..distilled.labels import LabelSource
-from ..networks.architectures import StudentSpec
+from ..networks.architectures import StudentSpec, sha256_of
 from ..rng import derive_seed
 from .accuracy import accuracy
-from .protocols import TrainingProtocol
+from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
+from .student_results import StudentResults
 from .students import student_name, students_at_once, train_students
 
-__all__ = ["Case", "Result", "Trainer"]
+__all__ = ["Case", "Question", "Result", "Trainer"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,16 @@ class _Job(NamedTuple):
     seeds: Sequence[int]
 
 
-Judge = Callable[[int, int, nn.Module], Any]  # (index of the case, number of the student, student)
+class Question(NamedTuple):
+    """What is asked of each student of a case.
+
+    Attributes:
+        about: All that decides the answer beside the student, as JSON types.
+        ask: Gives the answer, in JSON types, by the number of the student and the student.
+    """
+
+    about: dict[str, Any]
+    ask: Callable[[int, nn.Module], Any]
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class Trainer:
         test: What accuracies are measured on.
         held_out: What learning rates are chosen on; None takes the first of each case.
         disable_tqdm: No progress bars.
+        kept: Where answers are written down, and those that are there are taken from; None trains every student.
     """
 
     accelerator: Accelerator
@@ -88,12 +102,18 @@ class Trainer:
     test: Pool
     held_out: Pool | None
     disable_tqdm: bool
+    kept: StudentResults | None = None
 
     def measure(self, cases: Sequence[Case]) -> list[Result]:
         """The result of each case: learning rates are chosen, and the students trained and tested."""
         lrs = self.choose(cases)
-        accuracies = self.train(cases, lrs, lambda index, number, model: accuracy(model, self.test))
+        accuracies = self.train(cases, lrs, [self.accuracy_on(self.test)] * len(cases))
         return [Result(*result) for result in zip(cases, lrs, accuracies, strict=True)]
+
+    def accuracy_on(self, pool: Pool) -> Question:
+        """The accuracy in [0, 1] on the images of `pool`."""
+        about = {} if self.kept is None else {"accuracy": self.kept.images(pool)}
+        return Question(about, lambda number, model: accuracy(model, pool))
 
     def choose(self, cases: Sequence[Case]) -> list[float]:
         """For each case the learning rate that does best on held-out images; the first if there are none."""
@@ -108,44 +128,87 @@ class Trainer:
             seed = derive_seed(self.seed, "trial", case.set, case.labels, student_name(case.spec))
             rows = case.trial.expand(len(case.lrs), -1)
             trials.append(_Job(case, rows, case.lrs, [seed] * len(case.lrs)))
-        tried = self._run(trials, lambda index, number, model: accuracy(model, held_out), "learning rates")
+        tried = self._run(trials, [self.accuracy_on(held_out)] * len(trials), "learning rates")
         for i, accuracies in zip(undecided, tried, strict=True):
             chosen[i] = cases[i].lrs[accuracies.index(max(accuracies))]
         return chosen
 
-    def train(self, cases: Sequence[Case], lrs: Sequence[float], judge: Judge) -> list[list[Any]]:
-        """For each case what `judge` gives for each of its students."""
+    def train(self, cases: Sequence[Case], lrs: Sequence[float], questions: Sequence[Question]) -> list[list[Any]]:
+        """For each case the answers of its students to its question."""
         jobs = []
         for case, lr in zip(cases, lrs, strict=True):
             path = ("student", case.set, case.labels, student_name(case.spec))
             seeds = [derive_seed(self.seed, *path, number) for number in range(len(case.rows))]
             jobs.append(_Job(case, case.rows, [lr] * len(seeds), seeds))
-        return self._run(jobs, judge, "students")
+        return self._run(jobs, questions, "students")
 
-    def _run(self, jobs: Sequence[_Job], judge: Judge, title: str) -> list[list[Any]]:
+    def _run(self, jobs: Sequence[_Job], questions: Sequence[Question], title: str) -> list[list[Any]]:
         parts: list[tuple[int, slice]] = []
         for index, (case, rows, _, seeds) in enumerate(jobs):
             # Who trains side by side depends on the case alone, so that the number of processes changes no result.
             size = students_at_once(case.spec, rows.shape[1], case.protocol, case.pool.device)
             parts += [(index, slice(start, start + size)) for start in range(0, len(seeds), size)]
-        mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
-        judged = []
+        about = [self._about(jobs[index], part, questions[index]) for index, part in parts]
+        found = self._found(about, [len(jobs[index].seeds[part]) for index, part in parts])
+        lacking = [number for number, answers in enumerate(found) if answers is None]
+        mine = lacking[self.accelerator.process_index :: self.accelerator.num_processes]
+        made = []
         with tqdm(
-            total=sum(len(jobs[index].seeds[part]) for index, part in mine),
+            total=sum(len(jobs[index].seeds[part]) for index, part in (parts[number] for number in mine)),
             desc=f"evaluate ({title})",
             unit="net",
             leave=False,
             disable=self.disable_tqdm or not self.accelerator.is_main_process,
         ) as bar:
-            for index, part in mine:
+            for place in mine:
+                index, part = parts[place]
                 students = self._students(jobs[index], part)
-                for number, student in enumerate(students, start=part.start):
-                    judged.append((index, number, judge(index, number, student)))
+                answers = [questions[index].ask(number, model) for number, model in enumerate(students, part.start)]
+                if self.kept is not None and about[place] is not None:
+                    self.kept.keep(about[place], answers)
+                made.append((place, answers))
                 bar.update(len(students))
-        results: list[list[Any]] = [[None] * len(job.seeds) for job in jobs]
-        for index, number, value in gather_object(judged):
-            results[index][number] = value
+        for place, answers in gather_object(made):
+            found[place] = answers
+        results: list[list[Any]] = [[] for _ in jobs]
+        for (index, _), answers in zip(parts, found, strict=True):
+            results[index] += answers
         return results
+
+    def _about(self, job: _Job, part: slice, question: Question) -> dict[str, Any] | None:
+        """All that decides the answers of students who train side by side; None where they are not to be kept."""
+        case, rows, known = job.case, job.rows[part], (EvalProtocol, CropProtocol)
+        if self.kept is None or type(case.protocol) not in known:  # another one may have another schedule, unsaid
+            return None
+        targets = case.targets
+        if isinstance(targets, Tensor):
+            labels = {"sha256": sha256_of({"targets": targets[upload(rows.unique(), targets.device)]})}
+        else:
+            labels = targets.identity()
+        about = {
+            "asked": question.about,
+            "images": self.kept.images(case.pool, rows),
+            "labels": labels,
+            "student": case.spec.to_dict(),
+            "protocol": {"kind": type(case.protocol).__name__, **asdict(case.protocol)},
+            "epochs": case.epochs,
+            "lrs": job.lrs[part],
+            "seeds": job.seeds[part],
+        }
+        return None if labels is None else self.kept.complete(about)
+
+    def _found(self, about: Sequence[dict[str, Any] | None], counts: Sequence[int]) -> list[list[Any] | None]:
+        """The answers that are kept of each part. The main process looks, for others may come to see more."""
+        found: list[list[Any] | None] = [None] * len(about)
+        if self.kept is None:
+            return found
+        if self.accelerator.is_main_process:
+            known = [about and self.kept.find(about, count) for about, count in zip(about, counts, strict=True)]
+            number = sum(count for count, answers in zip(counts, known, strict=True) if answers is not None)
+            if number:
+                logger.info("%d of %d students are not trained again: %s", number, sum(counts), self.kept.folder)
+            found = known
+        return broadcast_object_list([found])[0]
 
     def _students(self, job: _Job, part: slice) -> list[nn.Module]:
         return train_students(

@@ -340,6 +340,7 @@ class HeLlO(PatchMethod):
                 num_seeds=self.config.eval_seeds,
                 seed=self.config.seed,
                 accelerator=self.accelerator,
+                output_dir=self.output_dir,
                 disable_tqdm=self.config.disable_tqdm,
             )
         return report

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import INTERPOLATIONS, DistillConfig
 from ..data.images import RealImages
+from ..evaluation.student_results import remove_results
 from ..hub.files import load_json, someone_elses
 from .checkpoints import ARTIFACT_FILE, BLOCKS, STATE_FILE, find_checkpoint, list_checkpoints, remove
 from .claims import claim
@@ -219,6 +220,7 @@ def prepare_output_dir(config: DistillConfig, name: str, held: ExitStack) -> Pat
         for path in list_checkpoints(folder):
             remove(path)
         shutil.rmtree(folder / BLOCKS, ignore_errors=True)
+        remove_results(folder)
     for leftover in folder.glob(".checkpoint-*.partial"):
         shutil.rmtree(leftover)
     try:

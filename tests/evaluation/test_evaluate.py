@@ -746,9 +746,16 @@ def test_the_report_says_how_long_each_row_trained(data, accelerator):
 def _evaluate_on_each(data, teacher, folder: str) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, which the fork brought along
     accelerator = Accelerator(cpu=True)
-    report = evaluated(data, teacher, accelerator=accelerator)
+    report = evaluated(data, teacher, accelerator=accelerator, output_dir=folder)
+    kept = sorted(Path(folder, "students").iterdir())
+    accelerator.wait_for_everyone()
+    for path in kept[accelerator.process_index :: 3]:  # two of three are lost
+        path.unlink()
+    accelerator.wait_for_everyone()
+    again = evaluated(data, teacher, accelerator=accelerator, output_dir=folder)
     measured = validation_accuracy(distilled_set(data[0], teacher), data[1], TINY, 3, 0, accelerator)
     content = {"processes": accelerator.num_processes, "report": report.to_json(), "validation": measured}
+    content["again"] = again.to_json()
     Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps(content))
 
 
@@ -761,6 +768,7 @@ def test_two_processes_report_what_one_reports(data, teacher, accelerator, tmp_p
     measured = validation_accuracy(distilled_set(data[0], teacher), data[1], TINY, 3, 0, accelerator)
     for content in found:
         assert EvalReport.from_json(content["report"]) == report
+        assert EvalReport.from_json(content["again"]) == report
         assert content["validation"] == measured
 
 

@@ -302,8 +302,12 @@ def test_a_folder_with_other_things_keeps_them(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     prepare(output_dir=tmp_path)
     save(tmp_path, 3)
+    (tmp_path / "students").mkdir()
+    for name in ("theirs.json", f"{'0' * 32}.json"):  # the second is what students of the run reached
+        (tmp_path / "students" / name).write_text("{}")
     prepare(output_dir=tmp_path, overwrite_output_dir=True)
-    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "students"]
+    assert os.listdir(tmp_path / "students") == ["theirs.json"]
 
 
 def test_without_a_name_each_run_gets_the_next_free_folder_and_resuming_means_the_last(tmp_path, monkeypatch):

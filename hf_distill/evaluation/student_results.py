@@ -1,0 +1,121 @@
+"""`StudentResults`: what students reached, in a folder from the moment that it is known.
+
+An interrupted table goes on with it, and a row that is there is not trained again. A file holds the results of the
+students that trained side by side, for these decide how each other's sums are rounded, and its name is a digest of all
+that decides them: the bytes of images and labels, the network, the protocol, seeds, precision, device and versions.
+Where anything else is asked for, another file is.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..data.feed import Pool
+from ..distilled.epoch_labels import images_sha256
+from ..hub.files import atomic_write, load_json, package_versions
+from ..networks.architectures import sha256_of
+from .accuracy import device_name
+
+__all__ = ["STUDENTS", "StudentResults", "remove_results"]
+
+logger = logging.getLogger(__name__)
+
+STUDENTS = "students"  # the folder, in that of a run or of a set
+NAME = "[0-9a-f]" * 32 + ".json"
+
+
+class StudentResults:
+    """Results by what decides them. Processes, and other runs, may read and write here at the same time.
+
+    Args:
+        folder: Of the run, or of the set; what is kept lies in its `students/`.
+        accelerator: Device and precision.
+    """
+
+    def __init__(self, folder: str | Path, accelerator: Accelerator) -> None:
+        self.folder = Path(folder, STUDENTS)
+        self._launch = _launch(accelerator)
+        self._images: dict[tuple[Pool, str], str] = {}
+
+    def images(self, pool: Pool, rows: Tensor | None = None) -> str:
+        """64 hex digits of some images as students see them, and of their classes and places.
+
+        Args:
+            pool: Among others, the images.
+            rows: Of any shape, on the CPU; all if not given.
+        """
+        rows = torch.arange(len(pool)) if rows is None else rows
+        used, places = rows.unique(return_inverse=True)
+        labels = pool.labels.cpu()[used]
+        numbers = sha256_of({"rows": used, "places": places, "labels": labels})
+        if (pool, numbers) not in self._images:
+            self._images[pool, numbers] = hashlib.sha256((numbers + images_sha256(pool, used)).encode()).hexdigest()
+        return self._images[pool, numbers]
+
+    def complete(self, about: dict[str, Any]) -> dict[str, Any]:
+        """What decides some results, and what all of this process share, as JSON types."""
+        return json.loads(json.dumps({**about, **self._launch}))
+
+    def find(self, about: dict[str, Any], count: int) -> list[Any] | None:
+        """The results of `count` students, if they are there; what is damaged is said, and is not.
+
+        Args:
+            about: As `complete` gives it.
+        """
+        path = self._path(about)
+        if not path.exists():
+            return None
+        try:
+            kept = load_json(path)
+        except ValueError as error:
+            kept = {"error": str(error)}
+        results = kept.get("results")
+        if kept.get("about") == about and kept.get("sha256") == _sha256(results) and len(results or ()) == count:
+            return results
+        logger.warning("%s is damaged (%s); its students are trained again", path, kept.get("error", "other bytes"))
+        return None
+
+    def keep(self, about: dict[str, Any], results: list[Any]) -> None:
+        """Write down what students reached, as JSON types; an `OSError` where that cannot be."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = {"about": about, "results": results, "sha256": _sha256(results)}
+        atomic_write(self._path(about), json.dumps(kept, ensure_ascii=False) + "\n")
+
+    def _path(self, about: dict[str, Any]) -> Path:
+        return self.folder / f"{_sha256(about)[:32]}.json"
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _launch(accelerator: Accelerator) -> dict[str, Any]:
+    """What decides rounding beside the work itself, as JSON types."""
+    device = accelerator.device
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return {
+        "device": device_name(device),
+        "cpu_threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "autocast": None if autocast is None else str(autocast),
+        "compiled": {name: str(value) for name, value in accelerator.state.dynamo_plugin.to_dict().items()},
+        "float32_products": torch.get_float32_matmul_precision(),
+        "tf32": [torch.backends.cudnn.allow_tf32, os.environ.get("NVIDIA_TF32_OVERRIDE")],
+        "deterministic": [torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled()],
+        "versions": package_versions(),
+    }
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what students of a run reached, and nothing else that somebody keeps there."""
+    for path in (folder / STUDENTS).glob(NAME):
+        path.unlink()
+    if (folder / STUDENTS).is_dir() and not any((folder / STUDENTS).iterdir()):
+        (folder / STUDENTS).rmdir()
