@@ -29,6 +29,7 @@ from hf_distill.importing import (
     import_trajectories,
     require_empty,
 )
+from hf_distill.networks.compiling import say_uncompiled
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.claims import keep_claimed
 from hf_distill.runs.finish import run_recipe
@@ -102,6 +103,7 @@ def main() -> None:
     accelerator = make_accelerator(**args.for_processes)
     if accelerator.num_processes > 1:
         raise ValueError("an import is the work of one process; start it with python")
+    say_uncompiled(accelerator, "an import")
     keep_claimed(args.output_dir, accelerator)
     require_empty(args.output_dir)
     artifact = ExpertTrajectories if args.trajectories else EpochLabels if args.epoch_labels else DistilledSet

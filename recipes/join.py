@@ -12,6 +12,7 @@ from pathlib import Path
 from hf_distill.config import HfArg, HubArguments, PathArg, ProcessArguments, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.shards import join_shards
+from hf_distill.networks.compiling import say_uncompiled
 from hf_distill.runs.claims import keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
@@ -30,6 +31,7 @@ class JoinArguments(ProcessArguments):
 def main() -> None:
     args, hub = parse_args(JoinArguments, HubArguments)
     accelerator = make_accelerator(**args.for_processes)
+    say_uncompiled(accelerator, "the joining of shards")
     folder = Path(args.output_dir)
     if folder.resolve() in [Path(shard).resolve() for shard in args.shards]:
         raise ValueError(f"--output_dir {folder} is one of the shards; expected another folder")

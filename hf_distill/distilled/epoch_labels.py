@@ -68,7 +68,7 @@ from ..hub.files import (
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
 from ..networks.batches import images_at_once
-from ..networks.compiling import in_precision
+from ..networks.compiling import backend_of, in_precision
 from .label_costs import label_bytes
 from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
 from .tables import parquet_writer
@@ -609,7 +609,7 @@ def relabel(
     }
     label = compiled_labels(teacher, accelerator, pool.device)
     if label is not teacher:
-        config["compiled"] = accelerator.state.dynamo_plugin.backend.value.lower()  # other last bits
+        config["compiled"] = backend_of(accelerator)  # other last bits
     with torch.no_grad():
         first = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator)
     config["classes"] = first.shape[1]

@@ -190,6 +190,11 @@ class TeacherLabels(LabelSource):
 
         return _in_chunks(mean, images, self.chunk_size)
 
+    def ready(self, device: torch.device | str) -> None:
+        """Do now what the first call on `device` would: build the network and move it and its parameters there."""
+        self.model.to(device)
+        self.thetas = self.thetas.to(device)
+
     def tensors(self) -> dict[str, Tensor]:
         """The parameters, on the CPU: `from_config` needs them beside the configuration."""
         return {"thetas": self.thetas.cpu().contiguous()}
@@ -506,6 +511,11 @@ class MeanLabels(LabelSource):
         """Those of all networks."""
         return {"kind": self.kind, "of": [source.identity() for source in self.sources]}
 
+    def ready(self, device: torch.device | str) -> None:
+        """As `NetworkLabels.ready`, for each."""
+        for source in self.sources:
+            source.ready(device)
+
     def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
         """Logits (n, K) float32; a function of each image alone."""
         total = self.sources[0](images, labels, rows, epoch)
@@ -526,9 +536,9 @@ def _check_fits(teacher: Teacher | LabelProjector, class_names: Sequence[str], p
 
 
 def compiled_labels(source: LabelSource, accelerator: Accelerator | None, device: torch.device) -> LabelSource:
-    """`source`, through `compiled` where a network with running statistics makes the labels of images on `device`."""
+    """`source`, through `compiled` where networks make the labels of images on `device`."""
     label = compiled(source, accelerator)
-    if label is source or not isinstance(source, NetworkLabels):
+    if label is source or not isinstance(source, NetworkLabels | MeanLabels | TeacherLabels):
         return source
     source.ready(device)  # now, for neither fetching nor moving can be compiled
     return label

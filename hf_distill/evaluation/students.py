@@ -133,8 +133,8 @@ def train_students(
         epochs: Passes of each student over its rows.
         lrs: One learning rate per student.
         seeds: One seed per student.
-        accelerator: Says whether the forward passes of networks that train alone are compiled, and in what precision
-            those of networks are that train on crops. The others, which trajectories are matched with, are float32,
+        accelerator: Says whether forward passes are compiled, and in what precision those of networks are that train
+            on crops. The others, which trajectories are matched with, are float32,
             also where the caller is in autocast.
     """
     pool = pool.holding(rows)
@@ -149,7 +149,8 @@ def train_students(
         targets = RowTargets(pool, targets, rows)
     with torch.autocast(pool.device.type, enabled=False):  # backward passes too would be in that of the caller
         if len(rows) > 1 and _stateless(spec):
-            return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds)
+            together = compiled(_side_by_side, accelerator)
+            return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds, together)
         each, look = zip(rows.split(1), lrs, seeds, strict=True), compiled(forward, accelerator)
         return [
             _train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, look)[0] for own, lr, seed in each
@@ -168,6 +169,11 @@ def _stateless(spec: StudentSpec) -> bool:
     return spec.name in CONVNETS and spec.kwargs.get("norm") != "batch"
 
 
+def _side_by_side(model: FlatModel, thetas: Tensor, images: Tensor) -> Tensor:
+    """Logits (E, B, K) of networks `thetas` (E, P), each for its own `images` (E, B, C, H, W)."""
+    return torch.func.vmap(model)(thetas, images)
+
+
 def _train_side_by_side(
     pool: Pool,
     targets: Tensor | RowTargets,
@@ -177,16 +183,17 @@ def _train_side_by_side(
     epochs: int,
     lrs: Sequence[float],
     seeds: Sequence[int],
+    together: Callable[..., Tensor],
 ) -> list[nn.Module]:
-    """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps."""
+    """All students at once, as rows of one parameter matrix: a small set leaves a device idle between two steps.
+    `together` is their forward pass."""
     model = FlatModel.from_spec(spec).to(pool.device)
-    together = torch.func.vmap(model)
     thetas = torch.stack([model.init(derive_seed(seed, "init")) for seed in seeds])  # (E, P)
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
     velocity = torch.zeros_like(thetas)
     for factor, reset, images, labels in _steps(pool, targets, rows, protocol, epochs, seeds):
-        logits = together(thetas, images)  # (E, B, K)
+        logits = together(model, thetas, images)  # (E, B, K)
         loss = _loss(logits.flatten(0, 1), labels.flatten(0, 1), protocol, "sum") / images.shape[1]
         (gradient,) = torch.autograd.grad(loss, thetas)
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """Options --dynamo_backend and --mixed_precision of `accelerate launch`, for what is run again and again."""
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeVar, cast
@@ -10,10 +11,33 @@ from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["compiled", "compiled_derivatives", "forward", "in_precision", "refuse_fp16"]
+__all__ = [
+    "backend_of",
+    "compiled",
+    "compiled_derivatives",
+    "forward",
+    "in_precision",
+    "refuse_fp16",
+    "say_uncompiled",
+]
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 GRAPHS = 64
+
+
+def backend_of(accelerator: Accelerator | None) -> str | None:
+    """The launcher's --dynamo_backend, in lower case; None where it asks for nothing to be compiled."""
+    backend = DynamoBackend.NO if accelerator is None else accelerator.state.dynamo_plugin.backend
+    return None if backend == DynamoBackend.NO else str(backend.value).lower()
+
+
+def say_uncompiled(accelerator: Accelerator | None, work: str) -> None:
+    """Warn, where the launcher asks for compiled networks, that `work` has none: whoever begins it says so once."""
+    backend = backend_of(accelerator)
+    if backend is not None:
+        logger.warning("--dynamo_backend %s does not reach %s, which runs as it is written", backend, work)
 
 
 def compiled(function: F, accelerator: Accelerator | None) -> F:
@@ -23,11 +47,10 @@ def compiled(function: F, accelerator: Accelerator | None) -> F:
     shapes that came before, so not on which process has which work. Networks of one architecture share a graph. A
     function may have `GRAPHS` of them; beyond PyTorch's eight it would be run as it is written from then on.
     """
-    plugin = None if accelerator is None else accelerator.state.dynamo_plugin
-    if plugin is None or plugin.backend == DynamoBackend.NO:
+    if accelerator is None or backend_of(accelerator) is None:
         return function
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-    return torch.compile(function, **{"dynamic": False, **plugin.to_kwargs()})
+    return torch.compile(function, **{"dynamic": False, **accelerator.state.dynamo_plugin.to_kwargs()})
 
 
 def compiled_derivatives(function: F, accelerator: Accelerator | None) -> F:
@@ -37,8 +60,7 @@ def compiled_derivatives(function: F, accelerator: Accelerator | None) -> F:
     with them, and that is compiled: a function without autograd, which a backend may fuse or capture as a whole. It
     must not decide anything by the numbers in its tensors.
     """
-    plugin = None if accelerator is None else accelerator.state.dynamo_plugin
-    if plugin is None or plugin.backend == DynamoBackend.NO:
+    if backend_of(accelerator) is None:
         return function
     known: dict[Any, Callable[..., Any]] = {}
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from ..evaluation.students import check_student
 from ..hub.files import atomic_write, load_json, package_versions, save_json
 from ..hub.folder import Home
 from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
-from ..networks.compiling import in_precision, refuse_fp16
+from ..networks.compiling import backend_of, compiled, in_precision, refuse_fp16
 from ..networks.trajectories import (
     EXPERT_FILE,
     FORMAT_VERSION,
@@ -116,6 +117,22 @@ def _pool(real: RealImages, device: torch.device) -> Pool:
     return Pool(real, real.labels, preprocessing=real.preprocessing, device=device, keep="floats")
 
 
+Network = Callable[[Tensor, Tensor], Tensor]  # logits (B, K) of parameters (P,) for images (B, C, H, W)
+
+
+def _measured(network: Network, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and number of right answers of one network."""
+    logits = network(theta, x)
+    return F.cross_entropy(logits, y), (logits.detach().argmax(1) == y).sum()
+
+
+def _gradients(network: Network, thetas: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (E, P), losses and numbers of right answers, both (E,), of networks `thetas` (E, P) side by side."""
+    each = vmap(grad_and_value(partial(_measured, network), has_aux=True))
+    gradients, (losses, right) = each(thetas, x, y)
+    return gradients, losses, right
+
+
 class ExpertTrainer:
     """Plain SGD on the real images for a group of experts: one after another is a group of one.
 
@@ -140,11 +157,7 @@ class ExpertTrainer:
         normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.flat.module.modules())
         self._only_alone = normalised and accelerator.mixed_precision != "no"
         self._logits = in_precision(self.flat, accelerator)
-        self._many = vmap(grad_and_value(self._loss, has_aux=True))
-
-    def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._logits(theta, x)  # (B, K)
-        return F.cross_entropy(logits, y), (logits.detach().argmax(1) == y).sum()
+        self._one, self._many = compiled(_measured, accelerator), compiled(_gradients, accelerator)
 
     def init(self, experts: Sequence[int]) -> Tensor:
         """Initial parameters (E, P) on the device."""
@@ -165,7 +178,7 @@ class ExpertTrainer:
         """
         if len(thetas) == 1:  # autograd's own graph takes less time and half the memory of a functional transform
             theta = thetas[0].detach().requires_grad_()
-            loss, right = self._loss(theta, x[0], y[0])
+            loss, right = self._one(self._logits, theta, x[0], y[0])
             grads = torch.autograd.grad(loss, theta)[0][None]
             loss, right = loss[None], right[None]
         elif self._only_alone:
@@ -174,7 +187,7 @@ class ExpertTrainer:
                 "use --experts_at_once 1 (auto does), or no mixed precision"
             )
         else:
-            grads, (loss, right) = self._many(thetas, x, y)
+            grads, loss, right = self._many(self._logits, thetas, x, y)
         if self.config.l2_teacher:
             grads = grads.add(thetas, alpha=self.config.l2_teacher)
         if velocities is not None:
@@ -412,6 +425,7 @@ def _describe(
         **{name: getattr(config, name) for name in hyperparameters},
         "expert_format": "float32",  # of the rows; version 0.1 had another one too
         "mixed_precision": str(accelerator.mixed_precision),
+        **({"compiled": backend} if (backend := backend_of(accelerator)) else {}),  # other last bits
     }
 
 

@@ -44,7 +44,7 @@ from ..evaluation.accuracy import accuracy
 from ..evaluation.crop_students import classes_loss, matching_loss
 from ..hub.checks import WORDS, are_words
 from ..networks.batches import images_at_once
-from ..networks.compiling import compiled, forward, in_precision, refuse_fp16
+from ..networks.compiling import backend_of, compiled, forward, in_precision, refuse_fp16
 from ..networks.priors import Prior
 from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
 from ..networks.teachers import Teacher
@@ -179,7 +179,6 @@ def describe(
         source = synthetic.source
         pixels = source if isinstance(source, Tensor) else source.uint8(range(len(source)))
         images = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-    is_compiled = compiled(forward, accelerator) is not forward
     described = {
         "prior": prior.sha256,
         "teachers": [teacher.digest for teacher in teachers],
@@ -191,7 +190,7 @@ def describe(
         "synthetic": images,
         "partners": PARTNERS,
         **precision_of(accelerator),
-        "compiled": accelerator.state.dynamo_plugin.backend.value.lower() if is_compiled else None,  # other last bits
+        "compiled": backend_of(accelerator),  # other last bits
     }
     return json.loads(json.dumps(described))
 

@@ -26,6 +26,7 @@ from ..config import HfArg, PathArg, check_at_least
 from ..data.feed import Pool
 from ..data.images import RealImages
 from ..hub.files import atomic_write, check_sum, load_json, load_sums, save_json, save_sums, sha256_of_file
+from ..networks.compiling import say_uncompiled
 from ..networks.priors import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, Prior, prompt_templates
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
@@ -150,6 +151,7 @@ def train_small_clip(
             return
         if folder.exists():
             raise ValueError(f"{folder} holds something else than a CLIP model; give another folder")
+        say_uncompiled(accelerator, "the training of a small CLIP model")
         model_cfg = _model_cfg(real)
         model = _train(
             real, model_cfg, config, seed, accelerator.device, Callbacks([ProgressBar(disable_tqdm), *callbacks])

@@ -34,7 +34,7 @@ from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 from ..networks.batches import images_at_once
 from ..networks.class_names import read_class_names
-from ..networks.compiling import refuse_fp16
+from ..networks.compiling import backend_of, refuse_fp16
 from ..networks.teachers import INDEX, Teacher, classifiers
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, ProgressBar
@@ -314,6 +314,7 @@ def describe(
         "seed": seed,
         **{name: value for name, value in vars(config).items() if not name.startswith("student")},
         **precision_of(accelerator),
+        **({"compiled": backend} if (backend := backend_of(accelerator)) else {}),  # other last bits
         **({START: start} if start else {}),
     }
     return json.loads(json.dumps(described))

@@ -16,16 +16,18 @@ from hf_distill.config import DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.epoch_labels import relabel
-from hf_distill.distilled.labels import HardLabels, NetworkLabels, compiled_labels
+from hf_distill.distilled.labels import HardLabels, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
 from hf_distill.evaluation.crop_students import train_on_crops
-from hf_distill.evaluation.protocols import CropProtocol
+from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
+from hf_distill.evaluation.students import train_students
 from hf_distill.methods import APM, APMConfig, SRe2L, SRe2LConfig
 from hf_distill.methods.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll
 from hf_distill.networks.architectures import FlatModel, StudentSpec
-from hf_distill.networks.compiling import compiled, compiled_derivatives, forward, in_precision
+from hf_distill.networks.compiling import compiled, compiled_derivatives, forward, in_precision, say_uncompiled
 from hf_distill.networks.priors import Prior
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
+from hf_distill.training.experts import ExpertConfig, ExpertTrainer, train_experts
 from hf_distill.training.projectors import ProjectorConfig, train_projector
 from tests.helpers.clips import save_clip
 
@@ -236,6 +238,93 @@ def test_more_than_eight_shapes_are_all_compiled(launched, device):
         layer, x = nn.Linear(width, 2).to(device), torch.ones(3, width, device=device)
         torch.testing.assert_close(look(layer, x), layer(x))
     assert graphs() == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "precision"), [("batch", "no"), ("instance", "bf16")])
+def test_experts_take_the_same_steps_in_one_graph_alone_and_in_one_side_by_side(
+    train, plain, launched, device, norm, precision
+):
+    config = ExpertConfig("convnet_d1", 6, norm, mom_teacher=0.9, l2_teacher=1e-3, batch_train=50)
+    spec = config.student_spec(train)
+
+    def trained(accelerator: Accelerator, experts: list[int], dtype: torch.dtype) -> Tensor:
+        accelerator.state._mixed_precision = precision
+        trainer = ExpertTrainer(train, spec, config, 3, accelerator, dtype)
+        thetas = trainer.init(experts)
+        velocities = torch.zeros_like(thetas)
+        for epoch in (1, 2):
+            trainer.epoch(experts, epoch, thetas, velocities)
+        return thetas
+
+    dtype = torch.float64 if precision == "no" else torch.float32
+    groups = ([0], [0, 1], [1])
+    expected = [trained(plain, group, dtype) for group in groups]
+    assert graphs() == 0
+    accelerator = launched()
+    for group, wanted in zip(groups, expected, strict=True):
+        torch.testing.assert_close(trained(accelerator, group, dtype), wanted, atol=1e-3, rtol=1e-9)
+    assert graphs() == 2
+
+
+def test_compiled_experts_are_not_gone_on_with_in_another_way(train, plain, launched, tmp_path):
+    config = ExpertConfig("convnet_d1", 4, num_experts=1, experts_at_once="1")
+    options = {"epochs": 1, "disable_tqdm": True}
+    experts = train_experts(train, config, tmp_path, accelerator=plain, **options)
+    assert "compiled" not in experts.config["training"]  # as it was before anything was compiled
+    with pytest.raises(ValueError, match="compiled"):
+        train_experts(train, config, tmp_path, accelerator=launched(), **options)
+
+
+@pytest.mark.slow
+def test_students_side_by_side_are_the_same_and_share_one_graph(train, plain, launched, device):
+    protocol = EvalProtocol("tiny", epochs=3, full_data_epochs=1)
+    rows = torch.arange(20).repeat(3, 1)
+
+    def parameters(accelerator: Accelerator, first: int) -> list[Tensor]:
+        images = train.images(torch.arange(20)).to(device)
+        pool = Pool(images.double(), train.labels[:20], device=device)
+        spec = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 6})
+        seeds = list(range(first, first + 3))
+        torch.set_default_dtype(torch.float64)
+        try:
+            models = train_students(pool, pool.labels, rows, spec, protocol, 3, [0.1] * 3, seeds, accelerator)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return [parameter.detach() for model in models for parameter in model.parameters()]
+
+    expected = [parameters(plain, first) for first in (0, 3)]
+    assert graphs() == 0
+    accelerator = launched()
+    for first, wanted in zip((0, 3), expected, strict=True):
+        torch.testing.assert_close(parameters(accelerator, first), wanted, atol=0, rtol=1e-9)
+    assert graphs() == 1
+
+
+@pytest.mark.slow
+def test_labels_of_several_networks_are_one_graph_whatever_kind_they_are(train, plain, launched, device):
+    x = train.images(torch.arange(20)).to(device)
+    rows, labels = torch.arange(20), train.labels[:20]
+    flat = FlatModel.from_spec(SPEC)
+    sources = [
+        MeanLabels([NetworkLabels(make_teacher(train, seed)) for seed in (0, 1)]),
+        TeacherLabels(SPEC, torch.stack([flat.init(seed) for seed in (0, 1)])),
+    ]
+    expected = [source(x, labels, rows) for source in sources]
+    accelerator = launched()
+    for count, (source, wanted) in enumerate(zip(sources, expected, strict=True), start=1):
+        label = compiled_labels(source, accelerator, device)
+        torch.testing.assert_close(label(x, labels, rows), wanted)
+        assert graphs() == count
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_not_compiled_is_said_in_one_line_where_it_was_asked_for(plain, launched, caplog, asked):
+    accelerator = launched() if asked else plain
+    say_uncompiled(accelerator, "an import")
+    say_uncompiled(None, "an import")
+    expected = ["--dynamo_backend aot_eager does not reach an import, which runs as it is written"]
+    assert caplog.messages == (expected if asked else [])
 
 
 def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train, plain, launched, device):
