@@ -24,6 +24,7 @@ from torch import Tensor
 from ..distilled.distilled_set import DistilledSet
 from ..hub.checks import is_whole
 from ..hub.files import load_json, reserve, save_json
+from ..networks.compiling import say_uncompiled
 from ..runs.callbacks import RunState
 from ..runs.checkpoints import BLOCKS, list_checkpoints, load_checkpoint, save_checkpoint
 from ..runs.folder import check_same_run
@@ -67,10 +68,12 @@ class BlockDistiller(Method):
         pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".
         free: Settings that the images do not depend on, so that a continued run may have others; those of evaluations
             (`eval_`) are free as well.
+        uncompiled: What of making a block the launcher's --dynamo_backend does not reach, in words, if anything.
     """
 
     pixels: ClassVar[str] = "uint8"
     free: ClassVar[frozenset[str]] = frozenset()
+    uncompiled: ClassVar[str | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -127,6 +130,8 @@ class BlockDistiller(Method):
         images = np.memmap(self._images, self.pixels, "r+", shape=shape)
         # Reading and summing all images is the work of one.
         lacking = on_main(self.accelerator, lambda: {block.number for block in blocks if not self._done(block, images)})
+        if lacking and self.uncompiled is not None:
+            say_uncompiled(self.accelerator, self.uncompiled)
         todo = [block for block in blocks if block.number in lacking]
         mine = todo[self.accelerator.process_index :: self.accelerator.num_processes]
         state = self._beginning(len(mine))

@@ -28,7 +28,6 @@ from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..hub.cards import Paper
 from ..hub.files import load_json, package_versions
 from ..hub.results import EvalReport
-from ..networks.compiling import say_uncompiled
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
@@ -173,7 +172,6 @@ class Method(ABC):
     Attributes:
         labelled_by: The place of the teacher that labels, or scores, among those that are named.
         cuts_crops: Random crops are cut out of images of `train`, which may be kept at their own shapes for that.
-        uncompiled: What of the making of images the launcher's --dynamo_backend does not reach, in words, if anything.
         takes_images: As many different images of a class are needed as are made; baselines always need them.
         further_callbacks: Those that were given.
         distilled: The set: from `Distiller.setup` on, or once all blocks are there.
@@ -189,7 +187,6 @@ class Method(ABC):
     takes_images: ClassVar[bool] = True
     labelled_by: ClassVar[int] = 0
     cuts_crops: ClassVar[bool] = False
-    uncompiled: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -205,8 +202,6 @@ class Method(ABC):
             raise ValueError(f"{type(self).__name__} needs a config with an output_dir, a folder for its checkpoints")
         self.accelerator = accelerator or make_accelerator()
         self.check(config, train.outline, self.accelerator)
-        if self.uncompiled is not None:
-            say_uncompiled(self.accelerator, self.uncompiled)
         self.config = config
         self.train, self.test = train, test
         self.held_out = held_out if held_out is not None and len(held_out) else None

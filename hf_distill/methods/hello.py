@@ -169,6 +169,7 @@ class HeLlO(PatchMethod):
 
     learns_from = (TeacherConfig, PriorArguments)
     config_class = HeLlOConfig
+    uncompiled = "the scoring of crops and the update of tiles"
     config: HeLlOConfig
     protocol: CropProtocol
     free = frozenset({"compare_labels", "pruned_share", *(field.name for field in fields(ProjectorConfig))})

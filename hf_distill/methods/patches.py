@@ -116,6 +116,7 @@ class PatchMethod(BlockDistiller):
     takes_images = False  # an image gives several crops
     labelled_by = -1
     cuts_crops = True
+    uncompiled = "the scoring of crops"
     config: PatchConfig
 
     def __init__(self, config: PatchConfig, train: RealImages, *, teachers: Sequence[Teacher], **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from hf_distill.distilled.labels import HardLabels, MeanLabels, NetworkLabels, T
 from hf_distill.evaluation.crop_students import train_on_crops
 from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
 from hf_distill.evaluation.students import train_students
-from hf_distill.methods import APM, APMConfig, SRe2L, SRe2LConfig
+from hf_distill.methods import APM, RDED, APMConfig, RDEDConfig, SRe2L, SRe2LConfig
 from hf_distill.methods.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.compiling import compiled, compiled_derivatives, forward, in_precision, say_uncompiled
@@ -325,6 +325,14 @@ def test_what_is_not_compiled_is_said_in_one_line_where_it_was_asked_for(plain, 
     say_uncompiled(None, "an import")
     expected = ["--dynamo_backend aot_eager does not reach an import, which runs as it is written"]
     assert caplog.messages == (expected if asked else [])
+
+
+def test_a_method_says_what_of_its_images_is_not_compiled(train, launched, tmp_path, caplog):
+    config = RDEDConfig(output_dir=str(tmp_path), disable_tqdm=True, factor=1, num_crops=1, num_candidates=2)
+    RDED(config, train, teachers=[make_teacher(train)], accelerator=launched()).run()
+    assert [message for message in caplog.messages if "dynamo" in message] == [
+        "--dynamo_backend aot_eager does not reach the scoring of crops, which runs as it is written"
+    ]
 
 
 def test_nothing_is_wrapped_unless_the_launcher_asks_and_only_networks_are(train, plain, launched, device):
