@@ -25,17 +25,36 @@ Keep = Literal["floats", "pixels", "nothing"]
 
 HOST_BYTES = 2**33
 FLOATS_PART, PIXELS_PART = 4, 2  # of the free memory, floats may take one in four parts and pixels one in two
-FILLED_AT_ONCE = 4096
-TEST_BATCH = 1024  # the most images that are looked at together where nothing is learned
+FILLED_AT_ONCE, FILLED_BYTES = 4096, 2**30  # images, and bytes of floats, that are preprocessed together to be kept
+# The most images that are looked at together where nothing is learned. Not by the device: the last bits of labels that
+# are stored depend on it.
+TEST_BATCH = 1024
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on `device`: what a GPU tells, and for a host 8 GiB, whatever it has.
+    """Bytes that are free on `device`: what a GPU tells, with what PyTorch has set aside there and does not use, and
+    for a host 8 GiB, whatever it has.
 
     Whitening rounds one product of many images in another way than many of few, so a choice between floats and pixels
     that went by what else is running on a host would change bits from run to run.
     """
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else HOST_BYTES
+    if device.type != "cuda":
+        return HOST_BYTES
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def at_once(device: torch.device, on_host: int, part: int) -> int:
+    """How much goes together on `device`: one in `part` bytes of the memory that a GPU has, else `on_host`.
+
+    Whatever of it is free: the number decides how sums are rounded, so it is one for every run on such a device.
+    """
+    return torch.cuda.get_device_properties(device).total_memory // part if device.type == "cuda" else on_host
+
+
+def processors(device: torch.device) -> int:
+    """The parts of `device` that work side by side: a GPU's multiprocessors; a host is one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 class Pool:
@@ -91,9 +110,9 @@ class Pool:
         self._read_kept = None if isinstance(source, Tensor) or source.keep_side is None else ReadAhead(source.kept)
         if keep == "floats" and self.preprocessing is not None and 4 * values * FLOATS_PART <= free:
             self._floats = torch.empty((len(source), *self.shape), device=self.device)
-            for start in range(0, len(source), FILLED_AT_ONCE):
-                places = torch.arange(start, min(start + FILLED_AT_ONCE, len(source)))
-                self._floats[start : start + len(places)] = self._seen(self._gathered(places))
+            size = max(1, min(FILLED_AT_ONCE, FILLED_BYTES // (4 * self.values)))
+            for places in torch.arange(len(source)).split(size):
+                self._floats[places[0] : places[-1] + 1] = self._seen(self._gathered(places))
         elif isinstance(source, Tensor):
             if source.device.type == self.device.type or (keep != "nothing" and source.nbytes * PIXELS_PART <= free):
                 self._pixels = upload(source, self.device)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..augmentation.dsa import DSA, DsaParams
-from ..data.feed import Pool, upload
+from ..data.feed import Pool, at_once, upload
 from ..distilled.labels import LabelSource
 from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
@@ -26,7 +26,9 @@ from ..rng import derive_seed, generator
 from .crop_students import train_on_crops
 from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
 
-PREPARED_VALUES = 2**20  # pixel values augmented at a time: many steps of a small set, one step of a large one
+# Pixel values augmented at a time: on a CPU, and one for so many bytes of a GPU's memory. That is many steps of a small
+# set, and one of a large one.
+PREPARED_VALUES, PREPARED_PART = 2**20, 2048
 
 
 def student_name(spec: StudentSpec) -> str:
@@ -274,7 +276,7 @@ def _steps(
     """
     augment = DSA(protocol.dsa_strategy)
     streams = [generator(seed, "train") for seed in seeds]
-    count = rows.shape[1]
+    count, most = rows.shape[1], at_once(pool.device, PREPARED_VALUES, PREPARED_PART)
     plan: list[_Step] = []
     planned = 0
     for factor, reset in protocol.schedule(epochs):
@@ -285,7 +287,7 @@ def _steps(
             drawn = [augment.sample(batch.shape[1], stream, pool.shape[1:]) for stream in streams]
             plan.append((factor, reset and index == 0, batch, drawn))
             planned += batch.numel() * pool.values
-            if planned >= PREPARED_VALUES:
+            if planned >= most:
                 yield from _prepared(pool, targets, plan, protocol)
                 plan, planned = [], 0
     yield from _prepared(pool, targets, plan, protocol)

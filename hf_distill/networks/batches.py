@@ -8,14 +8,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..data.feed import TEST_BATCH, Pool
+from ..data.feed import TEST_BATCH, Pool, at_once, processors
 from .architectures import StudentSpec
 
 __all__ = ["images_at_once", "networks_at_once"]
 
-LOOK_BYTES = {"cpu": 300_000_000, "cuda": 1_200_000_000}  # that one operation may take and give: bits depend on it
-# Values in the widest layer of a step, up to which several networks train faster side by side than one after another.
-STEP_VALUES = {"cpu": 2**17, "cuda": 2**24}
+# Bytes that one operation may take and give: on a CPU, and the part of a GPU's memory. Bits depend on it.
+LOOK_BYTES, LOOK_PART = 300_000_000, 64
+# Values in the widest layer of a step, for each processor of a device, up to which several networks train faster side
+# by side than one after another.
+STEP_VALUES = 2**17
 MEASURED = (2, 4)  # images; not 1, of which BatchNorm has no statistics
 
 
@@ -42,9 +44,9 @@ def images_at_once(look: Callable[[Tensor], Tensor], pool: Pool, *, room: int | 
     Args:
         look: The network, or another function of images (n, C, H, W) that keeps nothing for a backward pass.
         pool: The images.
-        room: Bytes; without it 300 MB on a CPU and 1.2 GB on an accelerator.
+        room: Bytes; without it 300 MB on a CPU, and a 64th of a GPU's memory.
     """
-    room = LOOK_BYTES.get(pool.device.type, LOOK_BYTES["cuda"]) if room is None else room
+    room = at_once(pool.device, LOOK_BYTES, LOOK_PART) if room is None else room
     taken = []
     for count in MEASURED:
         images = pool.images(torch.arange(count) % len(pool))
@@ -60,9 +62,9 @@ def networks_at_once(spec: StudentSpec, batch: int, device: torch.device) -> int
     """How many ConvNets to train side by side, where each takes `batch` images in a step.
 
     A small step leaves a device idle. On a CPU a large one takes longer side by side, for its convolutions become one
-    with many groups. The number changes how sums are rounded, and nothing else; it depends on no measurement, so that
-    the same seed gives the same bits.
+    with many groups. The number changes how sums are rounded, and nothing else; it depends on the kind of device and
+    on no measurement, so that the same seed gives the same bits there.
     """
     height, width = spec.img_size
     values = batch * height * width * int(spec.kwargs.get("width", 128))
-    return max(1, STEP_VALUES.get(device.type, STEP_VALUES["cuda"]) // values)
+    return max(1, STEP_VALUES * processors(device) // values)

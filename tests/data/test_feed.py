@@ -145,6 +145,23 @@ def test_a_host_keeps_what_it_keeps_whatever_else_runs_on_it():
     assert free_memory(torch.device("cpu")) == HOST_BYTES
 
 
+def test_on_a_gpu_what_pytorch_set_aside_and_does_not_use_is_free_too(monkeypatch):
+    known = {"mem_get_info": (5, 100), "memory_reserved": 60, "memory_allocated": 20}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(torch.device("cuda")) == 45
+
+
+def test_floats_that_are_kept_are_made_in_parts_of_bounded_size(pixels, preprocessing, monkeypatch):
+    real, taken = real_images(pixels, preprocessing), []
+    whole = pool(real, preprocessing, keep="floats").images(torch.arange(COUNT))
+    monkeypatch.setattr(feed, "FILLED_BYTES", 4 * 7 * pixels[0].size)
+    monkeypatch.setattr(real, "uint8", lambda rows: taken.append(len(rows)) or type(real).uint8(real, rows))
+    parts = pool(real, preprocessing, keep="floats").images(torch.arange(COUNT))
+    torch.testing.assert_close(parts, whole)
+    assert taken == [7] * 5 + [5]
+
+
 @pytest.mark.parametrize("kept", KEPT)
 def test_batches_are_everything_in_order(kept, pixels, preprocessing):
     images = pool(real_images(pixels, preprocessing), preprocessing, keep="floats", free=memory_for(kept, pixels))

@@ -1,5 +1,6 @@
 """How many images and networks go together: what fits and what is fast, and the same answers whatever the number."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_as_many_images_go_together_as_the_largest_operation_has_room_for(networ
 
 def test_small_networks_take_a_thousand_images_and_huge_images_come_one_by_one(monkeypatch):
     assert images_at_once(nn.Flatten(), shown(1, 8, 8)) == 1024
-    monkeypatch.setitem(batches.LOOK_BYTES, "cpu", 100)
+    monkeypatch.setattr(batches, "LOOK_BYTES", 100)
     assert images_at_once(nn.ReLU(), shown(1, 8, 8)) == 1
 
 
@@ -72,7 +73,7 @@ def test_testing_takes_the_memory_of_few_images_and_finds_the_same_accuracy(monk
     pool = shown(3, 16, 16, count=700)
     measured: dict[int, tuple[float, int]] = {}
     for budget in (300_000_000, 2**20):
-        monkeypatch.setitem(batches.LOOK_BYTES, "cpu", budget)
+        monkeypatch.setattr(batches, "LOOK_BYTES", budget)
         accuracy(model, pool)  # what is imported and built at the first call is not of the images
         found: list[float] = []
         memory = peak(lambda found=found: found.append(accuracy(model, pool)))
@@ -96,7 +97,7 @@ def test_teachers_are_tested_in_the_same_way(monkeypatch):
     teacher: Any = Recorded()
     pool = shown(3, 8, 8)
     whole = teacher_training._accuracy(teacher, pool, Accelerator(cpu=True))
-    monkeypatch.setitem(batches.LOOK_BYTES, "cpu", 70_000)
+    monkeypatch.setattr(batches, "LOOK_BYTES", 70_000)
     assert teacher_training._accuracy(teacher, pool, Accelerator(cpu=True)) == whole
     assert sizes == [50] + [16] * 3 + [2]
 
@@ -113,6 +114,36 @@ def test_teachers_are_tested_in_the_same_way(monkeypatch):
         (128, 32, 256, GPU, 1),
     ],
 )
-def test_networks_train_side_by_side_where_a_step_is_small_for_the_device(width, side, batch, device, count):
+def test_networks_train_side_by_side_where_a_step_is_small_for_the_device(
+    monkeypatch, width, side, batch, device, count
+):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=128))
     spec = StudentSpec("convnet_d2", 10, 3, (side, side), {"width": width})
     assert networks_at_once(spec, batch, device) == count
+
+
+class OnGpu:
+    """The images of a pool, which says that they are on a GPU."""
+
+    device = GPU
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool, self.images = pool, pool.images
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+
+@pytest.mark.parametrize(
+    ("memory", "processors", "images", "networks"), [(80, 132, 1024, 13), (24, 64, 256, 6), (6, 14, 64, 1)]
+)
+def test_what_a_gpu_has_decides_how_much_goes_together_there_and_what_is_free_of_it_does_not(
+    monkeypatch, memory, processors, images, networks
+):
+    about = SimpleNamespace(total_memory=memory * 2**30, multi_processor_count=processors)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("asked for what is free"))
+    spec = StudentSpec("convnet_d3", 10, 3, (32, 32), {"width": 128})
+    pool: Any = OnGpu(shown(3, 32, 32, count=3))
+    assert images_at_once(spec.build(0), pool) == images
+    assert networks_at_once(spec, 10, GPU) == networks
