@@ -225,7 +225,7 @@ def _train_module(
 
     def new_optimizer() -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, foreach=True
+            model.parameters(), lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
         )
 
     optimizer = new_optimizer()

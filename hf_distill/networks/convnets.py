@@ -61,7 +61,7 @@ class ConvNet(nn.Module):
             blocks += [
                 nn.Conv2d(in_chans if block == 0 else width, width, 3, padding=1),
                 _norm(norm, width),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),
             ]
         self.features = nn.Sequential(*blocks)

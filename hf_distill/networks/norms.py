@@ -62,9 +62,10 @@ class _Normalised(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
         wide = _wide(x)
         weights = w.to(wide.dtype), b.to(wide.dtype)
-        y, mu, s = torch.native_group_norm(wide, *weights, *wide.shape, groups, eps)
+        # A tensor of its own and no view, so that an activation may be written into it.
+        y, mu, s = torch.native_group_norm(wide.view(x.shape), *weights, *wide.shape, groups, eps)
         ctx.save_for_backward(x, w, mu, s)
-        return y.to(x.dtype).view(x.shape)
+        return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

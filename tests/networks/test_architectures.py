@@ -6,8 +6,11 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_distill.networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
+from hf_distill.networks.norms import with_closed_norms
 from hf_distill.networks.timm_models import AS_TORCHVISION, timm
 
 
@@ -47,6 +50,35 @@ def test_instance_normalisation_looks_at_one_image_and_one_channel_only():
     normalised = model.features[:2](x)
     torch.testing.assert_close(normalised.mean((2, 3)), torch.zeros(4, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalised.var((2, 3), correction=0), torch.ones(4, 4), atol=1e-3, rtol=0)
+
+
+class Written(TorchDispatchMode):
+    """Counts the values of tensors of their own that operations give, of any but a few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.seen = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and all(tensor.data_ptr() != other.data_ptr() for other in self.seen):
+                self.seen.append(tensor)
+                self.values += tensor.numel() * (tensor.numel() > 100)
+        return result
+
+
+@pytest.mark.parametrize(("norm", "tensors"), [("instance", 2), ("none", 1)])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_block_writes_its_convolution_its_norm_and_what_is_pooled_and_nothing_else(norm, tensors, twice):
+    model = StudentSpec("convnet_d1", 5, 3, (16, 16), {"width": 8, "norm": norm}).build(0)
+    if twice:
+        model = with_closed_norms(model)
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with Written() as written:
+        written.seen.append(x)
+        model.features(x)
+    assert written.values == 4 * 8 * 16 * 16 * (tensors + 1 / 4)
 
 
 def test_a_network_without_classes_gives_its_features():
