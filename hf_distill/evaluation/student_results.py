@@ -106,11 +106,23 @@ def _launch(accelerator: Accelerator) -> dict[str, Any]:
         "mixed_precision": str(accelerator.mixed_precision),
         "autocast": None if autocast is None else str(autocast),
         "compiled": {name: str(value) for name, value in accelerator.state.dynamo_plugin.to_dict().items()},
-        "float32_products": torch.get_float32_matmul_precision(),
-        "tf32": [torch.backends.cudnn.allow_tf32, os.environ.get("NVIDIA_TF32_OVERRIDE")],
-        "deterministic": [torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled()],
+        "float32": [*_float32(), os.environ.get("NVIDIA_TF32_OVERRIDE")],
+        "cudnn": [torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": package_versions(),
     }
+
+
+def _float32() -> list[str]:
+    """How exact products and convolutions of float32 are: by PyTorch's older switches, or by the newer ones where these
+    were used, for then the older ones cannot be read."""
+    backends = torch.backends
+    try:
+        products = torch.get_float32_matmul_precision()
+        return [str(switch) for switch in (products, backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)]
+    except RuntimeError:
+        kinds = (backends, backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+        return [str(kind.fp32_precision) for kind in kinds]
 
 
 def remove_results(folder: Path) -> None:

@@ -4,6 +4,9 @@ import copy
 import dataclasses
 import json
 import logging
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -336,6 +339,24 @@ def test_everything_about_the_launch_decides(data, accelerator, untrained, monke
     launches(monkeypatch, accelerator)[what]()
     trainer_of(data, tmp_path, accelerator).measure([case_of(data)])
     assert len(untrained) == 4
+
+
+@pytest.mark.slow  # in a process of its own: what the newer switches are set to cannot be taken back
+def test_precision_decides_by_whichever_switches_it_is_set():
+    code = """
+    import torch
+    from accelerate import Accelerator
+    from hf_distill.evaluation.student_results import StudentResults
+    told = [StudentResults(".", Accelerator(cpu=True)).complete({})]
+    for backend in (torch.backends.mkldnn, torch.backends.cuda):
+        for precision in ("bf16", "tf32") if backend is torch.backends.mkldnn else ("tf32", "ieee"):
+            backend.matmul.fp32_precision = precision
+            told.append(StudentResults(".", Accelerator(cpu=True)).complete({}))
+    assert all(one != other for number, one in enumerate(told) for other in told[:number]), told
+    """
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this version of PyTorch has the older switches alone")
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 class Unknown(LabelSource):
