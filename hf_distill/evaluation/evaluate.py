@@ -28,7 +28,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
 from ..hub.cards import human_bytes
-from ..hub.checks import is_number, is_whole
+from ..hub.checks import is_number, is_share, is_whole
 from ..hub.results import EvalReport, EvalRow
 from ..networks.architectures import StudentSpec, before_logits
 from ..networks.projector import LabelProjector
@@ -269,7 +269,7 @@ class _RealSets:
         questions = [tested] * len(cases)
         if guiding is not None:
             counts = {"coresets": self.greedy, "counts": list(self.counts)}
-            questions[guiding] = Question({**tested.about, **counts}, ask)
+            questions[guiding] = Question({**tested.about, **counts}, ask, self._may_guide)
         lrs = self.trainer.choose(cases)
         answers = self.trainer.train(cases, lrs, questions)
         coreset_rows: dict[str, Tensor] = {}
@@ -277,6 +277,16 @@ class _RealSets:
             coreset_rows = {name: torch.tensor(rows) for name, rows in answers[guiding][0][1].items()}
             answers[guiding] = [measured for measured, _ in answers[guiding]]
         return [Result(*each) for each in zip(cases, lrs, answers, strict=True)][:reported], coreset_rows
+
+    def _may_guide(self, number: int, answer: Any) -> bool:
+        """True for an accuracy with rows of train for each subset, of the first network; of others, with none."""
+        if not (isinstance(answer, list) and len(answer) == 2 and is_share(answer[0]) and isinstance(answer[1], dict)):
+            return False
+        expected, last = [] if number else self.greedy, len(self.train) - 1
+        return [*answer[1]] == expected and all(
+            isinstance(rows, list) and len(rows) == sum(self.counts) and all(is_whole(row, 0, last) for row in rows)
+            for rows in answer[1].values()
+        )
 
     def baselines(self, coreset_rows: dict[str, Tensor]) -> list[Case]:
         """The cases of the subsets; `coreset_rows` are those of `coresets`, and random ones are drawn here."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,12 @@ class StudentResults:
         """What decides some results, and what all of this process share, as JSON types."""
         return json.loads(json.dumps({**about, **self._launch}))
 
-    def find(self, about: dict[str, Any], count: int) -> list[Any] | None:
-        """The results of `count` students, if they are there; what is damaged is said, and is not.
+    def find(self, about: dict[str, Any], may_be: Callable[[list[Any]], bool]) -> list[Any] | None:
+        """The results of such students, if they are there; what is damaged is said, and is not.
 
         Args:
             about: As `complete` gives it.
+            may_be: True for what may be their results.
         """
         path = self._path(about)
         if not path.exists():
@@ -77,7 +79,8 @@ class StudentResults:
         except ValueError as error:
             kept = {"error": str(error)}
         results = kept.get("results")
-        if kept.get("about") == about and kept.get("sha256") == _sha256(results) and len(results or ()) == count:
+        whole = kept.get("about") == about and kept.get("sha256") == _sha256(results) and isinstance(results, list)
+        if whole and may_be(results):
             return results
         logger.warning("%s is damaged (%s); its students are trained again", path, kept.get("error", "other bytes"))
         return None

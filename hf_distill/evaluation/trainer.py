@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..data.feed import Pool, upload
 from ..distilled.labels import LabelSource
+from ..hub.checks import is_share
 from ..networks.architectures import StudentSpec, sha256_of
 from ..rng import derive_seed
 from .accuracy import accuracy
@@ -78,10 +80,17 @@ class Question(NamedTuple):
     Attributes:
         about: All that decides the answer beside the student, as JSON types.
         ask: Gives the answer, in JSON types, by the number of the student and the student.
+        may_be: True for what a student of that number may have answered.
     """
 
     about: dict[str, Any]
     ask: Callable[[int, nn.Module], Any]
+    may_be: Callable[[int, Any], bool]
+
+    def may_all_be(self, part: slice, answers: list[Any]) -> bool:
+        """True for what the students of a part of the case may have answered."""
+        numbers = range(part.start, part.stop)
+        return len(answers) == len(numbers) and all(map(self.may_be, numbers, answers))
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class Trainer:
     def accuracy_on(self, pool: Pool) -> Question:
         """The accuracy in [0, 1] on the images of `pool`."""
         about = {} if self.kept is None else {"accuracy": self.kept.images(pool)}
-        return Question(about, lambda number, model: accuracy(model, pool))
+        return Question(about, lambda number, model: accuracy(model, pool), lambda number, answer: is_share(answer))
 
     def choose(self, cases: Sequence[Case]) -> list[float]:
         """For each case the learning rate that does best on held-out images; the first if there are none."""
@@ -147,9 +156,14 @@ class Trainer:
         for index, (case, rows, _, seeds) in enumerate(jobs):
             # Who trains side by side depends on the case alone, so that the number of processes changes no result.
             size = students_at_once(case.spec, rows.shape[1], case.protocol, case.pool.device)
-            parts += [(index, slice(start, start + size)) for start in range(0, len(seeds), size)]
+            starts = range(0, len(seeds), size)
+            parts += [(index, slice(start, min(start + size, len(seeds)))) for start in starts]
         about = [self._about(jobs[index], part, questions[index]) for index, part in parts]
-        found = self._found(about, [len(jobs[index].seeds[part]) for index, part in parts])
+        found = self._found(about, [partial(questions[index].may_all_be, part) for index, part in parts])
+        if any(answers is not None for answers in found):
+            number = sum(len(answers) for answers in found if answers is not None)
+            total = sum(len(job.seeds) for job in jobs)
+            logger.info("%d of %d students were there before, and are not trained again", number, total)
         lacking = [number for number, answers in enumerate(found) if answers is None]
         mine = lacking[self.accelerator.process_index :: self.accelerator.num_processes]
         made = []
@@ -197,17 +211,16 @@ class Trainer:
         }
         return None if labels is None else self.kept.complete(about)
 
-    def _found(self, about: Sequence[dict[str, Any] | None], counts: Sequence[int]) -> list[list[Any] | None]:
+    def _found(
+        self, about: Sequence[dict[str, Any] | None], may_be: Sequence[Callable[[list[Any]], bool]]
+    ) -> list[list[Any] | None]:
         """The answers that are kept of each part. The main process looks, for others may come to see more."""
         found: list[list[Any] | None] = [None] * len(about)
         if self.kept is None:
             return found
         if self.accelerator.is_main_process:
-            known = [about and self.kept.find(about, count) for about, count in zip(about, counts, strict=True)]
-            number = sum(count for count, answers in zip(counts, known, strict=True) if answers is not None)
-            if number:
-                logger.info("%d of %d students are not trained again: %s", number, sum(counts), self.kept.folder)
-            found = known
+            each = zip(about, may_be, strict=True)
+            found = [None if what is None else self.kept.find(what, fits) for what, fits in each]
         return broadcast_object_list([found])[0]
 
     def _students(self, job: _Job, part: slice) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import logging
 import subprocess
@@ -159,23 +160,53 @@ def test_compared_labels_are_kept_too_and_are_those_of_the_table(data, trained, 
     assert len(trained) == after
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "other", "list"])
-def test_what_is_damaged_is_said_in_one_line_and_trained_again(data, trained, tmp_path, caplog, damage):
-    options = {"full_data": False, "baselines": [], "num_seeds": 1}
-    report, before = evaluated(data, tmp_path, **options), len(trained)
-    path, *_ = sorted((tmp_path / "students").iterdir())
+def forged(results: Any) -> Callable[[bytes], bytes]:
+    """Other results, with their checksum."""
+
+    def write(whole: bytes) -> bytes:
+        digest = hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**json.loads(whole), "results": results, "sha256": digest}).encode()
+
+    return write
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda whole: whole[:40],
+    "changed": lambda whole: json.dumps({**json.loads(whole), "results": [0.125]}).encode(),
+    "nothing in it": lambda whole: b"{}",
+    "a list": lambda whole: b"[1]",
+    "of other students": lambda whole: whole.replace(b'"seeds": [', b'"seeds": [1'),
+    **{f"results {value!r}": forged(value) for value in ([0.5, 0.5], [], ["0.5"], [2], None, {"0": 0.5}, [[0.5, {}]])},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_said_in_one_line_and_trained_again(data, accelerator, untrained, tmp_path, caplog, damage):
+    trainer, case = trainer_of(data, tmp_path, accelerator), case_of(data, rows=torch.arange(20)[None])
+    (result,) = trainer.measure([case])
+    (path,) = (tmp_path / "students").iterdir()
     whole = path.read_bytes()
-    kept = json.loads(whole)
-    kept["results"] = [0.123]
-    broken = {"cut": whole[:40], "flip": json.dumps(kept).encode(), "other": b"{}", "list": b"[1]"}
-    path.write_bytes(broken[damage])
+    path.write_bytes(DAMAGES[damage](whole))
     with caplog.at_level(logging.WARNING):
-        assert evaluated(data, tmp_path, **options) == report
+        assert trainer.measure([case]) == [result]
     (record,) = caplog.records
     assert str(path) in record.message
     assert "\n" not in record.message
-    assert len(trained) == before + 1
+    assert len(untrained) == 2
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "rows", [{}, {"herding": [0], "k-center": [0]}, {"herding": [10**6] * 10, "k-center": [0] * 10}]
+)
+def test_rows_of_subsets_that_cannot_be_are_chosen_again(data, trained, tmp_path, rows):
+    report, before = evaluated(data, tmp_path), len(trained)
+    for path in (tmp_path / "students").iterdir():
+        first, *others = json.loads(path.read_bytes())["results"]
+        if isinstance(first, list) and first[1]:  # the network that guides, and those beside it
+            path.write_bytes(forged([[first[0], rows], *others])(path.read_bytes()))
+    assert evaluated(data, tmp_path) == report
+    assert len(trained) == before + 1
 
 
 # What decides
