@@ -2,7 +2,8 @@
 what it is worth, whatever the caller is in."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec
 
 import torch
@@ -18,10 +19,39 @@ def precision_of(accelerator: Accelerator) -> dict[str, Any]:
     """The precision that networks run in, as JSON types: "mixed_precision" of the launcher, and on CUDA "tf32", where
     that is not as PyTorch begins, with convolutions alone."""
     known: dict[str, Any] = {"mixed_precision": str(accelerator.mixed_precision)}
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    convolutions, products = _convolutions_in_tf32(), _products_in_tf32()
     if accelerator.device.type == "cuda" and (convolutions, products) != (True, False):
         known["tf32"] = products if convolutions == products else "products alone"
     return known
+
+
+def _convolutions_in_tf32() -> bool:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # somebody has used PyTorch's newer switches, after which the older ones cannot be read
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def _products_in_tf32() -> bool:
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Time in which CUDA's products of float32 are not rounded to TF32; what said otherwise says so again behind it."""
+    switches = torch.backends.cuda.matmul
+    try:
+        name, before, exact = "allow_tf32", switches.allow_tf32, False
+    except RuntimeError:
+        name, before, exact = "fp32_precision", switches.fp32_precision, "ieee"
+    setattr(switches, name, exact)
+    try:
+        yield
+    finally:
+        setattr(switches, name, before)
 
 
 def without_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -37,12 +67,9 @@ def without_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def exact(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(given.device.type, enabled=False):
-            if given.device.type != "cuda" or not torch.backends.cuda.matmul.allow_tf32:
+            if given.device.type != "cuda" or not _products_in_tf32():
                 return function(*args, **kwargs)
-            torch.backends.cuda.matmul.allow_tf32 = False
-            try:
+            with _exact_products():
                 return function(*args, **kwargs)
-            finally:
-                torch.backends.cuda.matmul.allow_tf32 = True
 
     return exact

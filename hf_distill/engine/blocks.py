@@ -68,12 +68,10 @@ class BlockDistiller(Method):
         pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".
         free: Settings that the images do not depend on, so that a continued run may have others; those of evaluations
             (`eval_`) are free as well.
-        uncompiled: What of making a block the launcher's --dynamo_backend does not reach, in words, if anything.
     """
 
     pixels: ClassVar[str] = "uint8"
     free: ClassVar[frozenset[str]] = frozenset()
-    uncompiled: ClassVar[str | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -22,6 +22,7 @@ from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.targets import targets_of
 from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
+from ..networks.compiling import say_uncompiled
 from ..runs.callbacks import RunState, Trackers
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
 from ..runs.folder import check_same_run
@@ -174,6 +175,8 @@ class Distiller(Method):
             is_main_process=self.accelerator.is_main_process,
             look=self.current,
         )
+        if start < config.max_steps and self.uncompiled is not None:
+            say_uncompiled(self.accelerator, self.uncompiled)
         self.callbacks.on_begin(dataclasses.replace(state))
         try:
             with stopping() as stop:

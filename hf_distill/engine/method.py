@@ -173,6 +173,7 @@ class Method(ABC):
         labelled_by: The place of the teacher that labels, or scores, among those that are named.
         cuts_crops: Random crops are cut out of images of `train`, which may be kept at their own shapes for that.
         takes_images: As many different images of a class are needed as are made; baselines always need them.
+        uncompiled: What of making the images the launcher's --dynamo_backend does not reach, in words, if anything.
         further_callbacks: Those that were given.
         distilled: The set: from `Distiller.setup` on, or once all blocks are there.
         protocol: How students are trained on the set.
@@ -187,6 +188,7 @@ class Method(ABC):
     takes_images: ClassVar[bool] = True
     labelled_by: ClassVar[int] = 0
     cuts_crops: ClassVar[bool] = False
+    uncompiled: ClassVar[str | None] = None
 
     def __init__(
         self,

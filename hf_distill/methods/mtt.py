@@ -40,6 +40,7 @@ class MTT(TrajectoryMatching):
     """
 
     config_class = MTTConfig
+    uncompiled = "the unroll of MTT (that of TESLA, which has the same gradient, it does)"
     paper = Paper(
         title="Dataset Distillation by Matching Training Trajectories",
         authors="George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros, Jun-Yan Zhu",

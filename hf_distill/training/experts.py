@@ -36,6 +36,7 @@ from ..augmentation.dsa import DEFAULT_STRATEGY, DSA, DsaParams
 from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import Outline, RealImages
+from ..data.precision import precision_of
 from ..evaluation.students import check_student
 from ..hub.files import atomic_write, load_json, package_versions, save_json
 from ..hub.folder import Home
@@ -424,7 +425,7 @@ def _describe(
         "seed": seed,
         **{name: getattr(config, name) for name in hyperparameters},
         "expert_format": "float32",  # of the rows; version 0.1 had another one too
-        "mixed_precision": str(accelerator.mixed_precision),
+        **precision_of(accelerator),
         **({"compiled": backend} if (backend := backend_of(accelerator)) else {}),  # other last bits
     }
 

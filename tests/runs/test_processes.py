@@ -123,6 +123,25 @@ def test_pixels_are_moved_without_tf32(kernels, monkeypatch):
     assert kernels()[-1] is True
 
 
+NEWER = """
+import torch
+from types import SimpleNamespace
+from hf_distill.data import precision
+products = torch.backends.cuda.matmul
+products.fp32_precision = "tf32"  # after which the older switch cannot be read
+there = SimpleNamespace(mixed_precision="no", device=torch.device("cuda"))
+print(precision.precision_of(there))
+precision.Tensor = SimpleNamespace
+print(precision.without_autocast(lambda images: products.fp32_precision)(there), products.fp32_precision)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older PyTorch")
+def test_the_newer_switches_of_pytorch_are_read_too():
+    done = subprocess.run([sys.executable, "-c", NEWER], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["{'mixed_precision': 'no', 'tf32': True}", "ieee tf32"], done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "omp", "due"),
