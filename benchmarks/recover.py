@@ -76,11 +76,27 @@ class FeatureLoss:
         self.value = torch.norm(layer.running_var - variance, 2) + torch.norm(layer.running_mean - mean, 2)
 
 
-class PlainLoop:
-    """Iterations on one batch, as the paper says and as simply as it can be written."""
+Drawn = tuple[tuple[int, int, int, int], bool, tuple[int, int]]  # top, left, height, width; mirrored; down, right
 
-    def __init__(self, model: nn.Module, args: BenchmarkArguments, config: SRe2LConfig, device: torch.device) -> None:
-        self.model, self.args, self.config, self.device = model, args, config, device
+
+class PlainLoop:
+    """Iterations on one batch, as the paper says and as simply as it can be written.
+
+    Args:
+        model: The teacher, frozen.
+        config: Rates and weights.
+        device: Where it is.
+        draw: The box, mirror and roll of an iteration; drawn by torchvision and Python if not given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SRe2LConfig,
+        device: torch.device,
+        draw: Callable[[int], Drawn] | None = None,
+    ) -> None:
+        self.model, self.config, self.device, self.draw = model, config, device, draw
         self.losses = [FeatureLoss(layer) for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
 
     def loss(self, view: Tensor, labels: Tensor) -> Tensor:
@@ -89,26 +105,31 @@ class PlainLoop:
         parts = [weight * part.value for weight, part in zip(weights, self.losses, strict=True)]
         return loss + self.config.r_bn * sum(parts)
 
-    def __call__(self, steps: int) -> None:
-        side, config = self.args.resolution, self.config
-        x = torch.randn(self.args.batch, 3, side, side, device=self.device, requires_grad=True)
-        labels = torch.arange(self.args.batch, device=self.device)
+    def drawn(self, x: Tensor) -> Drawn:
+        box = RandomResizedCrop.get_params(x, (0.08, 1.0), (3 / 4, 4 / 3))
+        jitter = self.config.jitter
+        return box, random.random() < 0.5, (random.randint(0, jitter), random.randint(0, jitter))
+
+    def __call__(self, start: Tensor, steps: int) -> Tensor:
+        """Images (B, C, H, W) after `steps` iterations from `start`."""
+        x, size, config = start.clone().requires_grad_(), start.shape[2:], self.config
+        labels = torch.arange(len(x), device=self.device)
         optimizer = torch.optim.Adam([x], lr=config.lr_img, betas=(0.5, 0.9))
         for t in range(steps):
             optimizer.param_groups[0]["lr"] = config.lr_img * (1 + math.cos(math.pi * t / steps)) / 2
-            top, left, height, width = RandomResizedCrop.get_params(x, (0.08, 1.0), (3 / 4, 4 / 3))
+            (top, left, height, width), flip, rolls = self.drawn(x) if self.draw is None else self.draw(t)
             view = x[:, :, top : top + height, left : left + width]
-            view = F.interpolate(view, (side, side), mode="bilinear", align_corners=False)
-            if random.random() < 0.5:
+            view = F.interpolate(view, size, mode="bilinear", align_corners=False)
+            if flip:
                 view = view.flip(3)
-            view = torch.roll(view, (random.randint(0, config.jitter), random.randint(0, config.jitter)), (2, 3))
+            view = torch.roll(view, rolls, (2, 3))
             loss = self.loss(view, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
                 x.data[:, channel] = x.data[:, channel].clamp(-mean / std, (1 - mean) / std)
-        x.detach().cpu()
+        return x.detach().cpu()
 
 
 class NoImages(RealImages):
@@ -182,7 +203,11 @@ def main() -> None:
         config.max_steps = steps
         sre2l.make(block, lambda iteration, values: None)
 
-    plain = PlainLoop(model, args, config, device)
+    loop = PlainLoop(model, config, device)
+
+    def plain(steps: int) -> None:
+        loop(torch.randn(args.batch, 3, *size, device=device), steps)
+
     sides = {"plain": (plain, model), "hf_distill": (ours, teacher.model)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int | None] = {}
@@ -196,7 +221,7 @@ def main() -> None:
     x = sre2l.initial(block).requires_grad_()
     labels = block.labels.to(device)
     losses: dict[str, Callable[[], Tensor]] = {
-        "plain": lambda: plain.loss(x, labels),
+        "plain": lambda: loop.loss(x, labels),
         "hf_distill": lambda: sre2l.losses(x, labels, 0)["loss"],
     }
     held = {}

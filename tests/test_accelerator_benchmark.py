@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -190,11 +190,31 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
     assert wrong.stderr.count("\n") == 1
 
 
-def test_operations_are_counted_with_the_bytes_that_they_read_and_write(monkeypatch):
+@pytest.fixture
+def benchmark(monkeypatch) -> Callable[[str], ModuleType]:
+    """Imports a benchmark, as its script would be run, and those that it takes parts of."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("machine", "recover", "kernels"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    kernels = importlib.import_module("kernels")
+    for path in BENCHMARKS.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    return importlib.import_module
+
+
+def test_plain_loops_come_to_what_the_library_comes_to(benchmark, tmp_path):
+    plain = benchmark("plain")
+    small = {"depth": 1, "width": 4, "resolution": 8, "images": 40, "batch_train": 16, "test_images": 20}
+    small |= {"num_students": 2, "student_epochs": 4, "epochs": 3, "syn_steps": [3, 2]}
+    small |= {"teacher": "test_resnet", "teacher_resolution": 32, "batch_recover": 2, "recover_steps": 3}
+    args = plain.BenchmarkArguments(**small, repeats=2)
+    for name, part in plain.PARTS.items():
+        (tmp_path / name).mkdir()
+        found = part(args, tmp_path / name)
+        assert found.difference < 1e-4, name
+        assert len(found.seconds) == 2, name
+        assert found.ratio > 0, name
+
+
+def test_operations_are_counted_with_the_bytes_that_they_read_and_write(benchmark):
+    kernels = benchmark("kernels")
     x = torch.ones(3, 4)
     found = kernels.count(lambda: (x.T.add(torch.ones(1).expand(4, 3)), x[0, 0].item()))
     assert found == kernels.Count(operations=2, bytes=4 * (1 + 12 + 1 + 12), reads=1)  # of ones and add
