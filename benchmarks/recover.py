@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from floor import Floor, Rates
 from machine import machine_name
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop
@@ -209,6 +210,8 @@ def main() -> None:
         loop(torch.randn(args.batch, 3, *size, device=device), steps)
 
     sides = {"plain": (plain, model), "hf_distill": (ours, teacher.model)}
+    floor = Floor.of(lambda: ours(args.steps), Rates.measured(device, accelerator.mixed_precision))
+    print(f"{args.steps} iterations: {floor}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int | None] = {}
     for number in range(args.rounds):
@@ -239,7 +242,8 @@ def main() -> None:
         peak = peaks[name]
         memory = "-" if peak is None else f"{peak / 2**30:.2f} GiB"
         print(f"{name:12s}  {rate:23.1f}   {memory:>11s}   {held[name] / 2**30:13.3f} GiB")
-    print(f"\nratio: {ratio:.2f}")
+    against = floor.against(statistics.median(seconds["hf_distill"]))
+    print(f"\nratio: {ratio:.2f}; hf_distill takes {against['gap']:.1f} x its floor")
     if args.output is not None:
         save_json(
             args.output,
@@ -255,6 +259,7 @@ def main() -> None:
                 "steps": args.steps,
                 "images_iterations_per_s": rates,
                 "ratio": ratio,
+                **against,
                 "seconds": seconds,
                 "peak_bytes": peaks,
                 "held_bytes": held,

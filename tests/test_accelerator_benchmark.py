@@ -174,7 +174,10 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
         assert all(command["command"].startswith("python ") for command in record["commands"])
     figures = {part: record["figures"] for part, record in records.items()}
     assert {row["device"] for row in figures["recipe-cda"]["rows"]} == {"cpu"}
-    assert [row["variant"] for row in figures["unroll-imagenet1k"]["rows"]] == ["full unroll", "exact", "truncated"]
+    unrolled = figures["unroll-imagenet1k"]["rows"]
+    assert [row["variant"] for row in unrolled] == ["full unroll", "exact", "truncated"] * 3
+    assert [row["how"] for row in unrolled[::3]] == ["eager", "norm", "bf16"]
+    assert all(row["gap"] > 0 < row["floor_s"] for row in unrolled)
     assert [row["experts_at_once"] for row in figures["experts-cifar10"]["rows"]] == [1, 2]
     tesla = figures["cifar10-tesla-truncated-ipc10"]
     assert tesla["steps"] > 0
@@ -186,7 +189,7 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
     assert again.stdout.count("done before") == len(parts)
     wrong = call("--output", "visit", "--only", "recipes", "unrol", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: --only unrol is no part; expected one of apm-cifar10")
+    assert wrong.stderr.startswith("error: --only unrol is no part; expected one of apm, apm-imagenet1k")
     assert wrong.stderr.count("\n") == 1
 
 
@@ -214,10 +217,13 @@ def test_plain_loops_come_to_what_the_library_comes_to(benchmark, tmp_path):
 
 
 def test_operations_are_counted_with_the_bytes_that_they_read_and_write(benchmark):
-    kernels = benchmark("kernels")
+    floor, kernels = benchmark("floor"), benchmark("kernels")
     x = torch.ones(3, 4)
-    found = kernels.count(lambda: (x.T.add(torch.ones(1).expand(4, 3)), x[0, 0].item()))
-    assert found == kernels.Count(operations=2, bytes=4 * (1 + 12 + 1 + 12), reads=1)  # of ones and add
+    found = floor.count(lambda: (x.T.add(torch.ones(1).expand(4, 3)), x[0, 0].item()))
+    assert found == floor.Count(operations=2, bytes=4 * (1 + 12 + 1 + 12), reads=1)  # of ones and add
+    least = floor.Floor.of(lambda: x @ x.T, floor.Rates(flop=9.0, bytes=16.0))
+    assert (least.flop, least.bytes) == (2 * 3 * 3 * 4, 4 * (12 + 12 + 9))
+    assert (least.seconds, least.gap(16.5)) == (8.25, 2.0)  # the larger of 8 s and 8.25 s
     small = {"student": "convnet_d1", "width": 4, "resolution": 16, "batch": 3, "classes": 3, "teacher": "test_resnet"}
     problem = kernels.Problem(kernels.BenchmarkArguments(**small, num_students=1, compiler=False, repeats=1))
     rows = {(row["method"], row["norm"]): row for row in kernels.rows_of(problem)}
