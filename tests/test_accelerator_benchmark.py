@@ -14,6 +14,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
+from hf_distill.engine.memory import SavedBytes
+
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -233,3 +235,35 @@ def test_operations_are_counted_with_the_bytes_that_they_read_and_write(benchmar
         if norm == "closed":
             assert row["operations"] < rows[method, "torch"]["operations"]
     assert set(kernels.times_of(problem)) == {"TESLA", "MTT"}
+
+
+def test_what_is_alive_is_counted_until_nobody_holds_it(benchmark):
+    memory = benchmark("memory")
+    x = torch.ones(1000)
+    with SavedBytes() as saved:
+        loss = x.requires_grad_().exp().tanh().sum()  # which keep what they give
+    with memory.Live() as live:
+        y = torch.empty(1000, device="meta").requires_grad_()
+        double = y * 2
+        z = y.exp().tanh().sum()
+        assert live.peak.total() == live.now.total() == 4 * 1000 * 2 + saved.now + 4
+        del double
+        assert live.now.total() == 4 * 1000 + saved.now + 4
+        z.backward()
+        del z
+        assert live.now.total() == 4 * 1000 * 2  # y and its gradient
+        assert live.peak.total() > live.now.total()
+    del loss
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_iteration_holds_the_images_once_and_gradients_of_those_that_it_takes(count, benchmark):
+    memory = benchmark("memory")
+    small = {"classes": 10, "ipc": 4, "resolution": 16, "student": "convnet_d1", "width": 4}
+    found = memory.peak(memory.BenchmarkArguments(**small, batch_syn=5, syn_steps=2), count)
+    image = 4 * 3 * 16 * 16
+    assert found["pixels"] == 40 * image  # and nothing of what they were made of
+    assert 40 * image <= found["momentum"] < 41 * image
+    rows = found["gradient of the rows that a step takes"] // image
+    assert rows == 10 if count == 1 else 10 < rows <= 10 * count
+    assert found["graph of a step"] > 0
