@@ -55,6 +55,11 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.operations = self.bytes = self.reads = self.flop = 0
 
+    @property
+    def count(self) -> Count:
+        """So far."""
+        return Count(self.operations, self.bytes, self.reads, self.flop)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
@@ -72,7 +77,7 @@ def count(work: Callable[[], object]) -> Count:
     """What `work` computes."""
     with Counter() as counter:
         work()
-    return Count(counter.operations, counter.bytes, counter.reads, counter.flop)
+    return counter.count
 
 
 def synchronize(device: torch.device) -> None:

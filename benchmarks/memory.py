@@ -1,4 +1,4 @@
-"""Peak memory of an iteration of TESLA on a device, by its tensors: nothing is allocated, and no device is needed.
+"""Peak memory and work of an iteration of TESLA on a device, by its tensors: nothing is allocated or computed.
 
     python benchmarks/memory.py --output memory.json                    # ImageNet-1K at 64x64, 50 images per class
     python benchmarks/memory.py --micro_batch_size 25 --processes 1 8
@@ -9,21 +9,24 @@ is 0. Every storage counts from the operation that makes it until nobody holds i
 at: pixels and momentum are on every device, each has draws of its own, the rows that any process takes have a gradient
 on all of them, and `Accelerator.reduce` clones what it sums. Not counted: workspaces of convolutions, what an operation
 takes within itself, and the device's own context; only a device tells these.
+
+Operations, their FLOP and the bytes that they take and give are those of the second step, as they are written.
 """
 
 import contextlib
 import sys
 import traceback
 import weakref
-from collections import Counter
+from collections import Counter as Sums
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from accelerate import Accelerator
+from floor import Count, Counter
 from machine import describe
 from recover import MEAN, STD, NoImages
 from torch import Tensor
@@ -103,8 +106,8 @@ class Live(TorchDispatchMode):
         peak: The same when their sum was largest, since `forget` was called last.
     """
 
-    now: Counter[str] = field(default_factory=Counter)
-    peak: Counter[str] = field(default_factory=Counter)
+    now: Sums[str] = field(default_factory=Sums)
+    peak: Sums[str] = field(default_factory=Sums)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class Live(TorchDispatchMode):
 
     def forget(self) -> None:
         """Begin with what is alive."""
-        self.peak = Counter(self.now)
+        self.peak = Sums(self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, options = func.overloadpacket.__name__, kwargs or {}
@@ -135,7 +138,7 @@ class Live(TorchDispatchMode):
         weakref.finalize(storage, self._gone, made)
         self.now[made.name] += made.bytes
         if self.now.total() > self.peak.total():
-            self.peak = Counter(self.now)
+            self.peak = Sums(self.now)
 
     def _gone(self, made: _Storage) -> None:
         self.now[made.name] -= made.bytes
@@ -177,15 +180,17 @@ class Enough(Exception):
 
 
 class Watch(hd.Callback):
-    """Forgets what came before the first step, and ends the run after the second."""
+    """Forgets what came before the first step, and ends the run after the second, whose work is counted."""
 
-    def __init__(self, live: Live) -> None:
-        self.live = live
+    def __init__(self, live: Live, counter: Counter) -> None:
+        self.live, self.counter = live, counter
+        self.work = Count()
 
     def on_begin(self, state: hd.RunState) -> None:
         self.live.forget()
 
     def on_step(self, state: hd.RunState) -> None:
+        self.work = self.counter.count - self.work
         if state.step == 2:
             raise Enough
 
@@ -214,8 +219,8 @@ def processes(count: int) -> Iterator[None]:
         yield
 
 
-def peak(args: BenchmarkArguments, count: int) -> Counter[str]:
-    """The bytes of one of `count` devices at the peak of an iteration, by what they are."""
+def iteration(args: BenchmarkArguments, count: int) -> tuple[Sums[str], Count]:
+    """The bytes of one of `count` devices at the peak of an iteration, by what they are; and its work."""
     size, names = (args.resolution, args.resolution), [str(number) for number in range(args.classes)]
     spec = StudentSpec(args.student, args.classes, 3, size, {"width": args.width})
     config = hd.TESLAConfig(
@@ -233,20 +238,24 @@ def peak(args: BenchmarkArguments, count: int) -> Counter[str]:
     )
     train = NoImages(names, Preprocessing(3, size, MEAN, STD))
     train.labels, train.provenance = train.labels.repeat_interleave(args.ipc), {}
-    with processes(count), Live() as live, contextlib.suppress(Enough):
-        OnMeta(config, train, experts=Experts(spec), accelerator=Accelerator(cpu=True), callbacks=[Watch(live)]).run()
-    return +live.peak
+    with processes(count), Live() as live, Counter() as counter, contextlib.suppress(Enough):
+        watch = Watch(live, counter)
+        OnMeta(config, train, experts=Experts(spec), accelerator=Accelerator(cpu=True), callbacks=[watch]).run()
+    return +live.peak, watch.work
 
 
 def main() -> None:
     (args,) = parse_args(BenchmarkArguments)
     rows = []
     for count in args.processes:
-        found = peak(args, count)
+        found, work = iteration(args, count)
         print(f"\n{count} device(s), each: {found.total() / 1e9:.2f} GB")
         for name, size in found.most_common():
             print(f"  {name:42}{size / 1e9:8.3f} GB")
-        rows.append({"processes": count, "peak_bytes": found.total(), "of_it": dict(found.most_common())})
+        print(f"  {work.operations:,} operations: {work.flop / 1e12:.2f} TFLOP, {work.bytes / 1e9:.0f} GB in and out")
+        rows.append(
+            {"processes": count, "peak_bytes": found.total(), "of_it": dict(found.most_common()), **asdict(work)}
+        )
     if args.output is not None:
         save_json(args.output, {**describe(args, torch.device("cpu")), "rows": rows})
 

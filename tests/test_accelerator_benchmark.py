@@ -260,10 +260,13 @@ def test_what_is_alive_is_counted_until_nobody_holds_it(benchmark):
 def test_an_iteration_holds_the_images_once_and_gradients_of_those_that_it_takes(count, benchmark):
     memory = benchmark("memory")
     small = {"classes": 10, "ipc": 4, "resolution": 16, "student": "convnet_d1", "width": 4}
-    found = memory.peak(memory.BenchmarkArguments(**small, batch_syn=5, syn_steps=2), count)
+    found, work = memory.iteration(memory.BenchmarkArguments(**small, batch_syn=5, syn_steps=2), count)
     image = 4 * 3 * 16 * 16
     assert found["pixels"] == 40 * image  # and nothing of what they were made of
     assert 40 * image <= found["momentum"] < 41 * image
     rows = found["gradient of the rows that a step takes"] // image
     assert rows == 10 if count == 1 else 10 < rows <= 10 * count
     assert found["graph of a step"] > 0
+    # Two steps: a forward pass of a convolution and a classifier of ten, and several times that going back.
+    forward = 2 * 5 * 2 * (16 * 16 * 27 * 4 + 8 * 8 * 4 * 10)
+    assert 4 * forward < work.flop < 12 * forward
