@@ -1,7 +1,7 @@
 """What work takes at least: its arithmetic at the rate of a matrix product, and its bytes at the rate of a copy.
 
 An operation is one that PyTorch dispatches and that is no view; its bytes are those of the tensors that go in and come
-out. Of work that is compiled, they are those of the same work as it is written: fused kernels move less, so a floor of
+out, and of rows that are picked out of a tensor or put into it those of the rows. Of work that is compiled, they are those of the same work as it is written: fused kernels move less, so a floor of
 bytes can be undercut.
 """
 
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 READS = ("_local_scalar_dense", "nonzero")
 FREE = ("_unsafe_view", "empty", "empty_like", "empty_strided", "lift_fresh")  # beside views
+PICKED, PLACED = ("index", "index_select", "gather"), ("index_add_", "index_copy_", "index_fill_", "index_put_")
 # Sides of the matrices and bytes of the copy that rates are measured with.
 SIDE = {"cuda": 8192, "cpu": 768}
 COPY = {"cuda": 2**31, "cpu": 2**26}
@@ -48,6 +49,13 @@ def moved(values: Any) -> int:
     )
 
 
+def _taken_and_given(name: str, args: Any, kwargs: Any, found: Any) -> int:
+    """Bytes of an operation."""
+    if name in PICKED:
+        return moved(args[1:]) + 2 * moved(found)
+    return 2 * moved(args[1:]) if name in PLACED else moved((args, kwargs)) + moved(found)
+
+
 class Counter(TorchDispatchMode):
     """Counts what is computed in its context."""
 
@@ -67,7 +75,7 @@ class Counter(TorchDispatchMode):
             self.reads += 1
         elif not func.is_view and name not in FREE:
             self.operations += 1
-            self.bytes += moved((args, kwargs)) + moved(found)
+            self.bytes += _taken_and_given(name, args, kwargs, found)
             counted = flop_registry.get(func.overloadpacket)
             self.flop += counted(*args, **(kwargs or {}), out_val=found) if counted is not None else 0
         return found

@@ -223,6 +223,9 @@ def test_operations_are_counted_with_the_bytes_that_they_read_and_write(benchmar
     x = torch.ones(3, 4)
     found = floor.count(lambda: (x.T.add(torch.ones(1).expand(4, 3)), x[0, 0].item()))
     assert found == floor.Count(operations=2, bytes=4 * (1 + 12 + 1 + 12), reads=1)  # of ones and add
+    rows = torch.tensor([0, 2])
+    assert floor.count(lambda: x.index_select(0, rows)).bytes == 2 * 8 + 2 * (4 * 2 * 4)
+    assert floor.count(lambda: x.index_add_(0, rows, torch.empty(2, 4))).bytes == 2 * (2 * 8 + 4 * 2 * 4)
     least = floor.Floor.of(lambda: x @ x.T, floor.Rates(flop=9.0, bytes=16.0))
     assert (least.flop, least.bytes) == (2 * 3 * 3 * 4, 4 * (12 + 12 + 9))
     assert (least.seconds, least.gap(16.5)) == (8.25, 2.0)  # the larger of 8 s and 8.25 s
