@@ -1,8 +1,8 @@
 """What work takes at least: its arithmetic at the rate of a matrix product, and its bytes at the rate of a copy.
 
 An operation is one that PyTorch dispatches and that is no view; its bytes are those of the tensors that go in and come
-out, and of rows that are picked out of a tensor or put into it those of the rows. Of work that is compiled, they are those of the same work as it is written: fused kernels move less, so a floor of
-bytes can be undercut.
+out, and where rows are picked out of a tensor, or put into it, those of the rows. Of work that is compiled, they are
+those of the same work as it is written: fused kernels move less, so a floor of bytes can be undercut.
 """
 
 import math

@@ -157,7 +157,7 @@ def _name_of_what_is_made() -> str:
 class Experts:
     """Experts of random numbers, as far as TESLA asks."""
 
-    origin, folder, num_experts, num_epochs = None, Path("random"), 1, 1
+    origin, folder, num_experts, num_epochs = None, Path("random"), 4, 1
 
     def __init__(self, spec: StudentSpec) -> None:
         self.spec, self.config = spec, {"training": {"dsa_strategy": hd.ExpertConfig().dsa_strategy}}
