@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -91,6 +91,15 @@ def _backward(backward: Any) -> Any:
     return ones
 
 
+def _cpu(cpu: Any) -> Any:
+    """`Tensor.cpu`, in threads too, which have no modes of their own."""
+
+    def ones(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.ones(x.shape, dtype=x.dtype) if isinstance(x, FakeTensor) else cpu(x, *args, **kwargs)
+
+    return ones
+
+
 def _swap(swap: Any) -> Any:
     """`torch.utils.swap_tensors`, but for parameters that are where they are sent: nothing is to be laid out."""
 
@@ -117,6 +126,7 @@ def fake_cuda() -> Iterator[_Device]:
             (torch.cuda, "set_rng_state", lambda state, device="cuda": None),
             (torch.autograd, "grad", _gradients(torch.autograd.grad)),
             (torch.utils, "swap_tensors", _swap(torch.utils.swap_tensors)),
+            (Tensor, "cpu", _cpu(Tensor.cpu)),
             (Tensor, "backward", _backward(Tensor.backward)),
             (Accelerator, "device", property(lambda self: device)),
         ):
