@@ -4,10 +4,19 @@
     python benchmarks/accelerator.py --minutes 9 --output visit --cifar10 data/cifar10    # goes on where that one ended
     python benchmarks/accelerator.py --minutes 2 --output toy --device cpu                # the same parts at toy size
 
-In order: the tests marked `gpu`; two steps of every recipe on scikit-learn's digits; the other benchmarks on random
-data, at the shapes of CIFAR-10 and ImageNet-1K; and, where a folder of CIFAR-10 that `load_dataset` reads is given,
-experts, TESLA with the exact gradient and with the truncated one, MTT, and students of three architectures on what
-TESLA made.
+In order, with what all parts of a group are given together:
+
+    tests, recipes  the tests marked `gpu`; two steps of every recipe on scikit-learn's digits          1.5 minutes
+    matching        TESLA and MTT: exact, truncated, full unroll; as written, with the library's norm,
+                    in bf16, compiled, captured; at the shapes of CIFAR-100 and ImageNet-1K              1.5 minutes
+    recovery        recover, as the paper and in bf16 and compiled; relabel and train students           1.5 minutes
+    apm             an iteration of APM beside one of TESLA                                              1 minute
+    throughput      experts side by side; training a projector, and students with its labels             1 minute
+    cifar10         where a folder of CIFAR-10 that `load_dataset` reads is given: experts, TESLA with the
+                    exact gradient and the truncated one, MTT, APM, students of three architectures      the rest
+
+All but the first and the last take random data, and print what their work takes at least, by its arithmetic and by its
+bytes, before they measure it.
 
 What each part is believed to take is printed first, and compared with what it took at the end. A part that does not fit
 into the minutes that are left is not begun; one whose time box ends is stopped, and the next begins. Each leaves
@@ -35,10 +44,10 @@ from visit import LOG, Command, Part, Visit, device_memory, in_a_fork
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES, BENCHMARKS = ROOT / "recipes", ROOT / "benchmarks"
-GROUPS = ("tests", "recipes", "benchmarks", "cifar10")
-SHAPES = ("cifar10", "imagenet1k")
+GROUPS = ("tests", "recipes", "matching", "recovery", "apm", "throughput", "cifar10")
 RESULT = "result.json"
 SEED = 0
+END = f"--output_dir out --disable_tqdm true --seed {SEED}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def parse() -> Arguments:
 def gpu_tests(toy: bool) -> Part:
     def commands(folder: Path) -> Iterator[Command]:
         words = f"-m pytest -q -m gpu -p no:cacheprovider --rootdir {ROOT} -c {ROOT / 'pyproject.toml'} --junitxml"
-        spread = "-n 4 --dist loadfile" if importlib.util.find_spec("xdist") is not None and not toy else ""
+        spread = "-n 8 --dist loadfile" if importlib.util.find_spec("xdist") is not None and not toy else ""
         # Without an accelerator all are skipped, and to import them all takes half a minute.
         tests = ROOT / "tests" / "augmentation" / "test_dsa.py" if toy else ROOT / "tests"
         yield Command([*words.split(), RESULT, *spread.split(), str(tests)])
@@ -88,7 +97,7 @@ def gpu_tests(toy: bool) -> Part:
         ]
         return {**counts, "unwell": unwell}
 
-    return Part("tests", "tests", commands, *((15, 60) if toy else (150, 240)), figures=figures)
+    return Part("tests", "tests", commands, *((15, 60) if toy else (50, 90)), figures=figures)
 
 
 # A run of two steps, and as little else as each recipe allows.
@@ -110,7 +119,7 @@ LEAST_TABLE = "--eval_seeds 1 --eval_full_data false --eval_baselines random"
 
 
 def recipe_parts(toy: bool, output: Path) -> Iterator[Part]:
-    estimate, box = (4, 60) if toy else (8, 90)
+    estimate, box = (4, 60) if toy else (3, 30)
 
     def part(
         recipe: str, words: str, needs: str | None = None, launcher: str = "", result: str = "results.json"
@@ -121,7 +130,7 @@ def recipe_parts(toy: bool, output: Path) -> Iterator[Part]:
         def figures(folder: Path) -> dict[str, Any]:
             return read(folder / "out" / result)
 
-        name, extra = f"recipe-{recipe}", 15 if launcher else 0  # an interpreter that imports everything again, twice
+        name, extra = f"recipe-{recipe}", 12 if launcher else 0  # an interpreter that imports everything again, twice
         return Part(
             name, "recipes", commands, estimate + extra, box + 6 * extra, figures=figures, needs=needs, seed=SEED
         )
@@ -139,52 +148,73 @@ def recipe_parts(toy: bool, output: Path) -> Iterator[Part]:
     yield part("relabel", words, needs="recipe-cda", result="labels_config.json")
 
 
+# As `accelerate launch --mixed_precision bf16 --dynamo_backend inductor` says to what it starts.
+BF16, COMPILED = {"ACCELERATE_MIXED_PRECISION": "bf16"}, {"ACCELERATE_DYNAMO_BACKEND": "inductor"}
+
+
 def benchmark_parts(toy: bool) -> Iterator[Part]:
-    """Each benchmark at the shapes of CIFAR-10 and of ImageNet-1K; on a CPU both are small."""
+    """Each benchmark on random data; on a CPU all are small."""
     device = f"--device {'cpu' if toy else 'cuda'}"
-    small = "--classes 3 --resolution 16"
-    unroll, apm = f"{device} --student convnet_d3", f"{device} --student convnet_d3 --classes 10 --resolution 32"
-    flags = {
-        "unroll-cifar10": f"{unroll} --syn_steps 10 50 --repeats 3",
-        "unroll-imagenet1k": f"{device} --classes 1000 --ipc 50 --batch_syn 100 --resolution 64 --student convnet_d4 "
-        "--syn_steps 10 --repeats 2",
-        "experts-cifar10": "--random_images 2000 --resolution 32 --sizes 1 4 16 --rounds 2",
-        "experts-imagenet1k": "--random_images 2000 --random_classes 1000 --resolution 64 --student convnet_d4 "
-        "--sizes 1 2 4 --rounds 2",
-        "recover-cifar10": "--network resnet18 --resolution 32 --batch 100 --steps 20",
-        "recover-imagenet1k": "--network resnet18 --resolution 224 --batch 100 --steps 20",
-        "relabel-cifar10": "--images 2000 --resolution 32 --network convnet_d3 --width 128 --batch_size 128 "
-        "--num_workers 8 --rounds 2",
-        "relabel-imagenet1k": "--images 1000 --resolution 224 --classes 1000 --network resnet18 --batch_size 128 "
-        "--num_workers 16 --rounds 2",
-        "projector-cifar10": "--resolution 64 --classes 10 --batch 128 --images 256 --rounds 2",
-        "projector-imagenet1k": "--batch 64 --images 256 --rounds 2",
-        "apm-cifar10": f"{apm} --ipc 1 --batch_syn 10 --batch_tesla 10 --segment_size 10 --epochs 25 --repeats 3",
-        "apm-imagenet1k": f"{device} --segment_size 100 500 --epochs 2 --repeats 2",
+    unroll = f"{device} --how eager norm bf16 compiled captured"
+    recover = "--network resnet18 --resolution 224 --batch 100 --steps 20 --rounds 2"
+    projector = "--images 256 --rounds 2"
+    # Group, seconds, flags, and what the launcher says.
+    parts: dict[str, tuple[str, float, str, dict[str, str]]] = {
+        "unroll-cifar100": ("matching", 40, f"{unroll} --classes 100 --ipc 10 --syn_steps 5 20 --repeats 2", {}),
+        "unroll-imagenet1k": (
+            *("matching", 50),
+            f"{unroll} --classes 1000 --ipc 50 --batch_syn 100 --resolution 64 --student convnet_d4 --syn_steps 10 "
+            "--repeats 2",
+            {},
+        ),
+        "recover-imagenet1k": ("recovery", 20, recover, {}),
+        "recover-imagenet1k-bf16": ("recovery", 15, recover, BF16),
+        "recover-imagenet1k-compiled": ("recovery", 30, recover, BF16 | COMPILED),
+        "relabel-imagenet1k": (
+            *("recovery", 25),
+            "--images 1000 --resolution 224 --classes 1000 --network resnet18 --batch_size 128 --num_workers 16 "
+            "--rounds 2",
+            {},
+        ),
+        "apm-imagenet1k": ("apm", 60, f"{device} --segment_size 100 500 --epochs 2 --repeats 2", {}),
+        "experts-cifar10": (
+            *("throughput", 20),
+            "--random_images 2000 --resolution 32 --sizes 1 4 8 16 32 --rounds 2",
+            {},
+        ),
+        "projector-step": ("throughput", 20, f"--parts step --batch 64 {projector}", BF16 | COMPILED),
+        "projector-labels": ("throughput", 20, f"--parts labels {projector}", BF16),
     }
     if toy:
+        small = "--classes 3 --resolution 16"
+        unroll = f"{device} {small} --how eager norm bf16 --student convnet_d1 --width 4 --syn_steps 2 --repeats 1"
+        recover = "--network test_resnet --resolution 16 --batch 4 --steps 1 --rounds 1"
+        projector = (
+            "--network test_vit --resolution 32 --student convnet_d1 --classes 3 --lora_head_r 2 --weak_teachers 1 "
+            "--batch 2 --steps 1 --images 4 --student_batch 2 --rounds 1"
+        )
         flags = {
-            "unroll": f"{device} {small} --student convnet_d1 --width 4 --syn_steps 2 --repeats 1",
+            "unroll": unroll,
             "experts": "--random_images 30 --resolution 8 --student convnet_d1 --student_width 4 --sizes 1 2 "
             "--rounds 1 --steps 1 --batch_train 8",
-            "recover": "--network test_resnet --resolution 16 --batch 4 --steps 1 --rounds 1",
+            "recover": recover,
             "relabel": f"{small} --images 8 --network convnet_d1 --width 4 --batch_size 4 --epochs 1 --num_workers 1 "
             "--rounds 1",
-            "projector": "--network test_vit --resolution 32 --student convnet_d1 --classes 3 --lora_head_r 2 "
-            "--weak_teachers 1 --batch 2 --steps 1 --images 4 --student_batch 2 --rounds 1",
+            "projector": projector,
             "apm": f"{device} {small} --ipc 1 --student convnet_d1 --width 4 --batch_syn 3 --batch_tesla 3 "
             "--segment_size 3 --num_students 2 --student_epochs 2 --syn_steps 2",
         }
-        flags = {f"{name}-{shape}": words for name, words in flags.items() for shape in SHAPES}
+        parts = {name: (group, 2, flags[name.partition("-")[0]], {}) for name, (group, *_) in parts.items()}
 
-    def part(name: str, words: str) -> Part:
+    def part(name: str, group: str, estimate: float, words: str, launcher: dict[str, str]) -> Part:
         def commands(folder: Path) -> Iterator[Command]:
-            yield Command([str(BENCHMARKS / f"{name.partition('-')[0]}.py"), *words.split(), "--output", RESULT])
+            script = str(BENCHMARKS / f"{name.partition('-')[0]}.py")
+            yield Command([script, *words.split(), "--output", RESULT], environment=launcher)
 
-        times = (2, 60) if toy else (20, 60)
-        return Part(name, "benchmarks", commands, *times, figures=lambda folder: read(folder / RESULT), seed=SEED)
+        box = 60 if toy else 2 * estimate
+        return Part(name, group, commands, estimate, box, figures=lambda folder: read(folder / RESULT), seed=SEED)
 
-    yield from (part(name, words) for name, words in flags.items())
+    yield from (part(name, *settings) for name, settings in parts.items())
 
 
 @dataclass(frozen=True)
@@ -192,11 +222,13 @@ class Scale:
     """How much of CIFAR-10's experiment: all of it, or what a test waits for."""
 
     network: str
+    normalization: str
     experts: int
     expert_epochs: int
     seconds: float  # of each run of TESLA
     syn_steps: dict[int, int]  # by images per class
     lr_init: dict[int, float]
+    apm: str
     save_steps: int
     students: str
     protocol: str
@@ -204,12 +236,14 @@ class Scale:
 
 
 FULL = Scale(
-    network="--student convnet_d3 --student_width 128 --batch_train 256 --normalization zca",
+    network="--student convnet_d3 --student_width 128 --batch_train 256",
+    normalization="zca",
     experts=20,
     expert_epochs=21,
     seconds=90,
-    syn_steps={1: 50, 10: 30},
-    lr_init={1: 0.01, 10: 0.001},
+    syn_steps={1: 50, 10: 30, 50: 30},
+    lr_init={1: 0.01, 10: 0.001, 50: 0.001},
+    apm="--max_steps 60 --student_epochs 100 --eval_protocol apm-600",
     save_steps=10,
     students="convnet_d3 resnet18 test_vit",
     protocol="mtt",
@@ -217,11 +251,13 @@ FULL = Scale(
 )
 TOY = Scale(
     network="--student convnet_d1 --student_width 4 --batch_train 8",
+    normalization="mean_std",
     experts=2,
     expert_epochs=3,
     seconds=8,
-    syn_steps={1: 2, 10: 2},
-    lr_init={1: 0.01, 10: 0.01},
+    syn_steps={1: 2, 10: 2, 50: 2},
+    lr_init={1: 0.01, 10: 0.01, 50: 0.01},
+    apm="--max_steps 2 --student_epochs 5 --eval_protocol apm-quick",
     save_steps=1,
     students="convnet_d1 convnet_d2 convnet_d3",
     protocol="quick",
@@ -237,7 +273,8 @@ def cifar10_parts(toy: bool, output: Path, cifar10: str | None) -> Iterator[Part
     elif not Path(cifar10).is_dir():
         lacks = f"{cifar10} is no folder (--cifar10)"
     source = Path(cifar10 or ".").resolve()
-    data = f"--dataset_name {source} {scale.network} --disable_tqdm true --seed {SEED}"
+    images = f"--dataset_name {source} --normalization {scale.normalization}"
+    data = f"{images} {scale.network} --disable_tqdm true --seed {SEED}"
     experts = output / "cifar10-experts" / "out"
 
     def train(folder: Path) -> Iterator[Command]:
@@ -274,10 +311,26 @@ def cifar10_parts(toy: bool, output: Path, cifar10: str | None) -> Iterator[Part
         times = (scale.seconds + 4, 60) if toy else (scale.seconds + 30, scale.seconds + 90)
         return Part(name, "cifar10", commands, *times, figures=figures, needs="cifar10-experts", lacks=lacks, seed=SEED)
 
-    for ipc in scale.syn_steps:
-        yield matching(f"cifar10-tesla-exact-ipc{ipc}", "tesla.py --label hard --curvature 1", ipc)
-        yield matching(f"cifar10-tesla-truncated-ipc{ipc}", "tesla.py --label hard --curvature 0", ipc)
-        yield matching(f"cifar10-mtt-ipc{ipc}", "mtt.py", ipc)
+    yield matching("cifar10-tesla-exact-ipc10", "tesla.py --label hard --curvature 1", 10)
+    yield matching("cifar10-tesla-truncated-ipc10", "tesla.py --label hard --curvature 0", 10)
+    yield matching("cifar10-tesla-exact-ipc1", "tesla.py --label hard --curvature 1", 1)
+    yield matching("cifar10-tesla-exact-ipc50", "tesla.py --label hard --curvature 1", 50)
+    yield matching("cifar10-mtt-ipc10", "mtt.py", 10)
+
+    def adversarial(folder: Path) -> Iterator[Command]:
+        words = f"{images} --experts {experts} --ipc 50 {scale.apm}"
+        yield Command([str(RECIPES / "apm.py"), *words.split(), *LEAST_TABLE.split(), *END.split()])
+
+    yield Part(
+        "cifar10-apm-ipc50",
+        "cifar10",
+        adversarial,
+        *((8, 60) if toy else (150, 300)),
+        figures=lambda folder: read(folder / "out" / "results.json"),
+        needs="cifar10-experts",
+        lacks=lacks,
+        seed=SEED,
+    )
 
     def students(folder: Path) -> Iterator[Command]:
         words = (

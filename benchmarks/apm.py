@@ -11,8 +11,8 @@ Neither depends on the values of pixels and parameters, so random ones serve. An
   `student_epochs`. So many are long on a CPU: `epochs` are timed, and the rest is counted as alike.
 
 Groups know nothing of each other, and only one is in memory. An iteration of TESLA is the exact gradient of `syn_steps`
-steps with `batch_tesla` images each, the expert's labels of these images, and a step of SGD on all the images of the
-set, which stay in memory. Both work as the papers' settings for ImageNet-1K say. One method is in memory at a time;
+steps with `batch_tesla` images each, the expert's labels of these images, and a step of SGD on these; all images of the
+set stay in memory. Both work as the papers' settings for ImageNet-1K say. One method is in memory at a time;
 APM's parts take turns in each of its repeats, and medians over the repeats count.
 
 Memory on CUDA is `torch.cuda.max_memory_allocated`, with everything that is held. On a CPU it is what autograd holds
@@ -28,12 +28,14 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from floor import Floor, Rates
 from machine import describe, device_for
 from torch import Tensor, nn
 from unroll import measure_memory, measure_time
 
 from hf_distill.augmentation.dsa import DEFAULT_STRATEGY, DSA
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
+from hf_distill.engine.rows import RowSGD
 from hf_distill.evaluation.protocols import EvalProtocol
 from hf_distill.evaluation.students import train_along
 from hf_distill.hub.files import save_json
@@ -145,10 +147,8 @@ class Benchmark:
         model = FlatModel.from_spec(self.spec).for_second_derivatives().to(self.device)
         logits = in_precision(model, self.accelerator)
         count, dsa = args.classes * args.ipc, DSA()
-        pixels = torch.zeros(count, *self.shape, device=self.device)
-        pixels.uniform_(-1, 1).requires_grad_()
-        pixels.grad = torch.zeros_like(pixels)
-        optimizer = torch.optim.SGD([pixels], lr=1e-3, momentum=0.5)
+        pixels = nn.Parameter(torch.zeros(count, *self.shape, device=self.device).uniform_(-1, 1))
+        optimizer = RowSGD(pixels, lr=1e-3, momentum=0.5)
         start = model.init(0).to(self.device)
         target = start + 0.01 * self.random(len(start), name="target")
         lr = torch.tensor(0.01, device=self.device)
@@ -162,14 +162,13 @@ class Benchmark:
                 StudentStep(places.to(self.device), dsa.sample(len(places), random, self.shape[1:]).to(self.device))
                 for places in where.split(args.batch_tesla)
             ]
-            rows = rows.to(self.device)
-            own = pixels.detach()[rows]
+            optimizer.begin(rows)
+            own = pixels.detach()[rows.to(self.device)]
             with torch.no_grad():
                 parts = own.split(args.batch_tesla)
                 labels = torch.cat([logits(target, part) for part in parts]).softmax(dim=1)
             found = adjoint_unroll(Student(logits), start, target, own, labels, steps, lr)
-            pixels.grad.zero_()
-            pixels.grad.index_add_(0, rows, found.pixels)
+            optimizer.add(rows, found.pixels)
             optimizer.step()
 
         return iteration
@@ -181,19 +180,21 @@ class Benchmark:
 
 def measure(args: BenchmarkArguments, benchmark: Benchmark) -> tuple[dict[str, dict], dict[str, int]]:
     """Bytes and seconds of each part; and what is held between its runs. One method is in memory at a time."""
-    device = benchmark.device
+    device, rates = benchmark.device, Rates.measured(benchmark.device, args.mixed_precision)
+    floors: dict[str, Floor] = {}
     found: dict[str, dict] = {}
     held: dict[str, int] = {}
     for name in ("APM", "TESLA"):
         parts = benchmark.apm() if name == "APM" else {"TESLA": benchmark.tesla()}
         images = args.batch_syn if name == "APM" else args.classes * args.ipc
-        # Pixels, momentum, gradient. A teacher, K students and one in training with its momentum and gradient; or T
-        # states, θ_0, θ*, λ, r, velocity, g and H·r.
+        # Pixels and momentum, and the gradient of a group, or of the images that an iteration takes. A teacher, K
+        # students and one in training with its momentum and gradient; or T states, θ_0, θ*, λ, r, velocity, g and H·r.
         networks = args.num_students + 4 if name == "APM" else args.syn_steps + 7
-        held[name] = 4 * (3 * images * math.prod(benchmark.shape) + networks * benchmark.spec.num_params())
+        rows = 2 * images + (images if name == "APM" else min(images, args.syn_steps * args.batch_tesla))
+        held[name] = 4 * (rows * math.prod(benchmark.shape) + networks * benchmark.spec.num_params())
         for part, work in parts.items():
-            if device.type == "cuda":
-                work()  # once beforehand, for libraries take memory and time of their own at the first call
+            floors[part] = Floor.of(work, rates)  # and libraries take memory and time of their own at a first call
+            print(f"{part}: {floors[part]}", flush=True)
             memory = measure_memory(work, device)
             found[part] = {f"{key}_bytes": value for key, value in asdict(memory).items() if value is not None}
             found[part]["repeats"] = []
@@ -204,8 +205,9 @@ def measure(args: BenchmarkArguments, benchmark: Benchmark) -> tuple[dict[str, d
                 print(f"{part}: {found[part]['repeats'][-1]:.2f} s", flush=True)
         del parts, work
         gc.collect()
-    for about in found.values():
+    for part, about in found.items():
         about["seconds"] = statistics.median(about["repeats"])
+        about |= floors[part].against(about["seconds"])
     return found, held
 
 
@@ -241,6 +243,9 @@ def main() -> None:
     print(f"{benchmark.spec}, {about['device']}, {about['threads']} threads, mixed precision {args.mixed_precision}\n")
     found, held = measure(args, benchmark)
     rows = summary(args, found, held)
+    print()
+    for part, about in found.items():
+        print(f"{part}: {about['seconds']:.3f} s, {about['gap']:.1f} x its floor")
     print(f"\n{'':22}{'peak GB':>9}{'s/iteration':>13}{'of it images':>14}{'TESLA beside it: memory':>25}{'time':>8}")
     for row in rows:
         head = f"{row['method']} {'' if row['method'] == 'TESLA' else row['segment_size']}"

@@ -14,11 +14,13 @@ import shlex
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, Image
+from floor import Floor, Rates
 from machine import machine_name
 
 from hf_distill.config import DataArguments, HfArg, check_at_least, parse_args
@@ -69,6 +71,14 @@ def main() -> None:
     trainer = ExpertTrainer(real, spec, config, 0, accelerator)
     steps_per_epoch = math.ceil(len(real) / config.batch_train)
     rates: dict[int, list[float]] = {size: [] for size in sorted({1, *args.sizes})}
+    device_rates = Rates.measured(accelerator.device, accelerator.mixed_precision)
+    floors: dict[int, Floor] = {}
+    for size in rates:
+        try:
+            floors[size] = Floor.of(partial(trainer.rate, size, 1), device_rates)  # a step to warm up, and one
+            print(f"two steps of {size}: {floors[size]}", flush=True)
+        except torch.OutOfMemoryError:
+            print(f"{size} at once do not fit into memory", flush=True)
     for _ in range(args.rounds):
         for size, measured in rates.items():
             try:
@@ -79,13 +89,15 @@ def main() -> None:
     base = statistics.median(rates[1])
     rows = [
         {"experts_at_once": size, "experts_epochs_per_s": statistics.median(each), "rounds": each,
-         "ratio": statistics.median(each) / base}
+         "ratio": statistics.median(each) / base,
+         **(floors[size].against(2 * size / (statistics.median(each) * steps_per_epoch)) if size in floors else {})}
         for size, each in rates.items()
     ]  # fmt: skip
     print(f"{spec}\n{len(real)} images, batch {config.batch_train}, {device}, {torch.get_num_threads()} threads\n")
-    print("experts at once   experts x epochs / s   against one after another")
+    print("experts at once   experts x epochs / s   against one after another   against the floor")
     for row in rows:
-        print(f"{row['experts_at_once']:15d}   {row['experts_epochs_per_s']:20.3f}   {row['ratio']:24.2f}x")
+        line = f"{row['experts_at_once']:15d}   {row['experts_epochs_per_s']:20.3f}   {row['ratio']:24.2f}x"
+        print(f"{line}   {row['gap']:16.1f}x" if "gap" in row else line)
     if args.output is not None:
         about = {"command": shlex.join(sys.argv), "device": device, "threads": torch.get_num_threads()}
         about |= {"versions": package_versions(), "student": spec.to_dict(), "images": len(real)}

@@ -16,7 +16,6 @@ kernels after fusion, and the bytes that these read and write. Nothing is genera
 other in each repeat, the first one that was last before; the median counts.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -27,12 +26,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from floor import Count, count
 from machine import describe
 from recover import MEAN, STD, NoImages, untrained
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
 from hf_distill.data.preprocessing import Preprocessing
@@ -44,9 +42,6 @@ from hf_distill.methods.unroll import MatchingGradient, Student, StudentStep, ad
 from hf_distill.networks.architectures import CONVNETS, FlatModel, StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
-
-READS = ("_local_scalar_dense", "nonzero")
-FREE = ("_unsafe_view", "empty", "empty_like", "empty_strided", "lift_fresh")  # beside views
 
 
 @dataclass
@@ -69,53 +64,6 @@ class BenchmarkArguments:
         for flag in ("width", "classes", "resolution", "batch", "num_students"):
             check_at_least(flag, getattr(self, flag), 1)
         check_at_least("repeats", self.repeats, 0)
-
-
-@dataclass(frozen=True)
-class Count:
-    """What was computed."""
-
-    operations: int = 0
-    bytes: int = 0
-    reads: int = 0
-
-    def __sub__(self, other: "Count") -> "Count":
-        return Count(self.operations - other.operations, self.bytes - other.bytes, self.reads - other.reads)
-
-
-def moved(values: Any) -> int:
-    """Bytes of all tensors in `values`; what is only repeated by its strides counts once."""
-    return sum(
-        tensor.element_size()
-        * math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
-        for tensor in tree_leaves(values)
-        if isinstance(tensor, Tensor)
-    )
-
-
-class Counter(TorchDispatchMode):
-    """Counts what is computed in its context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = self.bytes = self.reads = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in READS:
-            self.reads += 1
-        elif not func.is_view and name not in FREE:
-            self.operations += 1
-            self.bytes += moved((args, kwargs)) + moved(found)
-        return found
-
-
-def count(work: Callable[[], object]) -> Count:
-    """What `work` computes."""
-    with Counter() as counter:
-        work()
-    return Count(counter.operations, counter.bytes, counter.reads)
 
 
 class Problem:

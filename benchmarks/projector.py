@@ -24,10 +24,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from floor import Floor, Rates
 from machine import machine_name
 from recover import held_bytes, untrained
 from torch import Tensor, nn
@@ -101,6 +103,7 @@ class Benchmark:
         pixels = torch.randint(256, (args.images, 3, *size), dtype=torch.uint8, generator=generator(0, "images"))
         classes = torch.arange(args.images) % args.classes
         self.pool = Pool(pixels, classes, preprocessing=self.preprocessing, device=self.device)
+        self.rates = Rates.measured(self.device, self.accelerator.mixed_precision)
         self.is_compiled = compiled(awake, self.accelerator) is not awake
         # PyTorch's own switch: what was compiled is run as it was written.
         self.modes = {"eager": eager, **({"compiled": nullcontext} if self.is_compiled else {})}
@@ -167,6 +170,9 @@ class Benchmark:
                 for model in asked:
                     model(x)
             flops[what] = counter.get_total_flops() / args.batch
+        with eager():
+            floor = Floor.of(run, self.rates)
+        print(f"{args.steps} steps: {floor}", flush=True)
         networks = nn.ModuleList([projector, *(teacher.model for teacher in teachers)])
         for name, mode in self.modes.items():
             with mode():
@@ -182,6 +188,7 @@ class Benchmark:
             about["images_per_s"] = statistics.median(about["rounds"])
             about["held_bytes_per_image"] = about["held_bytes"] / args.batch
             about["tflops"] = about["images_per_s"] * flops["step"] / 1e12
+            about |= floor.against(args.batch * args.steps / about["images_per_s"])
             if args.peak_tflops is not None:
                 about["share_of_peak"] = about["tflops"] / args.peak_tflops
         ratio = found["compiled"]["images_per_s"] / found["eager"]["images_per_s"] if self.is_compiled else None
@@ -209,14 +216,17 @@ class Benchmark:
                 train_on_crops(self.pool, source, rows, self.spec, protocol, 1, protocol.lrs[0], 0, self.accelerator)
 
             found: dict = {name: {"rounds": []} for name in sources}
-            for source in sources.values():
-                train(source)
+            floors = {}
+            for name, source in sources.items():
+                floors[name] = Floor.of(partial(train, source), self.rates)
+                print(f"an epoch with labels of {name}: {floors[name]}", flush=True)
             for _ in range(args.rounds):
                 for name, source in sources.items():
                     found[name]["rounds"].append(args.images / self.seconds(lambda source=source: train(source))[0])
         for about in found.values():
             about["images_per_s"] = statistics.median(about["rounds"])
-        for about in found.values():
+        for name, about in found.items():
+            about |= floors[name].against(args.images / about["images_per_s"])
             about["ratio"] = about["images_per_s"] / found["stored"]["images_per_s"]
         return found
 
@@ -256,14 +266,16 @@ def main() -> None:
             held = f"{about['held_bytes_per_image'] / 1e6:.2f} MB"
             share = f" ({100 * about['share_of_peak']:.0f} % of the peak)" if "share_of_peak" in about else ""
             rate = about["images_per_s"]
-            print(f"{mode:22s}   {rate:8.1f}   {peak:>11s}   {held:>14s}   {about['tflops']:7.3f}{share}")
+            line = f"{mode:22s}   {rate:8.1f}   {peak:>11s}   {held:>14s}   {about['tflops']:7.3f}{share}"
+            print(f"{line}, {about['gap']:.1f} x its floor")
         print(f"{'views alone':22s}   {step['views']['images_per_s']:8.1f}")
         print(f"GFLOP per image: {', '.join(f'{k} {v / 1e9:.3g}' for k, v in step['flops_per_image'].items())}")
         print(f"ratio: {step['ratio']:.2f}\n" if step["ratio"] else "")
     if "labels" in found:
         print("student with labels of    images/s   beside stored")
         for source, about in found["labels"].items():
-            print(f"{source:22s}   {about['images_per_s']:9.1f}   {about['ratio']:12.2f}x")
+            line = f"{source:22s}   {about['images_per_s']:9.1f}   {about['ratio']:12.2f}x"
+            print(f"{line}   {about['gap']:6.1f} x its floor")
     if args.output is not None:
         about = {"command": shlex.join(sys.argv), "device": name, "threads": torch.get_num_threads()}
         about |= {"mixed_precision": str(accelerator.mixed_precision), "dynamo_backend": backend}

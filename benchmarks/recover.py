@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from floor import Floor, Rates
 from machine import machine_name
 from torch import Tensor, nn
 from torchvision.transforms import RandomResizedCrop
@@ -76,11 +77,27 @@ class FeatureLoss:
         self.value = torch.norm(layer.running_var - variance, 2) + torch.norm(layer.running_mean - mean, 2)
 
 
-class PlainLoop:
-    """Iterations on one batch, as the paper says and as simply as it can be written."""
+Drawn = tuple[tuple[int, int, int, int], bool, tuple[int, int]]  # top, left, height, width; mirrored; down, right
 
-    def __init__(self, model: nn.Module, args: BenchmarkArguments, config: SRe2LConfig, device: torch.device) -> None:
-        self.model, self.args, self.config, self.device = model, args, config, device
+
+class PlainLoop:
+    """Iterations on one batch, as the paper says and as simply as it can be written.
+
+    Args:
+        model: The teacher, frozen.
+        config: Rates and weights.
+        device: Where it is.
+        draw: The box, mirror and roll of an iteration; drawn by torchvision and Python if not given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SRe2LConfig,
+        device: torch.device,
+        draw: Callable[[int], Drawn] | None = None,
+    ) -> None:
+        self.model, self.config, self.device, self.draw = model, config, device, draw
         self.losses = [FeatureLoss(layer) for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
 
     def loss(self, view: Tensor, labels: Tensor) -> Tensor:
@@ -89,26 +106,31 @@ class PlainLoop:
         parts = [weight * part.value for weight, part in zip(weights, self.losses, strict=True)]
         return loss + self.config.r_bn * sum(parts)
 
-    def __call__(self, steps: int) -> None:
-        side, config = self.args.resolution, self.config
-        x = torch.randn(self.args.batch, 3, side, side, device=self.device, requires_grad=True)
-        labels = torch.arange(self.args.batch, device=self.device)
+    def drawn(self, x: Tensor) -> Drawn:
+        box = RandomResizedCrop.get_params(x, (0.08, 1.0), (3 / 4, 4 / 3))
+        jitter = self.config.jitter
+        return box, random.random() < 0.5, (random.randint(0, jitter), random.randint(0, jitter))
+
+    def __call__(self, start: Tensor, steps: int) -> Tensor:
+        """Images (B, C, H, W) after `steps` iterations from `start`."""
+        x, size, config = start.clone().requires_grad_(), start.shape[2:], self.config
+        labels = torch.arange(len(x), device=self.device)
         optimizer = torch.optim.Adam([x], lr=config.lr_img, betas=(0.5, 0.9))
         for t in range(steps):
             optimizer.param_groups[0]["lr"] = config.lr_img * (1 + math.cos(math.pi * t / steps)) / 2
-            top, left, height, width = RandomResizedCrop.get_params(x, (0.08, 1.0), (3 / 4, 4 / 3))
+            (top, left, height, width), flip, rolls = self.drawn(x) if self.draw is None else self.draw(t)
             view = x[:, :, top : top + height, left : left + width]
-            view = F.interpolate(view, (side, side), mode="bilinear", align_corners=False)
-            if random.random() < 0.5:
+            view = F.interpolate(view, size, mode="bilinear", align_corners=False)
+            if flip:
                 view = view.flip(3)
-            view = torch.roll(view, (random.randint(0, config.jitter), random.randint(0, config.jitter)), (2, 3))
+            view = torch.roll(view, rolls, (2, 3))
             loss = self.loss(view, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
                 x.data[:, channel] = x.data[:, channel].clamp(-mean / std, (1 - mean) / std)
-        x.detach().cpu()
+        return x.detach().cpu()
 
 
 class NoImages(RealImages):
@@ -182,8 +204,14 @@ def main() -> None:
         config.max_steps = steps
         sre2l.make(block, lambda iteration, values: None)
 
-    plain = PlainLoop(model, args, config, device)
+    loop = PlainLoop(model, config, device)
+
+    def plain(steps: int) -> None:
+        loop(torch.randn(args.batch, 3, *size, device=device), steps)
+
     sides = {"plain": (plain, model), "hf_distill": (ours, teacher.model)}
+    floor = Floor.of(lambda: ours(args.steps), Rates.measured(device, accelerator.mixed_precision))
+    print(f"{args.steps} iterations: {floor}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int | None] = {}
     for number in range(args.rounds):
@@ -196,7 +224,7 @@ def main() -> None:
     x = sre2l.initial(block).requires_grad_()
     labels = block.labels.to(device)
     losses: dict[str, Callable[[], Tensor]] = {
-        "plain": lambda: plain.loss(x, labels),
+        "plain": lambda: loop.loss(x, labels),
         "hf_distill": lambda: sre2l.losses(x, labels, 0)["loss"],
     }
     held = {}
@@ -214,7 +242,8 @@ def main() -> None:
         peak = peaks[name]
         memory = "-" if peak is None else f"{peak / 2**30:.2f} GiB"
         print(f"{name:12s}  {rate:23.1f}   {memory:>11s}   {held[name] / 2**30:13.3f} GiB")
-    print(f"\nratio: {ratio:.2f}")
+    against = floor.against(statistics.median(seconds["hf_distill"]))
+    print(f"\nratio: {ratio:.2f}; hf_distill takes {against['gap']:.1f} x its floor")
     if args.output is not None:
         save_json(
             args.output,
@@ -230,6 +259,7 @@ def main() -> None:
                 "steps": args.steps,
                 "images_iterations_per_s": rates,
                 "ratio": ratio,
+                **against,
                 "seconds": seconds,
                 "peak_bytes": peaks,
                 "held_bytes": held,

@@ -18,12 +18,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from floor import Floor, Rates
 from machine import machine_name
 from PIL import Image
 from torch import Tensor
@@ -188,6 +190,10 @@ def main() -> None:
 
         labels = relabel(teacher, pool, protocol.views, 1, folder / "warm", accelerator=accelerator, disable_tqdm=True)
         train_on_crops(pool, labels, rows, spec, protocol, 1, lr, 0)
+        device_rates, floors = Rates.measured(device, accelerator.mixed_precision), {}
+        for what, of_views in {"images": see_views, "relabel": label_views, "train": train_views}.items():
+            floors[what] = Floor.of(partial(of_views, "views-floor"), device_rates)
+            print(f"{what}, {args.epochs} epochs: {floors[what]}", flush=True)
         rates: dict[str, dict[str, list[float]]] = {"images": {}, "relabel": {}, "train": {}}
         for number in range(args.rounds):
             for what, side, work in (
@@ -203,12 +209,13 @@ def main() -> None:
     name = machine_name(device)
     result = []
     print(f"{spec}\n{args.images} images, batch {args.batch_size}, {name}, {torch.get_num_threads()} threads\n")
-    print("          views, images/s   loader, images/s   ratio")
+    print("          views, images/s   loader, images/s   ratio   views against the floor")
     for what, sides in rates.items():
         ours, theirs = (statistics.median(sides[side]) for side in ("views", "loader"))
-        print(f"{what:8s}  {ours:15.0f}   {theirs:16.0f}   {ours / theirs:4.1f}x")
+        against = floors[what].against(args.images * args.epochs / ours)
+        print(f"{what:8s}  {ours:15.0f}   {theirs:16.0f}   {ours / theirs:4.1f}x   {against['gap']:22.1f}x")
         result.append({"what": what, "images_per_s": {"views": ours, "loader": theirs}, "rounds": sides,
-                       "ratio": ours / theirs})  # fmt: skip
+                       "ratio": ours / theirs, **against})  # fmt: skip
     if args.output is not None:
         about = {"command": shlex.join(sys.argv), "device": name, "threads": torch.get_num_threads()}
         about |= {"mixed_precision": str(accelerator.mixed_precision), "versions": package_versions()}

@@ -11,6 +11,16 @@ so that a slower minute of the machine touches all of them; ratios are taken wit
 Memory on a CPU is what autograd holds for backward at most (each storage once), and how far the resident set of the
 process rose above where it was; on CUDA it is `torch.cuda.max_memory_allocated`. The T parameter vectors that the
 sweep keeps (`states`) are no part of the graph.
+
+    --how     what it is that is measured
+    eager     PyTorch's GroupNorm, as it is written
+    norm      the library's GroupNorm with a closed second derivative, as methods have it
+    bf16      the same, forward passes in bf16
+    compiled  the same in float32, the steps of a sweep compiled by Inductor
+    captured  the same in float32, the steps of a sweep as CUDA graphs
+
+Several take turns too. A full unroll has no steps to compile, and is left out of the last two. Before a time comes what
+the operations take at least (`benchmarks/floor.py`), in the type of the forward passes.
 """
 
 import ctypes
@@ -18,11 +28,14 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
+from floor import Floor, Rates
 from machine import describe, device_for
 from torch import Tensor
 
@@ -32,6 +45,7 @@ from hf_distill.engine.memory import SavedBytes
 from hf_distill.hub.files import save_json
 from hf_distill.methods.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll, full_unroll
 from hf_distill.networks.architectures import CONVNETS, FlatModel, StudentSpec
+from hf_distill.networks.compiling import compiled_derivatives, in_precision
 from hf_distill.rng import generator
 
 VARIANTS: dict[str, Callable[..., MatchingGradient]] = {
@@ -39,6 +53,8 @@ VARIANTS: dict[str, Callable[..., MatchingGradient]] = {
     "exact": partial(adjoint_unroll, curvature=1.0),
     "truncated": partial(adjoint_unroll, curvature=0.0),
 }
+HOW = ("eager", "norm", "bf16", "compiled", "captured")
+BACKENDS = {"compiled": "inductor", "captured": "cudagraphs"}
 MIB = 2**20
 
 
@@ -55,6 +71,7 @@ class BenchmarkArguments:
     channels: int = HfArg(default=3, help="Channels of the images.")
     student: str = HfArg(default="convnet_d3", help="A convnet or any timm name.")
     width: int = HfArg(default=128, help="Channels of each convolution of a convnet.")
+    how: list[str] = HfArg(default_factory=lambda: ["norm"], help=f"What is measured: {', '.join(HOW)}.")
     full_unroll_steps: int | None = HfArg(default=None, help="Leave the full unroll out above so many steps.")
     device: str = HfArg(default="auto", help="cpu, cuda, or auto: cuda where there is one.")
     repeats: int = HfArg(default=5, help="Times that each variant is timed.")
@@ -62,6 +79,8 @@ class BenchmarkArguments:
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        for how in self.how:
+            check_choice("how", how, HOW)
         for flag in ("classes", "ipc", "batch_syn", "micro_batch_size", "resolution", "channels", "width", "repeats"):
             check_at_least(flag, getattr(self, flag), 1)
         if not self.syn_steps or min(self.syn_steps) < 1:
@@ -127,8 +146,25 @@ def measure_time(iteration: Callable[[], MatchingGradient], device: torch.device
     return time.perf_counter() - start
 
 
-def problem(args: BenchmarkArguments, model: FlatModel, count: int, device: torch.device) -> tuple:
-    """Arguments of the unrolls: random parameters, and images and classes for the rows that are taken."""
+def student_for(how: str, spec: StudentSpec, args: BenchmarkArguments, device: torch.device) -> Student:
+    """The student as `--how` says."""
+    model = FlatModel.from_spec(spec).to(device)
+    model = model if how == "eager" else model.for_second_derivatives()
+    look = in_precision(model, None)  # in the autocast that it is called in
+
+    def half(theta: Tensor, images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return look(theta, images)
+
+    compiler = None
+    if how in BACKENDS:
+        launched = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(backend=BACKENDS[how])))
+        compiler = partial(compiled_derivatives, accelerator=launched)
+    return Student(half if how == "bf16" else model, micro_batch_size=args.micro_batch_size, compiler=compiler)
+
+
+def problem(args: BenchmarkArguments, spec: StudentSpec, count: int, device: torch.device) -> tuple:
+    """Arguments of the unrolls, but for the student: random parameters, and images and classes for the rows in use."""
     random = generator(0, "benchmark")
     images, size = args.classes * args.ipc, (args.resolution, args.resolution)
     batch = min(args.batch_syn or images, images)
@@ -141,55 +177,75 @@ def problem(args: BenchmarkArguments, model: FlatModel, count: int, device: torc
         StudentStep(rows.to(device), dsa.sample(len(rows), random, size).to(device))
         for rows in where.split([len(block) for block in blocks])
     ]
-    start = model.init(0)
+    start = FlatModel.from_spec(spec).init(0)
     target = start + 0.01 * torch.randn(len(start), generator=random)
     pixels = torch.randn(len(used), args.channels, *size, generator=random)
     labels = torch.randint(args.classes, (len(used),), generator=random)
     tensors = (tensor.to(device) for tensor in (start, target, pixels, labels))
-    student = Student(model, micro_batch_size=args.micro_batch_size)
-    return student, *tensors, steps, torch.tensor(0.01, device=device)
+    return *tensors, steps, torch.tensor(0.01, device=device)
 
 
-def measure(args: BenchmarkArguments, model: FlatModel, count: int, device: torch.device) -> list[dict]:
-    """One row per variant for `count` steps; a variant that does not fit into the device's memory has no numbers."""
-    inputs = problem(args, model, count, device)
-    memory: dict[str, Memory] = {}
-    for name, unroll in VARIANTS.items():
-        if unroll is full_unroll and args.full_unroll_steps is not None and count > args.full_unroll_steps:
-            continue
-        try:
-            memory[name] = measure_memory(partial(unroll, *inputs), device)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-    seconds: dict[str, list[float]] = {name: [] for name in memory}
+def measure(
+    args: BenchmarkArguments,
+    spec: StudentSpec,
+    students: dict[str, Student],
+    rates: dict[str, Rates],
+    count: int,
+    device: torch.device,
+) -> list[dict]:
+    """One row per variant and student for `count` steps; what does not fit into the device's memory has no numbers."""
+    inputs = problem(args, spec, count, device)
+    work: dict[tuple[str, str], Callable[[], MatchingGradient]] = {}
+    memory: dict[tuple[str, str], Memory] = {}
+    floors: dict[tuple[str, str], Floor] = {}
+    for how, student in students.items():
+        for name, unroll in VARIANTS.items():
+            too_long = args.full_unroll_steps is not None and count > args.full_unroll_steps
+            if unroll is full_unroll and (too_long or how in BACKENDS):
+                continue
+            case = (how, name)
+            work[case] = partial(unroll, student, *inputs)
+            try:
+                floors[case] = Floor.of(partial(unroll, replace(student, compiler=None), *inputs), rates[how])
+                print(f"T = {count}, {name}, {how}: {floors[case]}", flush=True)
+                if how in BACKENDS:
+                    work[case]()  # which compiles
+                memory[case] = measure_memory(work[case], device)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+    seconds: dict[tuple[str, str], list[float]] = {case: [] for case in memory}
     for repeat in range(args.repeats):
-        names = list(memory)
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            seconds[name].append(measure_time(partial(VARIANTS[name], *inputs), device))
+        cases = list(memory)
+        for case in cases[repeat % len(cases) :] + cases[: repeat % len(cases)]:
+            seconds[case].append(measure_time(work[case], device))
     rows = []
-    for name in VARIANTS:
-        row: dict = {"syn_steps": count, "variant": name, "state_bytes": 4 * count * model.num_params}
-        if name in memory:
-            pairs = zip(seconds[name], seconds["truncated"], strict=True)
-            row |= {f"{key}_bytes": value for key, value in asdict(memory[name]).items() if value is not None}
-            row |= {"seconds": statistics.median(seconds[name]), "repeats": seconds[name]}
+    for case in work:
+        how, name = case
+        row: dict = {"syn_steps": count, "variant": name, "how": how, "state_bytes": 4 * count * spec.num_params()}
+        if case in memory:
+            beside = (how, "truncated")
+            pairs = zip(seconds[case], seconds[beside], strict=True)
+            row |= {f"{key}_bytes": value for key, value in asdict(memory[case]).items() if value is not None}
+            row |= {"seconds": statistics.median(seconds[case]), "repeats": seconds[case]}
             row |= {"time_ratio": statistics.median(own / other for own, other in pairs)}
-            row |= {"memory_ratio": memory[name].peak / memory["truncated"].peak}
+            row |= {"memory_ratio": memory[case].peak / memory[beside].peak}
+            row |= floors[case].against(row["seconds"])
         rows.append(row)
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    """One line per row; the ratios are to the truncated sweep with as many steps."""
-    lines = [f"{'T':>4} {'variant':12} {'peak MiB':>10} {'states MiB':>10} {'s':>9} {'memory':>8} {'time':>8}"]
+    """One line per row; the ratios are to the truncated sweep with as many steps, measured in the same way."""
+    heads = f"{'T':>4} {'variant':12} {'how':9} {'peak MiB':>10} {'states MiB':>10} {'s':>9} {'gap':>7}"
+    lines = [f"{heads} {'memory':>8} {'time':>8}"]
     for row in rows:
-        head = f"{row['syn_steps']:4d} {row['variant']:12}"
+        head = f"{row['syn_steps']:4d} {row['variant']:12} {row['how']:9}"
         if "seconds" not in row:
             lines.append(f"{head} {'-':>10}")
             continue
         peak = row.get("allocated_bytes", row.get("graph_bytes")) / MIB
         states = row["state_bytes"] / MIB if row["variant"] != "full unroll" else 0.0
-        ratios = f"{row['memory_ratio']:7.2f}x {row['time_ratio']:7.2f}x"
+        ratios = f"{row['gap']:6.1f}x {row['memory_ratio']:7.2f}x {row['time_ratio']:7.2f}x"
         lines.append(f"{head} {peak:10.1f} {states:10.1f} {row['seconds']:9.3f} {ratios}")
     return "\n".join(lines)
 
@@ -197,17 +253,19 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     (args,) = parse_args(BenchmarkArguments)
     device = device_for(args.device)
+    if "captured" in args.how and device.type == "cpu":
+        raise ValueError("--how captured is of CUDA graphs, and the device is a CPU; leave it out")
     kwargs = {"width": args.width} if args.student in CONVNETS else {}
     spec = StudentSpec(args.student, args.classes, args.channels, (args.resolution, args.resolution), kwargs)
-    model = FlatModel.from_spec(spec).for_second_derivatives().to(device)
-    about = describe(args, device)
-    about |= {"student": spec.to_dict(), "parameters": model.num_params}
-    print(f"{spec}\n{model.num_params:,} parameters, {about['device']}, {about['threads']} threads\n")
-    rows = []
+    about = describe(args, device) | {"student": spec.to_dict(), "parameters": spec.num_params()}
+    print(f"{spec}\n{spec.num_params():,} parameters, {about['device']}, {about['threads']} threads\n")
+    students = {how: student_for(how, spec, args, device) for how in args.how}
+    precisions = {how: "bf16" if how == "bf16" else "no" for how in args.how}
+    measured = {precision: Rates.measured(device, precision) for precision in set(precisions.values())}
+    rates, rows = {how: measured[precision] for how, precision in precisions.items()}, []
     for count in args.syn_steps:
-        found = measure(args, model, count, device)
-        rows += found
-        print(table(found) if count == args.syn_steps[0] else table(found).partition("\n")[2], flush=True)
+        rows += measure(args, spec, students, rates, count, device)
+    print(f"\n{table(rows)}")
     if args.output is not None:
         save_json(args.output, {**about, "rows": rows})
 

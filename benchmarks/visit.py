@@ -31,10 +31,12 @@ class Command:
 
     Attributes:
         seconds: The command is ended after so many, and that is no failure.
+        environment: Variables that it has beside those of the visit.
     """
 
     words: list[str]
     seconds: float | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Visit:
         """
         begin = time.monotonic()
         own_end = begin + command.seconds if command.seconds is not None else float("inf")
-        child = _start(command.words, folder, self.warm)
+        child = _start(command, folder, self.warm)
         peak, next_look, ended = None, begin, None
         try:
             while ended is None and time.monotonic() < min(deadline, own_end):
@@ -222,7 +224,9 @@ class Visit:
         exit_status = os.waitstatus_to_exitcode(code)
         commands.append(
             {
-                "command": shlex.join(["python", *command.words]),
+                "command": shlex.join(
+                    [*(f"{k}={v}" for k, v in command.environment.items()), "python", *command.words]
+                ),
                 "status": "ended" if ended is None else exit_status,
                 "seconds": round(time.monotonic() - begin, 3),
                 "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
@@ -269,7 +273,7 @@ def device_memory() -> int | None:
     return max(numbers) * 2**20 if numbers else None
 
 
-def _start(words: list[str], folder: Path, warm: bool) -> int:
+def _start(command: Command, folder: Path, warm: bool) -> int:
     """The process, leader of a group of its own, whose output goes to the log in `folder`."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -285,10 +289,11 @@ def _start(words: list[str], folder: Path, warm: bool) -> int:
         os.dup2(log, 2)
         os.chdir(folder)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if warm and words[0].endswith(".py"):
-            status = _run_script(words)
+        os.environ.update(command.environment)
+        if warm and command.words[0].endswith(".py"):
+            status = _run_script(command.words)
         else:
-            os.execv(sys.executable, [sys.executable, *words])
+            os.execv(sys.executable, [sys.executable, *command.words])
     except BaseException:
         traceback.print_exc()
     finally:

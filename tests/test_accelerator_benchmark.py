@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+
+from hf_distill.engine.memory import SavedBytes
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +176,10 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
         assert all(command["command"].startswith("python ") for command in record["commands"])
     figures = {part: record["figures"] for part, record in records.items()}
     assert {row["device"] for row in figures["recipe-cda"]["rows"]} == {"cpu"}
-    assert [row["variant"] for row in figures["unroll-imagenet1k"]["rows"]] == ["full unroll", "exact", "truncated"]
+    unrolled = figures["unroll-imagenet1k"]["rows"]
+    assert [row["variant"] for row in unrolled] == ["full unroll", "exact", "truncated"] * 3
+    assert [row["how"] for row in unrolled[::3]] == ["eager", "norm", "bf16"]
+    assert all(row["gap"] > 0 < row["floor_s"] for row in unrolled)
     assert [row["experts_at_once"] for row in figures["experts-cifar10"]["rows"]] == [1, 2]
     tesla = figures["cifar10-tesla-truncated-ipc10"]
     assert tesla["steps"] > 0
@@ -186,18 +191,44 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
     assert again.stdout.count("done before") == len(parts)
     wrong = call("--output", "visit", "--only", "recipes", "unrol", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: --only unrol is no part; expected one of apm-cifar10")
+    assert wrong.stderr.startswith("error: --only unrol is no part; expected one of apm, apm-imagenet1k")
     assert wrong.stderr.count("\n") == 1
 
 
-def test_operations_are_counted_with_the_bytes_that_they_read_and_write(monkeypatch):
+@pytest.fixture
+def benchmark(monkeypatch) -> Callable[[str], ModuleType]:
+    """Imports a benchmark, as its script would be run, and those that it takes parts of."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("machine", "recover", "kernels"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    kernels = importlib.import_module("kernels")
+    for path in BENCHMARKS.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    return importlib.import_module
+
+
+def test_plain_loops_come_to_what_the_library_comes_to(benchmark, tmp_path):
+    plain = benchmark("plain")
+    small = {"depth": 1, "width": 4, "resolution": 8, "images": 40, "batch_train": 16, "test_images": 20}
+    small |= {"num_students": 2, "student_epochs": 4, "epochs": 3, "syn_steps": [3, 2]}
+    small |= {"teacher": "test_resnet", "teacher_resolution": 32, "batch_recover": 2, "recover_steps": 3}
+    args = plain.BenchmarkArguments(**small, repeats=2)
+    for name, part in plain.PARTS.items():
+        (tmp_path / name).mkdir()
+        found = part(args, tmp_path / name)
+        assert found.difference < 1e-4, name
+        assert len(found.seconds) == 2, name
+        assert found.ratio > 0, name
+
+
+def test_operations_are_counted_with_the_bytes_that_they_read_and_write(benchmark):
+    floor, kernels = benchmark("floor"), benchmark("kernels")
     x = torch.ones(3, 4)
-    found = kernels.count(lambda: (x.T.add(torch.ones(1).expand(4, 3)), x[0, 0].item()))
-    assert found == kernels.Count(operations=2, bytes=4 * (1 + 12 + 1 + 12), reads=1)  # of ones and add
+    found = floor.count(lambda: (x.T.add(torch.ones(1).expand(4, 3)), x[0, 0].item()))
+    assert found == floor.Count(operations=2, bytes=4 * (1 + 12 + 1 + 12), reads=1)  # of ones and add
+    rows = torch.tensor([0, 2])
+    assert floor.count(lambda: x.index_select(0, rows)).bytes == 2 * 8 + 2 * (4 * 2 * 4)
+    assert floor.count(lambda: x.index_add_(0, rows, torch.empty(2, 4))).bytes == 2 * (2 * 8 + 4 * 2 * 4)
+    least = floor.Floor.of(lambda: x @ x.T, floor.Rates(flop=9.0, bytes=16.0))
+    assert (least.flop, least.bytes) == (2 * 3 * 3 * 4, 4 * (12 + 12 + 9))
+    assert (least.seconds, least.gap(16.5)) == (8.25, 2.0)  # the larger of 8 s and 8.25 s
     small = {"student": "convnet_d1", "width": 4, "resolution": 16, "batch": 3, "classes": 3, "teacher": "test_resnet"}
     problem = kernels.Problem(kernels.BenchmarkArguments(**small, num_students=1, compiler=False, repeats=1))
     rows = {(row["method"], row["norm"]): row for row in kernels.rows_of(problem)}
@@ -207,3 +238,38 @@ def test_operations_are_counted_with_the_bytes_that_they_read_and_write(monkeypa
         if norm == "closed":
             assert row["operations"] < rows[method, "torch"]["operations"]
     assert set(kernels.times_of(problem)) == {"TESLA", "MTT"}
+
+
+def test_what_is_alive_is_counted_until_nobody_holds_it(benchmark):
+    memory = benchmark("memory")
+    x = torch.ones(1000)
+    with SavedBytes() as saved:
+        loss = x.requires_grad_().exp().tanh().sum()  # which keep what they give
+    with memory.Live() as live:
+        y = torch.empty(1000, device="meta").requires_grad_()
+        double = y * 2
+        z = y.exp().tanh().sum()
+        assert live.peak.total() == live.now.total() == 4 * 1000 * 2 + saved.now + 4
+        del double
+        assert live.now.total() == 4 * 1000 + saved.now + 4
+        z.backward()
+        del z
+        assert live.now.total() == 4 * 1000 * 2  # y and its gradient
+        assert live.peak.total() > live.now.total()
+    del loss
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_iteration_holds_the_images_once_and_gradients_of_those_that_it_takes(count, benchmark):
+    memory = benchmark("memory")
+    small = {"classes": 10, "ipc": 4, "resolution": 16, "student": "convnet_d1", "width": 4}
+    found, work = memory.iteration(memory.BenchmarkArguments(**small, batch_syn=5, syn_steps=2), count)
+    image = 4 * 3 * 16 * 16
+    assert found["pixels"] == 40 * image  # and nothing of what they were made of
+    assert 40 * image <= found["momentum"] < 41 * image
+    rows = found["gradient of the rows that a step takes"] // image
+    assert rows == 10 if count == 1 else 10 < rows <= 10 * count
+    assert found["graph of a step"] > 0
+    # Two steps: a forward pass of a convolution and a classifier of ten, and several times that going back.
+    forward = 2 * 5 * 2 * (16 * 16 * 27 * 4 + 8 * 8 * 4 * 10)
+    assert 4 * forward < work.flop < 12 * forward

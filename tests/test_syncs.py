@@ -31,6 +31,7 @@ from hf_distill.methods import METHODS, apm, hello, patches, sre2l
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.rng import generator
 from hf_distill.training import experts, projectors, teachers
+from tests.helpers.iterations import SETTINGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -175,38 +176,27 @@ def data() -> tuple[hd.RealImages, hd.RealImages]:
     return hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=60, max_test_samples=20))
 
 
-NET = {"student": "convnet_d1", "student_width": 4, "disable_tqdm": True}
-TAUGHT = {**NET, "teacher_epochs": 1, "batch_train": 15}
-EXPERTS = {"num_experts": 1, "expert_train_epochs": 2, "batch_train": 15, "experts_at_once": "1"}
-PATH = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "max_steps": 3, "select": "last"}
-MATCHED = {**NET, **EXPERTS, **PATH}
-RECOVERED = {**TAUGHT, "max_steps": 3, "jitter": 1}
-PRIOR = {"prior_epochs": 1, "weak_teachers": 1, "prompts": ["simple"], "lora_r": 2}
-PROJECTED = {**PRIOR, "projector_epochs": 1, "batch_projector": 15}
-# What a method is run with; what each of its iterations calls once; and what an iteration may wait for.
-RUNS: dict[str, tuple[dict[str, Any], Any, str, Waits]] = {
+# What each of its iterations calls once; and what an iteration may wait for.
+RUNS: dict[str, tuple[Any, str, Waits]] = {
     # Of the device one, when all is done: the loss, the largest gradients, and β after the step are read together. Of
     # the host, which step was read ahead.
-    "MTT": (MATCHED, Distiller, "_advance", Waits(reads=2)),
-    "TESLA": (MATCHED, Distiller, "_advance", Waits(reads=2)),
-    "SRe2L": (RECOVERED, sre2l.SRe2L, "losses", Waits(reads=3)),  # of the host: box, mirror and roll
-    "CDA": (RECOVERED, sre2l.SRe2L, "losses", Waits(reads=3)),
-    "RDED": ({**TAUGHT, "num_crops": 3, "factor": 2}, patches, "centred", Waits()),  # an iteration is a batch of crops
-    "HeLlO": (  # an iteration is a step of the update of tiles
-        {**TAUGHT, **PROJECTED, "num_crops": 2, "factor": 2, "update_steps": 3},
-        *(hello, "resized"),
-        Waits(),
-    ),
-    "APM": ({**TAUGHT, "max_steps": 3, "num_students": 2, "student_epochs": 2}, apm, "group_gradient", Waits()),
+    "MTT": (Distiller, "_advance", Waits(reads=2)),
+    "TESLA": (Distiller, "_advance", Waits(reads=2)),
+    "SRe2L": (sre2l.SRe2L, "losses", Waits(reads=3)),  # of the host: box, mirror and roll
+    "CDA": (sre2l.SRe2L, "losses", Waits(reads=3)),
+    "RDED": (patches, "centred", Waits()),  # an iteration is a batch of crops
+    "HeLlO": (hello, "resized", Waits()),  # an iteration is a step of the update of tiles
+    "APM": (apm, "group_gradient", Waits()),
 }
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 def test_an_iteration_of_a_method_waits_no_more_often_than_it_must(method, data, monkeypatch, tmp_path):
-    settings, owner, name, allowed = RUNS[method.__name__]
+    monkeypatch.chdir(tmp_path)  # where networks stay that no other test should find
+    owner, name, allowed = RUNS[method.__name__]
     found = second_iteration(monkeypatch, owner, name)
     of_projector = second_iteration(monkeypatch, projectors.ProjectorStep, "__call__")
-    method.distill(data[0], data[1], ipc=1, output_dir=str(tmp_path / "run"), **settings)
+    method.distill(data[0], data[1], ipc=1, output_dir=str(tmp_path / "run"), **SETTINGS[method.__name__])
     check(found, allowed)
     if method is hd.HeLlO:  # which trains one
         check(of_projector, Waits())

@@ -203,18 +203,19 @@ class PatchMethod(BlockDistiller):
             boxes: (M, m, 4) of their crops.
         """
         size = tuple(side // self.config.factor for side in self.train.shape[1:])
-        losses = torch.empty(boxes.shape[:2], device=self.device)
+        losses = []  # (n, m) of each part
         answer = in_precision(self.teacher.logits, self.accelerator)
         for part in torch.arange(len(rows)).split(self.config.batch_score):
             images = self.images(rows[part])
             target = torch.full((len(part),), label, device=self.device)
-            for number in range(boxes.shape[1]):
-                crops = take_crops(images, boxes[part, number], size)
+            each = []
+            for crops in (take_crops(images, own, size) for own in boxes[part].unbind(1)):
                 x = centred(crops, self.preprocessing)
                 if self.device.type == "cuda":
                     x = x.contiguous(memory_format=torch.channels_last)
-                losses[part, number] = F.cross_entropy(answer(x), target, reduction="none")
-        return losses.cpu()
+                each.append(F.cross_entropy(answer(x), target, reduction="none"))
+            losses.append(torch.stack(each, dim=1))
+        return torch.cat(losses).cpu()
 
     def tiled(self, rows: Tensor, boxes: Tensor) -> Tensor:
         """Images of crops, (n, C, H, W) uint8 on the CPU: tile k of image i is the crop k n + i.
