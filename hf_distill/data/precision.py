@@ -43,10 +43,13 @@ def _products_in_tf32() -> bool:
 def _exact_products() -> Iterator[None]:
     """Time in which CUDA's products of float32 are not rounded to TF32; what said otherwise says so again behind it."""
     switches = torch.backends.cuda.matmul
+    name: str = "allow_tf32"
+    exact: Any = False
     try:
-        name, before, exact = "allow_tf32", switches.allow_tf32, False
+        before = getattr(switches, name)
     except RuntimeError:
-        name, before, exact = "fp32_precision", switches.fp32_precision, "ieee"
+        name, exact = "fp32_precision", "ieee"
+        before = getattr(switches, name)
     setattr(switches, name, exact)
     try:
         yield

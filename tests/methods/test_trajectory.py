@@ -341,6 +341,16 @@ def test_a_run_gone_on_with_at_another_rate_moves_what_was_behind_at_the_first_o
     torch.testing.assert_close(after, before)
 
 
+def test_the_unroll_of_mtt_says_that_it_is_not_compiled(train, experts, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_distill.engine.loop.say_uncompiled", lambda accelerator, work: said.append(work))
+    tesla(train, experts, tmp_path / "tesla", max_steps=1, select="last").run()
+    mtt(train, experts, tmp_path / "none", max_steps=0).run()
+    assert said == []
+    mtt(train, experts, tmp_path / "mtt", max_steps=1, select="last").run()
+    assert said == ["the unroll of MTT (that of TESLA, which has the same gradient, it does)"]
+
+
 # Batches that processes share
 
 
