@@ -9,6 +9,7 @@ go backward on: every gradient is 1.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MEMORY = 8 * 10**9
+PROPERTIES = SimpleNamespace(total_memory=MEMORY, multi_processor_count=100)
 
 
 def _on_cuda(value: Any) -> bool:
@@ -52,6 +54,8 @@ class _Device(TorchDispatchMode):
             places = [place for place in args[1] if place is not None]
             if not all(map(_on_cuda, (args[0], *places))):
                 raise RuntimeError(f"{name} of {args[0].device} by {[str(place.device) for place in places]}")
+        if name == "_fused_sgd_" and all(map(_on_cuda, tree_leaves(args))):  # of which there is no fake
+            return None
         if here or (target is not None and torch.device(target).type == "cuda"):
             self.operations += 1
             with self.fake:
@@ -120,6 +124,7 @@ def fake_cuda() -> Iterator[_Device]:
         for owner, name, value in (
             (torch.cuda, "_lazy_init", lambda: None),
             (torch.cuda, "mem_get_info", lambda device=None: (MEMORY, MEMORY)),
+            (torch.cuda, "get_device_properties", lambda device=None: PROPERTIES),
             (torch.cuda, "get_device_name", lambda device=None: "a device that computes nothing"),
             (torch.cuda, "synchronize", lambda device=None: None),
             (torch.cuda, "get_rng_state", lambda device="cuda": torch.zeros(16, dtype=torch.uint8)),
