@@ -82,14 +82,17 @@ class DSA:
         Args:
             x: (N, C, H, W), one batch after another.
             params: The draw for each batch, on the CPU.
-            sizes: Images of each batch, together N.
+            sizes: Images of each batch, together N; some may be 0.
 
         Returns:
             (N, C, H, W), contiguous.
         """
         members: dict[str, list[int]] = {}
         for number, drawn in enumerate(params):
-            members.setdefault(drawn.operation, []).append(number)
+            if sizes[number]:
+                members.setdefault(drawn.operation, []).append(number)
+        if not members:
+            return x.contiguous()
         together = {operation: _joined([params[n] for n in numbers]) for operation, numbers in members.items()}
         if len(together) == 1:
             return cls.apply(x, *together.values()).contiguous()

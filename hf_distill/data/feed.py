@@ -125,6 +125,12 @@ class Pool:
         self.rows_device = torch.device("cpu") if gathered else self.device
 
     @property
+    def keeps(self) -> str:
+        """What is kept: "floats" are normalised many at a time, and "pixels" as they are asked for, which may differ in
+        last bits where they are whitened."""
+        return "pixels" if self._floats is None else "floats"
+
+    @property
     def values(self) -> int:
         """Values of one image."""
         return math.prod(self.shape)

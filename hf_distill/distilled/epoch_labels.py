@@ -22,6 +22,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -379,7 +380,8 @@ class EpochLabels(HubFolder, LabelSource):
     def _decoded(self, epoch: int) -> "_Decoded":
         expected, self._next = self._next, None
         if expected is not None and expected[0] == epoch:
-            return expected[1].result()
+            with suppress(OSError):  # there may have been no room for two, and now there is for one
+                return expected[1].result()
         return self._read_epoch(epoch)
 
     def _expect(self, epoch: int) -> None:

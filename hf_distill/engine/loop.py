@@ -239,17 +239,14 @@ class Distiller(Method):
             else:
                 yield group, [parameter.grad for parameter in group["params"]]
 
-    def _cleared(self) -> list[Tensor]:
-        """The gradients of all that is learned, at zero."""
-        found = []
+    def _clear(self) -> None:
+        """Let all that is learned have a gradient of zero."""
         for optimizer in self.optimizers:
             if not isinstance(optimizer, RowSGD):
                 for group in optimizer.param_groups:
                     for parameter in group["params"]:
                         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             optimizer.zero_grad(set_to_none=False)
-            found += [gradient for _, gradients in self._gradients_of(optimizer) for gradient in gradients]
-        return found
 
     @torch.no_grad()
     def _share_state(self) -> None:
@@ -278,13 +275,15 @@ class Distiller(Method):
         accelerator, world = self.accelerator, self.accelerator.num_processes
         own = self.draws(step)
         self.begin(step)
-        gradients = self._cleared()
+        self._clear()
         each = [self.step(draw) for draw in own]
-        for gradient in gradients:
-            if len(own) > 1:
-                gradient.div_(len(own))
-            if world > 1:
-                gradient.copy_(accelerator.reduce(gradient, reduction="mean"))
+        for optimizer in self.optimizers:
+            for _, gradients in self._gradients_of(optimizer):  # a step may have put others in their place
+                for gradient in gradients:
+                    if len(own) > 1:
+                        gradient.div_(len(own))
+                    if world > 1:
+                        gradient.copy_(accelerator.reduce(gradient, reduction="mean"))
         means = {key: sum(logs[key] for logs in each) / len(each) for key in each[0]}
         if world > 1:
             means["asked to stop"] = float(stop.asked)
@@ -313,6 +312,7 @@ class Distiller(Method):
         self._average_buffers()
         distilled = self.current()
         self.relabel(distilled)
+        self.distilled.soft_labels = distilled.soft_labels  # which whoever looks at this step sees
         if self._held_out_pool is None:
             self._held_out_pool = real_pool(distilled, self.held_out, self.accelerator)
         accuracy = validation_accuracy(

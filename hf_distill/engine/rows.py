@@ -116,12 +116,15 @@ class RowSGD(torch.optim.Optimizer):
             self._catch_up(places, tuple(self.state[self.parameter]["rates"].tolist()))
         self.state[self.parameter]["rates"] = torch.tensor(self._rates, dtype=torch.float64)
 
+    @property
+    def is_behind(self) -> bool:
+        """True where a row is not where it is now; the host waits for this."""
+        return bool(self.state[self.parameter]["behind"].any())
+
     @torch.no_grad()
     def now(self) -> Tensor:
-        """All rows as they are now (N, ...): the parameter's own values where none is behind, otherwise a copy."""
+        """A copy of all rows as they are now (N, ...)."""
         state = self.state[self.parameter]
-        if not state["behind"].any():
-            return self.parameter.detach()
         current = torch.empty_like(self.parameter)
         for places in self._parts():
             rows = slice(int(places[0]), int(places[-1]) + 1)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class StudentResults:
         rows = torch.arange(len(pool)) if rows is None else rows
         used, places = rows.unique(return_inverse=True)
         labels = pool.labels.cpu()[used]
-        numbers = sha256_of({"rows": used, "places": places, "labels": labels})
+        numbers = f"{pool.keeps} " + sha256_of({"rows": used, "places": places, "labels": labels})
         if (pool, numbers) not in self._images:
             self._images[pool, numbers] = hashlib.sha256((numbers + images_sha256(pool, used)).encode()).hexdigest()
         return self._images[pool, numbers]
@@ -106,6 +107,7 @@ def _launch(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "cpu": [platform.machine(), torch.backends.cpu.get_cpu_capability()] if device.type == "cpu" else None,
         "mixed_precision": str(accelerator.mixed_precision),
         "autocast": None if autocast is None else str(autocast),
         "compiled": {name: str(value) for name, value in accelerator.state.dynamo_plugin.to_dict().items()},

@@ -158,8 +158,10 @@ class Trainer:
             size = students_at_once(case.spec, rows.shape[1], case.protocol, case.pool.device)
             starts = range(0, len(seeds), size)
             parts += [(index, slice(start, min(start + size, len(seeds)))) for start in starts]
-        about = [self._about(jobs[index], part, questions[index]) for index, part in parts]
-        found = self._found(about, [partial(questions[index].may_all_be, part) for index, part in parts])
+        about, found = self._known(
+            [partial(self._about, jobs[index], part, questions[index]) for index, part in parts],
+            [partial(questions[index].may_all_be, part) for index, part in parts],
+        )
         if any(answers is not None for answers in found):
             number = sum(len(answers) for answers in found if answers is not None)
             total = sum(len(job.seeds) for job in jobs)
@@ -211,17 +213,23 @@ class Trainer:
         }
         return None if labels is None else self.kept.complete(about)
 
-    def _found(
-        self, about: Sequence[dict[str, Any] | None], may_be: Sequence[Callable[[list[Any]], bool]]
-    ) -> list[list[Any] | None]:
-        """The answers that are kept of each part. The main process looks, for others may come to see more."""
-        found: list[list[Any] | None] = [None] * len(about)
+    def _known(
+        self, describe: Sequence[Callable[[], dict[str, Any] | None]], may_be: Sequence[Callable[[list[Any]], bool]]
+    ) -> tuple[list[dict[str, Any] | None], list[list[Any] | None]]:
+        """What decides the answers of each part, and those that are kept.
+
+        The main process looks: images are read and summed once, and others may come to see more files than it.
+        """
+        about: list[dict[str, Any] | None] = [None] * len(describe)
+        found: list[list[Any] | None] = [None] * len(describe)
         if self.kept is None:
-            return found
+            return about, found
         if self.accelerator.is_main_process:
-            each = zip(about, may_be, strict=True)
-            found = [None if what is None else self.kept.find(what, fits) for what, fits in each]
-        return broadcast_object_list([found])[0]
+            about = [each() for each in describe]
+            both = zip(about, may_be, strict=True)
+            found = [None if what is None else self.kept.find(what, fits) for what, fits in both]
+        about, found = broadcast_object_list([about, found])
+        return about, found
 
     def _students(self, job: _Job, part: slice) -> list[nn.Module]:
         return train_students(

@@ -22,6 +22,7 @@ and `recipes/configs/hello` marks each value with where it comes from.
 An update without loss of size (`factor` 1) has nothing to mend and is left out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -57,6 +58,7 @@ from .patches import PatchConfig, PatchMethod
 
 SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
 PROJECTOR = "label-projector"  # the folder of a projector in that of the run that trains it
+BLOCKS_TO_SHARE = 8
 KEPT = 10  # logits of each view in the table of costs
 
 
@@ -229,9 +231,15 @@ class HeLlO(PatchMethod):
 
     @property
     def classes_at_once(self) -> int:
-        """Classes in a block: as many as have `batch_score` tiles together, where tiles are mended."""
-        mends = self.config.update_steps > 0 and self.config.factor > 1
-        return max(1, self.config.batch_score // self.config.per_class) if mends else 1
+        """Classes in a block: as many as have `batch_score` tiles together, where tiles are mended.
+
+        There are `BLOCKS_TO_SHARE` blocks at least, or one for each class: processes share blocks, whose images must
+        not depend on how many do.
+        """
+        if self.config.update_steps == 0 or self.config.factor == 1:
+            return 1
+        most = math.ceil(self.train.num_classes / BLOCKS_TO_SHARE)
+        return max(1, min(most, self.config.batch_score // self.config.per_class))
 
     def tile(self, images: Tensor | Ragged, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Tiles (n, C, *size) uint8 of boxes, mended where they are smaller than an image."""

@@ -258,8 +258,7 @@ class TrajectoryMatching(Distiller):
 
     def current(self) -> DistilledSet:
         """As `Distiller.current`: with all images where they are now, also those that no step has lately taken."""
-        pixels, now = self.distilled.pixel_values, self._pixels.now()
-        return self.distilled if now.data_ptr() == pixels.data_ptr() else self.distilled.with_pixels(now)
+        return self.distilled.with_pixels(self._pixels.now()) if self._pixels.is_behind else self.distilled
 
     def foreseen(self) -> dict[str, Tensor]:
         """As `Distiller.foreseen`; and "lr", β after the step of its optimizer, SGD with momentum."""

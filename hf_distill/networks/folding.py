@@ -11,7 +11,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["folded"]
+from ..rng import generator
+
+__all__ = ["folded", "versions"]
+
+
+def versions(network: nn.Module) -> tuple[Any, ...]:
+    """What changes whenever the values, the type or the place of a network's tensors do."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return tuple(
+        (tensor.data_ptr(), tensor.dtype, tensor.device, -1 if tensor.is_inference() else tensor._version)
+        for tensor in tensors
+    )
 
 
 class _Uses(TorchFunctionMode):
@@ -30,27 +41,47 @@ class _Uses(TorchFunctionMode):
         return result
 
 
+CLOSE = 1e-3  # of the largest answer, by which rounding in float32 moves none
+
+
+@torch.inference_mode(False)  # what is folded is there for callers in any mode
 @torch.no_grad()
-def folded(network: nn.Module, images: Tensor) -> nn.Module:
+def folded(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     """A network that gives the answers of `network` to rounding, and the gradients of images, in fewer operations.
 
     BatchNorm by stored statistics is linear, so the weights of a convolution take it in, where nothing but this layer
     sees what the convolution gives. Other BatchNorm stays, as that before a convolution (DenseNet) does, or that behind
-    weights which are made in the forward pass. Which is which, the network shows on `images`. What is not folded is
-    shared with `network`: move both, or fold again.
+    weights which are made in the forward pass. Which is which, the network shows on images, and it is compared with
+    what it became. What is not folded is shared with `network`: move both, or fold again.
 
     Args:
         network: In evaluation mode, with frozen parameters; it stays as it is.
-        images: (n, C, H, W) that it takes, where it is.
+        shape: (C, H, W) of images that it takes.
 
     Returns:
         A copy without hooks; `network` itself, where nothing can be folded.
     """
-    from timm.layers import BatchNormAct2d, Conv2dSame  # which takes long, and the network is there already
+    from timm.layers import BatchNormAct2d  # which takes long, and the network is there already
 
     norms = (nn.BatchNorm2d, BatchNormAct2d)
     if not any(type(module) in norms for module in network.modules()):
         return network
+    weight = next(itertools.chain(network.parameters(), network.buffers()))
+    images = torch.rand(2, *shape, generator=generator(0, "folded")).to(weight.device, weight.dtype)
+    try:
+        copied = _folded(network, images)
+        with torch.autocast(weight.device.type, enabled=False):
+            pairs = [(network(images[:count]), copied(images[:count])) for count in (1, 2)]
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # it looks at its layers, or cannot be copied
+        return network
+    alike = all(torch.allclose(one, other, rtol=0, atol=CLOSE * float(one.abs().max())) for one, other in pairs)
+    return copied if alike else network
+
+
+def _folded(network: nn.Module, images: Tensor) -> nn.Module:
+    from timm.layers import BatchNormAct2d, Conv2dSame
+
+    norms = (nn.BatchNorm2d, BatchNormAct2d)
     memo: dict[int, Any] = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
     for module in network.modules():  # whose hooks look at tensors too
         memo |= {id(hooks): OrderedDict() for hooks in (module._forward_hooks, module._forward_pre_hooks)}

@@ -34,7 +34,7 @@ from ..hub.files import atomic_write, load_json
 from ..hub.folder import locate
 from ..hub.repository import Repository
 from .architectures import fill, read_shapes, sha256_of
-from .folding import folded
+from .folding import folded, versions
 from .timm_files import PROCESSOR, TIMM_CONFIG, WEIGHTS, read_timm
 
 __all__ = ["LIBRARIES", "TEMPLATES", "Prior", "prompt_templates"]
@@ -121,7 +121,7 @@ class Prior:
         if images.channels != 3:
             raise ValueError(f"{folder} holds an image tower for {images.channels} channel(s); expected one for 3")
         self.library, self.visual, self.dim = library, visual.eval().requires_grad_(False), dim
-        self._folded: nn.Module | None = None
+        self._folded: tuple[tuple[Any, ...], nn.Module] | None = None
         self.image_size, self.mean, self.std = images.image_size, images.mean, images.std
         self.folder, self.origin = folder, origin
         self._mean, self._std = (torch.tensor(values).view(-1, 1, 1) for values in (images.mean, images.std))
@@ -184,9 +184,7 @@ class Prior:
     def to(self, device: torch.device | str) -> Self:
         """Move the image tower to `device`; on CUDA its weights get the layout that convolutions are fastest in."""
         self.visual.to(device)
-        before, self._mean, self._std = self._mean, self._mean.to(device), self._std.to(device)
-        if self._mean is not before:
-            self._folded = None  # which is folded anew there
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         if torch.device(device).type == "cuda":
             self.visual.to(memory_format=torch.channels_last)
         return self
@@ -195,9 +193,10 @@ class Prior:
         """Embeddings (N, d) of gray or RGB images (N, 1 or 3, H, W) in [0, 1], of any size; differentiable."""
         if tuple(pixels.shape[-2:]) != self.image_size:
             pixels = resized(pixels, self.image_size)
-        if self._folded is None:
-            self._folded = folded(self.visual, torch.zeros(1, 3, *self.image_size, device=self._mean.device))
-        return self._folded((pixels - self._mean) / self._std)  # one channel becomes three here
+        now = versions(self.visual)
+        if self._folded is None or self._folded[0] != now:
+            self._folded = now, folded(self.visual, (3, *self.image_size))
+        return self._folded[1]((pixels - self._mean) / self._std)  # one channel becomes three here
 
     @property
     def default_targets(self) -> str:

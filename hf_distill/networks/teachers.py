@@ -40,7 +40,7 @@ from ..hub.folder import Home, HubFolder, locate
 from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
 from .class_names import Classes, imagenet_names, read_class_names
-from .folding import folded
+from .folding import folded, versions
 from .frames import check_frame, frame_in_timm, frame_to_timm, is_frame
 from .network_folder import (
     EVAL_RESULTS,
@@ -137,7 +137,7 @@ class Teacher(HubFolder):
                 f"{(spec.in_chans, *spec.img_size)}; expected the same"
             )
         self.model = model.eval().requires_grad_(False)
-        self._folded: nn.Module | None = None
+        self._folded: tuple[tuple[Any, ...], nn.Module] | None = None
         self.spec, self.class_names, self.preprocessing = spec, names, preprocessing
         self.config = {"source": {}, "results": {}, "versions": package_versions(), **(config or {})}
 
@@ -152,11 +152,12 @@ class Teacher(HubFolder):
     def folded(self) -> nn.Module:
         """The network as it answers: `model` to rounding, with BatchNorm in the convolutions before it. What is
         stored, published and digested is `model`, and so is what has statistics."""
-        if self._folded is None:
-            weight = next(self.model.parameters(), torch.empty(0))
-            shape = (1, self.spec.in_chans, *self.spec.img_size)
-            self._folded = folded(self.model, torch.zeros(shape, device=weight.device, dtype=weight.dtype))
-        return self._folded
+        if torch.compiler.is_compiling() and self._folded is not None:
+            return self._folded[1]
+        now = versions(self.model)
+        if self._folded is None or self._folded[0] != now:
+            self._folded = now, folded(self.model, (self.spec.in_chans, *self.spec.img_size))
+        return self._folded[1]
 
     def features(self, images: Tensor) -> Tensor:
         """What the network has of preprocessed `images` (N, C, H, W) before its logits, (N, D)."""
@@ -166,7 +167,6 @@ class Teacher(HubFolder):
         """Move the network to `device`; on CUDA its weights get the layout that it is fastest in."""
         device = torch.device(device)
         self.model.to(device, memory_format=layout_for(self.model, device))
-        self._folded = None  # which is folded anew there
         return self
 
     @property

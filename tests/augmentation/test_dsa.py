@@ -236,3 +236,17 @@ def test_an_empty_strategy_changes_nothing_and_draws_nothing(strategy):
 def test_an_operation_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"--dsa_strategy names 'blur'; expected operations out of color, crop,"):
         DSA("color_blur")
+
+
+@pytest.mark.parametrize("operation", ["color", "crop", "cutout", "flip", "scale", "rotate"])
+def test_batches_without_images_are_passed_over(operation):
+    random, dsa = generator(0), DSA(operation)
+    sizes = [0, 3, 0, 2]
+    x = torch.rand(5, 1, 8, 8, generator=random)
+    params = [dsa.sample(size, random, (8, 8)) for size in sizes]
+    expected = torch.cat([DSA.apply(x[:3], params[1]), DSA.apply(x[3:], params[3])])
+    torch.testing.assert_close(DSA.apply_each(x, params, sizes), expected)
+    nothing = x[:0].requires_grad_()
+    found = DSA.apply_each(nothing, [params[0], params[2]], [0, 0])
+    assert found.shape == (0, 1, 8, 8)
+    assert torch.autograd.grad(found, nothing, found)[0].shape == nothing.shape

@@ -68,6 +68,22 @@ def test_two_processes_average_its_gradients_as_accumulation_does(mirror):
         assert not torch.allclose(one[name], alone[name], rtol=1e-3, atol=1e-4)
 
 
+def test_gradients_that_a_step_puts_in_place_of_others_are_averaged_too(small, tmp_path, monkeypatch):
+    def last(folder: str) -> torch.Tensor:
+        return made(small, tmp_path / folder, select="last", gradient_accumulation_steps=2).run().pixel_values.detach()
+
+    expected, known = last("plain"), Mirror.step
+
+    def step(self: Mirror, draw: int) -> dict[str, Any]:
+        logs = known(self, draw)
+        for parameter in (self.distilled.pixel_values, *self.head.parameters()):
+            parameter.grad = parameter.grad.clone()
+        return logs
+
+    monkeypatch.setattr(Mirror, "step", step)
+    assert torch.equal(last("replaced"), expected)
+
+
 @pytest.fixture
 def small(monkeypatch, one_thread) -> tuple[hd.RealImages, hd.RealImages]:
     monkeypatch.setitem(PROTOCOLS, "tiny", hd.EvalProtocol("tiny", epochs=2, full_data_epochs=1, lrs=(0.05,)))

@@ -177,6 +177,8 @@ def test_tiles_of_one_size_are_mended_together_whatever_their_places_and_classes
         return mend(prior, tiles, *rest)
 
     monkeypatch.setattr(hello_module, "update_in_prior", counted)
+    assert hello(tmp_path, train, prior, batch_score=100).classes_at_once == 1  # so that processes have blocks to share
+    monkeypatch.setattr(hello_module, "BLOCKS_TO_SHARE", 1)
     flags = {"ipc": ipc, "factor": factor, "update_steps": 1, "lr_update": 0.1}
     method = hello(tmp_path, train, prior, batch_score=batch, **flags)
     found = torch.cat([method.make(block, lambda *_: None) for block in method.blocks()])

@@ -92,7 +92,7 @@ def gradients(method, draw: int) -> tuple[dict[str, float], torch.Tensor, torch.
     """What one draw logs, ∂L/∂X and ∂L/∂β."""
     method.distilled = method.setup()
     method.begin(draw)  # with one process and no accumulation, a step is a draw
-    method._cleared()
+    method._clear()
     logs = method.step(draw)
     return {key: float(value) for key, value in logs.items()}, images_gradient(method), method.distilled.lr.grad
 
@@ -271,7 +271,7 @@ def by_sgd(train, experts, folder: Path, **flags: Any) -> tuple[list[torch.Tenso
         method.begin(step)
         with torch.no_grad():
             method.distilled.pixel_values.copy_(images)
-        method._cleared()
+        method._clear()
         method.step(step)
         images.grad = images_gradient(method)
         for optimizer in optimizers:
@@ -303,6 +303,24 @@ def test_images_move_as_by_sgd_of_all_of_them_and_whoever_looks_sees_that(train,
     state = load_file(tmp_path / "run" / "checkpoint-9" / "state.safetensors")
     assert state["optimizer.0.behind"].max() > 0
     assert not torch.equal(state["set.pixel_values"], distilled.pixel_values)
+
+
+def test_at_an_evaluation_the_labels_are_those_of_the_images_as_they_are(train, experts, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_distill.engine.loop.validation_accuracy", lambda *_: 0.5)
+    rest, held_out = train.split(0.2, seed=0)
+    experts.check_matches = lambda train: None  # of all the images
+    apart: list[float] = []
+
+    class Looks(Notes):
+        def on_evaluate(self, state) -> None:
+            seen = state.artifact
+            labels = seen.teacher(seen.pixel_values.detach(), seen.labels, torch.arange(len(seen)))
+            apart.append((labels.half() - seen.soft_labels).abs().max().item())
+
+    config = TESLAConfig(**{**FLAGS, **FEW, "output_dir": str(tmp_path), "eval_steps": 1, "max_steps": 4})
+    TESLA(config, rest, experts=experts, held_out=held_out, callbacks=[Looks()]).run()
+    assert len(apart) == 5
+    assert max(apart) < 1e-2
 
 
 @pytest.mark.parametrize("make", [mtt, tesla])
@@ -354,10 +372,13 @@ def test_the_unroll_of_mtt_says_that_it_is_not_compiled(train, experts, tmp_path
 # Batches that processes share
 
 
-def test_the_parts_of_a_batch_are_all_of_it_and_their_gradients_add_up(train, experts, tmp_path):
-    whole, wanted, wanted_lr = gradients(tesla(train, experts, tmp_path, batch_syn=7, syn_momentum=0.5), 0)
+@pytest.mark.parametrize("draw", range(3))
+@pytest.mark.parametrize("size", [7, 19])  # of 20 images: a second batch of one, of which two processes have nothing
+def test_the_parts_of_a_batch_are_all_of_it_and_their_gradients_add_up(train, experts, tmp_path, size, draw):
+    flags = {"batch_syn": size, "syn_momentum": 0.5}
+    whole, wanted, wanted_lr = gradients(tesla(train, experts, tmp_path, **flags), draw)
     world, found = 3, []
-    methods = [tesla(train, experts, tmp_path, batch_syn=7, syn_momentum=0.5) for _ in range(world)]
+    methods = [tesla(train, experts, tmp_path, **flags) for _ in range(world)]
     meeting, given = threading.Barrier(world), {}
 
     def total(own: int, values: torch.Tensor) -> torch.Tensor:  # as processes would
@@ -372,7 +393,7 @@ def test_the_parts_of_a_batch_are_all_of_it_and_their_gradients_add_up(train, ex
         method.config.shard_steps = True
         method.accelerator = SimpleNamespace(num_processes=world, process_index=own, device=method.device)
         method.student = replace(method.student, total=lambda values: total(own, values))
-        return gradients(method, 0)
+        return gradients(method, draw)
 
     with ThreadPoolExecutor(world) as threads:
         found = list(threads.map(work, range(world)))

@@ -70,7 +70,7 @@ def test_a_folded_network_gives_the_same_answers_and_gradients_in_fewer_operatio
     build, size, stay = NETWORKS[name]
     network = trained(build())
     given = sha256_of(network.state_dict())
-    found = folded(network, torch.zeros(1, 3, size, size, dtype=torch.float64))
+    found = folded(network, (3, size, size))
     assert (left(network) > stay, left(found)) == (True, stay)
     x = drawn(size)
     answers = [each(x) for each in (network, found)]
@@ -116,11 +116,11 @@ def test_what_another_part_of_the_network_sees_or_changes_is_left_alone(kind):
         network.double().eval().requires_grad_(False)
     else:
         trained(network)
-    assert folded(network, torch.zeros(1, 3, 8, 8, dtype=torch.float64)) is network
+    assert folded(network, (3, 8, 8)) is network
 
 
 def test_a_network_without_statistics_is_not_even_asked():
-    assert folded(network := nn.Linear(3, 2), torch.zeros(1, 9)) is network
+    assert folded(network := nn.Linear(3, 2), (1, 9, 9)) is network
 
 
 def test_a_teacher_answers_folded_and_is_stored_recovered_from_and_named_as_it_was(tmp_path):
@@ -139,4 +139,53 @@ def test_a_teacher_answers_folded_and_is_stored_recovered_from_and_named_as_it_w
     assert again.digest == digest
     assert again._tensors().keys() == plain.state_dict().keys()
     before = teacher.folded
-    assert teacher.to("cpu").folded is not before
+    assert teacher.to("cpu").folded is before
+    other = trained(spec.build(1)).float()
+    teacher.model.load_state_dict(other.state_dict())  # whoever changes the network gets other answers
+    torch.testing.assert_close(teacher.logits(x), other(x), rtol=1e-5, atol=1e-6)
+    teacher.model.double()
+    torch.testing.assert_close(teacher.logits(x.double()), other.double()(x.double()))
+
+
+class Unusual(nn.Module):
+    """Networks whose answers do not follow from what their layers are, beside some that look at their layers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.norm = kind, nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        if kind == "two names":
+            self.blocks = nn.ModuleList([self.conv, self.norm])
+        if kind == "spectral norm":
+            self.conv = torch.nn.utils.spectral_norm(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.kind == "written into":
+            y[:, :, 0] = 0
+        if self.kind == "by the count" and len(x) > 1:
+            y = y + 1
+        y = self.norm(y)
+        if self.kind == "weights used again":
+            y = y * self.conv.weight.mean()
+        return y * self.norm.weight.sum() if self.kind == "looks at its layers" else y
+
+
+UNUSUAL = ["two names", "spectral norm", "written into", "by the count", "weights used again", "looks at its layers"]
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_a_network_that_would_answer_otherwise_is_left_alone(kind):
+    network, x = trained(Unusual(kind)), drawn(8)
+    expected = network(x)
+    torch.testing.assert_close(folded(network, (3, 8, 8))(x), expected)
+    assert (folded(network, (3, 8, 8)) is network) is (kind != "spectral norm")  # whose weights stay as they are here
+
+
+def test_what_was_first_asked_without_autograd_has_gradients_later():
+    spec = StudentSpec("convnet_d2", 3, 3, (16, 16), {"width": 4, "norm": "batch"})
+    teacher = Teacher(trained(spec.build(0)), spec, list("abc"), Preprocessing(3, (16, 16), (0.5,) * 3, (0.25,) * 3))
+    with torch.inference_mode():
+        teacher.logits(drawn(16))
+    x = drawn(16)
+    teacher.logits(x).sum().backward()
+    assert x.grad.abs().sum() > 0
