@@ -71,7 +71,7 @@ def folded(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     try:
         copied = _folded(network, images)
         with torch.autocast(weight.device.type, enabled=False):
-            pairs = [(network(images[:count]), copied(images[:count])) for count in (1, 2)]
+            pairs = [(network(images[:count]).cpu(), copied(images[:count]).cpu()) for count in (1, 2)]
     except (AttributeError, RuntimeError, TypeError, ValueError):  # it looks at its layers, or cannot be copied
         return network
     alike = all(torch.allclose(one, other, rtol=0, atol=CLOSE * float(one.abs().max())) for one, other in pairs)
