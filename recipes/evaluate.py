@@ -96,6 +96,7 @@ def main() -> None:
         disable_progress_bars()
     accelerator = make_accelerator(**args.for_processes)
     if args.output_dir is not None:
+        DistilledSet.check_directory(Path(args.output_dir))
         keep_claimed(args.output_dir, accelerator)
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token

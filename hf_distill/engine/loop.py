@@ -380,7 +380,10 @@ class Distiller(Method):
             part, name = key.split(".", 1)
             parts[part][name] = value
         self._restore(parts["set"])
-        unpack_optimizers(self.optimizers, tensors)
+        try:
+            unpack_optimizers(self.optimizers, tensors)
+        except ValueError as error:
+            raise ValueError(f"{folder} cannot be gone on with: {error}; resume from another one") from error
         self.best = _Best(about["best_step"], about["best_accuracy"], parts["best"])
         logger.info("going on from %s", folder)
         return about["step"]
@@ -415,11 +418,13 @@ class Distiller(Method):
             raise ValueError(
                 f"{folder} is of step {about['step']} and --max_steps is {self.config.max_steps}; expected no fewer"
             )
+        # What the checkpoint does not say came later, and is as before where it is not asked for.
+        defaults = {field.name: field.default for field in dataclasses.fields(self.config)}
         before, now = about["config"], json.loads(json.dumps(dataclasses.asdict(self.config)))
         changed = [
             f"{name} {before.get(name)} -> {value}"
             for name, value in now.items()
-            if before.get(name) != value and name not in FREE_TO_CHANGE
+            if before.get(name, defaults.get(name)) != value and name not in FREE_TO_CHANGE
         ]
         if about["draws_per_step"] != self.draws_per_step:
             changed.append(f"processes x accumulation {about['draws_per_step']} -> {self.draws_per_step}")

@@ -136,10 +136,29 @@ class RowSGD(torch.optim.Optimizer):
         """Take over a state, one of `torch.optim.SGD` too; settings stay as they are.
 
         What rows are behind at other rates, they move at those.
+
+        Raises:
+            ValueError: It is of other rows, or says what no steps lead to.
         """
         self._start()
-        state = self.state[self.parameter]
-        for name, value in state_dict["state"].get(0, {}).items():
+        state, given = self.state[self.parameter], state_dict["state"].get(0, {})
+        for name, value in given.items():
+            _check(name, value, state.get(name))
+        if ("behind" in given) != ("rates" in given):
+            raise ValueError("the state of the images has one of `behind` and `rates`; expected both, or neither")
+        for name, value in given.items():
             state[name].copy_(value)
         if tuple(state["rates"].tolist()) != self._rates:
             self.settle()
+
+
+def _check(name: str, value: Tensor, own: Tensor | None) -> None:
+    """Raise a `ValueError` unless a tensor can be that part of the state which `own` is."""
+    if own is None or value.shape != own.shape:
+        expected = "nothing" if own is None else tuple(own.shape)
+        raise ValueError(f"the state of the images has {name} of shape {tuple(value.shape)}; expected {expected}")
+    counts = name == "behind"
+    whole = not value.is_floating_point() and bool((value >= 0).all())
+    if not (whole if counts else bool(value.isfinite().all())):
+        kind = "whole numbers from 0" if counts else "finite numbers"
+        raise ValueError(f"the state of the images has {name} with other values than {kind}")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..data.feed import Pool
 from ..distilled.epoch_labels import images_sha256
-from ..hub.files import atomic_write, load_json, package_versions
+from ..hub.files import atomic_write, package_versions
 from ..networks.architectures import sha256_of
 from .accuracy import device_name
 
@@ -44,6 +44,7 @@ class StudentResults:
     def __init__(self, folder: str | Path, accelerator: Accelerator) -> None:
         self.folder = Path(folder, STUDENTS)
         self._launch = _launch(accelerator)
+        self._keeps = True
         self._images: dict[tuple[Pool, str], str] = {}
 
     def images(self, pool: Pool, rows: Tensor | None = None) -> str:
@@ -73,24 +74,34 @@ class StudentResults:
             may_be: True for what may be their results.
         """
         path = self._path(about)
-        if not path.exists():
-            return None
         try:
-            kept = load_json(path)
-        except ValueError as error:
-            kept = {"error": str(error)}
+            kept = json.loads(path.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError):
+            kept = {}
+        kept = kept if isinstance(kept, dict) else {}
         results = kept.get("results")
         whole = kept.get("about") == about and kept.get("sha256") == _sha256(results) and isinstance(results, list)
         if whole and may_be(results):
             return results
-        logger.warning("%s is damaged (%s); its students are trained again", path, kept.get("error", "other bytes"))
+        logger.warning("%s is damaged; its students are trained again", path)
         return None
 
     def keep(self, about: dict[str, Any], results: list[Any]) -> None:
-        """Write down what students reached, as JSON types; an `OSError` where that cannot be."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write down what students reached, as JSON types; where that cannot be, say so once and do without."""
         kept = {"about": about, "results": results, "sha256": _sha256(results)}
-        atomic_write(self._path(about), json.dumps(kept, ensure_ascii=False) + "\n")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._path(about), json.dumps(kept, ensure_ascii=False) + "\n")
+        except OSError as error:
+            if self._keeps:
+                logger.warning(
+                    "what students reach is not kept in %s (%s): after an interruption they are trained again",
+                    self.folder,
+                    error.strerror or error,
+                )
+            self._keeps = False
 
     def _path(self, about: dict[str, Any]) -> Path:
         return self.folder / f"{_sha256(about)[:32]}.json"
@@ -132,7 +143,8 @@ def _float32() -> list[str]:
 
 def remove_results(folder: Path) -> None:
     """Remove what students of a run reached, and nothing else that somebody keeps there."""
-    for path in (folder / STUDENTS).glob(NAME):
+    kept = folder / STUDENTS
+    for path in (*kept.glob(NAME), *kept.glob(f".{NAME}.*.tmp")):
         path.unlink()
-    if (folder / STUDENTS).is_dir() and not any((folder / STUDENTS).iterdir()):
-        (folder / STUDENTS).rmdir()
+    if kept.is_dir() and not kept.is_symlink() and not any(kept.iterdir()):
+        kept.rmdir()

@@ -165,6 +165,18 @@ class HubFolder(ABC):
     def _read(cls, folder: Path) -> "Self":
         """The artifact in `folder`, which holds `config_name`; raises a one-line `ValueError` where it is damaged."""
 
+    @classmethod
+    def check_directory(cls, directory: Path) -> None:
+        """Raise a `ValueError` where no such artifact can be saved into a folder: it is a file, or something else's."""
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"{directory} is a file; expected a folder, or a path where one can be made")
+        foreign = someone_elses(directory, cls.owned, cls.index())
+        if foreign is not None:
+            raise ValueError(
+                f"{directory} has a {foreign} and no {cls.index()}, so it holds something else; "
+                "give another folder, or move that away"
+            )
+
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write the artifact into `directory` and give its path; call it on one process only.
 
@@ -176,14 +188,7 @@ class HubFolder(ABC):
             OSError: The files cannot be written.
         """
         directory = Path(directory)
-        if directory.exists() and not directory.is_dir():
-            raise ValueError(f"{directory} is a file; expected a folder, or a path where one can be made")
-        foreign = someone_elses(directory, self.owned, self.index())
-        if foreign is not None:
-            raise ValueError(
-                f"{directory} has a {foreign} and no {self.index()}, so it holds something else; "
-                "give another folder, or move that away"
-            )
+        self.check_directory(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -34,6 +34,7 @@ from ..config import HfArg, check_at_least, check_choice
 from ..data.images import Outline, RealImages
 from ..distilled.labels import TeacherLabels
 from ..hub.cards import Paper
+from ..networks.architectures import FlatModel
 from ..networks.compiling import compiled_derivatives
 from ..networks.trajectories import ExpertTrajectories
 from .trajectory import TrajectoryConfig, TrajectoryMatching
@@ -102,18 +103,15 @@ class TESLA(TrajectoryMatching):
 
     def __init__(self, config: TESLAConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any) -> None:
         super().__init__(config, train, experts=experts, **kwargs)
-        parts = {"micro_batch_size": config.micro_batch_size is not None, "shard_steps": config.shard_steps}
-        given = [flag for flag, value in parts.items() if value]
-        if given and experts.flat_model().sees_batches:
-            raise ValueError(
-                f"--{given[0]} shows the images of a step in parts, and BatchNorm ({experts.spec}) makes what the "
-                "student says of one depend on all the others; leave it out, or use experts with another normalisation"
-            )
+        _check_parts(config, experts.flat_model())
 
     @classmethod
     def check(cls, config: TESLAConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
-        """As `TrajectoryMatching.check`; and there are processes, and images for each, where steps are shared."""
+        """As `TrajectoryMatching.check`; and where steps are shared there are processes, and images for each."""
         super().check(config, train, accelerator, networks)
+        for settings in networks:
+            if settings.experts is None:
+                _check_parts(config, FlatModel.from_spec(settings.student_spec(train)))
         if not config.shard_steps:
             return
         world = accelerator.num_processes
@@ -208,3 +206,14 @@ class TESLA(TrajectoryMatching):
         # Processes average what they give: the parts of one gradient are to add up.
         world = self.accelerator.num_processes if config.shard_steps else 1
         return found if world == 1 else replace(found, pixels=world * found.pixels)
+
+
+def _check_parts(config: TESLAConfig, model: FlatModel) -> None:
+    """Raise a `ValueError` where a student that sees whole batches would be shown parts of them."""
+    parts = {"micro_batch_size": config.micro_batch_size is not None, "shard_steps": config.shard_steps}
+    given = [flag for flag, value in parts.items() if value]
+    if given and model.sees_batches:
+        raise ValueError(
+            f"--{given[0]} shows the images of a step in parts, and the experts have BatchNorm, which makes what the "
+            "student says of one depend on all the others; leave it out, or use experts with another normalisation"
+        )

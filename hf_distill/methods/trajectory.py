@@ -75,6 +75,8 @@ class TrajectoryConfig(LoopConfig):
             check_at_least(flag, getattr(self, flag), 1)
         for flag in ("lr_img", "lr_lr", "mom_img", "syn_momentum", "syn_weight_decay"):
             check_at_least(flag, getattr(self, flag), 0)
+        if self.mom_img > 1:
+            raise ValueError(f"--mom_img is {self.mom_img}; expected a number from 0 to 1")
         if not 0 < self.lr_init < math.inf:
             raise ValueError(f"--lr_init is {self.lr_init}; expected a learning rate above 0")
 

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = [
     "backend_of",
+    "check_backend",
     "compiled",
     "compiled_derivatives",
     "forward",
@@ -31,6 +32,20 @@ def backend_of(accelerator: Accelerator | None) -> str | None:
     """The launcher's --dynamo_backend, in lower case; None where it asks for nothing to be compiled."""
     backend = DynamoBackend.NO if accelerator is None else accelerator.state.dynamo_plugin.backend
     return None if backend == DynamoBackend.NO else str(backend.value).lower()
+
+
+def check_backend(accelerator: Accelerator) -> None:
+    """Raise a `ValueError` where the launcher asks for a backend that this PyTorch has not."""
+    backend = backend_of(accelerator)
+    if backend is None:
+        return
+    try:
+        torch._dynamo.lookup_backend(backend)
+    except (ImportError, torch._dynamo.exc.InvalidBackend) as error:
+        raise ValueError(
+            f"--dynamo_backend {backend} is not there in this PyTorch; expected no, or one of "
+            f"{', '.join(torch._dynamo.list_backends())}"
+        ) from error
 
 
 def say_uncompiled(accelerator: Accelerator | None, work: str) -> None:

@@ -15,6 +15,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from ..config import check_at_least
+from ..networks.compiling import check_backend
 from ..starting import LAUNCHED
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,11 @@ def set_up(
             are shared.
         tf32: Whether convolutions and products of float32 round what they multiply, where a GPU can; None leaves it as
             it is.
+
+    Raises:
+        ValueError: The launcher asks for a compiler that is not there.
     """
+    check_backend(accelerator)
     torch.backends.cudnn.deterministic = cudnn_deterministic
     if tf32 is not None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -114,3 +114,28 @@ def test_the_state_of_sgd_is_gone_on_with():
         ours_steps(rowwise, rows, gradient)
         theirs_steps(theirs, sgd, rows, gradient)
     torch.testing.assert_close(rowwise.now(), theirs.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"behind": torch.zeros(ROWS - 1, dtype=torch.int32)}, r"behind of shape \(8,\); expected \(9,\)"),
+        ({"behind": torch.zeros(1, dtype=torch.int32)}, r"behind of shape \(1,\)"),
+        ({"behind": torch.full((ROWS,), -5, dtype=torch.int32)}, "behind with other values than whole numbers from 0"),
+        ({"behind": torch.full((ROWS,), 0.5)}, "behind with other values"),
+        ({"rates": torch.tensor([0.3, float("nan")], dtype=torch.float64)}, "rates with other values than finite"),
+        ({"rates": torch.zeros(3, dtype=torch.float64)}, r"rates of shape \(3,\)"),
+        ({"momentum_buffer": torch.zeros(3)}, r"momentum_buffer of shape \(3,\)"),
+        ({"foo": torch.zeros(1)}, r"foo of shape \(1,\); expected nothing"),
+        ({"rates": None}, "has one of `behind` and `rates`; expected both"),
+    ],
+)
+def test_a_state_that_no_steps_lead_to_is_refused(changed, says):
+    ours, rowwise, *_ = problem()
+    for rows, gradient in draws(3):
+        ours_steps(rowwise, rows, gradient)
+    state = {**rowwise.state_dict()["state"][0], **changed}
+    state = {name: value for name, value in state.items() if value is not None}
+    other = RowSGD(nn.Parameter(ours.detach().clone()), 0.3, 0.5)
+    with pytest.raises(ValueError, match=says):
+        other.load_state_dict({**other.state_dict(), "state": {0: state}})

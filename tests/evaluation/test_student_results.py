@@ -446,3 +446,41 @@ def test_labels_of_every_kind_are_known_by_what_they_are(data, tmp_path):
     assert "null" not in told
     again = NetworkLabels(Teacher(spec.build(0), spec, train.class_names, train.preprocessing))
     assert again.identity() == networks[0].identity()
+
+
+# Where nothing can be kept
+
+
+@pytest.mark.parametrize("way", ["a file", "a link to nothing", "full"])
+def test_where_nothing_can_be_kept_that_is_said_once_and_the_table_is_made(
+    data, accelerator, untrained, tmp_path, caplog, monkeypatch, way
+):
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    if way == "a file":
+        (tmp_path / "students").write_text("somebody's")
+    elif way == "a link to nothing":
+        (tmp_path / "students").symlink_to(tmp_path / "nowhere")
+    else:
+        monkeypatch.setattr(student_results, "atomic_write", full)
+    trainer = trainer_of(data, tmp_path, accelerator)
+    cases = [case_of(data, rows=torch.arange(first, first + 20)[None]) for first in (0, 20)]
+    assert len(trainer.measure(cases)) == 2
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"what students reach is not kept in {tmp_path / 'students'}" in said
+    assert "after an interruption they are trained again" in said
+
+
+def test_what_is_removed_is_what_was_kept_and_left_by_killed_writers_and_no_link(tmp_path):
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (tmp_path / "students").symlink_to(kept)
+    name = "0" * 32 + ".json"
+    for path in (kept / name, kept / f".{name}.123.tmp", kept / "mine.txt"):
+        path.write_text("{}")
+    student_results.remove_results(tmp_path)
+    assert [path.name for path in kept.iterdir()] == ["mine.txt"]
+    (kept / "mine.txt").unlink()
+    student_results.remove_results(tmp_path)
+    assert (tmp_path / "students").is_symlink()

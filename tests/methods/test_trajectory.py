@@ -1,5 +1,6 @@
 """MTT and TESLA: which segments and images a draw takes, and what gradient it leaves."""
 
+import json
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -441,8 +442,28 @@ def test_with_batchnorm_a_batch_is_not_shown_in_parts(flags, train, experts, tmp
     monkeypatch.setattr(TESLA, "check", lambda *_: None)  # of processes
     spec = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": "batch"})
     monkeypatch.setattr(experts, "flat_model", lambda: FlatModel.from_spec(spec))
-    with pytest.raises(ValueError, match=f"--{next(iter(flags))} shows the images of a step in parts, and BatchNorm"):
+    with pytest.raises(ValueError, match=f"--{next(iter(flags))} shows the images .* in parts, and .* BatchNorm"):
         tesla(train, experts, tmp_path, **flags)
+
+
+def test_with_batchnorm_that_is_said_before_experts_are_trained(train, tmp_path):
+    config = TESLAConfig(**{**FLAGS, "micro_batch_size": 2, "output_dir": str(tmp_path)})
+    settings = ExpertConfig(student="convnet_d1", student_width=4, student_norm="batch")
+    with pytest.raises(ValueError, match="--micro_batch_size shows the images of a step in parts"):
+        TESLA.check(config, train.outline, Accelerator(cpu=True), [settings])
+
+
+def test_what_a_checkpoint_knows_nothing_of_is_no_other_setting_where_it_is_not_asked_for(
+    train, experts, tmp_path, caplog
+):
+    tesla(train, experts, tmp_path, **{**FEW, "select": "last", "max_steps": 2}).run()
+    folder = without_sums(tmp_path / "checkpoint-2")
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["config"].pop("shard_steps") is False
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    flags = {**FEW, "select": "last", "max_steps": 3, "resume_from_checkpoint": "latest"}
+    tesla(train, experts, tmp_path, **flags).run()
+    assert "other settings" not in caplog.text
 
 
 class Quadratic(TESLA):
@@ -550,6 +571,7 @@ def test_experts_with_too_few_epochs_are_refused(train, experts, tmp_path):
         ({"syn_steps": 0}, "--syn_steps is 0; expected at least 1"),
         ({"lr_init": 0}, "--lr_init is 0; expected a learning rate above 0"),
         ({"lr_img": -1}, "--lr_img is -1; expected at least 0"),
+        ({"mom_img": 1.5}, "--mom_img is 1.5; expected a number from 0 to 1"),
         ({"curvature": 2}, "--curvature is 2; expected 0"),
         ({"label": "none"}, "--label is 'none'; expected one of"),
         ({"micro_batch_size": 0}, "--micro_batch_size is 0; expected at least 1"),
