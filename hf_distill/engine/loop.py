@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Distiller(Method):
         """The initial set on `self.device`; also makes `self.optimizers` and what `modules` returns."""
 
     @abstractmethod
-    def step(self, draw: int) -> dict[str, float | Tensor]:
+    def step(self, draw: int) -> Mapping[str, float | Tensor]:
         """Add the gradient of one draw to the `.grad` of what is optimised, and return what to log.
 
         Args:
