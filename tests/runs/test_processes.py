@@ -123,7 +123,7 @@ def test_pixels_are_moved_without_tf32(kernels, monkeypatch):
     assert kernels()[-1] is True
 
 
-@pytest.mark.parametrize("backend", ["TENSORRT", "ONNXRT"])
+@pytest.mark.parametrize("backend", ["TENSORRT", "NOTHING"])
 def test_a_compiler_that_is_not_there_is_one_line(backend, monkeypatch):
     monkeypatch.setattr("hf_distill.networks.compiling.backend_of", lambda accelerator: backend.lower())
     with pytest.raises(
