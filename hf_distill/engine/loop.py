@@ -240,13 +240,15 @@ class Distiller(Method):
                 yield group, [parameter.grad for parameter in group["params"]]
 
     def _clear(self) -> None:
-        """Let all that is learned have a gradient of zero."""
+        """Let all that is learned have a gradient of zero, as the rows of a `RowSGD` that has begun have."""
         for optimizer in self.optimizers:
-            if not isinstance(optimizer, RowSGD):
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if isinstance(optimizer, RowSGD):
+                continue
             optimizer.zero_grad(set_to_none=False)
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def _share_state(self) -> None:

@@ -81,10 +81,6 @@ class RowSGD(torch.optim.Optimizer):
         state["behind"] += 1
         state["behind"].index_fill_(0, self._places, 0)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget what was added."""
-        self.gradient.zero_()
-
     # Rows that are behind
 
     def _factors(self, behind: Tensor, rates: tuple[float, float]) -> tuple[Tensor, Tensor]:

@@ -371,7 +371,7 @@ class TrajectoryMatching(Distiller):
         """Take what was read ahead for this step, and begin to read what the next one needs.
 
         Raises:
-            ValueError: As `step`.
+            ValueError: An expert stood still between start and target, where L has no meaning.
         """
         this, following = torch.arange(step, step + 2).split(1)
         self._drawn, taken = self._ahead(this)
@@ -380,11 +380,7 @@ class TrajectoryMatching(Distiller):
         self._pixels.begin(taken)
 
     def step(self, draw: int) -> dict[str, float | Tensor]:
-        """Add ∂L/∂X and ∂L/∂β of one draw to the gradients.
-
-        Raises:
-            ValueError: The expert stood still between start and target, where L has no meaning.
-        """
+        """Add ∂L/∂X and ∂L/∂β of one draw, out of those that `begin` took, to the gradients."""
         drawn = self._drawn.pop(draw)
         start, target, rows, places = (
             upload(values, self.device)
