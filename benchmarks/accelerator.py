@@ -155,20 +155,19 @@ BF16, COMPILED = {"ACCELERATE_MIXED_PRECISION": "bf16"}, {"ACCELERATE_DYNAMO_BAC
 def benchmark_parts(toy: bool) -> Iterator[Part]:
     """Each benchmark on random data; on a CPU all are small."""
     device = f"--device {'cpu' if toy else 'cuda'}"
-    unroll = f"{device} --how eager norm bf16 compiled captured"
+    unroll = f"{device} --repeats 2 --how eager norm bf16 captured"
     recover = "--network resnet18 --resolution 224 --batch 100 --steps 20 --rounds 2"
     projector = "--images 256 --rounds 2"
     # Group, seconds, flags, and what the launcher says.
     parts: dict[str, tuple[str, float, str, dict[str, str]]] = {
-        "unroll-cifar100": ("matching", 40, f"{unroll} --classes 100 --ipc 10 --syn_steps 5 20 --repeats 2", {}),
+        "unroll-cifar100": ("matching", 110, f"{unroll} compiled --classes 100 --ipc 10 --syn_steps 5 20", {}),
         "unroll-imagenet1k": (
             *("matching", 50),
-            f"{unroll} --classes 1000 --ipc 50 --batch_syn 100 --resolution 64 --student convnet_d4 --syn_steps 10 "
-            "--repeats 2",
+            f"{unroll} --classes 1000 --ipc 50 --batch_syn 100 --resolution 64 --student convnet_d4 --syn_steps 10",
             {},
         ),
-        "recover-imagenet1k": ("recovery", 20, recover, {}),
-        "recover-imagenet1k-bf16": ("recovery", 15, recover, BF16),
+        "recover-imagenet1k": ("recovery", 8, recover, {}),
+        "recover-imagenet1k-bf16": ("recovery", 6, recover, BF16),
         "recover-imagenet1k-compiled": ("recovery", 30, recover, BF16 | COMPILED),
         "relabel-imagenet1k": (
             *("recovery", 25),
@@ -178,7 +177,7 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
         ),
         "apm-imagenet1k": ("apm", 60, f"{device} --segment_size 100 500 --epochs 2 --repeats 2", {}),
         "experts-cifar10": (
-            *("throughput", 20),
+            *("throughput", 10),
             "--random_images 2000 --resolution 32 --sizes 1 4 8 16 32 --rounds 2",
             {},
         ),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 READS = ("_local_scalar_dense", "nonzero")
 FREE = ("_unsafe_view", "empty", "empty_like", "empty_strided", "lift_fresh")  # beside views
@@ -56,6 +56,19 @@ def _taken_and_given(name: str, args: Any, kwargs: Any, found: Any) -> int:
     return 2 * moved(args[1:]) if name in PLACED else moved((args, kwargs)) + moved(found)
 
 
+def _flop(func: Any, args: Any, kwargs: Any, found: Any) -> int:
+    """FLOP of an operation; PyTorch's count of a convolution's gradients has those of a dense one, whatever its groups.
+
+    Each of the two gradients takes what the convolution itself did.
+    """
+    if func is torch.ops.aten.convolution_backward.default:
+        gradient, images, weight = args[:3]
+        one = conv_flop_count(images.shape, weight.shape, gradient.shape, transposed=args[7])
+        return one * sum(args[10][:2])
+    counted = flop_registry.get(func.overloadpacket)
+    return 0 if counted is None else counted(*args, **kwargs, out_val=found)
+
+
 class Counter(TorchDispatchMode):
     """Counts what is computed in its context."""
 
@@ -76,8 +89,7 @@ class Counter(TorchDispatchMode):
         elif not func.is_view and name not in FREE:
             self.operations += 1
             self.bytes += _taken_and_given(name, args, kwargs, found)
-            counted = flop_registry.get(func.overloadpacket)
-            self.flop += counted(*args, **(kwargs or {}), out_val=found) if counted is not None else 0
+            self.flop += _flop(func, args, kwargs or {}, found)
         return found
 
 

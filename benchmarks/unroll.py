@@ -198,6 +198,7 @@ def measure(
     work: dict[tuple[str, str], Callable[[], MatchingGradient]] = {}
     memory: dict[tuple[str, str], Memory] = {}
     floors: dict[tuple[str, str], Floor] = {}
+    failures: dict[tuple[str, str], str] = {}
     for how, student in students.items():
         for name, unroll in VARIANTS.items():
             too_long = args.full_unroll_steps is not None and count > args.full_unroll_steps
@@ -213,6 +214,9 @@ def measure(
                 memory[case] = measure_memory(work[case], device)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
+            except RuntimeError as error:  # the others are still to be measured
+                failures[case] = str(error)
+                print(f"T = {count}, {name}, {how} fails: {error}", flush=True)
     seconds: dict[tuple[str, str], list[float]] = {case: [] for case in memory}
     for repeat in range(args.repeats):
         cases = list(memory)
@@ -222,8 +226,10 @@ def measure(
     for case in work:
         how, name = case
         row: dict = {"syn_steps": count, "variant": name, "how": how, "state_bytes": 4 * count * spec.num_params()}
-        if case in memory:
-            beside = (how, "truncated")
+        if case in failures:
+            row["failure"] = failures[case]
+        beside = (how, "truncated")
+        if case in memory and beside in memory:
             pairs = zip(seconds[case], seconds[beside], strict=True)
             row |= {f"{key}_bytes": value for key, value in asdict(memory[case]).items() if value is not None}
             row |= {"seconds": statistics.median(seconds[case]), "repeats": seconds[case]}
@@ -265,9 +271,11 @@ def main() -> None:
     rates, rows = {how: measured[precision] for how, precision in precisions.items()}, []
     for count in args.syn_steps:
         rows += measure(args, spec, students, rates, count, device)
+        if args.output is not None:
+            save_json(args.output, {**about, "rows": rows})
     print(f"\n{table(rows)}")
-    if args.output is not None:
-        save_json(args.output, {**about, "rows": rows})
+    if any("failure" in row for row in rows):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

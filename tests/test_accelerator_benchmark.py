@@ -1,5 +1,6 @@
 """A visit to an accelerator: parts end on time, leave their JSON and are not run twice; and all of it at toy size."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -226,6 +227,12 @@ def test_operations_are_counted_with_the_bytes_that_they_read_and_write(benchmar
     rows = torch.tensor([0, 2])
     assert floor.count(lambda: x.index_select(0, rows)).bytes == 2 * 8 + 2 * (4 * 2 * 4)
     assert floor.count(lambda: x.index_add_(0, rows, torch.empty(2, 4))).bytes == 2 * (2 * 8 + 4 * 2 * 4)
+    images, weight = torch.ones(2, 4, 5, 5, requires_grad=True), torch.ones(6, 2, 3, 3)  # two groups
+    convolved = functools.partial(torch.nn.functional.conv2d, images, weight.requires_grad_(), groups=2)
+    once = 2 * (2 * 3 * 3 * 6) * (2 * 3 * 3)  # places, and what is summed at each
+    assert floor.count(convolved).flop == once
+    assert floor.count(lambda: torch.autograd.grad(convolved().sum(), [images, weight])).flop == 3 * once
+    assert floor.count(lambda: torch.autograd.grad(convolved().sum(), [weight])).flop == 2 * once
     least = floor.Floor.of(lambda: x @ x.T, floor.Rates(flop=9.0, bytes=16.0))
     assert (least.flop, least.bytes) == (2 * 3 * 3 * 4, 4 * (12 + 12 + 9))
     assert (least.seconds, least.gap(16.5)) == (8.25, 2.0)  # the larger of 8 s and 8.25 s

@@ -1,5 +1,6 @@
 """Options --dynamo_backend and --mixed_precision of `accelerate launch`, for what is run again and again."""
 
+import functools
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map_only
 
 __all__ = [
     "backend_of",
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 GRAPHS = 64
+CAPTURING = ("reduce-overhead", "max-autotune")  # modes of Inductor that capture CUDA graphs
 
 
 def backend_of(accelerator: Accelerator | None) -> str | None:
@@ -65,7 +68,19 @@ def compiled(function: F, accelerator: Accelerator | None) -> F:
     if accelerator is None or backend_of(accelerator) is None:
         return function
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-    return torch.compile(function, **{"dynamic": False, **accelerator.state.dynamo_plugin.to_kwargs()})
+    options = {"dynamic": False, **accelerator.state.dynamo_plugin.to_kwargs()}
+    fast = torch.compile(function, **options)
+    return _kept(fast) if options["backend"] == "cudagraphs" or options.get("mode") in CAPTURING else fast
+
+
+def _kept(function: F) -> F:
+    """`function` with answers of their own: a captured graph puts all its answers into the same memory."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return tree_map_only(Tensor, torch.clone, function(*args, **kwargs))
+
+    return cast(F, call)
 
 
 def compiled_derivatives(function: F, accelerator: Accelerator | None) -> F:

@@ -40,7 +40,8 @@ class Recipes:
     folder = ROOT / "recipes"
 
     def __init__(self, *, cpu: bool = True) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         if not cpu:
             del environment["ACCELERATE_USE_CPU"]
         self._server = subprocess.Popen(
