@@ -4,16 +4,18 @@
 # make test-lowest  those of them that touch other packages, with the oldest versions that pyproject.toml allows
 # make hub          serve a Hub on this machine, to try a push without an account
 # make lint         ruff, and mypy over the package
+# make screenshot   docs/images/board.png of the sets in outputs/ (or SETS=...), by chromium
 
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8765
+SETS ?= outputs
 # What reads, stores, fetches or builds by other packages.
 OTHERS := $(addprefix tests/,data distilled hub importing networks runs training test_api.py test_properties.py)
 # Two workers, each with whole files, in the order of tests/conftest.py: long ones first.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast test-lowest hub lint clean
+.PHONY: quickstart test test-fast test-lowest hub lint screenshot clean
 
 quickstart: $(BIN)/.installed
 	$(BIN)/hf-distill tesla
@@ -34,6 +36,10 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+screenshot: $(BIN)/.installed
+	$(BIN)/hf-distill board $(SETS) --output_dir outputs/board
+	$(BIN)/python -m tests.helpers.browser outputs/board/index.html docs/images/board.png
 
 # uv installs in seconds what takes pip minutes; where it is not to be had, pip does.
 $(BIN)/.installed: pyproject.toml

@@ -1,14 +1,17 @@
 """The console entry: `hf-distill tesla --ipc 1` is `python recipes/tesla.py --ipc 1` wherever the package is installed.
 
 `python -m hf_distill tesla` is the same. `accelerate launch -m hf_distill tesla` is what `accelerate launch
-recipes/tesla.py` is in a checkout.
+recipes/tesla.py` is in a checkout. `hf-distill board` is no recipe: it reads what these left, and needs no torch.
 """
 
+import argparse
 import ast
 import difflib
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ._version import __version__
 from .shipped import shipped
@@ -17,7 +20,9 @@ from .starting import begin
 USAGE = """\
 usage: hf-distill RECIPE [--config PRESET] [--flag value ...]   (hf-distill RECIPE --help)
        accelerate launch ... -m hf_distill RECIPE ...           (devices, processes, mixed precision)
+       hf-distill board SETS ...                                (the results of many sets on one page)
 """
+BOARD = "board"
 
 
 def recipes() -> dict[str, Path]:
@@ -39,6 +44,45 @@ def _first_line(path: Path) -> str:
     return doc.splitlines()[0] if doc else ""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see hf-distill {BOARD} --help\n")
+
+
+def board(words: Sequence[str]) -> None:
+    """Put the results of the sets that the words name on one page; a mistake ends the process as a recipe's does."""
+    parser = _Parser(
+        prog=f"hf-distill {BOARD}",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Put the results of many sets on one page, index.html, which needs no server and is fit to be a\n"
+        "static Space, and into one table, board.parquet.\n\n"
+        f"  hf-distill {BOARD} outputs\n"
+        f"  hf-distill {BOARD} outputs/mine org/name org/name@v1.0.0 --output_dir my-board",
+    )
+    parser.add_argument(
+        "sets",
+        nargs="+",
+        metavar="SETS",
+        help="Folders of sets, folders that contain such, and repositories: owner/name, or owner/name@revision.",
+    )
+    parser.add_argument("--output_dir", default="board", help="Folder of the page and the table (board).")
+    parser.add_argument("--title", default="Distilled sets", help='Heading of the page ("Distilled sets").')
+    args = parser.parse_args(words)
+    from .hub.board import read_sets
+    from .hub.board_page import PAGE, check_board, save_board
+
+    try:
+        folder = Path(args.output_dir).expanduser()
+        check_board(folder)  # before anything is fetched
+        sets = read_sets([Path(place).expanduser() if place.startswith("~") else place for place in args.sets])
+        save_board(folder, sets, title=args.title)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    rows = sum(len(each.rows) for each in sets)
+    print(f"{len(sets):,} sets with {rows:,} rows of results: open {folder / PAGE}")
+
+
 def main() -> None:
     """Run the recipe that the first word names, with the words behind it.
 
@@ -52,10 +96,14 @@ def main() -> None:
         print(f"hf_distill {__version__}")
         return
     begin()  # the recipe takes seconds to import
+    if name == BOARD:
+        board(flags)
+        return
     known = recipes()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
+        words = sorted([*known, BOARD])
+        nearest = difflib.get_close_matches(name, words, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(words)}"
         sys.stderr.write(f"error: {name!r} is no recipe; {hint}\n")
         sys.exit(2)
     sys.argv[1:] = flags

@@ -1,0 +1,431 @@
+"""What many sets reached, read for one board: folders here and repositories on the Hub, by their small files. No torch.
+
+Accuracies of different datasets, regimes of labels, protocols or students are not comparable, so each row carries all
+of these, and a board ranks inside of a group that shares them (`BoardRow.group`).
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from .checks import NAMES, OBJECT_OR_NULL, TEXT_OR_NULL, Rules, are_names, check_values, is_number, is_whole
+from .files import load_json
+from .markdown import plain, url
+from .repository import Repository
+from .results import EvalReport, EvalRow, LabelRow
+
+__all__ = ["REGIMES", "BoardRow", "BoardSet", "LabelPoint", "read_sets", "regime_of"]
+
+logger = logging.getLogger(__name__)
+
+RESULTS, CONFIG, CARD, PICTURE = "results.json", "distill_config.json", "README.md", "assets/grid.png"
+NEWEST = 2  # version of results.json that is read here
+MOST = 1e300  # of anything that a row costs
+LONGEST_CARD = 100_000  # characters of a card that a board shows
+HARD, STORED, ONLINE, UNKNOWN = "hard labels", "stored labels", "labels asked online", "labels of unknown origin"
+REGIMES = (HARD, STORED, ONLINE, UNKNOWN)
+SAID = {"hard": HARD, "stored": STORED, "online": ONLINE}  # as the cost of a row says it
+# What an evaluation with labels beside the set's own writes behind the name of the protocol.
+GIVEN = re.compile(r", (stored labels|label projector [0-9a-f]+) \(.*\)$")
+FOLLOWS = re.compile(r", batches of \d+|, \d+x\d+ tiles")  # and of one that follows the set
+
+TEXT = ("a text", lambda value: isinstance(value, str))
+ROW: Rules = {
+    **dict.fromkeys(("student", "protocol", "device"), TEXT),
+    "images": ("a whole number", lambda images: is_whole(images, least=0)),
+    "split": TEXT_OR_NULL,
+    "cost": OBJECT_OR_NULL,
+}
+ABOUT: Rules = {
+    **dict.fromkeys(("source", "source.arguments", "preprocessing", "label_source", "release"), OBJECT_OR_NULL),
+    **dict.fromkeys(("label_source.teacher", "hyperparameters", "making"), OBJECT_OR_NULL),
+    **dict.fromkeys(("method", "source.name", "source.revision", "label_source.kind"), TEXT_OR_NULL),
+    **dict.fromkeys(("release.repo_id", "release.tag"), TEXT_OR_NULL),
+    **dict.fromkeys(("images", "ipc"), ("a whole number from 1, or null", lambda n: n is None or is_whole(n))),
+    "class_names": (f"{NAMES}, or null", lambda names: names is None or are_names(names)),
+    "preprocessing.image_size": (
+        "two whole numbers, or null",
+        lambda size: size is None or (isinstance(size, list) and len(size) == 2 and all(map(is_whole, size))),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """A measurement as the table of a board holds it.
+
+    Attributes:
+        name: Of the set, one on this board.
+        set: What students were trained on: "distilled", or what it is compared with.
+        method: That made the set.
+        dataset: That it was made from.
+        dataset_revision: Of it.
+        classes: How many it has.
+        resolution: Of the images, such as "32x32".
+        test_images: How many it was tested on, where these are not all.
+        ipc: Images per class.
+        images: That students were trained on.
+        labels: "soft" or "hard".
+        regime: One of `REGIMES`.
+        label_bytes: That labels cost beside the images and their classes.
+        student: Name of the network.
+        protocol: Name of the training schedule.
+        split: That the accuracies are measured on.
+        n: Number of seeds.
+        mean: In [0, 1].
+        std: Of the sample (n - 1); None for a single seed.
+        accuracies: One in [0, 1] for each seed.
+        device: That the students were trained on.
+        link: To the repository of the set.
+        revision: Commit or tag of that.
+        cost: What the row says of its cost, by name.
+    """
+
+    name: str
+    set: str
+    method: str | None
+    dataset: str
+    dataset_revision: str | None
+    classes: int | None
+    resolution: str | None
+    test_images: int | None
+    ipc: int | None
+    images: int
+    labels: str
+    regime: str
+    label_bytes: int | None
+    student: str
+    protocol: str
+    split: str
+    n: int
+    mean: float
+    std: float | None
+    accuracies: list[float]
+    device: str
+    link: str | None
+    revision: str | None
+    cost: dict[str, float | str] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """What students learn, in words: all that decides it but the split."""
+        parts = [f"{self.classes:,} classes"] if self.classes else []
+        parts += [self.resolution.replace("x", "×")] if self.resolution else []
+        parts += [f"{self.test_images:,} test images"] if self.test_images else []
+        return f"{self.dataset} ({', '.join(parts)})" if parts else self.dataset
+
+    @property
+    def schedule(self) -> str:
+        """The protocol without what follows the set in it, and what `label_name` says."""
+        return _schedule(self.protocol)
+
+    @property
+    def label_name(self) -> str:
+        """The labels in words."""
+        given = GIVEN.search(self.protocol)
+        if given is not None:
+            return given[0].removeprefix(", ")
+        return {HARD: "classes", STORED: "one per image", ONLINE: "of every view"}.get(self.regime, "the method's")
+
+    @property
+    def flop(self) -> float | None:
+        """Of a student and of who labels for it, where the row says both."""
+        parts = [self.cost.get(name) for name in ("student_flop", "teacher_flop")]
+        known = [part for part in parts if isinstance(part, int | float)]
+        return sum(known) if len(known) == len(parts) else None
+
+    @property
+    def group(self) -> tuple[str, str, str, str, str]:
+        """What rows have in common that can be ranked: regime, task, schedule, student and split."""
+        return (self.regime, self.task, self.schedule, self.student, self.split)
+
+
+def _schedule(protocol: str) -> str:
+    return FOLLOWS.sub("", GIVEN.sub("", protocol))
+
+
+@dataclass(frozen=True)
+class LabelPoint:
+    """One source of labels among several that were compared at the same images.
+
+    Attributes:
+        row: The measurement.
+        task: As of a `BoardRow`.
+    """
+
+    row: LabelRow
+    task: str
+
+    @property
+    def schedule(self) -> str:
+        """As of a `BoardRow`."""
+        return _schedule(self.row.protocol)
+
+
+@dataclass(frozen=True)
+class BoardSet:
+    """A set on a board.
+
+    Attributes:
+        name: One on this board.
+        rows: What students reached on it, and on what it is compared with.
+        labels: The comparison of labels at its images.
+        scores: Further numbers of its report, each an object of JSON.
+        config: Its `distill_config.json`, empty where there is none.
+        card: Its card, as text; empty where there is none.
+        picture: The file of its picture.
+        link: To its repository.
+        revision: Commit or tag of that.
+    """
+
+    name: str
+    rows: list[BoardRow]
+    labels: list[LabelPoint]
+    scores: list[dict[str, Any]]
+    config: dict[str, Any]
+    card: str
+    picture: Path | None
+    link: str | None
+    revision: str | None
+
+
+def read_sets(places: Sequence[str | Path], *, token: str | bool | None = None) -> list[BoardSet]:
+    """The sets at some places that have results, in that order, each once.
+
+    What has no results, or damaged ones, is said in a line of the log and left out.
+
+    Args:
+        places: Folders of a set, folders that contain such, and repositories as `owner/name` or
+            `owner/name@revision`, of which only the small files are fetched.
+        token: Instead of that of the environment (`HF_TOKEN`) or of `hf auth login`; False for none.
+
+    Raises:
+        ValueError: There is no such folder or repository, or no set with results is left.
+        OSError: The Hub does not answer.
+    """
+    found: dict[Path, str | None] = {}  # the repository, where it is one
+    for place in places:
+        for folder, repo_id in _folders(str(place), token):
+            found.setdefault(folder.resolve(), repo_id)
+    names = _names(list(found.items()))
+    sets = []
+    for (folder, repo_id), name in zip(found.items(), names, strict=True):
+        try:
+            sets.append(_read_set(folder, repo_id, name))
+        except ValueError as error:
+            logger.warning("left out: %s", error)
+    if not sets:
+        raise ValueError(
+            f"no set with results in {', '.join(map(str, places))}; expected folders or repositories of sets that "
+            "were evaluated (hf-distill evaluate --distilled_dataset NAME)"
+        )
+    return sets
+
+
+def _folders(place: str, token: str | bool | None) -> list[tuple[Path, str | None]]:
+    """Each folder of a set at a place, with its repository where it is the cached copy of one."""
+    if os.path.exists(place):
+        found: list[tuple[Path, str | None]] = [(folder, None) for folder in _search(Path(place))]
+        if not found:
+            logger.warning("left out: %s has no %s, nor has a folder in it", place, RESULTS)
+        return found
+    repo_id, _, revision = place.partition("@")
+    repository = Repository(repo_id, "dataset", revision or None, token)
+    folder = repository.snapshot([RESULTS, CONFIG, CARD, PICTURE])
+    if not (folder / RESULTS).is_file():
+        logger.warning("left out: %s has no %s", repository, RESULTS)
+        return []
+    return [(folder, repo_id)]
+
+
+def _search(top: Path) -> Iterator[Path]:
+    """The folders under `top`, itself too, that hold results, but for those inside of a set."""
+    for folder, inner, files in os.walk(top):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        if RESULTS in files:
+            inner.clear()
+            yield Path(folder)
+
+
+def _names(found: Sequence[tuple[Path, str | None]]) -> list[str]:
+    """A name for each of some folders: its repository, or the last parts of its path that no other ends with."""
+    parts = [(repo_id,) if repo_id else folder.parts for folder, repo_id in found]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other is not own]
+        length = next((n for n in range(1, len(own)) if own[-n:] not in [other[-n:] for other in others]), len(own))
+        names.append("/".join(own[-length:]))
+    again = Counter(names)  # of revisions of one repository
+    return [
+        f"{name}@{folder.name[:8]}" if again[name] > 1 else name for name, (folder, _) in zip(names, found, strict=True)
+    ]
+
+
+def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
+    """The set in a folder, which has results.
+
+    Raises:
+        ValueError: A file is damaged, or newer than this version reads; the message names it.
+    """
+    config = load_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    check_values(folder / CONFIG, config, ABOUT)
+    report, costs, scores = _read_results(folder / RESULTS, config.get("data_id"))
+    link, revision = _link(folder, repo_id, config)
+    about = {**_about(config), "name": name, "link": link, "revision": revision}
+    rows = [_row(row, cost, report, config, about) for row, cost in zip(report.rows, costs, strict=True)]
+    if not rows:
+        raise ValueError(f"{folder / RESULTS} has no rows; evaluate the set")
+    return BoardSet(
+        name=name,
+        rows=rows,
+        labels=[LabelPoint(row, rows[0].task) for row in report.labels],
+        scores=scores,
+        config=config,
+        card=_card(folder / CARD),
+        picture=folder / PICTURE if (folder / PICTURE).is_file() else None,
+        link=link,
+        revision=revision,
+    )
+
+
+def _read_results(path: Path, data_id: Any) -> tuple[EvalReport, list[dict[str, Any]], list[dict[str, Any]]]:
+    """The report in a file, the cost of each of its rows, and the scores beside them; of any version up to `NEWEST`."""
+    value = load_json(path)
+    version = value.get("version", 1)
+    if not is_whole(version):
+        raise ValueError(f"{path} has version {version!r}; expected a number from 1 to {NEWEST}")
+    if version > NEWEST:
+        raise ValueError(f"{path} has version {version}, and up to {NEWEST} are read here; upgrade hf_distill")
+    if data_id is not None and value.get("data_id", data_id) != data_id:
+        raise ValueError(f"{path} is of other images than {CONFIG} beside it; evaluate the set again")
+    rows, labels, scores = (value.get(key, []) for key in ("rows", "labels", "scores"))
+    if not all(isinstance(part, list) and all(isinstance(row, dict) for row in part) for part in (rows, labels)):
+        raise ValueError(f"{path} has rows that are no objects; expected what an evaluation wrote")
+    for row in (*rows, *labels):
+        check_values(f"a row of {path}", row, ROW)
+    try:
+        report = EvalReport.from_json({**value, "rows": _known(rows, EvalRow), "labels": _known(labels, LabelRow)})
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(report.meta, dict):
+        raise ValueError(f"{path} is damaged: its meta is no object")
+    costs = [row.get("cost") or {} for row in rows]
+    return report, costs, [score for score in scores if isinstance(score, dict)] if isinstance(scores, list) else []
+
+
+def _known(rows: list[dict[str, Any]], kind: type[EvalRow] | type[LabelRow]) -> list[dict[str, Any]]:
+    """Rows without what later versions say beside."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return [{name: value for name, value in row.items() if name in names} for row in rows]
+
+
+def _about(config: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of a set share, from its configuration."""
+    source, names = config.get("source") or {}, config.get("class_names")
+    dataset = plain(source.get("name") or "unknown dataset").strip()
+    if os.path.isabs(dataset) or dataset.startswith((".", "~")):
+        dataset = Path(dataset).resolve().name  # where it lies on somebody's machine is nobody's business
+    size = (config.get("preprocessing") or {}).get("image_size")
+    tested = (source.get("arguments") or {}).get("max_test_samples")
+    return {
+        "method": config.get("method"),
+        "dataset": dataset,
+        "dataset_revision": source.get("revision"),
+        "classes": None if names is None else len(names),
+        "resolution": None if size is None else "x".join(map(str, size)),
+        "test_images": tested if is_whole(tested) else None,
+    }
+
+
+def _row(
+    row: EvalRow, cost: dict[str, Any], report: EvalReport, config: dict[str, Any], about: dict[str, Any]
+) -> BoardRow:
+    kind = (config.get("label_source") or {}).get("kind")
+    regime = SAID.get(str(cost.get("regime")), regime_of(row, kind, report.meta))
+    as_made = row.set != "full data" and row.images == config.get("images")
+    return BoardRow(
+        **about,
+        set=row.set,
+        ipc=config.get("ipc") if as_made else None,
+        images=row.images,
+        labels=row.labels,
+        regime=regime,
+        label_bytes=_label_bytes(row, regime, cost, config),
+        student=row.student,
+        protocol=row.protocol,
+        split=row.split,
+        n=row.n,
+        mean=row.mean,
+        std=None if math.isnan(row.std) else row.std,
+        accuracies=[float(accuracy) for accuracy in row.accuracies],
+        device=row.device,
+        cost={
+            plain(key): value if isinstance(value, str) else float(value)
+            for key, value in cost.items()
+            if isinstance(value, str) or (is_number(value) and abs(value) < MOST)
+        },
+    )
+
+
+def regime_of(row: EvalRow, kind: str | None, meta: dict[str, Any]) -> str:
+    """The one of `REGIMES` that a row is of which does not say it: numbers of different ones are no contest.
+
+    Args:
+        row: Of a report.
+        kind: Of the labels that the set comes with: "hard", "soft", "teacher" or "projector"; None if nothing says.
+        meta: Of the report. A protocol of views has `views` there, and asks a network about each; another asks it once
+            about each image, which is a label that can be stored.
+    """
+    given = GIVEN.search(row.protocol)
+    if row.labels == "hard":
+        return HARD
+    if given is not None:
+        return STORED if given[1] == "stored labels" else ONLINE
+    if kind in ("teacher", "projector"):
+        about = meta.get(f"{row.protocol}, {row.student}")
+        return ONLINE if not isinstance(about, dict) or "views" in about else STORED
+    return STORED if kind == "soft" else UNKNOWN
+
+
+def _label_bytes(row: EvalRow, regime: str, cost: dict[str, Any], config: dict[str, Any]) -> int | None:
+    """What the labels of a row cost: as it says, else by what its set is known to need."""
+    said = cost.get("label_bytes")
+    if is_whole(said, least=0):
+        return said
+    if regime == HARD:
+        return 0
+    if GIVEN.search(row.protocol):
+        return None
+    if regime == STORED:
+        names = config.get("class_names")
+        return None if names is None else 2 * row.images * len(names)  # float16 logits, one per image
+    asked = ((config.get("label_source") or {}).get("teacher") or {}).get("num_bytes")
+    return asked if regime == ONLINE and is_whole(asked) else None
+
+
+def _link(folder: Path, repo_id: str | None, config: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The page of a set on the Hub, and its revision there; where it was published from here, that of its release."""
+    revision: str | None = folder.name
+    if repo_id is None:
+        release = config.get("release") or {}
+        repo_id, revision = release.get("repo_id"), release.get("tag")
+    if repo_id is None or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        return None, None
+    page = f"{constants.ENDPOINT}/datasets/{url(repo_id)}"
+    return (f"{page}/tree/{url(revision, safe='')}" if revision else page), revision
+
+
+def _card(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(LONGEST_CARD)

@@ -1,0 +1,223 @@
+"""A board as a folder: one page without a server, a table as parquet, and a README.md that makes it a static Space.
+
+The page is one file. Its policy lets nothing in from elsewhere, and lets nothing run but the script and the style whose
+digests it names; what sets say of themselves is text on it.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.parquet as pq
+from markupsafe import Markup, escape
+from PIL import Image
+
+from .. import _version
+from ..shipped import shipped
+from .board import REGIMES, BoardRow, BoardSet
+from .cards import human_bytes, render_card
+from .checks import is_number
+from .edits import with_edits
+from .files import atomic_write, naming, someone_elses, whole_file
+from .markdown import HALF, UNSEEN, plain
+from .repository import CARD
+
+__all__ = ["INDEX", "PAGE", "TABLE", "board_table", "check_board", "save_board"]
+
+PAGE, TABLE = "index.html", "board.parquet"
+INDEX = TABLE  # by which a folder is known to hold a board
+THUMBNAIL = 640  # pixels of the longer side of a picture on the page
+MOST_PIXELS = 100_000_000  # of a picture that is opened
+COLUMNS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("name", "set", "method", "dataset", "dataset_revision")),
+        ("classes", pa.int64()),
+        ("resolution", pa.string()),
+        *((name, pa.int64()) for name in ("test_images", "ipc", "images")),
+        *((name, pa.string()) for name in ("labels", "regime")),
+        ("label_bytes", pa.int64()),
+        *((name, pa.string()) for name in ("student", "protocol", "split")),
+        ("n", pa.int64()),
+        *((name, pa.float64()) for name in ("mean", "std")),
+        ("accuracies", pa.list_(pa.float64())),
+        *((name, pa.string()) for name in ("device", "link", "revision")),
+    ]
+)
+
+
+def check_board(folder: Path) -> None:
+    """Raise a `ValueError` where no board can be saved into a folder: it is a file, or somebody else's."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder, or a path where one can be made")
+    foreign = someone_elses(folder, (PAGE, TABLE, CARD), INDEX)
+    if foreign is not None:
+        raise ValueError(
+            f"{folder} has a {foreign} and no {INDEX}, so it holds something else; "
+            "give another folder, or move that away"
+        )
+
+
+def save_board(folder: str | Path, sets: Sequence[BoardSet], *, title: str = "Distilled sets") -> Path:
+    """Write a board of some sets into a folder, in place of the one that it may hold, and give its path.
+
+    Each file is whole or not there. What people wrote into the README.md stays in it.
+
+    Raises:
+        ValueError: The folder is a file, or holds something else.
+        OSError: The files cannot be written.
+    """
+    folder = Path(folder)
+    check_board(folder)
+    table, page = board_table([row for each in sets for row in each.rows]), _page(sets, title)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / TABLE) as aside:  # first: from here on the folder is known to be a board's
+            pq.write_table(table, aside)
+        atomic_write(folder / PAGE, page)
+        card = render_card("board.md", title=title, sets=sets, rows=table.num_rows, columns=table.column_names)
+        if (folder / CARD).exists():
+            card = with_edits(card, (folder / CARD).read_text(encoding="utf-8", errors="replace"), ours=True)
+        atomic_write(folder / CARD, card)
+    return folder
+
+
+def board_table(rows: Sequence[BoardRow]) -> pa.Table:
+    """Rows as a table, with the attributes of `BoardRow` for columns, and what rows say of their cost as `cost_...`."""
+    names = [each.name for each in fields(BoardRow) if each.name != "cost"]
+    flat = [{**{name: _text(getattr(row, name)) for name in names}, **_costs(row)} for row in rows]
+    schema = COLUMNS
+    for name in sorted({name for row in rows for name in _costs(row)}):
+        numbers = all(is_number(row[name]) for row in flat if name in row)
+        schema = schema.append(pa.field(name, pa.float64() if numbers else pa.string()))
+    for row in flat:
+        row.update({name: str(row[name]) for name in row if schema.field(name).type == pa.string() and row[name]})
+    return pa.Table.from_pylist(flat, schema)
+
+
+def _text(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) else value
+
+
+def _costs(row: BoardRow) -> dict[str, float | str]:
+    return {f"cost_{name}": value for name, value in row.cost.items() if name != "regime"}
+
+
+# The page
+
+
+def _page(sets: Sequence[BoardSet], title: str) -> str:
+    """The page as one text of HTML."""
+    rows = [row for each in sets for row in each.rows]
+    numbers = {each.name: number for number, each in enumerate(sets)}
+    groups: dict[tuple[str, ...], list[BoardRow]] = {}
+    for row in sorted(rows, key=lambda row: (REGIMES.index(row.regime), row.group[1:], -row.mean)):
+        groups.setdefault(row.group, []).append(row)
+    sources = {name: (shipped("model_cards") / f"board.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, (Markup, int, float)) else plain(value),
+    )
+    environment.filters.update(bytes=human_bytes, count="{:,}".format, short=_short, lines=_lines)
+    template = (shipped("model_cards") / "board.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        title=title,
+        style=Markup(sources["css"]),
+        script=Markup(sources["js"]),
+        style_digest=_digest(sources["css"]),
+        script_digest=_digest(sources["js"]),
+        version=_version.__version__,
+        groups=list(groups.items()),
+        num_rows=len(rows),
+        numbers=numbers,
+        sets=[_set_context(each) for each in sets],
+        choices={
+            name: [choice for choice, _ in Counter(sorted(group[place] for group in groups)).items()]
+            for place, name in ((1, "dataset"), (3, "student"), (2, "protocol"))
+        },
+        regimes=[regime for regime in REGIMES if any(group[0] == regime for group in groups)],
+        costs=[name for name in dict.fromkeys(name for row in rows for name in row.cost) if name != "regime"],
+        has_flop=any(row.flop is not None for row in rows),
+    )
+
+
+def _digest(text: str) -> str:
+    """By which a policy names a script or a style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _lines(text: str) -> Markup:
+    """A text of several lines, escaped; what is not to be seen is left out."""
+    return escape(HALF.sub("\N{REPLACEMENT CHARACTER}", UNSEEN.sub("", text)))
+
+
+def _short(value: Any) -> str:
+    """A value for a narrow cell: numbers in four digits, from a thousand on with a prefix."""
+    if not is_number(value):
+        return "" if value is None else plain(value)
+    if abs(value) < 1000:
+        return f"{value:.4g}"
+    power = min(int(math.log10(abs(value)) // 3), 6)
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}"
+
+
+def _set_context(each: BoardSet) -> dict[str, Any]:
+    """A set for the template."""
+    config, first = each.config, each.rows[0]
+    papers = config.get("paper") or []
+    papers = [paper for paper in (papers if isinstance(papers, list) else [papers]) if isinstance(paper, dict)]
+    about = {
+        "method": first.method,
+        "dataset": first.task,
+        "images": config.get("images"),
+        "images per class": config.get("ipc"),
+        "made for": (config.get("student") or {}).get("name") if isinstance(config.get("student"), dict) else None,
+        "labels": (config.get("label_source") or {}).get("kind"),
+        "seed": config.get("seed"),
+        "revision": each.revision,
+        **{f"making: {name}": value for name, value in (config.get("making") or {}).items()},
+    }
+    settings = config.get("hyperparameters") or {}
+    return {
+        "of": each,
+        "picture": _thumbnail(each.picture),
+        "papers": [paper for paper in papers if isinstance(paper.get("arxiv_id"), str) and paper.get("title")],
+        "about": {name: value for name, value in about.items() if value is not None},
+        "settings": {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()},
+        "score_names": _columns(each.scores),
+    }
+
+
+def _columns(scores: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of what can stand in a cell."""
+    names = dict.fromkeys(name for score in scores for name, value in score.items() if value is not None)
+    return [name for name in names if all(isinstance(score.get(name), str | int | float | None) for score in scores)]
+
+
+def _thumbnail(path: Path | None) -> str | None:
+    """A picture as a URL that holds it, drawn anew; None where there is none that can be read."""
+    if path is None:
+        return None
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                return None
+            picture = opened.convert("RGB")
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            file = io.BytesIO()
+            picture.save(file, "WEBP", quality=85)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
