@@ -145,8 +145,8 @@ class BoardRow:
 
     @property
     def group(self) -> tuple[str, str, str, str, str]:
-        """What rows have in common that can be ranked: regime, task, schedule, student and split."""
-        return (self.regime, self.task, self.schedule, self.student, self.split)
+        """What rows have in common that can be ranked: task, regime, schedule, student and split."""
+        return (self.task, self.regime, self.schedule, self.student, self.split)
 
 
 def _schedule(protocol: str) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -119,7 +118,7 @@ def _page(sets: Sequence[BoardSet], title: str) -> str:
     rows = [row for each in sets for row in each.rows]
     numbers = {each.name: number for number, each in enumerate(sets)}
     groups: dict[tuple[str, ...], list[BoardRow]] = {}
-    for row in sorted(rows, key=lambda row: (REGIMES.index(row.regime), row.group[1:], -row.mean)):
+    for row in sorted(rows, key=lambda row: (row.task, REGIMES.index(row.regime), row.group[2:], -row.mean)):
         groups.setdefault(row.group, []).append(row)
     sources = {name: (shipped("model_cards") / f"board.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     environment = jinja2.Environment(
@@ -144,10 +143,10 @@ def _page(sets: Sequence[BoardSet], title: str) -> str:
         numbers=numbers,
         sets=[_set_context(each) for each in sets],
         choices={
-            name: [choice for choice, _ in Counter(sorted(group[place] for group in groups)).items()]
-            for place, name in ((1, "dataset"), (3, "student"), (2, "protocol"))
+            name: sorted({group[place] for group in groups})
+            for place, name in ((0, "dataset"), (3, "student"), (2, "protocol"))
         },
-        regimes=[regime for regime in REGIMES if any(group[0] == regime for group in groups)],
+        regimes=[regime for regime in REGIMES if any(group[1] == regime for group in groups)],
         costs=[name for name in dict.fromkeys(name for row in rows for name in row.cost) if name != "regime"],
         has_flop=any(row.flop is not None for row in rows),
     )

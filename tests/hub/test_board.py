@@ -17,8 +17,8 @@ from datasets import load_dataset
 from PIL import Image
 
 import hf_distill.__main__ as console
-from hf_distill.hub.board import read_sets, regime_of
-from hf_distill.hub.board_page import board_table, save_board
+from hf_distill.hub.board import REGIMES, read_sets, regime_of
+from hf_distill.hub.board_page import COLUMNS, board_table, save_board
 from hf_distill.hub.results import EvalRow
 from tests.helpers import ROOT
 from tests.helpers.boards import HOSTILE, a_row, a_set
@@ -217,6 +217,14 @@ def test_the_folder_is_a_static_space_and_a_dataset(tmp_path):
     assert rows["name"] == ["set"]
     assert rows["accuracies"] == [[0.5, 0.6]]
     assert rows.column_names == pq.read_schema(board / "board.parquet").names
+
+
+def test_the_page_about_boards_names_every_column_and_regime():
+    text = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
+    table = text.partition("| column | what |")[2].partition("\n\n")[0]
+    named = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert sorted(named) == sorted(COLUMNS.names)
+    assert re.findall(r"^\| ([^|]*labels[^|]*?) \|", text, re.MULTILINE)[: len(REGIMES)] == [*REGIMES]
 
 
 def test_a_board_replaces_a_board_keeps_what_people_wrote_and_never_takes_the_place_of_something_else(tmp_path):

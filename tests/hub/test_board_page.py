@@ -1,6 +1,6 @@
 """The page of a board in a real browser, from a file and without a network: what a reader sees, and can do.
 
-Where no browser is installed the tests are skipped, with BROWSER=required in the environment they fail.
+Where no browser is installed the tests are skipped, with TEST_BROWSER=required in the environment they fail.
 """
 
 import os
@@ -31,7 +31,7 @@ def browsers() -> Any:
             return browser
     except ModuleNotFoundError as error:
         lacking = f"{error.name} is not installed"
-    if os.environ.get("BROWSER") == "required":
+    if os.environ.get("TEST_BROWSER") == "required":
         pytest.fail(lacking)
     pytest.skip(lacking)
 
