@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS, CONFIG, CARD, PICTURE = "results.json", "distill_config.json", "README.md", "assets/grid.png"
 NEWEST = 2  # version of results.json that is read here
-MOST = 1e300  # of anything that a row costs
+MOST = 1e300  # of anything that is shown as a number
 LONGEST_CARD = 100_000  # characters of a card that a board shows
 HARD, STORED, ONLINE, UNKNOWN = "hard labels", "stored labels", "labels asked online", "labels of unknown origin"
 REGIMES = (HARD, STORED, ONLINE, UNKNOWN)
@@ -45,6 +45,7 @@ ROW: Rules = {
     "split": TEXT_OR_NULL,
     "cost": OBJECT_OR_NULL,
 }
+LABEL_ROW: Rules = {**ROW, "num_bytes": ROW["images"]}
 ABOUT: Rules = {
     **dict.fromkeys(("source", "source.arguments", "preprocessing", "label_source", "release"), OBJECT_OR_NULL),
     **dict.fromkeys(("label_source.teacher", "hyperparameters", "making"), OBJECT_OR_NULL),
@@ -179,7 +180,8 @@ class BoardSet:
         name: One on this board.
         rows: What students reached on it, and on what it is compared with.
         labels: The comparison of labels at its images.
-        scores: Further numbers of its report, each an object of JSON.
+        differences: Between it and what it is compared with, as its report has them: each an object of JSON.
+        scores: Of its report, likewise.
         config: Its `distill_config.json`, empty where there is none.
         card: Its card, as text; empty where there is none.
         picture: The file of its picture.
@@ -190,6 +192,7 @@ class BoardSet:
     name: str
     rows: list[BoardRow]
     labels: list[LabelPoint]
+    differences: list[dict[str, Any]]
     scores: list[dict[str, Any]]
     config: dict[str, Any]
     card: str
@@ -278,9 +281,10 @@ def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
     """
     config = load_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     check_values(folder / CONFIG, config, ABOUT)
-    report, costs, scores = _read_results(folder / RESULTS, config.get("data_id"))
+    report, value = _read_results(folder / RESULTS, config.get("data_id"))
     link, revision = _link(folder, repo_id, config)
     about = {**_about(config), "name": name, "link": link, "revision": revision}
+    costs = [row.get("cost") or {} for row in value.get("rows", [])]
     rows = [_row(row, cost, report, config, about) for row, cost in zip(report.rows, costs, strict=True)]
     if not rows:
         raise ValueError(f"{folder / RESULTS} has no rows; evaluate the set")
@@ -288,7 +292,8 @@ def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
         name=name,
         rows=rows,
         labels=[LabelPoint(row, rows[0].task) for row in report.labels],
-        scores=scores,
+        differences=_objects(value.get("differences")),
+        scores=_objects(value.get("scores")),
         config=config,
         card=_card(folder / CARD),
         picture=folder / PICTURE if (folder / PICTURE).is_file() else None,
@@ -297,8 +302,8 @@ def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
     )
 
 
-def _read_results(path: Path, data_id: Any) -> tuple[EvalReport, list[dict[str, Any]], list[dict[str, Any]]]:
-    """The report in a file, the cost of each of its rows, and the scores beside them; of any version up to `NEWEST`."""
+def _read_results(path: Path, data_id: Any) -> tuple[EvalReport, dict[str, Any]]:
+    """The report in a file of any version up to `NEWEST`, and all that the file says."""
     value = load_json(path)
     version = value.get("version", 1)
     if not is_whole(version):
@@ -307,19 +312,24 @@ def _read_results(path: Path, data_id: Any) -> tuple[EvalReport, list[dict[str, 
         raise ValueError(f"{path} has version {version}, and up to {NEWEST} are read here; upgrade hf_distill")
     if data_id is not None and value.get("data_id", data_id) != data_id:
         raise ValueError(f"{path} is of other images than {CONFIG} beside it; evaluate the set again")
-    rows, labels, scores = (value.get(key, []) for key in ("rows", "labels", "scores"))
+    rows, labels = (value.get(key, []) for key in ("rows", "labels"))
     if not all(isinstance(part, list) and all(isinstance(row, dict) for row in part) for part in (rows, labels)):
         raise ValueError(f"{path} has rows that are no objects; expected what an evaluation wrote")
-    for row in (*rows, *labels):
+    for row in rows:
         check_values(f"a row of {path}", row, ROW)
+    for row in labels:
+        check_values(f"a row of {path}", row, LABEL_ROW)
     try:
         report = EvalReport.from_json({**value, "rows": _known(rows, EvalRow), "labels": _known(labels, LabelRow)})
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(report.meta, dict):
         raise ValueError(f"{path} is damaged: its meta is no object")
-    costs = [row.get("cost") or {} for row in rows]
-    return report, costs, [score for score in scores if isinstance(score, dict)] if isinstance(scores, list) else []
+    return report, value
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _known(rows: list[dict[str, Any]], kind: type[EvalRow] | type[LabelRow]) -> list[dict[str, Any]]:
@@ -371,7 +381,7 @@ def _row(
         cost={
             plain(key): value if isinstance(value, str) else float(value)
             for key, value in cost.items()
-            if isinstance(value, str) or (is_number(value) and abs(value) < MOST)
+            if isinstance(value, str) or is_shown(value)
         },
     )
 
@@ -410,6 +420,11 @@ def _label_bytes(row: EvalRow, regime: str, cost: dict[str, Any], config: dict[s
         return None if names is None else 2 * row.images * len(names)  # float16 logits, one per image
     asked = ((config.get("label_source") or {}).get("teacher") or {}).get("num_bytes")
     return asked if regime == ONLINE and is_whole(asked) else None
+
+
+def is_shown(value: Any) -> bool:
+    """True where a value of a JSON file is a number that a board can compute with."""
+    return is_number(value) and abs(value) < MOST
 
 
 def _link(folder: Path, repo_id: str | None, config: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -22,20 +22,20 @@ from PIL import Image
 
 from .. import _version
 from ..shipped import shipped
-from .board import REGIMES, BoardRow, BoardSet
+from .board import REGIMES, BoardRow, BoardSet, is_shown
 from .cards import human_bytes, render_card
-from .checks import is_number
 from .edits import with_edits
 from .files import atomic_write, naming, someone_elses, whole_file
 from .markdown import HALF, UNSEEN, plain
 from .repository import CARD
 
-__all__ = ["INDEX", "PAGE", "TABLE", "board_table", "check_board", "save_board"]
+__all__ = ["INDEX", "PAGE", "TABLE", "board_table", "check_board", "page_of", "save_board"]
 
 PAGE, TABLE = "index.html", "board.parquet"
 INDEX = TABLE  # by which a folder is known to hold a board
 THUMBNAIL = 640  # pixels of the longer side of a picture on the page
 MOST_PIXELS = 100_000_000  # of a picture that is opened
+SHARES = ("mean", "std", "interval", "components")  # of what a report found
 COLUMNS = pa.schema(
     [
         *((name, pa.string()) for name in ("name", "set", "method", "dataset", "dataset_revision")),
@@ -76,7 +76,7 @@ def save_board(folder: str | Path, sets: Sequence[BoardSet], *, title: str = "Di
     """
     folder = Path(folder)
     check_board(folder)
-    table, page = board_table([row for each in sets for row in each.rows]), _page(sets, title)
+    table, page = board_table([row for each in sets for row in each.rows]), page_of(sets, title)
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / TABLE) as aside:  # first: from here on the folder is known to be a board's
@@ -95,7 +95,7 @@ def board_table(rows: Sequence[BoardRow]) -> pa.Table:
     flat = [{**{name: _text(getattr(row, name)) for name in names}, **_costs(row)} for row in rows]
     schema = COLUMNS
     for name in sorted({name for row in rows for name in _costs(row)}):
-        numbers = all(is_number(row[name]) for row in flat if name in row)
+        numbers = all(is_shown(row[name]) for row in flat if name in row)
         schema = schema.append(pa.field(name, pa.float64() if numbers else pa.string()))
     for row in flat:
         row.update({name: str(row[name]) for name in row if schema.field(name).type == pa.string() and row[name]})
@@ -113,7 +113,7 @@ def _costs(row: BoardRow) -> dict[str, float | str]:
 # The page
 
 
-def _page(sets: Sequence[BoardSet], title: str) -> str:
+def page_of(sets: Sequence[BoardSet], title: str) -> str:
     """The page as one text of HTML."""
     rows = [row for each in sets for row in each.rows]
     numbers = {each.name: number for number, each in enumerate(sets)}
@@ -164,7 +164,7 @@ def _lines(text: str) -> Markup:
 
 def _short(value: Any) -> str:
     """A value for a narrow cell: numbers in four digits, from a thousand on with a prefix."""
-    if not is_number(value):
+    if not is_shown(value):
         return "" if value is None else plain(value)
     if abs(value) < 1000:
         return f"{value:.4g}"
@@ -195,14 +195,34 @@ def _set_context(each: BoardSet) -> dict[str, Any]:
         "papers": [paper for paper in papers if isinstance(paper.get("arxiv_id"), str) and paper.get("title")],
         "about": {name: value for name, value in about.items() if value is not None},
         "settings": {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()},
-        "score_names": _columns(each.scores),
+        "further": [
+            (title, *_lines_of(found))
+            for title, found in (("Differences", each.differences), ("Scores", each.scores))
+            if found
+        ],
     }
 
 
-def _columns(scores: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of what can stand in a cell."""
-    names = dict.fromkeys(name for score in scores for name, value in score.items() if value is not None)
-    return [name for name in names if all(isinstance(score.get(name), str | int | float | None) for score in scores)]
+def _lines_of(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """A header and cells of what a report found, each with whether it is a number; values of single seeds stay out."""
+    names = dict.fromkeys(name for each in found for name, value in each.items() if value is not None)
+    names.pop("values", None)
+    lines = [[(_cell(name, each.get(name)), is_shown(each.get(name))) for name in names] for each in found]
+    return [f"{name} × 100" if name in SHARES else name.replace("_", " ") for name in names], lines
+
+
+def _cell(name: str, value: Any) -> str:
+    """A value in text: what is a share in hundredths, of what consists of several numbers their means."""
+    if isinstance(value, dict):
+        means = {key: inner.get("mean") if isinstance(inner, dict) else inner for key, inner in value.items()}
+        return ", ".join(f"{key} {_number(mean, 'mean')}" for key, mean in means.items())
+    if isinstance(value, list):
+        return " to ".join(_number(inner, name) for inner in value)
+    return _number(value, name)
+
+
+def _number(value: Any, name: str) -> str:
+    return f"{100 * value:.1f}" if name in SHARES and is_shown(value) else _short(value)
 
 
 def _thumbnail(path: Path | None) -> str | None:

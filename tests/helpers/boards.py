@@ -26,6 +26,7 @@ def a_set(
     *,
     version: int | None = None,
     scores: list[dict[str, Any]] | None = None,
+    differences: list[dict[str, Any]] | None = None,
     labels: list[dict[str, Any]] | None = None,
     later: Any = None,
     card: str = "# A card\n",
@@ -36,7 +37,7 @@ def a_set(
     (folder / "assets").mkdir(parents=True)
     results = {"data_id": "0a1b2c3d", "rows": rows or [a_row()], "meta": {}, "labels": labels or []}
     results |= {} if version is None else {"version": version}
-    results |= {} if scores is None else {"scores": scores}
+    results |= {} if scores is None else {"scores": scores, "differences": differences or []}
     config = {"data_id": "0a1b2c3d", "method": "some-method", "images": 20, "ipc": 2, "seed": 7}
     config |= {"class_names": [*"0123456789"], "preprocessing": {"image_size": [8, 8]}}
     config |= {"source": {"name": "digits"}, "label_source": {"kind": "soft"}, "hyperparameters": {"lr_img": 0.1}}

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import random
 import re
 import statistics
 import sys
@@ -18,12 +19,14 @@ from PIL import Image
 
 import hf_distill.__main__ as console
 from hf_distill.hub.board import REGIMES, read_sets, regime_of
-from hf_distill.hub.board_page import COLUMNS, board_table, save_board
+from hf_distill.hub.board_page import COLUMNS, board_table, page_of, save_board
 from hf_distill.hub.results import EvalRow
 from tests.helpers import ROOT
 from tests.helpers.boards import HOSTILE, a_row, a_set
 
 WRITTEN = ROOT / "tests" / "artifacts-0.1"
+COST = {"regime": "online", "steps": 7, "images_seen": 70, "teacher_images": 70}
+COST |= {"student_flop": 2_000, "teacher_flop": 3_000, "image_bytes": 640, "label_bytes": 99}
 
 
 def rows_of(*places: Path | str) -> list[dict[str, Any]]:
@@ -59,13 +62,11 @@ def test_the_table_has_every_measurement_of_sets_of_0_1_with_what_it_needs_to_be
 
 
 def test_a_set_of_version_2_brings_its_costs_and_scores_and_what_is_said_beside_them_is_passed_over(tmp_path):
-    cost = {"regime": "online", "steps": 7, "images_seen": 70, "teacher_images": 70}
-    cost |= {"student_flop": 2_000, "teacher_flop": 3_000, "image_bytes": 640, "label_bytes": 99}
-    rows = [a_row(labels="soft", cost=cost), a_row("random", later="?")]
-    a_set(tmp_path / "new", rows, version=2, scores=[{"score": "label robust", "mean": 0.4}], later={"a": 1})
+    rows = [a_row(labels="soft", cost=COST), a_row("random", later="?")]
+    a_set(tmp_path / "new", rows, version=2, scores=[{"name": "label robust", "mean": 0.4}], later={"a": 1})
     a_set(tmp_path / "old", [a_row()])
     (new, old), table = read_sets([tmp_path]), rows_of(tmp_path)
-    assert new.scores == [{"score": "label robust", "mean": 0.4}]
+    assert (new.scores, new.differences) == ([{"name": "label robust", "mean": 0.4}], [])
     assert [row.flop for row in (*new.rows, *old.rows)] == [5_000, None, None]
     assert (new.rows[0].regime, new.rows[0].label_bytes) == ("labels asked online", 99)
     assert [row["cost_student_flop"] for row in table] == [2_000, None, None]
@@ -165,6 +166,45 @@ def test_a_config_that_says_nonsense_is_named_too(tmp_path, caplog, about):
     with pytest.raises(ValueError, match="no set with results"):
         read_sets([tmp_path])
     assert "distill_config.json" in caplog.text
+
+
+ODD = [None, 7, -1, 10**400, 1e308, float("nan"), True, "x", "\ud800", [], {}, [1], [None], {"a": 1}, [{"a": [1]}]]
+
+
+def places_in(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of all values inside of one."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, each in inner for place in places_in(each, (*at, key)))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["results.json", "distill_config.json"])
+def test_any_value_in_any_place_is_shown_or_the_set_is_named(tmp_path, name):
+    draw, label = random.Random(7), {**a_row(), "labels": "x", "num_bytes": 7}
+    del label["set"]
+    found = {"mean": 0.4, "interval": [0.1, 0.2], "components": {"HLR": {"mean": 0.1}}}
+    about = {"release": {"repo_id": "a/b", "tag": "v1"}, "making": {"seconds": 1.5}, "student": {"name": "n"}}
+    about |= {
+        "paper": {"title": "t", "arxiv_id": "1"},
+        "label_source": {"kind": "teacher", "teacher": {"num_bytes": 5}},
+    }
+    folder = a_set(tmp_path / "set", [a_row(labels="soft", cost=COST)], scores=[found], labels=[label], **about)
+    whole = json.loads((folder / name).read_text())
+    for _ in range(20):
+        place, value = draw.choice(places_in(whole)), draw.choice(ODD)
+        print(place, value)
+        changed = inner = {"all": json.loads(json.dumps(whole))}
+        *way, last = ("all", *place)
+        for key in way:
+            inner = inner[key]
+        inner[last] = value
+        (folder / name).write_text(json.dumps(changed["all"]))
+        try:
+            sets = read_sets([folder])
+        except ValueError:
+            continue
+        board_table(sets[0].rows)
+        page_of(sets, "Sets").encode()
 
 
 def test_a_set_without_config_picture_or_card_is_shown_with_what_is_known(tmp_path):
@@ -276,7 +316,7 @@ def test_no_text_of_a_set_becomes_an_element_an_attribute_or_a_place_to_go(tmp_p
         paper = {"title": text, "arxiv_id": text, "bibtex": text}
         about = {"method": text, "source": {"name": f"x{text}", "revision": text}, "hyperparameters": {text: [text]}}
         row = {"student": text, "protocol": text, "device": text, "split": text}
-        scores = [{text: text, "mean": 0.5}]
+        scores = [{text: text, "mean": 0.5, "interval": [text], "components": {text: {"mean": text}}, "values": text}]
         label = {**a_row(), **row, "labels": text, "num_bytes": 7}
         del label["set"]
         a_set(folder, [a_row(**row)], scores=scores, labels=[label], card=text, paper=paper, **about)

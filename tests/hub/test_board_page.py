@@ -50,7 +50,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
             a_row(labels="soft", accuracies=[0.83, 0.87], cost={**COST, "student_flop": 5e6, "teacher_flop": 0}),
         ],
         version=2,
-        scores=[{"score": "label robust", "mean": 0.4321}],
+        scores=[{"name": "label robust score", "values": [0.4], "mean": 0.4321, "components": {"HLR": {"mean": 0.2}}}],
+        differences=[{"against": "random", "mean": 0.147, "interval": [0.05, 0.244], "verdict": "better"}],
         hyperparameters={"lr_img": 0.125},
         card="# A card\n\nof two lines\n",
     )
@@ -195,8 +196,8 @@ def test_a_set_is_opened_shown_and_closed(page):
         "digits (10 classes, 8×8)",
         "stored labels",
         "85.0 ± 2.8 (2)",
-        "label robust",
-        "0.4321",
+        "label robust score 43.2 HLR 20.0",
+        "random 14.7 5.0 to 24.4 better",
     ):
         assert words in dialog.text
     picture = (
