@@ -3,6 +3,7 @@
 python -m tests.helpers.browser board/index.html docs/images/board.png
 """
 
+import io
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
@@ -64,11 +66,12 @@ def requests(driver: Chrome) -> list[str]:
 
 
 def picture(page: Path, target: Path, **screen: Any) -> None:
-    """Save what a page shows at its top as a PNG."""
+    """Save what a page shows at its top as a PNG of 256 colours."""
     with browser() as driver:
         look(driver, **screen)
         driver.get(page.resolve().as_uri())
-        driver.save_screenshot(str(target))
+        with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as shot:
+            shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":
