@@ -23,7 +23,7 @@ from .markdown import plain, url
 from .repository import Repository
 from .results import EvalReport, EvalRow, LabelRow
 
-__all__ = ["REGIMES", "BoardRow", "BoardSet", "LabelPoint", "read_sets", "regime_of"]
+__all__ = ["REGIMES", "BoardRow", "BoardSet", "LabelPoint", "is_shown", "read_sets", "regime_of"]
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ __all__ = ["INDEX", "PAGE", "TABLE", "board_table", "check_board", "page_of", "s
 PAGE, TABLE = "index.html", "board.parquet"
 INDEX = TABLE  # by which a folder is known to hold a board
 THUMBNAIL = 640  # pixels of the longer side of a picture on the page
-MOST_PIXELS = 100_000_000  # of a picture that is opened
+MOST_PIXELS = 80_000_000  # of a picture that is opened
 SHARES = ("mean", "std", "interval", "components")  # of what a report found
 COLUMNS = pa.schema(
     [
