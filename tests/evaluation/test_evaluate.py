@@ -44,7 +44,7 @@ from hf_distill.evaluation.evaluate import (
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport, EvalRow
-from hf_distill.networks.architectures import FlatModel, StudentSpec, before_logits
+from hf_distill.networks.architectures import FlatModel, StudentSpec, features_and_logits
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
 from tests.helpers import ROOT
@@ -426,7 +426,7 @@ def test_coresets_take_as_many_of_each_class_as_asked_and_compare_features_withi
     counts = [3, 0, 1] + [2] * 7
     pool = Pool(train, train.labels, preprocessing=train.preprocessing)
     student = SPEC.build(0).eval()
-    chosen = coresets(train, pool, counts, ["herding", "k-center"], partial(before_logits, student))
+    chosen = coresets(train, pool, counts, ["herding", "k-center"], partial(features_and_logits, student))
     for rows in chosen.values():
         assert train.labels[rows].bincount(minlength=10).tolist() == counts
     own = train.class_rows(0)
@@ -582,10 +582,12 @@ def test_rows_do_not_depend_on_the_other_rows(data, accelerator):
 def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_tested(data, accelerator, monkeypatch):
     guides = []
 
-    def spy(*args) -> dict[str, torch.Tensor]:
-        guides.append(args[-1])
-        chosen.append(coresets(*args))
-        return chosen[-1]
+    def spy(*args, **kwargs) -> dict[str, torch.Tensor]:
+        made = coresets(*args, **kwargs)
+        if made:
+            guides.append(args[-1])
+            chosen.append(made)
+        return made
 
     monkeypatch.setattr(evaluation_module, "coresets", spy)
     deeper = replace(SPEC, name="convnet_d2", kwargs={"width": 4})
@@ -595,7 +597,8 @@ def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_teste
         assert {row.student.split()[0] for row in report.rows} == {spec.name for spec in students}
         assert len(report.rows) == 5 * len(students)
         for context in report.meta.values():
-            assert context["coresets_compare"] == "features of convnet_d1 width=8, trained on full data"
+            words = "features of convnet_d1 width=8, trained on full data"
+            assert context["coresets"] == {"herding": words, "k-center": words}
     assert len(guides) == 4
     shapes = [p.shape for p in SPEC.build(0).parameters()]
     assert all([p.shape for p in guide.args[0].parameters()] == shapes for guide in guides)
@@ -606,7 +609,7 @@ def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_teste
 def test_without_full_data_or_a_teacher_the_report_says_that_coresets_compare_pixels(data, accelerator, untrained):
     report = evaluated(data, accelerator=accelerator, full_data=False)
     (context,) = report.meta.values()
-    assert context["coresets_compare"] == "pixels"
+    assert context["coresets"] == {"herding": "pixels", "k-center": "pixels"}
     assert " · herding and k-center by pixels" in " ".join(report.table().split())
     check_rows(untrained, data[0], data[0].images(range(len(data[0]))).flatten(1))
 
@@ -671,7 +674,7 @@ def test_without_full_data_the_features_of_a_network_at_hand_choose_the_coresets
     x = x.clamp(min=0).unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
     check_rows(untrained, train, x.flatten(1))
     words = f"features of the teacher convnet_d1 ({guide.digest})"
-    assert {context["coresets_compare"] for context in report.meta.values()} == {words}
+    assert [context["coresets"] for context in report.meta.values()] == [{"herding": words, "k-center": words}]
     assert f" · herding and k-center by {words}" in " ".join(report.table().split())
 
 
@@ -682,12 +685,12 @@ def test_networks_that_do_not_know_an_image_alone_and_those_of_other_classes_cho
     batchwise = replace(SPEC, kwargs={"width": 8, "norm": "batch"})
     labels = TeacherLabels(batchwise, FlatModel.from_spec(batchwise).init(0))
     (context,) = evaluated(data, labels, accelerator=accelerator, full_data=False).meta.values()
-    assert context["coresets_compare"] == "pixels"
+    assert context["coresets"] == {"herding": "pixels", "k-center": "pixels"}
     other = Teacher(SPEC.build(0), SPEC, [f"other {k}" for k in range(10)], train.preprocessing)
     with pytest.raises(ValueError, match="use a teacher of these classes") as refused:
         evaluated(data, accelerator=accelerator, full_data=False, guide=other)
     assert "\n" not in str(refused.value)
-    assert "coresets_compare" not in str(
+    assert "coresets" not in str(
         evaluated(data, accelerator=accelerator, full_data=False, baselines=["random"], guide=other).meta
     )
 

@@ -595,7 +595,7 @@ def test_without_full_data_the_last_state_of_the_first_expert_chooses_the_corese
     method.run()
     report = method.evaluate(train)
     guide, (context,) = method.guide(), report.meta.values()
-    assert context["coresets_compare"] == f"features of the teacher convnet_d1 ({guide.digest})"
+    assert context["coresets"]["herding"] == f"features of the teacher convnet_d1 ({guide.digest})"
     x = train.images(range(5))
     torch.testing.assert_close(guide.logits(x), experts.flat_model()(experts.row(0, experts.num_epochs), x))
 
