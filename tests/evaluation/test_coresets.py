@@ -2,13 +2,15 @@
 
 import errno
 import itertools
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
 from sklearn.cluster import KMeans
 
 from hf_distill.config import DataArguments
@@ -20,6 +22,8 @@ from hf_distill.evaluation import difficulty as difficulty_module
 from hf_distill.evaluation.coresets import bps, ccs, coresets, highest, random_rows
 from hf_distill.evaluation.difficulty import Difficulty, el2n, entropy, forgetting, margin
 from hf_distill.evaluation.evaluate import EvalProtocol, baselines_for, evaluate
+from hf_distill.evaluation.trainer import Result, Trainer
+from hf_distill.methods import MTT, RDED, MTTConfig, RDEDConfig
 from hf_distill.networks.architectures import features_and_logits
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.trajectories import ExpertTrajectories
@@ -406,3 +410,61 @@ def test_experts_with_batch_norm_score_nothing(distilled, data, accelerator, tmp
     ):
         chosen_with(distilled, ["forgetting"], experts=experts)
     assert chosen_with(distilled, ["el2n"], experts=experts, full_data=True) == ["el2n"]
+
+
+def test_a_method_without_experts_refuses_forgetting_before_it_looks_at_an_image(data, accelerator):
+    outline = data[0].outline
+    RDED.check(RDEDConfig(eval_baselines=["el2n", "ccs", "bps"]), outline, accelerator)
+    MTT.check(MTTConfig(eval_baselines=["forgetting"]), outline, accelerator)
+    with pytest.raises(
+        ValueError, match=r"--eval_baselines has forgetting, which needs the epochs of experts, and RDED"
+    ):
+        RDED.check(RDEDConfig(eval_baselines=["forgetting"]), outline, accelerator)
+
+
+def test_experts_of_other_images_are_refused(experts, distilled, data, accelerator):
+    train, test = data
+    options = {"full_data": False, "baselines": ["el2n"], "experts": experts, "accelerator": accelerator}
+    whitened = RealImages.from_arguments(DataArguments(max_train_samples=150, normalization="zca"))
+    rows = random_rows(train, [1] * 10, 0)
+    names, zca = train.class_names, whitened.preprocessing
+    other = DistilledSet(zca(train.uint8(rows)), train.labels[rows], names, zca, config=distilled.config)
+    with pytest.raises(ValueError, match=r"the experts in .* are for preprocessing .*; use other experts") as error:
+        evaluate(other, train, test, held_out=train.subset([]), **options)
+    assert "\n" not in str(error.value)
+
+
+def _choose_on_each(distilled, data, experts: Path, folder: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, which the fork brought along
+    rank, accelerator = Accelerator(cpu=True).process_index, Accelerator(cpu=True)
+    Path(folder, f"{rank}.json").write_text(json.dumps(chosen_rows(distilled, data, experts, accelerator)))
+
+
+def chosen_rows(distilled, data, folder: Path, accelerator: Accelerator) -> dict[str, list[int]]:
+    """What a report trains students on."""
+    rows: dict[str, list[int]] = {"processes": [accelerator.num_processes]}
+
+    def measure(self, cases) -> list[Result]:
+        rows.update({case.set: case.rows[0].tolist() for case in cases})
+        return [Result(case, 0.1, [0.5]) for case in cases]
+
+    train, test = data
+    options = {"held_out": train.subset([]), "protocol": SHORT, "full_data": False, "accelerator": accelerator}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "measure", measure)
+        experts = ExpertTrajectories.from_pretrained(folder)
+        evaluate(distilled, train, test, baselines=["all"], experts=experts, num_seeds=1, disable_tqdm=True, **options)
+    return rows
+
+
+@pytest.mark.slow
+def test_two_processes_choose_what_one_chooses(distilled, data, experts, accelerator, tmp_path):
+    debug_launcher(_choose_on_each, (distilled, data, experts.folder, str(tmp_path)), num_processes=2)
+    (path,) = experts.folder.glob("scores-*.safetensors")
+    whole = path.read_bytes()
+    path.unlink()
+    alone = chosen_rows(distilled, data, experts.folder, accelerator)
+    assert path.read_bytes() == whole
+    assert len(alone) == 2 + len(ALL)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {**alone, "processes": [2]}

@@ -22,7 +22,7 @@ from torch import nn
 
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.augmentation.views import Views
-from hf_distill.config import DataArguments
+from hf_distill.config import BASELINES, DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
@@ -46,7 +46,9 @@ from hf_distill.evaluation.students import train_along, train_student, train_stu
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import FlatModel, StudentSpec, features_and_logits
 from hf_distill.networks.teachers import Teacher
+from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
+from hf_distill.training.experts import ExpertConfig, train_experts
 from tests.helpers import ROOT
 
 RECIPE = ROOT / "recipes" / "evaluate.py"
@@ -925,10 +927,46 @@ def test_the_recipe_adds_its_results_to_the_folder_and_its_card(data, teacher, t
     assert row.percent() in card
 
 
+@pytest.mark.slow
+def test_the_recipe_takes_experts_and_a_teacher_for_all_coresets(data, tmp_path, monkeypatch, capsys):
+    train, _, _ = data
+    config = ExpertConfig(student="convnet_d1", student_width=8, num_experts=1, experts_at_once="1")
+    experts = train_experts(train, config, tmp_path / "experts", epochs=2, disable_tqdm=True)
+    guide = Teacher.from_expert(experts, 0).save_pretrained(tmp_path / "guide")
+    made_with = {"hyperparameters": {"eval_protocol": "tiny", "eval_full_data": False}}
+    folder = distilled_set(train, **made_with).save_pretrained(tmp_path / "set")
+    few = ("--distilled_dataset", str(folder), "--max_train_samples", "200", "--max_test_samples", "50")
+    few = (*few, "--validation_fraction", "0.2", "--num_seeds", "1", "--experts", str(tmp_path / "experts"))
+    run_recipe(monkeypatch, *few, "--teacher", str(guide), "--baselines", "all")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "el2n by errors after epoch 2 of 1 expert of convnet_d1 · forgetting by forgetting in 2 epochs of" in told
+    assert [row.set for row in DistilledSet.from_pretrained(folder).report.rows] == ["distilled", *BASELINES]
+    with pytest.raises(SystemExit, match="--baselines has bps, which needs a network"):
+        run_recipe(monkeypatch, *few[:-2], "--baselines", "bps")
+
+
+def test_experts_are_fetched_from_where_the_set_has_them_if_a_baseline_needs_them(data, monkeypatch):
+    recipe = runpy.run_path(str(RECIPE))
+    asked: list[tuple] = []
+    monkeypatch.setattr(ExpertTrajectories, "from_pretrained", lambda *args, **given: asked.append((args, given)))
+    home = {"source": "org/experts", "revision": "a" * 40}
+    for names, experts, fetched in (
+        (["random", "bps"], home, []),
+        (["all"], {**home, "revision": None}, []),
+        (["all"], None, []),
+        (["ccs"], home, [(("org/experts",), {"revision": "a" * 40, "token": None})]),
+    ):
+        distilled = distilled_set(data[0], **({"experts": experts} if experts else {}))
+        args = recipe["EvaluateArguments"](distilled_dataset="x", baselines=names)
+        recipe["find_experts"](distilled, args, None)
+        assert asked == fetched
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         ((), "--distilled_dataset is missing"),
+        (("--distilled_dataset", "x", "--baselines", "kmeans"), "--baselines is 'kmeans'; expected one of random,"),
         (("--distilled_dataset", "nowhere/at all"), "cannot be a repository id"),
         (("--distilled_dataset", "x", "--protocol", "slow"), "expected one of mtt, quick"),
     ],

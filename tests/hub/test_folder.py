@@ -195,6 +195,11 @@ def test_the_table_says_what_greedy_baselines_compare_and_only_where_they_are():
     both = report.merge(EvalReport([row(set="herding")], other))
     assert " ".join(both.table().split()).endswith("· herding and k-center by pixels or features of it")
     assert both.markdown().endswith("· herding and k-center by pixels or features of it")
+    newer = {"mtt, convnet_d3": {"coresets": {"herding": "features of it", "ccs": "margins", "bps": "features of it"}}}
+    sets = [row(set=name) for name in ("random", "herding", "k-center", "ccs", "bps")]
+    together = EvalReport([row(set="k-center")], meta).merge(EvalReport(sets, newer))
+    words = "· herding by pixels or features of it · k-center by pixels · ccs by margins · bps by features of it"
+    assert " ".join(together.table().split()).endswith(words)
     assert "pixels" not in EvalReport([row(set="random")], meta).table()
 
 
