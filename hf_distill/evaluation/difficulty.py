@@ -126,7 +126,7 @@ class Difficulty:
         found: list[Any] = [None, None]
         if accelerator.is_main_process:
             about = _about(experts, count, pool)
-            found = [about, _read(experts.folder, about)]
+            found = [about, _read(experts.folder, about, len(pool))]
         about, tensors = broadcast_object_list(found)
         if tensors is None:
             tensors = _scores(experts, count, pool, accelerator, disable_tqdm)
@@ -190,7 +190,7 @@ def _path(folder: Path, about: dict[str, Any]) -> Path:
     return folder / FILE.format(hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16])
 
 
-def _read(folder: Path, about: dict[str, Any]) -> dict[str, Tensor] | None:
+def _read(folder: Path, about: dict[str, Any], count: int) -> dict[str, Tensor] | None:
     """The scores that are kept of these images and experts; None where there are none, or they are damaged."""
     path = _path(folder, about)
     if not path.is_file():
@@ -199,7 +199,8 @@ def _read(folder: Path, about: dict[str, Any]) -> dict[str, Tensor] | None:
         with safe_open(path, "pt") as file:
             known = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
             tensors = {name: file.get_tensor(name) for name in ("el2n", "forgetting", "margin")}
-        if known == {**about, "sha256": sha256_of(tensors)}:
+        fit = all(scores.shape == (count,) and scores.dtype == torch.float64 for scores in tensors.values())
+        if fit and known == {**about, "sha256": sha256_of(tensors)}:
             return tensors
     except (OSError, SafetensorError, ValueError):
         pass
