@@ -382,7 +382,7 @@ def _guide(
     experts; None without any.
 
     Raises:
-        ValueError: `guide` is for other classes or another preprocessing than the set.
+        ValueError: It is for other classes or another preprocessing than the set.
     """
     source, labelled = distilled.teacher, _is_labelled(distilled)
     if guide is None and not labelled and experts is not None and _know_images(experts):
@@ -500,7 +500,8 @@ def baselines_for(
     Of "all" of them, and of those of the distillation, those are left out that cannot be made; a warning says which.
 
     Raises:
-        ValueError: There is no such baseline, or one that is named cannot be made.
+        ValueError: There is no such baseline, one that is named cannot be made, or `guide` is for other classes or
+            another preprocessing than the set.
     """
     made_with = distilled.config.get("hyperparameters") or {}
     recorded = made_with.get("eval_baselines")
@@ -520,7 +521,10 @@ def baselines_for(
     if absent:
         reasons = ", ".join(f"{name} (needs {needed})" for name, needed in absent.items())
         logger.warning("baselines that are left out: %s", reasons)
-    return [name for name in chosen if name not in absent]
+    made = [name for name in chosen if name not in absent]
+    if guide is not None and not full_data and set(made) - {"random"}:
+        NetworkLabels(guide).check_fits(distilled.class_names, distilled.preprocessing)
+    return made
 
 
 def _check_list(name: str, several: Sequence[Any] | None) -> None:

@@ -394,6 +394,15 @@ def test_a_baseline_that_is_named_and_lacks_something_is_one_line(name, distille
     assert "\n" not in str(error.value)
 
 
+def test_a_teacher_of_other_classes_is_refused_before_an_image_is_looked_at(distilled, data):
+    spec = CONFIG.student_spec(data[0])
+    other = Teacher(spec.build(0), spec, [f"other {k}" for k in range(10)], data[0].preprocessing)
+    with pytest.raises(ValueError, match="use a teacher of these classes"):
+        chosen_with(distilled, ["bps"], guide=other)
+    assert chosen_with(distilled, ["random"], guide=other) == ["random"]
+    assert chosen_with(distilled, ["bps"], guide=other, full_data=True) == ["bps"]
+
+
 def test_what_the_set_was_compared_with_is_no_demand_later(distilled, caplog):
     distilled.config["hyperparameters"] = {"eval_baselines": ["forgetting", "random"], "eval_full_data": True}
     assert baselines_for(distilled) == ["random"]

@@ -208,9 +208,9 @@ def test_what_differs_between_results_becomes_a_column():
     table = report.table().splitlines()
     assert table[0].split("  ")[0] == "set"
     assert "student" in table[0]
-    assert [("convnet_d3" in line, "resnet18" in line) for line in table[2:12]] == [(True, False)] * 5 + [
-        (False, True)
-    ] * 5
+    assert [("convnet_d3" in line, "resnet18" in line) for line in table[2 : 2 + 2 * len(SETS)]] == [
+        (True, False)
+    ] * len(SETS) + [(False, True)] * len(SETS)
     assert report.markdown().splitlines()[0] == "| set | images | student | hard labels |"
 
 
