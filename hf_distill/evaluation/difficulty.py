@@ -102,7 +102,7 @@ class Difficulty:
         """What a baseline goes by, for people."""
         if name == "el2n":
             return f"errors after epoch {min(EARLY, self.epochs)} of {self.of}"
-        return f"{'forgetting' if name == 'forgetting' else 'margins'} in {self.epochs} epochs of {self.of}"
+        return f"{'counts' if name == 'forgetting' else 'margins'} in {self.epochs} epochs of {self.of}"
 
     @classmethod
     def of_experts(

@@ -204,7 +204,8 @@ class EvalReport:
                 known = [_chosen_by(about, name) for about in self.meta.values() if isinstance(about, dict)]
                 words = " or ".join(dict.fromkeys(word for word in known if isinstance(word, str)))
                 by.setdefault(words, []).append(name)
-        return "".join(f" · {' and '.join(names)} by {words}" for words, names in by.items() if words)
+        told = {words: " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) for words, names in by.items()}
+        return "".join(f" · {names} by {words}" for words, names in told.items() if words)
 
     def table(self) -> str:
         """The results as aligned plain text for a terminal."""

@@ -283,7 +283,7 @@ def test_experts_score_images_as_numpy_scores_them_and_once(experts, data, accel
         np.testing.assert_allclose(getattr(found, name).numpy(), scores, rtol=1e-4, atol=1e-5)
     assert found.forgetting.max() > 0
     assert found.words("el2n") == "errors after epoch 3 of 2 experts of convnet_d1"
-    assert found.words("forgetting") == "forgetting in 3 epochs of 2 experts of convnet_d1"
+    assert found.words("forgetting") == "counts in 3 epochs of 2 experts of convnet_d1"
     assert torch.equal(found.hardness("ccs"), -found.margin)
 
     (path,) = experts.folder.glob("scores-*.safetensors")
@@ -352,11 +352,11 @@ def test_a_report_has_all_baselines_and_says_by_what_each_was_chosen(experts, di
     assert context["coresets"] == {
         **dict.fromkeys(("herding", "k-center", "bps"), features),
         "el2n": "errors after epoch 3 of 2 experts of convnet_d1",
-        "forgetting": "forgetting in 3 epochs of 2 experts of convnet_d1",
+        "forgetting": "counts in 3 epochs of 2 experts of convnet_d1",
         "ccs": "margins in 3 epochs of 2 experts of convnet_d1",
     }
     table = " ".join(report.table().split())
-    assert f" · herding and k-center and bps by {features} · el2n by errors after epoch 3 of 2 experts" in table
+    assert f" · herding, k-center and bps by {features} · el2n by errors after epoch 3 of 2 experts" in table
     again = evaluate(distilled, train, test, full_data=False, output_dir=tmp_path / "run", **options)
     assert again == report
 

@@ -939,7 +939,7 @@ def test_the_recipe_takes_experts_and_a_teacher_for_all_coresets(data, tmp_path,
     few = (*few, "--validation_fraction", "0.2", "--num_seeds", "1", "--experts", str(tmp_path / "experts"))
     run_recipe(monkeypatch, *few, "--teacher", str(guide), "--baselines", "all")
     told = " ".join(capsys.readouterr().out.split())
-    assert "el2n by errors after epoch 2 of 1 expert of convnet_d1 · forgetting by forgetting in 2 epochs of" in told
+    assert "el2n by errors after epoch 2 of 1 expert of convnet_d1 · forgetting by counts in 2 epochs of" in told
     assert [row.set for row in DistilledSet.from_pretrained(folder).report.rows] == ["distilled", *BASELINES]
     with pytest.raises(SystemExit, match="--baselines has bps, which needs a network"):
         run_recipe(monkeypatch, *few[:-2], "--baselines", "bps")
