@@ -41,7 +41,9 @@ __all__ = [
 INTERPOLATIONS = ("bicubic", "bilinear")
 NAMED = 10  # mistakes in one message
 MOST_RESIZED = 10  # times the crop that is cut out of them, images may be resized to
-BASELINES = ("random", "herding", "k-center")  # subsets of the real images that a distilled set is compared with
+# Subsets of the real images that a distilled set is compared with; the first are the usual ones, ALL stands for all.
+BASELINES = ("random", "herding", "k-center", "el2n", "forgetting", "ccs", "bps")
+USUAL, ALL = BASELINES[:3], "all"
 
 
 def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
@@ -243,8 +245,9 @@ class DistillConfig(ProcessArguments):
     eval_seeds: int = HfArg(default=5, help="Students trained for each line of the final table.")
     eval_full_data: bool = HfArg(default=True, help="Train on all real images too, for the last line of that table.")
     eval_baselines: list[str] = HfArg(
-        default_factory=lambda: list(BASELINES),
-        help="What that table compares with, of random, herding and k-center; the latter two look at every real image.",
+        default_factory=lambda: list(USUAL),
+        help="What that table compares with: random, herding, k-center, el2n, forgetting, ccs, bps; or all that can be "
+        "made with what the run has. All but random look at every real image.",
     )
     report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
@@ -252,7 +255,7 @@ class DistillConfig(ProcessArguments):
     def __post_init__(self) -> None:
         check_choice("report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio"))
         for name in self.eval_baselines:
-            check_choice("eval_baselines", name, BASELINES)
+            check_choice("eval_baselines", name, (*BASELINES, ALL))
         check_at_least("ipc", self.ipc, 1)
         check_at_least("eval_seeds", self.eval_seeds, 1)
         check_at_least("seed", self.seed, 0)

@@ -1,7 +1,8 @@
-"""Evaluate a distilled set: students trained on it, beside random, herding, k-center and all images of its source.
+"""Evaluate a distilled set: students trained on it, beside random images, coresets and all images of its source.
 
     python recipes/evaluate.py --distilled_dataset outputs/tesla
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
+    accelerate launch recipes/evaluate.py --distilled_dataset outputs/tesla --baselines all --experts outputs/experts
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --compare_labels hard own org/name-labels
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from hf_distill.config import (
+    ALL,
     BASELINES,
     DataArguments,
     HfArg,
@@ -30,10 +32,13 @@ from hf_distill.config import (
 )
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.evaluation.evaluate import PROTOCOLS, check_evaluation, evaluate, protocol_for
+from hf_distill.evaluation.evaluate import PROTOCOLS, baselines_for, check_evaluation, evaluate, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
+from hf_distill.hub.checks import is_commit_of_repository
 from hf_distill.hub.files import save_json
 from hf_distill.hub.results import EvalReport
+from hf_distill.networks.teachers import Teacher
+from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.claims import claimed, keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.held_out import say_held_out
@@ -66,7 +71,19 @@ class EvaluateArguments(ProcessArguments):
         "Without it: as at the distillation, else true.",
     )
     baselines: list[str] | None = HfArg(
-        default=None, help="Among random, herding and k-center. Without it: as at the distillation, else all."
+        default=None,
+        help="Among random, herding, k-center, el2n, forgetting, ccs and bps; or all that can be made with what is "
+        "there. Without it: as at the distillation, else the first three.",
+    )
+    experts: str | None = PathArg(
+        default=None,
+        help="Folder or repository of experts, whose training el2n, forgetting and ccs go by. Without it: those in a "
+        "repository that the set was made with, where these are asked for.",
+    )
+    teacher: str | None = PathArg(
+        default=None,
+        help="Folder, repository or timm:<name> of a network that coresets compare images by, without full data. "
+        "Without it: what labels the set, else an expert.",
     )
     labels: str | None = PathArg(
         default=None,
@@ -86,7 +103,7 @@ class EvaluateArguments(ProcessArguments):
         if self.protocol is not None:
             check_choice("protocol", self.protocol, tuple(PROTOCOLS))
         for name in self.baselines or []:
-            check_choice("baselines", name, BASELINES)
+            check_choice("baselines", name, (*BASELINES, ALL))
         check_at_least("num_seeds", self.num_seeds, 1)
 
 
@@ -109,9 +126,17 @@ def main() -> None:
     prepare_push(hub, DistilledSet, accelerator)
     labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
+    teacher = None if args.teacher is None else Teacher.start(args.teacher).called(None, args.teacher)
+    known = {
+        "full_data": args.full_data,
+        "guide": None if teacher is None else teacher.narrowed(distilled.class_names),
+        "experts": find_experts(distilled, args, hub.hub_token),
+    }
+    baselines = baselines_for(distilled, args.baselines, **known)
     data_args = replace(source_arguments(distilled, data_args), keep_side=None)  # students see the distilled images
     train, test = RealImages.train_and_test(
-        data_args, check=lambda outline: check_evaluation(distilled, outline, args.student, args.baselines)
+        data_args,
+        check=lambda outline: check_evaluation(distilled, outline, args.student, baselines, known["experts"]),
     )
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     say_held_out(train, held_out, ["choose by, as at the distillation"])
@@ -125,7 +150,7 @@ def main() -> None:
         "output_dir": folder_of(args),
         "disable_tqdm": args.disable_tqdm,
     }
-    chosen = {"students": args.student, "full_data": args.full_data, "baselines": args.baselines, "labels": labels}
+    chosen = {"students": args.student, "baselines": baselines, "labels": labels, **known}
     report = evaluate(distilled, train, test, **chosen, **options)
     shown = [report.table()]
     try:  # results are saved before anything is shown, for which there may be no terminal any more
@@ -150,6 +175,22 @@ def main() -> None:
             shown.append(f"added to the card and results.json of {where}: {commit.commit_url}")
     finally:
         accelerator.print("\n\n".join(shown))
+
+
+def find_experts(
+    distilled: DistilledSet, args: EvaluateArguments, token: str | bool | None
+) -> ExpertTrajectories | None:
+    """The experts that are named, or else those in a repository that the set was made with, where they are needed."""
+    if args.experts is not None:
+        return ExpertTrajectories.from_pretrained(args.experts, token=token)
+    made_with, recorded = distilled.config.get("experts"), distilled.config.get("hyperparameters") or {}
+    names = args.baselines if args.baselines is not None else recorded.get("eval_baselines") or []
+    if not {*names} & {"el2n", "forgetting", "ccs", ALL} or not isinstance(made_with, dict):
+        return None
+    repo_id, revision = made_with.get("source"), made_with.get("revision")
+    if not is_commit_of_repository({"repo_id": repo_id, "revision": revision}):  # a folder, wherever it is now
+        return None
+    return ExpertTrajectories.from_pretrained(repo_id, revision=revision, token=token)
 
 
 def folder_of(args: EvaluateArguments) -> Path | None:

@@ -31,7 +31,7 @@ def main() -> None:
     train, test = RealImages.train_and_test(
         framed,
         check=lambda outline: SRe2L.check(config, outline, accelerator, networks),
-        on_demand=SRe2L.looks_at_few(config),
+        on_demand=SRe2L.looks_once(config),
     )
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     sre2l = SRe2L.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)

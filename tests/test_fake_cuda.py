@@ -17,6 +17,7 @@ from hf_distill.distilled.targets import targets_of
 from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.protocols import PROTOCOLS, EvalProtocol
 from hf_distill.evaluation.students import train_students
+from hf_distill.hub.results import SETS
 from hf_distill.methods import METHODS
 from hf_distill.methods.batchnorm import input_statistics
 from hf_distill.networks.architectures import FlatModel, StudentSpec
@@ -149,9 +150,10 @@ def test_sets_are_evaluated_beside_real_images(data):
     rows = torch.cat([data[0].class_rows(label)[:2] for label in (0, 1)])
     distilled = hd.DistilledSet(data[0].uint8(rows), data[0].labels[rows], data[0].class_names, data[0].preprocessing)
     short = EvalProtocol("short", epochs=1, full_data_epochs=1)
+    options = {"protocol": short, "students": ["convnet_d1"], "num_seeds": 1, "disable_tqdm": True}
     with fake_cuda():
-        report = hd.evaluate(distilled, *data, protocol=short, students=["convnet_d1"], num_seeds=1, disable_tqdm=True)
-    assert {row.set for row in report.rows} == {"distilled", "random", "herding", "k-center", "full data"}
+        report = hd.evaluate(distilled, *data, baselines=["all"], **options)
+    assert {row.set for row in report.rows} == {*SETS} - {"forgetting"}
 
 
 @pytest.mark.parametrize("operation", DEFAULT_STRATEGY.split("_"))

@@ -351,7 +351,8 @@ def test_a_preset_recovers_as_its_source_does(name):
 
     if short in ("imagenet1k", "imagenet21k"):
         assert data.resolution == [224]
-        assert (config.eval_full_data, config.eval_baselines) == (False, ["random"])
+        compared = ["random", "ccs", "bps"] if short == "imagenet1k" else ["random"]
+        assert (config.eval_full_data, config.eval_baselines) == (False, compared)
     else:
         hub, image, label, test, *_ = DATASETS[short]
         assert (data.dataset_name, data.image_column_name, data.label_column_name) == (hub, image, label)

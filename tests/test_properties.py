@@ -77,7 +77,9 @@ def loop_configs(draw) -> LoopConfig:
         ipc=draw(whole),
         seed=draw(st.integers(0, 2**40)),
         overwrite_output_dir=draw(st.booleans()),
-        eval_baselines=draw(st.lists(st.sampled_from(["random", "herding", "k-center"]), min_size=1, max_size=3)),
+        eval_baselines=draw(
+            st.lists(st.sampled_from(["random", "herding", "k-center", "bps"]), min_size=1, max_size=3)
+        ),
         eval_full_data=draw(st.booleans()),
         eval_protocol=draw(st.sampled_from(["mtt", "quick"])),
         init=draw(st.sampled_from(["real", "noise"])),

@@ -174,6 +174,8 @@ class Method(ABC):
         cuts_crops: Random crops are cut out of images of `train`, which may be kept at their own shapes for that.
         takes_images: As many different images of a class are needed as are made; baselines always need them.
         uncompiled: What of making the images the launcher's --dynamo_backend does not reach, in words, if anything.
+        learns_experts: It learns from trajectories, by which images can be scored.
+        experts: These, where it does.
         further_callbacks: Those that were given.
         distilled: The set: from `Distiller.setup` on, or once all blocks are there.
         protocol: How students are trained on the set.
@@ -189,6 +191,8 @@ class Method(ABC):
     labelled_by: ClassVar[int] = 0
     cuts_crops: ClassVar[bool] = False
     uncompiled: ClassVar[str | None] = None
+    learns_experts: ClassVar[bool] = False
+    experts: ExpertTrajectories | None = None
 
     def __init__(
         self,
@@ -246,10 +250,15 @@ class Method(ABC):
             networks: Settings of what the method learns from, where that is still to be found or trained.
 
         Raises:
-            ValueError: A class has fewer images than `ipc`, or the protocol is none.
+            ValueError: A class has fewer images than `ipc`, or the protocol or a baseline is none.
         """
         check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
         cls._check_method(config)
+        if "forgetting" in config.eval_baselines and not cls.learns_experts:
+            raise ValueError(
+                f"--eval_baselines has forgetting, which needs the epochs of experts, and {cls.__name__} learns from "
+                "none; leave it out, or give all"
+            )
         if cls.takes_images or config.eval_baselines:
             needed = [config.ipc] * train.num_classes
             train.require(needed, f"--ipc is {config.ipc}", "lower --ipc, or choose --classes")
@@ -437,7 +446,7 @@ class Method(ABC):
         return {}
 
     def guide(self) -> Teacher | None:
-        """The network whose features herding and k-center compare without full data; None for what labels the set."""
+        """The network that coresets compare images by without full data; None for what labels the set."""
         return None
 
     def evaluate(self, test: RealImages) -> EvalReport:
@@ -455,6 +464,7 @@ class Method(ABC):
             baselines=config.eval_baselines,
             full_data=config.eval_full_data,
             guide=self.guide() if guided else None,
+            experts=self.experts,
             seed=config.seed,
             accelerator=self.accelerator,
             output_dir=self.output_dir,

@@ -1,15 +1,16 @@
-"""`evaluate`: students of a distilled set, beside students of random, herding, k-center and all images.
+"""`evaluate`: students of a distilled set, beside students of random images, of coresets and of all images.
 
 Every set is trained on with the method's labels and with hard labels, several students each, under one protocol. The
 learning rate of each is chosen on a held-out part of train: what chooses is never given the test images.
 
 A number is a function of (seed, set, labels, student, number of the network): neither the processes that share the
-work nor the other rows of the report change it, with one exception that the report names: what herding and k-center
-compare images by comes from a network trained on all of them; where full data is left out from the network that the
-set was distilled with, or else from their pixels.
+work nor the other rows of the report change it, with one exception that the report names: what coresets compare images
+by comes from a network trained on all of them; where full data is left out from the network that the set was distilled
+with, or else from their pixels. Scores of images come from experts where there are some, else from that network.
 """
 
 import difflib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..config import BASELINES, check_at_least, check_choice
+from ..config import ALL, BASELINES, USUAL, check_at_least, check_choice
 from ..data.feed import Keep, Pool
 from ..data.images import Outline, RealImages
 from ..distilled.distilled_set import DistilledSet
@@ -30,12 +32,14 @@ from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabel
 from ..hub.cards import human_bytes
 from ..hub.checks import is_number, is_share, is_whole
 from ..hub.results import EvalReport, EvalRow
-from ..networks.architectures import StudentSpec, before_logits
+from ..networks.architectures import StudentSpec, features_and_logits
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
+from ..networks.trajectories import ExpertTrajectories
 from ..rng import derive_seed
 from .accuracy import device_name
-from .coresets import coresets, random_rows
+from .coresets import COMPARING, coresets, random_rows
+from .difficulty import Difficulty
 from .protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol
 from .student_results import StudentResults
 from .students import check_student, student_name
@@ -45,6 +49,7 @@ __all__ = [
     "PROTOCOLS",
     "EvalProtocol",
     "Pool",
+    "baselines_for",
     "check_data",
     "check_labels",
     "crop_protocol_for",
@@ -58,6 +63,10 @@ __all__ = [
     "trainer_for",
     "validation_accuracy",
 ]
+
+logger = logging.getLogger(__name__)
+
+SCORED = ("el2n", "forgetting", "ccs")  # baselines that go by scores of images
 
 
 def protocol_for(
@@ -128,6 +137,7 @@ def evaluate(
     full_data: bool | None = None,
     labels: EpochLabels | ProjectorLabels | None = None,
     guide: Teacher | None = None,
+    experts: ExpertTrajectories | None = None,
     output_dir: str | Path | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
@@ -159,14 +169,18 @@ def evaluate(
         num_seeds: Students per row; random images are drawn anew for each.
         seed: The one seed.
         accelerator: Processes and device.
-        baselines: Which of `BASELINES`; if not given as at the distillation, else all.
-        full_data: Also train on all of `train`; if not given as at the distillation, else true. Herding and k-center
-            then compare images by what such a network has before its logits: the student that the set was made for,
+        baselines: Which of `BASELINES` (see `coresets`), or ["all"] for all that can be made with what is there; if not
+            given as at the distillation, else random, herding and k-center.
+        full_data: Also train on all of `train`; if not given as at the distillation, else true. Herding, k-center and
+            bps then compare images by what such a network has before its logits: the student that the set was made for,
             whatever the `students` (the first of them where the set names none).
         labels: In place of the set's own soft ones: stored labels of its views, for protocols of views, or a projector.
-        guide: A network for the classes of the set, by whose features herding and k-center compare images where there
-            is no full data. If not given it is what labels the set, of several networks the first; where none does,
-            they compare pixels.
+        guide: A network for the classes of the set, by which herding, k-center and bps compare images where there is no
+            full data. If not given it is what labels the set, of several networks the first, or else the first of the
+            experts; where there is none, herding and k-center compare pixels.
+        experts: Trained on such images: el2n, forgetting and ccs go by the scores that their training gives images
+            (`difficulty`), which are kept in their folder. Without them el2n and ccs go by the errors of the network
+            that images are compared by.
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
             after an interruption, or with further students, gets the same report. Nothing is kept if not given.
@@ -174,11 +188,11 @@ def evaluate(
 
     Returns:
         One row for each set, kind of labels and student; the set keeps them for its card. `meta` holds for each of
-        them the learning rate and the epochs, and what herding and k-center compared images by.
+        them the learning rate and the epochs, and what each coreset was chosen by.
 
     Raises:
-        ValueError: There is no such protocol or baseline, the data are not those of the set, a class has too few
-            images, or a student does not fit.
+        ValueError: There is no such protocol or baseline, a baseline needs what is not there, the data are not those of
+            the set, a class has too few images, or a student does not fit.
     """
     made_with = distilled.config.get("hyperparameters") or {}
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
@@ -189,25 +203,36 @@ def evaluate(
     protocol = protocol_for(distilled, protocol)
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
-    specs, baselines = check_evaluation(distilled, train.outline, students, baselines)
+    known: dict[str, Any] = {"full_data": full_data, "guide": guide, "experts": experts}
+    baselines = baselines_for(distilled, baselines, **known)
+    specs = check_evaluation(distilled, train.outline, students, baselines, experts)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
-    # Without networks trained on all of them, training images are looked at once, or few of them again and again.
-    pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
-    real = _RealSets(train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer)
+    asked = experts if experts is not None and _know_images(experts) and set(baselines) & set(SCORED) else None
+    # Without networks that look at all of them, training images are looked at once, or few of them again and again.
+    pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data or asked else "nothing")
+    scores = None
+    if asked is not None:
+        asked.check_matches(train.seen_through(distilled.preprocessing))
+        scores = Difficulty.of_experts(asked, pool, accelerator, disable_tqdm=disable_tqdm)
+    real = _RealSets(
+        train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer, scores
+    )
 
     if full_data:
         learner = made_for(distilled) or specs[0]
         results, coreset_rows = real.full_data(learner)
-        compared = f"features of {student_name(learner)}, trained on full data"
+        compared, network = "features", f"{student_name(learner)}, trained on full data"
     else:
-        network = _guide(distilled, guide, accelerator.device) if real.greedy else None
-        results, coreset_rows = [], real.coresets(None if network is None else network.features)
-        kind = "label projector" if isinstance(network, LabelProjector) else "teacher"
-        compared = "pixels" if network is None else f"features of the {kind} {network.name} ({network.digest})"
+        seen = _guide(distilled, guide, experts, accelerator.device) if real.compared else None
+        results, coreset_rows = [], real.shared_coresets(None if seen is None else _look(seen, real.compared))
+        kind = "label projector" if isinstance(seen, LabelProjector) else "teacher"
+        compared = "pixels" if seen is None else "features"
+        network = "" if seen is None else f"the {kind} {seen.name} ({seen.digest})"
+    coreset_rows |= real.scored_coresets()
     results += trainer.measure([*own, *real.baselines(coreset_rows)])
-    context = {"coresets_compare": compared} if real.greedy else {}
+    context = {"coresets": real.chosen_by(compared, network)} if coreset_rows else {}
     report = _report(results, trainer, str(test.provenance["split"]), labels, context)
     distilled.report = (distilled.report or EvalReport()).merge(report)
     return report
@@ -227,6 +252,7 @@ class _RealSets:
         num_seeds: Students per row.
         protocol: That of the distilled set.
         trainer: What trains and tests students.
+        scores: What experts say of all of them, if any are asked.
     """
 
     train: RealImages
@@ -238,15 +264,52 @@ class _RealSets:
     num_seeds: int
     protocol: TrainingProtocol
     trainer: Trainer
+    scores: Difficulty | None = None
 
     @property
-    def greedy(self) -> list[str]:
-        """The names of the subsets that compare images."""
-        return [name for name in self.names if name != "random"]
+    def scored(self) -> list[str]:
+        """The names of the subsets that go by the scores of experts."""
+        return [name for name in self.names if name in SCORED and self.scores is not None]
 
-    def coresets(self, features_of: Callable[[Tensor], Tensor] | None) -> dict[str, Tensor]:
-        """The rows (N,) of the subsets that compare images, by what `features_of` gives of them, else by pixels."""
-        return coresets(self.train, self.pool, self.counts, self.greedy, features_of)
+    @property
+    def compared(self) -> list[str]:
+        """The names of the subsets that look at images."""
+        return [name for name in self.names if name != "random" and name not in self.scored]
+
+    def coresets(
+        self, look: Callable[[Tensor], tuple[Tensor, Tensor]] | None, classes: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """The rows (N,) of the subsets that look at images, by what `look` gives of them, else by pixels."""
+        some = {"seed": self.trainer.seed, "classes": classes}
+        return coresets(self.train, self.pool, self.counts, self.compared, look, **some)
+
+    def shared_coresets(self, look: Callable[[Tensor], tuple[Tensor, Tensor]] | None) -> dict[str, Tensor]:
+        """As `coresets`; all processes call it, and each looks at the images of some classes."""
+        accelerator = self.trainer.accelerator
+        mine = range(len(self.counts))[accelerator.process_index :: accelerator.num_processes]
+        chosen: dict[str, list[int]] = {name: [] for name in self.compared}
+        for part in gather_object([{name: rows.tolist() for name, rows in self.coresets(look, mine).items()}]):
+            for name, rows in part.items():
+                chosen[name] += rows
+        rows_of = {name: torch.tensor(rows, dtype=torch.long) for name, rows in chosen.items()}
+        # Class by class, whoever looked at them.
+        return {name: rows[self.train.labels[rows].argsort(stable=True)] for name, rows in rows_of.items()}
+
+    def scored_coresets(self) -> dict[str, Tensor]:
+        """The rows (N,) of the subsets that go by the scores of experts."""
+        known = {"difficulty": self.scores, "seed": self.trainer.seed}
+        return coresets(self.train, self.pool, self.counts, self.scored, None, **known)
+
+    def chosen_by(self, compared: str, network: str) -> dict[str, str]:
+        """In words, by the names of all subsets but random ones, what they were chosen by.
+
+        Args:
+            compared: What herding, k-center and bps compare: features or pixels.
+            network: The one that has these features.
+        """
+        features = f"{compared} of {network}" if network else compared
+        words = {name: features if name in COMPARING else f"errors of {network}" for name in self.compared}
+        return words | {name: self.scores.words(name) for name in self.scored if self.scores is not None}
 
     def full_data(self, guide: StudentSpec) -> tuple[list[Result], dict[str, Tensor]]:
         """The results of all real images, and the `coresets` by the first network `guide` that learned them."""
@@ -255,7 +318,7 @@ class _RealSets:
         rows = everything.expand(self.num_seeds, -1)
         cases = self._cases("full data", rows, everything, protocol, protocol.full_data_epochs)
         reported = len(cases)
-        if self.greedy and guide not in self.specs:  # a network for the features alone
+        if self.compared and guide not in self.specs:  # a network for the features alone
             only, classes = everything.expand(1, -1), self.pool.labels
             cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only))
         guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
@@ -263,12 +326,12 @@ class _RealSets:
 
         def ask(number: int, model: nn.Module) -> list[Any]:
             """The accuracy of a network that guides too, and the rows that the first of them lets subsets take."""
-            chosen = {} if number else self.coresets(partial(before_logits, model))
+            chosen = {} if number else self.coresets(partial(features_and_logits, model))
             return [tested.ask(number, model), {name: rows.tolist() for name, rows in chosen.items()}]
 
         questions = [tested] * len(cases)
         if guiding is not None:
-            counts = {"coresets": self.greedy, "counts": list(self.counts)}
+            counts = {"coresets": self.compared, "counts": list(self.counts)}
             questions[guiding] = Question({**tested.about, **counts}, ask, self._may_guide)
         lrs = self.trainer.choose(cases)
         answers = self.trainer.train(cases, lrs, questions)
@@ -282,7 +345,7 @@ class _RealSets:
         """True for an accuracy with rows of train for each subset, of the first network; of others, with none."""
         if not (isinstance(answer, list) and len(answer) == 2 and is_share(answer[0]) and isinstance(answer[1], dict)):
             return False
-        expected, last = [] if number else self.greedy, len(self.train) - 1
+        expected, last = [] if number else self.compared, len(self.train) - 1
         return [*answer[1]] == expected and all(
             isinstance(rows, list) and len(rows) == sum(self.counts) and all(is_whole(row, 0, last) for row in rows)
             for rows in answer[1].values()
@@ -312,23 +375,63 @@ class _RealSets:
         ]
 
 
-def _guide(distilled: DistilledSet, guide: Teacher | None, device: torch.device) -> Teacher | LabelProjector | None:
-    """The network whose features stand for images, on `device`: `guide`, else what labels the set; None without any.
+def _guide(
+    distilled: DistilledSet, guide: Teacher | None, experts: ExpertTrajectories | None, device: torch.device
+) -> Teacher | LabelProjector | None:
+    """The network that images are compared by, on `device`: `guide`, else what labels the set, else the first of the
+    experts; None without any.
 
     Raises:
-        ValueError: `guide` is for other classes or another preprocessing than the set.
+        ValueError: It is for other classes or another preprocessing than the set.
     """
-    source = distilled.teacher
+    source, labelled = distilled.teacher, _is_labelled(distilled)
+    if guide is None and not labelled and experts is not None and _know_images(experts):
+        guide = Teacher.from_expert(experts, 0)
     if guide is not None:
         source = NetworkLabels(guide)
         source.check_fits(distilled.class_names, distilled.preprocessing)
     if isinstance(source, NetworkLabels):
         source.ready(device)
         return source.teacher
-    if not isinstance(source, TeacherLabels) or source.model.sees_batches:
+    if not isinstance(source, TeacherLabels) or not labelled:
         return None
     network = source.model.load(source.thetas[0])
     return Teacher(network, source.spec, distilled.class_names, distilled.preprocessing).to(device)
+
+
+def _look(network: Teacher | LabelProjector, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Gives what `network` has of images before its logits, and the logits where baselines need them."""
+    if isinstance(network, Teacher):
+        return partial(features_and_logits, network.model)
+    if set(names) <= {"herding", "k-center"}:  # one pass, where a projector takes two
+        return lambda images: (network.features(images),) * 2
+    return lambda images: (network.features(images), network.logits(images))
+
+
+def _is_labelled(distilled: DistilledSet) -> bool:
+    """True where a network labels the set that knows an image alone."""
+    source = distilled.teacher
+    return isinstance(source, NetworkLabels) or (isinstance(source, TeacherLabels) and not source.model.sees_batches)
+
+
+def _know_images(experts: ExpertTrajectories) -> bool:
+    """True where experts know an image alone: with BatchNorm their rows lack running statistics."""
+    return not experts.flat_model().sees_batches
+
+
+def _lacking(
+    distilled: DistilledSet, full_data: bool, guide: Teacher | None, experts: ExpertTrajectories | None
+) -> dict[str, str]:
+    """The baselines that cannot be made with what is there, and what each of them lacks."""
+    usable = experts is not None and _know_images(experts)
+    lacking: dict[str, str] = {}
+    if not usable:
+        there = "none are given" if experts is None else "those given have BatchNorm, whose statistics are not stored"
+        lacking["forgetting"] = f"experts (--experts), and {there}"
+    if not (usable or full_data or guide is not None or _is_labelled(distilled)):
+        network = "a network: experts (--experts), a teacher (--teacher), or --full_data"
+        lacking |= dict.fromkeys(("el2n", "ccs", "bps"), network)
+    return lacking
 
 
 def validation_accuracy(
@@ -384,37 +487,80 @@ def real_pool(distilled: DistilledSet, real: RealImages, accelerator: Accelerato
     return Pool(real, real.labels, preprocessing=distilled.preprocessing, device=accelerator.device, keep=keep)
 
 
+def baselines_for(
+    distilled: DistilledSet,
+    baselines: Sequence[str] | None = None,
+    *,
+    full_data: bool | None = None,
+    guide: Teacher | None = None,
+    experts: ExpertTrajectories | None = None,
+) -> list[str]:
+    """The baselines of an evaluation by name, for what `evaluate` takes.
+
+    Of "all" of them, and of those of the distillation, those are left out that cannot be made; a warning says which.
+
+    Raises:
+        ValueError: There is no such baseline, one that is named cannot be made, or `guide` is for other classes or
+            another preprocessing than the set.
+    """
+    made_with = distilled.config.get("hyperparameters") or {}
+    recorded = made_with.get("eval_baselines")
+    _check_list("baselines", baselines)
+    for name in baselines or []:
+        check_choice("baselines", name, (*BASELINES, ALL))
+    wanted = list(baselines if baselines is not None else recorded if isinstance(recorded, list) else USUAL)
+    named = baselines is not None and ALL not in wanted
+    chosen = list(dict.fromkeys(wanted)) if named else [name for name in BASELINES if ALL in wanted or name in wanted]
+    if full_data is None:
+        full_data = made_with.get("eval_full_data") is not False
+    lacking = _lacking(distilled, full_data, guide, experts) if set(chosen) - set(USUAL) else {}
+    absent = {name: lacking[name] for name in chosen if name in lacking}
+    if absent and named:
+        name, needed = next(iter(absent.items()))
+        raise ValueError(f"--baselines has {name}, which needs {needed}; give that, or leave {name} out")
+    if absent:
+        reasons = ", ".join(f"{name} (needs {needed})" for name, needed in absent.items())
+        logger.warning("baselines that are left out: %s", reasons)
+    made = [name for name in chosen if name not in absent]
+    if guide is not None and not full_data and set(made) - {"random"}:
+        NetworkLabels(guide).check_fits(distilled.class_names, distilled.preprocessing)
+    return made
+
+
+def _check_list(name: str, several: Sequence[Any] | None) -> None:
+    if isinstance(several, str):
+        raise ValueError(f"{name} is {several!r}; expected a list, such as [{several!r}]")
+
+
 def check_evaluation(
     distilled: DistilledSet,
     train: Outline,
     students: Sequence[str | StudentSpec] | None = None,
-    baselines: Sequence[str] | None = None,
-) -> tuple[list[StudentSpec], list[str]]:
-    """The students and the baselines of an evaluation; raises a `ValueError` for what `evaluate` would refuse, as far
-    as it is known before an image is decoded.
+    baselines: Sequence[str] = (),
+    experts: ExpertTrajectories | None = None,
+) -> list[StudentSpec]:
+    """The students of an evaluation; raises a `ValueError` for what `evaluate` would refuse, as far as it is known
+    before an image is decoded.
 
     Args:
         distilled: The set.
         train: What is known of the images that it was made of, without those that are held out.
-        students, baselines: As for `evaluate`.
+        students: As for `evaluate`.
+        baselines: As `baselines_for` gives them.
+        experts: As for `evaluate`.
     """
-    if baselines is None:
-        compared_with = (distilled.config.get("hyperparameters") or {}).get("eval_baselines")
-        baselines = [name for name in BASELINES if not isinstance(compared_with, list) or name in compared_with]
-    for name, several in (("students", students), ("baselines", baselines)):
-        if isinstance(several, str):
-            raise ValueError(f"{name} is {several!r}; expected a list, such as [{several!r}]")
-    for name in baselines:
-        check_choice("baselines", name, BASELINES)
+    _check_list("students", students)
     specs = student_specs(distilled, students)
     for spec in specs:
         check_student(spec)
     check_data(distilled, train)
+    if experts is not None:
+        experts.check_matches(train)
     if baselines:
         needed = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
         hint = "leave them out of the distilled set, hold out less of train, or evaluate without baselines"
         train.require(needed, "baselines take as many images as the set has", hint)
-    return specs, list(baselines)
+    return specs
 
 
 def distilled_pool(distilled: DistilledSet, device: torch.device) -> Pool:
@@ -513,7 +659,7 @@ def _report(
     trainer: Trainer,
     split: str,
     labels: EpochLabels | ProjectorLabels | None,
-    context: dict[str, str],
+    context: dict[str, Any],
 ) -> EvalReport:
     """The report of some results; `context` is what their meta says beside how students were trained."""
     device = device_name(trainer.accelerator.device)

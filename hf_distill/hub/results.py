@@ -8,8 +8,8 @@ from typing import Any
 
 from .cards import human_bytes, markdown_table, text_table
 
-SETS = ("random", "herding", "k-center", "distilled", "full data")
-GREEDY = ("herding", "k-center")
+SETS = ("random", "herding", "k-center", "el2n", "forgetting", "ccs", "bps", "distilled", "full data")
+GREEDY = SETS[1:-2]  # coresets: chosen by something, which reports say
 CONTEXT = ("student", "protocol", "split", "device")
 
 
@@ -197,11 +197,15 @@ class EvalReport:
         return table, f"{caption}{self._compared()}"
 
     def _compared(self) -> str:
-        """The end of a caption: what herding and k-center, where they are, compared images by."""
-        greedy = [name for name in SETS if name in GREEDY and any(row.set == name for row in self.rows)]
-        known = [about.get("coresets_compare") for about in self.meta.values() if isinstance(about, dict)]
-        words = " or ".join(dict.fromkeys(word for word in known if isinstance(word, str)))
-        return f" · {' and '.join(greedy)} by {words}" if greedy and words else ""
+        """The end of a caption: what each coreset, where there are some, was chosen by."""
+        by: dict[str, list[str]] = {}
+        for name in GREEDY:
+            if any(row.set == name for row in self.rows):
+                known = [_chosen_by(about, name) for about in self.meta.values() if isinstance(about, dict)]
+                words = " or ".join(dict.fromkeys(word for word in known if isinstance(word, str)))
+                by.setdefault(words, []).append(name)
+        told = {words: " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) for words, names in by.items()}
+        return "".join(f" · {names} by {words}" for words, names in told.items() if words)
 
     def table(self) -> str:
         """The results as aligned plain text for a terminal."""
@@ -235,6 +239,14 @@ def _context(rows: Sequence[EvalRow | LabelRow], names: Sequence[str]) -> tuple[
     shared = {name: getattr(rows[0], name) for name in names if name not in varying}
     what = [f"{value:,} images" if name == "images" else f"{name} {value}" for name, value in shared.items()]
     return varying, " · ".join(["accuracy in %, mean ± standard deviation (number of seeds)", *what])
+
+
+def _chosen_by(about: dict[str, Any], name: str) -> Any:
+    """What the students' context says that a coreset was chosen by; of 0.1 one text is for both that it had."""
+    chosen = about.get("coresets")
+    if isinstance(chosen, dict) and name in chosen:
+        return chosen[name]
+    return about.get("coresets_compare") if name in ("herding", "k-center") else None
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

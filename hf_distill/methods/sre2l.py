@@ -282,10 +282,9 @@ class SRe2L(BlockDistiller):
         return {"teachers": find_teachers(config.teachers, having.train, having.test, settings, **options)}
 
     @classmethod
-    def looks_at_few(cls, config: SRe2LConfig) -> bool:
-        """True where a run and its evaluation look at few training images: those of random subsets, or none."""
-        all_compared = config.eval_full_data or not set(config.eval_baselines) <= {"random"}
-        return config.init == "noise" and config.teachers is not None and not all_compared
+    def looks_once(cls, config: SRe2LConfig) -> bool:
+        """True where a run and its evaluation look at few training images, or once at each: to choose coresets."""
+        return config.init == "noise" and config.teachers is not None and not config.eval_full_data
 
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""

@@ -123,6 +123,7 @@ class TrajectoryMatching(Distiller):
 
     config: TrajectoryConfig
     learns_from = (ExpertConfig,)
+    learns_experts = True
 
     def __init__(
         self, config: TrajectoryConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any

@@ -31,6 +31,7 @@ __all__ = [
     "FlatModel",
     "StudentSpec",
     "before_logits",
+    "features_and_logits",
     "fill",
     "layout_for",
     "read_shapes",
@@ -64,7 +65,13 @@ def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
 
 def before_logits(model: nn.Module, images: Tensor) -> Tensor:
     """The features (n, D) that a timm model has of `images` (n, C, H, W) before its logits."""
-    return model.forward_head(model.forward_features(images), pre_logits=True)
+    return features_and_logits(model, images)[0]
+
+
+def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """As `before_logits`, and the logits (n, K), in one pass."""
+    maps = model.forward_features(images)
+    return model.forward_head(maps, pre_logits=True), model.forward_head(maps)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class _Operations(TorchDispatchMode):
 
 
 @torch.no_grad()
-def images_at_once(look: Callable[[Tensor], Tensor], pool: Pool, *, room: int | None = None) -> int:
+def images_at_once(look: Callable[[Tensor], Any], pool: Pool, *, room: int | None = None) -> int:
     """How many images of a pool go through a network at a time: a power of two, up to 1,024.
 
     Two and four images go through it first. What grows between them in its largest operation is what an image takes,

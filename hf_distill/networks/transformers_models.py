@@ -8,6 +8,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -128,6 +129,20 @@ class TransformersClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""
         return self.network(pixel_values=x).logits
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer that gives logits is given, and the logits: of some networks they are means of two."""
+        given: list[Tensor] = []
+        with ExitStack() as hooks:
+            for name in self.classifiers[:1]:
+                layer = self.get_submodule(name)
+                hooks.callback(layer.register_forward_pre_hook(lambda _, args: given.append(args[0])).remove)
+            logits = self(x)
+        return given[0] if given else logits, logits
+
+    def forward_head(self, x: tuple[Tensor, Tensor], pre_logits: bool = False) -> Tensor:
+        """Of what `forward_features` gives, the features (N, D) or the logits."""
+        return x[0].flatten(1) if pre_logits else x[1]
 
     def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
         """Take the weights of a checkpoint of transformers, whatever its version called them.

@@ -22,7 +22,7 @@ from torch import nn
 
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.augmentation.views import Views
-from hf_distill.config import DataArguments
+from hf_distill.config import BASELINES, DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
@@ -44,9 +44,11 @@ from hf_distill.evaluation.evaluate import (
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport, EvalRow
-from hf_distill.networks.architectures import FlatModel, StudentSpec, before_logits
+from hf_distill.networks.architectures import FlatModel, StudentSpec, features_and_logits
 from hf_distill.networks.teachers import Teacher
+from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
+from hf_distill.training.experts import ExpertConfig, train_experts
 from tests.helpers import ROOT
 
 RECIPE = ROOT / "recipes" / "evaluate.py"
@@ -426,7 +428,7 @@ def test_coresets_take_as_many_of_each_class_as_asked_and_compare_features_withi
     counts = [3, 0, 1] + [2] * 7
     pool = Pool(train, train.labels, preprocessing=train.preprocessing)
     student = SPEC.build(0).eval()
-    chosen = coresets(train, pool, counts, ["herding", "k-center"], partial(before_logits, student))
+    chosen = coresets(train, pool, counts, ["herding", "k-center"], partial(features_and_logits, student))
     for rows in chosen.values():
         assert train.labels[rows].bincount(minlength=10).tolist() == counts
     own = train.class_rows(0)
@@ -582,10 +584,12 @@ def test_rows_do_not_depend_on_the_other_rows(data, accelerator):
 def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_tested(data, accelerator, monkeypatch):
     guides = []
 
-    def spy(*args) -> dict[str, torch.Tensor]:
-        guides.append(args[-1])
-        chosen.append(coresets(*args))
-        return chosen[-1]
+    def spy(*args, **kwargs) -> dict[str, torch.Tensor]:
+        made = coresets(*args, **kwargs)
+        if made:
+            guides.append(args[-1])
+            chosen.append(made)
+        return made
 
     monkeypatch.setattr(evaluation_module, "coresets", spy)
     deeper = replace(SPEC, name="convnet_d2", kwargs={"width": 4})
@@ -595,7 +599,8 @@ def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_teste
         assert {row.student.split()[0] for row in report.rows} == {spec.name for spec in students}
         assert len(report.rows) == 5 * len(students)
         for context in report.meta.values():
-            assert context["coresets_compare"] == "features of convnet_d1 width=8, trained on full data"
+            words = "features of convnet_d1 width=8, trained on full data"
+            assert context["coresets"] == {"herding": words, "k-center": words}
     assert len(guides) == 4
     shapes = [p.shape for p in SPEC.build(0).parameters()]
     assert all([p.shape for p in guide.args[0].parameters()] == shapes for guide in guides)
@@ -606,7 +611,7 @@ def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_teste
 def test_without_full_data_or_a_teacher_the_report_says_that_coresets_compare_pixels(data, accelerator, untrained):
     report = evaluated(data, accelerator=accelerator, full_data=False)
     (context,) = report.meta.values()
-    assert context["coresets_compare"] == "pixels"
+    assert context["coresets"] == {"herding": "pixels", "k-center": "pixels"}
     assert " · herding and k-center by pixels" in " ".join(report.table().split())
     check_rows(untrained, data[0], data[0].images(range(len(data[0]))).flatten(1))
 
@@ -671,7 +676,7 @@ def test_without_full_data_the_features_of_a_network_at_hand_choose_the_coresets
     x = x.clamp(min=0).unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
     check_rows(untrained, train, x.flatten(1))
     words = f"features of the teacher convnet_d1 ({guide.digest})"
-    assert {context["coresets_compare"] for context in report.meta.values()} == {words}
+    assert [context["coresets"] for context in report.meta.values()] == [{"herding": words, "k-center": words}]
     assert f" · herding and k-center by {words}" in " ".join(report.table().split())
 
 
@@ -682,12 +687,12 @@ def test_networks_that_do_not_know_an_image_alone_and_those_of_other_classes_cho
     batchwise = replace(SPEC, kwargs={"width": 8, "norm": "batch"})
     labels = TeacherLabels(batchwise, FlatModel.from_spec(batchwise).init(0))
     (context,) = evaluated(data, labels, accelerator=accelerator, full_data=False).meta.values()
-    assert context["coresets_compare"] == "pixels"
+    assert context["coresets"] == {"herding": "pixels", "k-center": "pixels"}
     other = Teacher(SPEC.build(0), SPEC, [f"other {k}" for k in range(10)], train.preprocessing)
     with pytest.raises(ValueError, match="use a teacher of these classes") as refused:
         evaluated(data, accelerator=accelerator, full_data=False, guide=other)
     assert "\n" not in str(refused.value)
-    assert "coresets_compare" not in str(
+    assert "coresets" not in str(
         evaluated(data, accelerator=accelerator, full_data=False, baselines=["random"], guide=other).meta
     )
 
@@ -922,10 +927,46 @@ def test_the_recipe_adds_its_results_to_the_folder_and_its_card(data, teacher, t
     assert row.percent() in card
 
 
+@pytest.mark.slow
+def test_the_recipe_takes_experts_and_a_teacher_for_all_coresets(data, tmp_path, monkeypatch, capsys):
+    train, _, _ = data
+    config = ExpertConfig(student="convnet_d1", student_width=8, num_experts=1, experts_at_once="1")
+    experts = train_experts(train, config, tmp_path / "experts", epochs=2, disable_tqdm=True)
+    guide = Teacher.from_expert(experts, 0).save_pretrained(tmp_path / "guide")
+    made_with = {"hyperparameters": {"eval_protocol": "tiny", "eval_full_data": False}}
+    folder = distilled_set(train, **made_with).save_pretrained(tmp_path / "set")
+    few = ("--distilled_dataset", str(folder), "--max_train_samples", "200", "--max_test_samples", "50")
+    few = (*few, "--validation_fraction", "0.2", "--num_seeds", "1", "--experts", str(tmp_path / "experts"))
+    run_recipe(monkeypatch, *few, "--teacher", str(guide), "--baselines", "all")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "el2n by errors after epoch 2 of 1 expert of convnet_d1 · forgetting by counts in 2 epochs of" in told
+    assert [row.set for row in DistilledSet.from_pretrained(folder).report.rows] == ["distilled", *BASELINES]
+    with pytest.raises(SystemExit, match="--baselines has bps, which needs a network"):
+        run_recipe(monkeypatch, *few[:-2], "--baselines", "bps")
+
+
+def test_experts_are_fetched_from_where_the_set_has_them_if_a_baseline_needs_them(data, monkeypatch):
+    recipe = runpy.run_path(str(RECIPE))
+    asked: list[tuple] = []
+    monkeypatch.setattr(ExpertTrajectories, "from_pretrained", lambda *args, **given: asked.append((args, given)))
+    home = {"source": "org/experts", "revision": "a" * 40}
+    for names, experts, fetched in (
+        (["random", "bps"], home, []),
+        (["all"], {**home, "revision": None}, []),
+        (["all"], None, []),
+        (["ccs"], home, [(("org/experts",), {"revision": "a" * 40, "token": None})]),
+    ):
+        distilled = distilled_set(data[0], **({"experts": experts} if experts else {}))
+        args = recipe["EvaluateArguments"](distilled_dataset="x", baselines=names)
+        recipe["find_experts"](distilled, args, None)
+        assert asked == fetched
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         ((), "--distilled_dataset is missing"),
+        (("--distilled_dataset", "x", "--baselines", "kmeans"), "--baselines is 'kmeans'; expected one of random,"),
         (("--distilled_dataset", "nowhere/at all"), "cannot be a repository id"),
         (("--distilled_dataset", "x", "--protocol", "slow"), "expected one of mtt, quick"),
     ],

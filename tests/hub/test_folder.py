@@ -195,6 +195,11 @@ def test_the_table_says_what_greedy_baselines_compare_and_only_where_they_are():
     both = report.merge(EvalReport([row(set="herding")], other))
     assert " ".join(both.table().split()).endswith("· herding and k-center by pixels or features of it")
     assert both.markdown().endswith("· herding and k-center by pixels or features of it")
+    newer = {"mtt, convnet_d3": {"coresets": {"herding": "features of it", "ccs": "margins", "bps": "features of it"}}}
+    sets = [row(set=name) for name in ("random", "herding", "k-center", "ccs", "bps")]
+    together = EvalReport([row(set="k-center")], meta).merge(EvalReport(sets, newer))
+    words = "· herding by pixels or features of it · k-center by pixels · ccs by margins · bps by features of it"
+    assert " ".join(together.table().split()).endswith(words)
     assert "pixels" not in EvalReport([row(set="random")], meta).table()
 
 
@@ -203,9 +208,9 @@ def test_what_differs_between_results_becomes_a_column():
     table = report.table().splitlines()
     assert table[0].split("  ")[0] == "set"
     assert "student" in table[0]
-    assert [("convnet_d3" in line, "resnet18" in line) for line in table[2:12]] == [(True, False)] * 5 + [
-        (False, True)
-    ] * 5
+    assert [("convnet_d3" in line, "resnet18" in line) for line in table[2 : 2 + 2 * len(SETS)]] == [
+        (True, False)
+    ] * len(SETS) + [(False, True)] * len(SETS)
     assert report.markdown().splitlines()[0] == "| set | images | student | hard labels |"
 
 

@@ -562,7 +562,10 @@ def test_statistics_that_are_not_numbers_are_one_line(make, train):
         ({"milestone": 2.0}, "--milestone is 2.0; expected 0 to 1"),
         ({"batch_classes": 0}, "--batch_classes is 0; expected at least 1"),
         ({"r_bn": -1.0}, "--r_bn is -1.0; expected at least 0"),
-        ({"eval_baselines": ["kmeans"]}, "--eval_baselines is 'kmeans'; expected one of random, herding, k-center"),
+        (
+            {"eval_baselines": ["kmeans"]},
+            "--eval_baselines is 'kmeans'; expected one of random, herding, k-center, el2n",
+        ),
     ],
 )
 def test_flags_that_mean_nothing_are_refused(flags, message):
@@ -638,7 +641,7 @@ def decoded(monkeypatch) -> list[Any]:
 def test_from_noise_with_a_teacher_and_random_subsets_hardly_any_training_image_is_decoded(make, decoded, tmp_path):
     data = DataArguments(max_train_samples=417, max_test_samples=17, mean=[0.5], std=[0.25])
     flags = {"teachers": ["somewhere"], "eval_full_data": False, "eval_baselines": ["random"], "max_steps": 2}
-    few = SRe2L.looks_at_few(SRe2LConfig(ipc=1, **flags))
+    few = SRe2L.looks_once(SRe2LConfig(ipc=1, **flags))
     train, test = RealImages.train_and_test(data, on_demand=few)
     run = make(data=train, output_dir=str(tmp_path / "few"), **flags).run()
     assert len(decoded) < 17 + 150
@@ -667,17 +670,16 @@ def test_from_noise_with_a_teacher_and_random_subsets_hardly_any_training_image_
         {"init": "real"},
         {"teachers": None},
         {"eval_full_data": True},
-        {"eval_baselines": ["herding"]},
-        {"eval_baselines": ["random", "k-center"]},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", [SRe2LConfig, CDAConfig])
-def test_whoever_looks_at_many_training_images_has_them_decoded_first(kind, flags):
+def test_whoever_looks_at_training_images_again_and_again_has_them_decoded_first(kind, flags):
     few = {"teachers": ["somewhere"], "eval_full_data": False, "eval_baselines": ["random"]}
-    assert SRe2L.looks_at_few(kind(**few))
-    assert SRe2L.looks_at_few(kind(**{**few, "eval_baselines": []}))
-    assert not SRe2L.looks_at_few(kind(**{**few, **flags}))
+    assert SRe2L.looks_once(kind(**few))
+    for names in ([], ["herding"], ["random", "ccs", "bps"], ["all"]):
+        assert SRe2L.looks_once(kind(**{**few, "eval_baselines": names}))
+    assert not SRe2L.looks_once(kind(**{**few, **flags}))
 
 
 @pytest.mark.parametrize("flags", [{}, {"normalization": "zca"}, {"skip_corrupt": True}], ids=str)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_distill import DistillationDiverged
 from hf_distill.augmentation.dsa import DSA
-from hf_distill.config import DataArguments
+from hf_distill.config import BASELINES, DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.distilled import targets
 from hf_distill.distilled.distilled_set import DistilledSet
@@ -595,9 +595,23 @@ def test_without_full_data_the_last_state_of_the_first_expert_chooses_the_corese
     method.run()
     report = method.evaluate(train)
     guide, (context,) = method.guide(), report.meta.values()
-    assert context["coresets_compare"] == f"features of the teacher convnet_d1 ({guide.digest})"
+    assert context["coresets"]["herding"] == f"features of the teacher convnet_d1 ({guide.digest})"
     x = train.images(range(5))
     torch.testing.assert_close(guide.logits(x), experts.flat_model()(experts.row(0, experts.num_epochs), x))
+
+
+@pytest.mark.parametrize("full_data", [False, True])
+def test_a_run_with_experts_can_be_compared_with_all_coresets(full_data, train, experts, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "measure", lambda self, cases: [Result(case, 0.1, [0.5]) for case in cases])
+    flags = {"max_steps": 0, "select": "last", "eval_full_data": full_data, "eval_seeds": 1, "eval_protocol": "quick"}
+    method = mtt(train, experts, tmp_path / "run", eval_baselines=["all"], **flags)
+    method.run()
+    report = method.evaluate(train)
+    last = ["full data"] if full_data else []
+    assert [row.set for row in report.rows] == [*last, "distilled", *BASELINES]
+    (context,) = report.meta.values()
+    assert list(context["coresets"]) == ["herding", "k-center", "bps", "el2n", "forgetting", "ccs"]
+    assert len(list(experts.folder.glob("scores-*.safetensors"))) == 1
 
 
 def test_published_labels_are_those_of_experts_and_none_with_hard_labels(train, experts, tmp_path):

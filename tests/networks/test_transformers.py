@@ -24,7 +24,7 @@ from transformers.models.efficientnet import EfficientNetImageProcessor
 
 from hf_distill.hub.files import load_json, save_json
 from hf_distill.methods.batchnorm import BatchNormStatistics
-from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.architectures import StudentSpec, features_and_logits
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.timm_files import PROCESSOR
 from hf_distill.networks.timm_models import timm
@@ -96,6 +96,18 @@ def test_a_repository_of_transformers_is_a_teacher_that_says_what_transformers_s
     assert torch.equal(alone(teacher.preprocessing(pixels)), teacher.model(teacher.preprocessing(pixels)))
     share = json.loads((tmp_path / "4" / "config.json").read_text())["pretrained_cfg"]["crop_pct"]
     assert math.floor(32 / share) == side
+
+
+@pytest.mark.parametrize("build", [resnet, vit], ids=["resnet", "vit"])
+def test_what_the_classifier_of_a_transformer_is_given_are_its_features(build, tmp_path):
+    build(tmp_path / "x")
+    teacher = Teacher.from_pretrained(tmp_path / "x")
+    images = torch.randn(3, 3, 32, 32)
+    features, logits = features_and_logits(teacher.model, images)
+    layer = teacher.model.get_submodule(teacher.model.classifiers[0])
+    torch.testing.assert_close(features @ layer.weight.T + layer.bias, logits)
+    torch.testing.assert_close(logits, teacher.model(images))
+    torch.testing.assert_close(teacher.features(images), features)
 
 
 def test_recovering_sees_every_batchnorm_of_a_resnet_and_a_vit_has_none(tmp_path):
