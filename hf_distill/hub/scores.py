@@ -73,7 +73,7 @@ def label_robust_score(
         >>> from hf_distill.hub.scores import label_robust_score
         >>> score = label_robust_score([0.85], [0.6], [0.6], [0.3])
         >>> round(score.values.mean, 4), round(score.components["HLR"].mean, 4)
-        (0.2908, 0.25)
+        (0.2797, 0.25)
 
     Args:
         full_hard: On all real images, with hard labels.
