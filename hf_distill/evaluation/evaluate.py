@@ -3,10 +3,11 @@
 Every set is trained on with the method's labels and with hard labels, several students each, under one protocol. The
 learning rate of each is chosen on a held-out part of train: what chooses is never given the test images.
 
-A number is a function of (seed, set, labels, student, number of the network): neither the processes that share the
-work nor the other rows of the report change it, with one exception that the report names: what herding and k-center
-compare images by comes from a network trained on all of them; where full data is left out from the network that the
-set was distilled with, or else from their pixels.
+What is drawn for a student is a function of (seed, labels, student, number of the network): those of one number start
+from the same weights on every set and see its images in the same order, so that rows are pairs; random images are drawn
+by (seed, number). Neither the processes that share the work nor the other rows of the report change a number, with one
+exception that the report names: what herding and k-center compare images by comes from a network trained on all of
+them; where full data is left out from the network that the set was distilled with, or else from their pixels.
 """
 
 import difflib

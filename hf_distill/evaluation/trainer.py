@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 class Case:
     """One row of a report: E students, each on its rows of `pool`.
 
-    What is drawn at random is a function of (`set`, `labels`, student), so cases that share them are pairs.
+    What is drawn at random is a function of (`labels`, student), so cases that share them are pairs, whatever their
+    sets: students of one number start from the same weights, and see the images in the same places of their sets in
+    the same order, in the same way.
 
     Attributes:
         set: The name of the set.
@@ -134,7 +136,7 @@ class Trainer:
         trials = []
         for case in (cases[i] for i in undecided):
             # One seed for all rates: they start from the same network and see the same batches.
-            seed = derive_seed(self.seed, "trial", case.set, case.labels, student_name(case.spec))
+            seed = derive_seed(self.seed, "trial", *self._path(case))
             rows = case.trial.expand(len(case.lrs), -1)
             trials.append(_Job(case, rows, case.lrs, [seed] * len(case.lrs)))
         tried = self._run(trials, [self.accuracy_on(held_out)] * len(trials), "learning rates")
@@ -146,10 +148,14 @@ class Trainer:
         """For each case the answers of its students to its question."""
         jobs = []
         for case, lr in zip(cases, lrs, strict=True):
-            path = ("student", case.set, case.labels, student_name(case.spec))
-            seeds = [derive_seed(self.seed, *path, number) for number in range(len(case.rows))]
+            seeds = [derive_seed(self.seed, "student", *self._path(case), number) for number in range(len(case.rows))]
             jobs.append(_Job(case, case.rows, [lr] * len(seeds), seeds))
         return self._run(jobs, questions, "students")
+
+    @staticmethod
+    def _path(case: Case) -> tuple[str, str, str]:
+        """The stream of a case, without its set; each had one of its own once, and all now have the distilled one's."""
+        return "distilled", case.labels, student_name(case.spec)
 
     def _run(self, jobs: Sequence[_Job], questions: Sequence[Question], title: str) -> list[list[Any]]:
         parts: list[tuple[int, slice]] = []

@@ -42,6 +42,7 @@ from hf_distill.evaluation.evaluate import (
     validation_accuracy,
 )
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
+from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import FlatModel, StudentSpec, before_logits
@@ -53,6 +54,7 @@ RECIPE = ROOT / "recipes" / "evaluate.py"
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 RESNET = StudentSpec("test_resnet", 10, 1, (8, 8), {"drop_rate": 0.3})
 TINY = EvalProtocol("tiny", epochs=6, full_data_epochs=2, lrs=(0.1, 0.02))
+CROPS = CropProtocol("crops", epochs=6, full_data_epochs=2, batch_size=8, lrs=(0.01,))
 
 
 # Threads are slower than none on networks this small, and a process that is forked must have none.
@@ -576,6 +578,19 @@ def test_rows_do_not_depend_on_the_other_rows(data, accelerator):
     alone = evaluated(data, accelerator=accelerator, full_data=False, baselines=[])
     beside = evaluated(data, accelerator=accelerator, full_data=False, baselines=["random"])
     assert alone.rows[0] in beside.rows
+
+
+@pytest.mark.parametrize("protocol", [TINY, CROPS], ids=lambda protocol: protocol.name)
+def test_students_of_a_number_start_alike_and_look_alike_at_every_set(protocol, data, accelerator):
+    train, held_out, test = data
+    rows = random_rows(train, [2] * 10, 0, 0)  # the first of the random subsets, as if it had been distilled
+    images, labels = train.images(rows), train.labels[rows]
+    distilled = DistilledSet(images, labels, train.class_names, train.preprocessing, config={"student": SPEC.to_dict()})
+    options = {"accelerator": accelerator, "full_data": False, "baselines": ["random"], "num_seeds": 2}
+    report = evaluate(distilled, train, test, held_out=held_out, protocol=protocol, disable_tqdm=True, **options)
+    own, random = (row.accuracies for row in report.rows)
+    assert own[0] == random[0]
+    assert own[1] != random[1]
 
 
 @pytest.mark.slow

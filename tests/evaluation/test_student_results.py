@@ -295,7 +295,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
     "width": lambda case: {"spec": replace(SPEC, kwargs={"width": 4})},
     "rate": lambda case: {"lrs": (0.2,)},
     "epochs": lambda case: {"epochs": 3},
-    "set, which names streams": lambda case: {"set": "random"},
+    "kind of labels, which names streams": lambda case: {"labels": "soft"},
     "soft labels": lambda case: {"targets": StoredLabels(torch.eye(10).repeat(10, 1)[: len(case.pool)])},
 }
 
@@ -304,7 +304,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
 def test_everything_about_a_case_decides(data, accelerator, untrained, tmp_path, what):
     trainer, case = trainer_of(data, tmp_path, accelerator), case_of(data)
     trainer.measure([case])
-    trainer.measure([replace(case, trial=case.trial[:5])])  # the same work, whatever else the case is for
+    trainer.measure([replace(case, set="random", trial=case.trial[:5])])  # the same work, whatever else the case is for
     assert len(untrained) == 2
     trainer.measure([replace(case, **CASES[what](case))])
     assert len(untrained) == 4
