@@ -246,6 +246,10 @@ class DistillConfig(ProcessArguments):
         default_factory=lambda: list(BASELINES),
         help="What that table compares with, of random, herding and k-center; the latter two look at every real image.",
     )
+    eval_unaugmented: bool = HfArg(
+        default=False,
+        help="Also train on the set and on random images without augmentation, for the augmentation robust score.",
+    )
     report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
@@ -253,6 +257,8 @@ class DistillConfig(ProcessArguments):
         check_choice("report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio"))
         for name in self.eval_baselines:
             check_choice("eval_baselines", name, BASELINES)
+        if self.eval_unaugmented and "random" not in self.eval_baselines:
+            raise ValueError("--eval_unaugmented compares with random images; add random to --eval_baselines")
         check_at_least("ipc", self.ipc, 1)
         check_at_least("eval_seeds", self.eval_seeds, 1)
         check_at_least("seed", self.seed, 0)

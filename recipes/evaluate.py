@@ -73,6 +73,11 @@ class EvaluateArguments(ProcessArguments):
         help="Folder or repository of stored labels of its views (recipes/relabel.py), or of a label projector "
         "(recipes/projector.py), for its soft row.",
     )
+    unaugmented: bool = HfArg(
+        default=False,
+        help="Also train on the set and on random images without augmentation, for the augmentation robust score; so "
+        "too where the distillation did.",
+    )
     compare_labels: list[str] = PathArg(
         default_factory=list,
         help="Labels to compare at these images, accuracy against bytes: `hard`, `own`, and what --labels takes.",
@@ -126,6 +131,7 @@ def main() -> None:
         "disable_tqdm": args.disable_tqdm,
     }
     chosen = {"students": args.student, "full_data": args.full_data, "baselines": args.baselines, "labels": labels}
+    chosen["unaugmented"] = args.unaugmented or None
     report = evaluate(distilled, train, test, **chosen, **options)
     shown = [report.table()]
     try:  # results are saved before anything is shown, for which there may be no terminal any more

@@ -455,6 +455,7 @@ class Method(ABC):
             baselines=config.eval_baselines,
             full_data=config.eval_full_data,
             guide=self.guide() if guided else None,
+            unaugmented=config.eval_unaugmented,
             seed=config.seed,
             accelerator=self.accelerator,
             output_dir=self.output_dir,

@@ -129,6 +129,7 @@ def evaluate(
     full_data: bool | None = None,
     labels: EpochLabels | ProjectorLabels | None = None,
     guide: Teacher | None = None,
+    unaugmented: bool | None = None,
     output_dir: str | Path | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
@@ -168,6 +169,8 @@ def evaluate(
         guide: A network for the classes of the set, by whose features herding and k-center compare images where there
             is no full data. If not given it is what labels the set, of several networks the first; where none does,
             they compare pixels.
+        unaugmented: Also train on the set and on random images, with the method's own labels, without augmentation,
+            which gives the report an augmentation robust score; if not given as at the distillation, else false.
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
             after an interruption, or with further students, gets the same report. Nothing is kept if not given.
@@ -179,7 +182,7 @@ def evaluate(
 
     Raises:
         ValueError: There is no such protocol or baseline, the data are not those of the set, a class has too few
-            images, or a student does not fit.
+            images, or a student does not fit; or `unaugmented` lacks random images, or labels of images as they are.
     """
     made_with = distilled.config.get("hyperparameters") or {}
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
@@ -187,10 +190,14 @@ def evaluate(
         train, held_out = train.split(fraction, seed=0)
     if full_data is None:
         full_data = made_with.get("eval_full_data") is not False
+    if unaugmented is None:
+        unaugmented = made_with.get("eval_unaugmented") is True
     protocol = protocol_for(distilled, protocol)
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
     specs, baselines = check_evaluation(distilled, train.outline, students, baselines)
+    if unaugmented:
+        _check_unaugmented(distilled, baselines, labels)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
@@ -207,7 +214,8 @@ def evaluate(
         results, coreset_rows = [], real.coresets(None if network is None else network.features)
         kind = "label projector" if isinstance(network, LabelProjector) else "teacher"
         compared = "pixels" if network is None else f"features of the {kind} {network.name} ({network.digest})"
-    results += trainer.measure([*own, *real.baselines(coreset_rows)])
+    cases = [*own, *real.baselines(coreset_rows)]
+    results += trainer.measure(cases + _unaugmented(cases) if unaugmented else cases)
     context = {"coresets_compare": compared} if real.greedy else {}
     report = _report(results, trainer, str(test.provenance["split"]), labels, context)
     distilled.report = (distilled.report or EvalReport()).merge(report)
@@ -494,6 +502,40 @@ def _distilled_cases(
             every = rows.expand(num_seeds, -1)
             cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs, protocol))
     return cases
+
+
+def _unaugmented(cases: Sequence[Case]) -> list[Case]:
+    """The cases of the set with its own labels, which come first, and of random images with such, unaugmented.
+
+    A learned rate was learned with the augmentation of the distillation, and has to stand beside the others here.
+    """
+    return [
+        replace(
+            case,
+            lrs=tuple(dict.fromkeys((*case.lrs, *case.protocol.lrs))),
+            protocol=case.protocol.without_augmentation(),
+        )
+        for case in cases
+        if case.set in ("distilled", "random") and case.labels == cases[0].labels
+    ]
+
+
+def _check_unaugmented(
+    distilled: DistilledSet, baselines: Sequence[str], labels: EpochLabels | ProjectorLabels | None
+) -> None:
+    """Raise a one-line `ValueError` where no augmentation robust score can be made of what is asked for."""
+    if "random" not in baselines:
+        raise ValueError("--unaugmented compares with random images; add random to the baselines")
+    if labels is not None:
+        raise ValueError(
+            "--unaugmented is for the set's own labels, and those given are of augmented views, or of this set alone; "
+            "leave --labels or --unaugmented out"
+        )
+    if distilled.label_source.kind != HardLabels.kind and distilled.teacher is None:
+        raise ValueError(
+            "--unaugmented compares with random images, for which the set's own labels are not known without a "
+            "teacher; leave it out"
+        )
 
 
 def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, protocol: TrainingProtocol) -> None:
