@@ -8,7 +8,8 @@
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with
 --push_to_hub into those of the repository. In a folder, `students/` keeps what each student reached as soon as it did:
-the same command after an interruption, or one with further students, trains those that lack. Remove it to train all.
+the same command after an interruption, or one with further students, trains those that lack. Remove it to train all
+but those of all images, whose results the cache of `datasets` has too, for other sets of the same data.
 """
 
 from contextlib import nullcontext

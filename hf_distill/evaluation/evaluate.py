@@ -173,7 +173,8 @@ def evaluate(
             which gives the report an augmentation robust score; if not given as at the distillation, else false.
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
-            after an interruption, or with further students, gets the same report. Nothing is kept if not given.
+            after an interruption, or with further students, gets the same report; results on all real images are in
+            the cache of `datasets` too, for other sets. Nothing is kept if not given.
         disable_tqdm: No progress bars.
 
     Returns:

@@ -58,6 +58,11 @@ class Case:
     epochs: int
     protocol: TrainingProtocol
 
+    @property
+    def full_data(self) -> bool:
+        """True where students are trained on all real images, which many sets share."""
+        return self.set == "full data"
+
 
 class Result(NamedTuple):
     """The accuracies, in [0, 1], of the students of a case, and the learning rate that they were trained with."""
@@ -167,6 +172,7 @@ class Trainer:
         about, found = self._known(
             [partial(self._about, jobs[index], part, questions[index]) for index, part in parts],
             [partial(questions[index].may_all_be, part) for index, part in parts],
+            [jobs[index].case.full_data for index, _ in parts],
         )
         if any(answers is not None for answers in found):
             number = sum(len(answers) for answers in found if answers is not None)
@@ -187,7 +193,7 @@ class Trainer:
                 students = self._students(jobs[index], part)
                 answers = [questions[index].ask(number, model) for number, model in enumerate(students, part.start)]
                 if self.kept is not None and about[place] is not None:
-                    self.kept.keep(about[place], answers)
+                    self.kept.keep(about[place], answers, jobs[index].case.full_data)
                 made.append((place, answers))
                 bar.update(len(students))
         for place, answers in gather_object(made):
@@ -220,7 +226,10 @@ class Trainer:
         return None if labels is None else self.kept.complete(about)
 
     def _known(
-        self, describe: Sequence[Callable[[], dict[str, Any] | None]], may_be: Sequence[Callable[[list[Any]], bool]]
+        self,
+        describe: Sequence[Callable[[], dict[str, Any] | None]],
+        may_be: Sequence[Callable[[list[Any]], bool]],
+        full_data: Sequence[bool],
     ) -> tuple[list[dict[str, Any] | None], list[list[Any] | None]]:
         """What decides the answers of each part, and those that are kept.
 
@@ -231,9 +240,9 @@ class Trainer:
         if self.kept is None:
             return about, found
         if self.accelerator.is_main_process:
-            about = [each() for each in describe]
-            both = zip(about, may_be, strict=True)
-            found = [None if what is None else self.kept.find(what, fits) for what, fits in both]
+            about = [tell() for tell in describe]
+            each = zip(about, may_be, full_data, strict=True)
+            found = [None if what is None else self.kept.find(what, fits, real) for what, fits, real in each]
         about, found = broadcast_object_list([about, found])
         return about, found
 
