@@ -53,7 +53,7 @@ $(BIN)/.installed: pyproject.toml
 .venv-lowest/bin/.installed: pyproject.toml $(BIN)/.installed
 	$(PYTHON) -m venv .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[plots,tensorboard]'
-	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python pytest pytest-xdist hypothesis markdown-it-py
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python pytest pytest-xdist hypothesis markdown-it-py jsonschema
 	touch $@
 
 clean:

@@ -15,7 +15,6 @@ student, the differences to each baseline with a 95 % interval, and the wall tim
 
 import argparse
 import json
-import statistics
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ import torch
 import yaml
 from datasets import concatenate_datasets, load_dataset
 from machine import describe
-from scipy import stats
 from timm.data import ImageNetInfo
 
 import hf_distill as hd
@@ -33,6 +31,7 @@ from hf_distill.evaluation.evaluate import BASELINES, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels
 from hf_distill.evaluation.protocols import TrainingProtocol
 from hf_distill.hub.files import load_json, save_json
+from hf_distill.hub.intervals import paired
 from hf_distill.hub.results import EvalReport
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.settings import settings_of
@@ -63,11 +62,11 @@ class Arguments:
         return replace(protocol, name=f"{protocol.name} cut to {self.epochs} epochs", epochs=self.epochs)
 
 
-def apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """The difference of two means in points, and half of its 95 % interval; by Welch, for students are no pairs."""
-    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
-    points = 100 * (statistics.mean(ours) - statistics.mean(theirs))
-    return {"points": points, "half_of_95_percent": 50 * float(interval.high - interval.low)}
+def apart(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """The mean difference of pairs of students in points, and half of its 95 % interval, where they have one."""
+    difference = paired(ours, theirs)
+    half = None if difference.interval is None else 50 * (difference.interval[1] - difference.interval[0])
+    return {"points": 100 * difference.mean, "half_of_95_percent": half, "verdict": difference.verdict}
 
 
 def differences(rows: list[dict[str, Any]], baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -249,6 +249,10 @@ class DistillConfig(ProcessArguments):
         help="What that table compares with: random, herding, k-center, el2n, forgetting, ccs, bps; or all that can be "
         "made with what the run has. All but random look at every real image.",
     )
+    eval_unaugmented: bool = HfArg(
+        default=False,
+        help="Also train on the set and on random images without augmentation, for the augmentation robust score.",
+    )
     report_to: str = HfArg(default="none", help="none, tensorboard, wandb or trackio.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
@@ -256,6 +260,8 @@ class DistillConfig(ProcessArguments):
         check_choice("report_to", self.report_to, ("none", "tensorboard", "wandb", "trackio"))
         for name in self.eval_baselines:
             check_choice("eval_baselines", name, (*BASELINES, ALL))
+        if self.eval_unaugmented and not {"random", ALL} & {*self.eval_baselines}:
+            raise ValueError("--eval_unaugmented compares with random images; add random to --eval_baselines")
         check_at_least("ipc", self.ipc, 1)
         check_at_least("eval_seeds", self.eval_seeds, 1)
         check_at_least("seed", self.seed, 0)

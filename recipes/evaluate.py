@@ -9,7 +9,8 @@
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with
 --push_to_hub into those of the repository. In a folder, `students/` keeps what each student reached as soon as it did:
-the same command after an interruption, or one with further students, trains those that lack. Remove it to train all.
+the same command after an interruption, or one with further students, trains those that lack. Remove it to train all
+but those of all images, whose results the cache of `datasets` has too, for other sets of the same data.
 """
 
 from contextlib import nullcontext
@@ -90,6 +91,11 @@ class EvaluateArguments(ProcessArguments):
         help="Folder or repository of stored labels of its views (recipes/relabel.py), or of a label projector "
         "(recipes/projector.py), for its soft row.",
     )
+    unaugmented: bool = HfArg(
+        default=False,
+        help="Also train on the set and on random images without augmentation, for the augmentation robust score; so "
+        "too where the distillation did.",
+    )
     compare_labels: list[str] = PathArg(
         default_factory=list,
         help="Labels to compare at these images, accuracy against bytes: `hard`, `own`, and what --labels takes.",
@@ -151,6 +157,7 @@ def main() -> None:
         "disable_tqdm": args.disable_tqdm,
     }
     chosen = {"students": args.student, "baselines": baselines, "labels": labels, **known}
+    chosen["unaugmented"] = args.unaugmented or None
     report = evaluate(distilled, train, test, **chosen, **options)
     shown = [report.table()]
     try:  # results are saved before anything is shown, for which there may be no terminal any more

@@ -195,6 +195,10 @@ def test_a_preset_is_taken_by_name_and_settings_win_over_it(caplog):
         ({"ipc": None}, "settings: ipc is empty; expected a value like 1"),
         ({"eval_baselines": ["nearest"]}, "--eval_baselines is 'nearest'; expected one of random, herding, k-center"),
         (
+            {"eval_unaugmented": True, "eval_baselines": ["herding"]},
+            "--eval_unaugmented compares with random images; add",
+        ),
+        (
             {"ipc": 500, "output_dir": "taken", "overwrite_output_dir": True},
             "--ipc is 500 and some classes lack training images: 'kind 0' has 18",
         ),

@@ -178,7 +178,7 @@ def files(folder: str, pattern: str) -> set[str]:
 def test_the_wheel_holds_the_package_the_recipes_their_presets_and_the_cards_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    package = files("hf_distill", "**/*.py") | files("hf_distill", "py.typed")
+    package = files("hf_distill", "**/*.py") | files("hf_distill", "py.typed") | files("hf_distill", "hub/*.json")
     carried = files("recipes", "*.py") | files("recipes", "configs/**/*.yaml") | files("model_cards", "*")
     assert held == package | {name for name in carried if not name.endswith("__pycache__")}
 

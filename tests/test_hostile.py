@@ -862,6 +862,9 @@ def test_a_config_without_a_key_is_refused(saved, key):
         {"rows": [7]},
         {"rows": [{}]},
         {"meta": [1]},
+        {"audit": [1]},
+        {"version": 3},
+        {"version": "2"},
         *(
             {"rows": [{**REPORT.to_json()["rows"][0], **row}]}
             for row in (

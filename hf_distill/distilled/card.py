@@ -72,6 +72,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         label_loss=config.get("label_loss"),
         learned_lr=None if distilled.lr is None else distilled.lr.item(),
         results=None if distilled.report is None else distilled.report.markdown(),
+        compared=None if distilled.report is None else distilled.report.compared_markdown(),
         labels_plot=PLOT if can_plot() else None,
         labels_results=None if distilled.report is None else distilled.report.labels_markdown(),
         sizes={name: count for name, count in _sizes(distilled, png_bytes).items() if count},

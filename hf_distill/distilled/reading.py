@@ -24,7 +24,7 @@ from ..hub.checks import (
     is_whole,
 )
 from ..hub.files import check_format_version, load_json
-from ..hub.results import EvalReport
+from ..hub.results import VERSION, EvalReport
 from .labels import HardLabels, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from .tables import FOLDER, read_rows
 
@@ -205,10 +205,13 @@ def _read_report(path: Path, data_id: str) -> EvalReport | None:
     if results.get("data_id", data_id) != data_id:
         logger.warning("%s is about other images than those in %s; it is left out", path, path.parent)
         return None
+    check_format_version(path, {"version": 1, **results}, VERSION, "version")
     try:
         report = EvalReport.from_json(results)
         if not isinstance(report.meta, dict):
             raise ValueError("its meta is no object")
+        if not isinstance(report.audit, dict):
+            raise ValueError("its audit is no object")
         for row in report.rows:
             check_values("a row", vars(row), ROW)
         for row in report.labels:

@@ -465,6 +465,7 @@ class Method(ABC):
             full_data=config.eval_full_data,
             guide=self.guide() if guided else None,
             experts=self.experts,
+            unaugmented=config.eval_unaugmented,
             seed=config.seed,
             accelerator=self.accelerator,
             output_dir=self.output_dir,

@@ -3,10 +3,12 @@
 Every set is trained on with the method's labels and with hard labels, several students each, under one protocol. The
 learning rate of each is chosen on a held-out part of train: what chooses is never given the test images.
 
-A number is a function of (seed, set, labels, student, number of the network): neither the processes that share the
-work nor the other rows of the report change it, with one exception that the report names: what coresets compare images
-by comes from a network trained on all of them; where full data is left out from the network that the set was distilled
-with, or else from their pixels. Scores of images come from experts where there are some, else from that network.
+What is drawn for a student is a function of (seed, labels, student, number of the network): those of one number start
+from the same weights on every set and see its images in the same order, so that rows are pairs; random images are drawn
+by (seed, number). Neither the processes that share the work nor the other rows of the report change a number, with one
+exception that the report names: what coresets compare images by comes from a network trained on all of them; where full
+data is left out from the network that the set was distilled with, or else from their pixels. Scores of images come from
+experts where there are some, else from that network.
 """
 
 import difflib
@@ -138,6 +140,7 @@ def evaluate(
     labels: EpochLabels | ProjectorLabels | None = None,
     guide: Teacher | None = None,
     experts: ExpertTrajectories | None = None,
+    unaugmented: bool | None = None,
     output_dir: str | Path | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
@@ -181,9 +184,12 @@ def evaluate(
         experts: Trained on such images: el2n, forgetting and ccs go by the scores that their training gives images
             (`difficulty`), which are kept in their folder. Without them el2n and ccs go by the errors of the network
             that images are compared by.
+        unaugmented: Also train on the set and on random images, with the method's own labels, without augmentation,
+            which gives the report an augmentation robust score; if not given as at the distillation, else false.
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
-            after an interruption, or with further students, gets the same report. Nothing is kept if not given.
+            after an interruption, or with further students, gets the same report; results on all real images are in
+            the cache of `datasets` too, for other sets. Nothing is kept if not given.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -192,7 +198,8 @@ def evaluate(
 
     Raises:
         ValueError: There is no such protocol or baseline, a baseline needs what is not there, the data are not those of
-            the set, a class has too few images, or a student does not fit.
+            the set, a class has too few images, or a student does not fit; or `unaugmented` lacks random images, or
+            labels of images as they are.
     """
     made_with = distilled.config.get("hyperparameters") or {}
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
@@ -200,12 +207,16 @@ def evaluate(
         train, held_out = train.split(fraction, seed=0)
     if full_data is None:
         full_data = made_with.get("eval_full_data") is not False
+    if unaugmented is None:
+        unaugmented = made_with.get("eval_unaugmented") is True
     protocol = protocol_for(distilled, protocol)
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
     known: dict[str, Any] = {"full_data": full_data, "guide": guide, "experts": experts}
     baselines = baselines_for(distilled, baselines, **known)
     specs = check_evaluation(distilled, train.outline, students, baselines, experts)
+    if unaugmented:
+        _check_unaugmented(distilled, baselines, labels)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
@@ -231,7 +242,8 @@ def evaluate(
         compared = "pixels" if seen is None else "features"
         network = "" if seen is None else f"the {kind} {seen.name} ({seen.digest})"
     coreset_rows |= real.scored_coresets()
-    results += trainer.measure([*own, *real.baselines(coreset_rows)])
+    cases = [*own, *real.baselines(coreset_rows)]
+    results += trainer.measure(cases + _unaugmented(cases) if unaugmented else cases)
     context = {"coresets": real.chosen_by(compared, network)} if coreset_rows else {}
     report = _report(results, trainer, str(test.provenance["split"]), labels, context)
     distilled.report = (distilled.report or EvalReport()).merge(report)
@@ -639,6 +651,40 @@ def _distilled_cases(
             every = rows.expand(num_seeds, -1)
             cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs, protocol))
     return cases
+
+
+def _unaugmented(cases: Sequence[Case]) -> list[Case]:
+    """The cases of the set with its own labels, which come first, and of random images with such, unaugmented.
+
+    A learned rate was learned with the augmentation of the distillation, and has to stand beside the others here.
+    """
+    return [
+        replace(
+            case,
+            lrs=tuple(dict.fromkeys((*case.lrs, *case.protocol.lrs))),
+            protocol=case.protocol.without_augmentation(),
+        )
+        for case in cases
+        if case.set in ("distilled", "random") and case.labels == cases[0].labels
+    ]
+
+
+def _check_unaugmented(
+    distilled: DistilledSet, baselines: Sequence[str], labels: EpochLabels | ProjectorLabels | None
+) -> None:
+    """Raise a one-line `ValueError` where no augmentation robust score can be made of what is asked for."""
+    if "random" not in baselines:
+        raise ValueError("--unaugmented compares with random images; add random to the baselines")
+    if labels is not None:
+        raise ValueError(
+            "--unaugmented is for the set's own labels, and those given are of augmented views, or of this set alone; "
+            "leave --labels or --unaugmented out"
+        )
+    if distilled.label_source.kind != HardLabels.kind and distilled.teacher is None:
+        raise ValueError(
+            "--unaugmented compares with random images, for which the set's own labels are not known without a "
+            "teacher; leave it out"
+        )
 
 
 def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, protocol: TrainingProtocol) -> None:

@@ -13,6 +13,7 @@ from ..augmentation.dsa import DEFAULT_STRATEGY
 from ..augmentation.views import Views, ViewSource
 from ..config import check_at_least
 from ..distilled.labels import LabelSource, StoredLabels
+from ..hub.comparisons import UNAUGMENTED
 from ..rng import derive_seed
 
 __all__ = ["PROTOCOLS", "CropProtocol", "EvalProtocol", "TrainingProtocol", "rded_batch"]
@@ -85,6 +86,14 @@ class TrainingProtocol(ABC):
         """The protocol with the DSA that a set was made with, where students see DSA at all."""
         return self
 
+    @abstractmethod
+    def without_augmentation(self) -> Self:
+        """The protocol with images as they are, preprocessed: neither DSA nor crops, flips, mixes and shuffles.
+
+        Its name says so. Everything else stays, the steps too; labels of views are those of whole images then.
+        """
+        return replace(self, name=self.name + UNAUGMENTED)
+
     def to_config(self) -> dict[str, Any]:
         """The values in use, as JSON types, without the name, the source, and what each row of a report says."""
         apart = ("name", "source", "epochs", "full_data_epochs", "lrs")
@@ -132,6 +141,10 @@ class EvalProtocol(TrainingProtocol):
     def with_augmentation(self, dsa_strategy: str) -> Self:
         """The protocol with another `dsa_strategy`."""
         return replace(self, dsa_strategy=dsa_strategy)
+
+    def without_augmentation(self) -> Self:
+        """As of any."""
+        return replace(super().without_augmentation(), dsa_strategy="")
 
     def schedule(self, epochs: int) -> list[tuple[float, bool]]:
         """For each of `epochs` the factor of the learning rate, and whether the momentum is emptied before it."""
@@ -214,6 +227,11 @@ class CropProtocol(TrainingProtocol):
     def for_real_images(self) -> Self:
         """The protocol without a shuffle, which would cut up what is no tile; crops and batches stay."""
         return replace(self, views=self.views.for_real_images())
+
+    def without_augmentation(self) -> Self:
+        """As of any."""
+        views = replace(self.views, crop="none", flip=0.0, mix="none", shuffle=1)
+        return replace(super().without_augmentation(), views=views)
 
     def to_config(self) -> dict[str, Any]:
         """As of any; the loss "mse" has no use for a temperature."""

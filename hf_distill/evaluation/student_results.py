@@ -4,6 +4,10 @@ An interrupted table goes on with it, and a row that is there is not trained aga
 students that trained side by side, for these decide how each other's sums are rounded, and its name is a digest of all
 that decides them: the bytes of images and labels, the network, the protocol, seeds, precision, device and versions.
 Where anything else is asked for, another file is.
+
+What they reached on all real images lies in the cache of `datasets` too, in files of the same names: another set of
+these images, with this student, protocol and seed, finds it there. After `datasets.disable_caching()` none is kept or
+found there.
 """
 
 import hashlib
@@ -15,21 +19,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.feed import Pool
+from ..data.files import cache_folder
 from ..distilled.epoch_labels import images_sha256
 from ..hub.files import atomic_write, package_versions
 from ..networks.architectures import sha256_of
 from .accuracy import device_name
 
-__all__ = ["STUDENTS", "StudentResults", "remove_results"]
+__all__ = ["FULL_DATA", "STUDENTS", "StudentResults", "remove_results"]
 
 logger = logging.getLogger(__name__)
 
 STUDENTS = "students"  # the folder, in that of a run or of a set
+FULL_DATA = "hf_distill-full-data"  # the folder, in the cache of `datasets`
 NAME = "[0-9a-f]" * 32 + ".json"
 
 
@@ -66,14 +73,25 @@ class StudentResults:
         """What decides some results, and what all of this process share, as JSON types."""
         return json.loads(json.dumps({**about, **self._launch}))
 
-    def find(self, about: dict[str, Any], may_be: Callable[[list[Any]], bool]) -> list[Any] | None:
+    def find(
+        self, about: dict[str, Any], may_be: Callable[[list[Any]], bool], full_data: bool = False
+    ) -> list[Any] | None:
         """The results of such students, if they are there; what is damaged is said, and is not.
 
         Args:
             about: As `complete` gives it.
             may_be: True for what may be their results.
+            full_data: They were trained on all real images, and are taken from the cache where they are there alone.
         """
-        path = self._path(about)
+        for folder in self._folders(full_data):
+            results = self._read(folder / _name(about), about, may_be)
+            if results is not None:
+                if folder != self.folder:
+                    self.keep(about, results)
+                return results
+        return None
+
+    def _read(self, path: Path, about: dict[str, Any], may_be: Callable[[list[Any]], bool]) -> list[Any] | None:
         try:
             kept = json.loads(path.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -88,23 +106,34 @@ class StudentResults:
         logger.warning("%s is damaged; its students are trained again", path)
         return None
 
-    def keep(self, about: dict[str, Any], results: list[Any]) -> None:
-        """Write down what students reached, as JSON types; where that cannot be, say so once and do without."""
-        kept = {"about": about, "results": results, "sha256": _sha256(results)}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(self._path(about), json.dumps(kept, ensure_ascii=False) + "\n")
-        except OSError as error:
-            if self._keeps:
-                logger.warning(
-                    "what students reach is not kept in %s (%s): after an interruption they are trained again",
-                    self.folder,
-                    error.strerror or error,
-                )
-            self._keeps = False
+    def keep(self, about: dict[str, Any], results: list[Any], full_data: bool = False) -> None:
+        """Write down what students reached, as JSON types; where that cannot be, say so once and do without.
 
-    def _path(self, about: dict[str, Any]) -> Path:
-        return self.folder / f"{_sha256(about)[:32]}.json"
+        Args:
+            about, full_data: As for `find`.
+            results: Of the students.
+        """
+        kept = {"about": about, "results": results, "sha256": _sha256(results)}
+        for folder in self._folders(full_data):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                atomic_write(folder / _name(about), json.dumps(kept, ensure_ascii=False) + "\n")
+            except OSError as error:
+                if self._keeps and folder == self.folder:
+                    logger.warning(
+                        "what students reach is not kept in %s (%s): after an interruption they are trained again",
+                        folder,
+                        error.strerror or error,
+                    )
+                    self._keeps = False
+
+    def _folders(self, full_data: bool) -> list[Path]:
+        shared = full_data and datasets.is_caching_enabled()
+        return [self.folder, *([cache_folder() / FULL_DATA] if shared else [])]
+
+
+def _name(about: dict[str, Any]) -> str:
+    return f"{_sha256(about)[:32]}.json"
 
 
 def _sha256(value: Any) -> str:

@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 class Case:
     """One row of a report: E students, each on its rows of `pool`.
 
-    What is drawn at random is a function of (`set`, `labels`, student), so cases that share them are pairs.
+    What is drawn at random is a function of (`labels`, student), so cases that share them are pairs, whatever their
+    sets: students of one number start from the same weights, and see the images in the same places of their sets in
+    the same order, in the same way.
 
     Attributes:
         set: The name of the set.
@@ -55,6 +57,11 @@ class Case:
     lrs: tuple[float, ...]
     epochs: int
     protocol: TrainingProtocol
+
+    @property
+    def full_data(self) -> bool:
+        """True where students are trained on all real images, which many sets share."""
+        return self.set == "full data"
 
 
 class Result(NamedTuple):
@@ -134,7 +141,7 @@ class Trainer:
         trials = []
         for case in (cases[i] for i in undecided):
             # One seed for all rates: they start from the same network and see the same batches.
-            seed = derive_seed(self.seed, "trial", case.set, case.labels, student_name(case.spec))
+            seed = derive_seed(self.seed, "trial", *self._path(case))
             rows = case.trial.expand(len(case.lrs), -1)
             trials.append(_Job(case, rows, case.lrs, [seed] * len(case.lrs)))
         tried = self._run(trials, [self.accuracy_on(held_out)] * len(trials), "learning rates")
@@ -146,10 +153,14 @@ class Trainer:
         """For each case the answers of its students to its question."""
         jobs = []
         for case, lr in zip(cases, lrs, strict=True):
-            path = ("student", case.set, case.labels, student_name(case.spec))
-            seeds = [derive_seed(self.seed, *path, number) for number in range(len(case.rows))]
+            seeds = [derive_seed(self.seed, "student", *self._path(case), number) for number in range(len(case.rows))]
             jobs.append(_Job(case, case.rows, [lr] * len(seeds), seeds))
         return self._run(jobs, questions, "students")
+
+    @staticmethod
+    def _path(case: Case) -> tuple[str, str, str]:
+        """The stream of a case, without its set; each had one of its own once, and all now have the distilled one's."""
+        return "distilled", case.labels, student_name(case.spec)
 
     def _run(self, jobs: Sequence[_Job], questions: Sequence[Question], title: str) -> list[list[Any]]:
         parts: list[tuple[int, slice]] = []
@@ -161,6 +172,7 @@ class Trainer:
         about, found = self._known(
             [partial(self._about, jobs[index], part, questions[index]) for index, part in parts],
             [partial(questions[index].may_all_be, part) for index, part in parts],
+            [jobs[index].case.full_data for index, _ in parts],
         )
         if any(answers is not None for answers in found):
             number = sum(len(answers) for answers in found if answers is not None)
@@ -181,7 +193,7 @@ class Trainer:
                 students = self._students(jobs[index], part)
                 answers = [questions[index].ask(number, model) for number, model in enumerate(students, part.start)]
                 if self.kept is not None and about[place] is not None:
-                    self.kept.keep(about[place], answers)
+                    self.kept.keep(about[place], answers, jobs[index].case.full_data)
                 made.append((place, answers))
                 bar.update(len(students))
         for place, answers in gather_object(made):
@@ -214,7 +226,10 @@ class Trainer:
         return None if labels is None else self.kept.complete(about)
 
     def _known(
-        self, describe: Sequence[Callable[[], dict[str, Any] | None]], may_be: Sequence[Callable[[list[Any]], bool]]
+        self,
+        describe: Sequence[Callable[[], dict[str, Any] | None]],
+        may_be: Sequence[Callable[[list[Any]], bool]],
+        full_data: Sequence[bool],
     ) -> tuple[list[dict[str, Any] | None], list[list[Any] | None]]:
         """What decides the answers of each part, and those that are kept.
 
@@ -225,9 +240,9 @@ class Trainer:
         if self.kept is None:
             return about, found
         if self.accelerator.is_main_process:
-            about = [each() for each in describe]
-            both = zip(about, may_be, strict=True)
-            found = [None if what is None else self.kept.find(what, fits) for what, fits in both]
+            about = [tell() for tell in describe]
+            each = zip(about, may_be, full_data, strict=True)
+            found = [None if what is None else self.kept.find(what, fits, real) for what, fits, real in each]
         about, found = broadcast_object_list([about, found])
         return about, found
 

@@ -277,14 +277,21 @@ def someone_elses(folder: Path, patterns: Iterable[str], index: str) -> str | No
     return next((path.relative_to(folder).as_posix() for path in matches), None)
 
 
-def check_format_version(path: str | Path, config: dict[str, Any], known: int) -> None:
-    """Raise a `ValueError` when the artifact at `path` is newer than the format this version reads."""
-    version = config.get("format_version")
+def check_format_version(path: str | Path, config: dict[str, Any], known: int, name: str = "format_version") -> None:
+    """Raise a `ValueError` when the artifact or file at `path` is newer than the format this version reads.
+
+    Args:
+        path: What `config` was read from.
+        config: With the version under `name`.
+        known: The newest that is read.
+        name: What the version is called there.
+    """
+    version = config.get(name)
     if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{path} has format_version {version!r}; expected a number from 1 to {known}")
+        raise ValueError(f"{path} has {name} {version!r}; expected a number from 1 to {known}")
     if version > known:
         raise ValueError(
-            f"{path} has format_version {version} and hf_distill {__version__} reads up to {known}; upgrade hf_distill"
+            f"{path} has {name} {version} and hf_distill {__version__} reads up to {known}; upgrade hf_distill"
         )
 
 

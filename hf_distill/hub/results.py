@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .cards import human_bytes, markdown_table, text_table
+from .comparisons import Comparison, RobustScore, comparisons, difference_lines, robust_scores, score_lines
+from .files import check_format_version
 
+VERSION = 2  # of results.json, which results.schema.json describes; 1 had neither a version nor scores
 SETS = ("random", "herding", "k-center", "el2n", "forgetting", "ccs", "bps", "distilled", "full data")
 GREEDY = SETS[1:-2]  # coresets: chosen by something, which reports say
 CONTEXT = ("student", "protocol", "split", "device")
@@ -151,26 +154,47 @@ class EvalReport:
         rows: One for each set, kind of labels and student.
         meta: How they were trained.
         labels: What they reach on the same images with labels of several sources.
+        audit: What was found about copies and members, as JSON types; empty where nobody looked.
     """
 
     rows: list[EvalRow] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
     labels: list[LabelRow] = field(default_factory=list)
+    audit: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> list[Comparison]:
+        """The distilled set beside random images and the best other subset, for each student, protocol and labels."""
+        return comparisons(self.rows)
+
+    @property
+    def scores(self) -> list[RobustScore]:
+        """The robust scores, for each student and protocol that has the rows they are made of."""
+        return robust_scores(self.rows, self.meta)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """The report as JSON types, as `results.schema.json` beside this file describes them.
+
+        What follows from the rows is in it for other readers, and is not read again.
+        """
         return {
+            "version": VERSION,
             "rows": [_to_json(row) for row in self.rows],
             "meta": self.meta,
             "labels": [_to_json(row) for row in self.labels],
+            "differences": [each.to_json() for each in self.differences],
+            "scores": [each.to_json() for each in self.scores],
+            **({"audit": self.audit} if self.audit else {}),
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "EvalReport":
-        """The report that `to_json` gave."""
+        """The report that `to_json` gave, of this release or one before; a `ValueError` for one of a later version."""
         try:
+            check_format_version("the report", {"version": 1, **value}, VERSION, "version")
             rows = [EvalRow(**_fields(row)) for row in value["rows"]]
-            return cls(rows, value.get("meta", {}), [LabelRow(**_fields(row)) for row in value.get("labels", [])])
+            labels = [LabelRow(**_fields(row)) for row in value.get("labels", [])]
+            return cls(rows, value.get("meta", {}), labels, value.get("audit", {}))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the results of an evaluation ({error}); expected what EvalReport wrote") from error
 
@@ -178,7 +202,8 @@ class EvalReport:
         """Both reports; where both have a measurement, that of `other`."""
         rows = {row.key: row for row in (*self.rows, *other.rows)}
         labels = {row.key: row for row in (*self.labels, *other.labels)}
-        return EvalReport(list(rows.values()), _merged(self.meta, other.meta), list(labels.values()))
+        meta, audit = _merged(self.meta, other.meta), {**self.audit, **other.audit}
+        return EvalReport(list(rows.values()), meta, list(labels.values()), audit)
 
     def _lines(self) -> tuple[list[list[str]], str]:
         """Header and cells, one line for each set and student, and a caption of what all lines share."""
@@ -208,12 +233,24 @@ class EvalReport:
         return "".join(f" · {names} by {words}" for words, names in told.items() if words)
 
     def table(self) -> str:
-        """The results as aligned plain text for a terminal."""
-        return text_table(*self._lines(), to_left=("set", *CONTEXT)) if self.rows else "no results"
+        """The results, and what they say together, as aligned plain text for a terminal."""
+        if not self.rows:
+            return "no results"
+        to_left = ("set", "distilled against", "score × 100", "labels", *CONTEXT)
+        return "\n\n".join(text_table(*lines, to_left=to_left) for lines in (self._lines(), *self._compared_lines()))
 
     def markdown(self) -> str:
         """The results as a table for a card, with everything a number needs to be compared."""
         return markdown_table(*self._lines()) if self.rows else ""
+
+    def _compared_lines(self) -> list[tuple[list[list[str]], str]]:
+        """Differences, and scores, as far as there are any."""
+        differences, scores = self.differences, self.scores
+        return [*([difference_lines(differences)] if differences else []), *([score_lines(scores)] if scores else [])]
+
+    def compared_markdown(self) -> str:
+        """The differences to other sets, and the robust scores, as tables for a card."""
+        return "\n\n".join(markdown_table(*lines) for lines in self._compared_lines())
 
     def _label_lines(self) -> tuple[list[list[str]], str]:
         """Header and cells, one line for each source of labels from the dearest to the cheapest, and a caption."""

@@ -42,6 +42,7 @@ from hf_distill.evaluation.evaluate import (
     validation_accuracy,
 )
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
+from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import FlatModel, StudentSpec, features_and_logits
@@ -55,6 +56,8 @@ RECIPE = ROOT / "recipes" / "evaluate.py"
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 RESNET = StudentSpec("test_resnet", 10, 1, (8, 8), {"drop_rate": 0.3})
 TINY = EvalProtocol("tiny", epochs=6, full_data_epochs=2, lrs=(0.1, 0.02))
+SETS = ("distilled", "random")
+CROPS = CropProtocol("crops", epochs=6, full_data_epochs=2, batch_size=8, lrs=(0.01,))
 
 
 # Threads are slower than none on networks this small, and a process that is forked must have none.
@@ -580,6 +583,83 @@ def test_rows_do_not_depend_on_the_other_rows(data, accelerator):
     assert alone.rows[0] in beside.rows
 
 
+def test_without_augmentation_the_set_and_random_images_are_there_once_more_with_its_own_labels(
+    data, teacher, accelerator
+):
+    options = {"accelerator": accelerator, "full_data": False, "baselines": ["random"]}
+    report = evaluated(data, teacher, unaugmented=True, **options)
+    plain, more = report.rows[:4], report.rows[4:]
+    assert [(row.set, row.labels, row.protocol) for row in more] == [
+        ("distilled", "soft", "tiny without augmentation"),
+        ("random", "soft", "tiny without augmentation"),
+    ]
+    (score,) = report.scores
+    augmented, unaugmented = (
+        np.subtract(*({row.set: row.accuracies for row in rows if row.labels == "soft"}[name] for name in SETS))
+        for rows in (plain, more)
+    )
+    expected = (np.exp(augmented / 2 + unaugmented / 2) - np.exp(-1)) / (np.e - np.exp(-1))
+    assert score.score.values.values == pytest.approx(expected)
+    context = report.meta["tiny without augmentation, convnet_d1 width=8"]
+    assert context["dsa_strategy"] == ""
+    assert context["learning_rates"]["distilled, soft labels"] in (0.05, *TINY.lrs)
+
+
+def test_without_augmentation_a_teacher_is_asked_about_the_images_themselves(data, accelerator, monkeypatch):
+    train, held_out, test = data
+    network, asked = Teacher(SPEC.build(0), SPEC, train.class_names, train.preprocessing), []
+    rows = random_rows(train, [2] * 10, 3)
+    distilled = DistilledSet(train.uint8(rows), train.labels[rows], train.class_names, train.preprocessing)
+    distilled.teacher = NetworkLabels(network)
+
+    def ask(self, x: torch.Tensor, *rest: torch.Tensor | int) -> torch.Tensor:
+        asked.append(x)
+        return torch.zeros(len(x), 10)
+
+    monkeypatch.setattr(NetworkLabels, "__call__", ask)
+    options = {"students": [SPEC], "baselines": ["random"], "full_data": False, "num_seeds": 1, "disable_tqdm": True}
+    options |= {"accelerator": accelerator, "protocol": replace(CROPS, epochs=1)}
+    evaluate(distilled, train, test, held_out=held_out, **options)
+    augmented = len(asked)
+    evaluate(distilled, train, test, held_out=held_out, unaugmented=True, **options)
+    bare, real = torch.cat(asked[2 * augmented :]), train.images(torch.arange(len(train)))
+    assert len(bare) == 40
+    far = [(seen[:, None] - real).abs().amax(dim=(2, 3, 4)).amin(dim=1).max() for seen in (bare, asked[0])]
+    assert far[0] < 1e-5 < 0.1 < far[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"baselines": []}, "--unaugmented compares with random images; add random to the baselines"),
+        ({"labels": "stored"}, "those given are of augmented views, or of this set alone; leave --labels or"),
+        ({"soft": True}, "are not known without a teacher; leave it out"),
+    ],
+)
+def test_what_has_no_augmentation_robust_score_is_one_line(options, words, data, accelerator):
+    train, held_out, test = data
+    distilled = distilled_set(train)
+    if options.pop("soft", False):
+        distilled.soft_labels = torch.zeros(20, 10)
+    options = {"accelerator": accelerator, "protocol": TINY, "full_data": False, "unaugmented": True, **options}
+    with pytest.raises(ValueError, match=words) as error:
+        evaluate(distilled, train, test, held_out=held_out, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", [TINY, CROPS], ids=lambda protocol: protocol.name)
+def test_students_of_a_number_start_alike_and_look_alike_at_every_set(protocol, data, accelerator):
+    train, held_out, test = data
+    rows = random_rows(train, [2] * 10, 0, 0)  # the first of the random subsets, as if it had been distilled
+    images, labels = train.images(rows), train.labels[rows]
+    distilled = DistilledSet(images, labels, train.class_names, train.preprocessing, config={"student": SPEC.to_dict()})
+    options = {"accelerator": accelerator, "full_data": False, "baselines": ["random"], "num_seeds": 2}
+    report = evaluate(distilled, train, test, held_out=held_out, protocol=protocol, disable_tqdm=True, **options)
+    own, random = (row.accuracies for row in report.rows)
+    assert own[0] == random[0]
+    assert own[1] != random[1]
+
+
 @pytest.mark.slow
 def test_the_set_s_own_student_chooses_the_coresets_whichever_students_are_tested(data, accelerator, monkeypatch):
     guides = []
@@ -916,15 +996,22 @@ def test_the_recipe_adds_its_results_to_the_folder_and_its_card(data, teacher, t
     made_with = {"hyperparameters": {"eval_protocol": "tiny"}}
     folder = distilled_set(data[0], teacher, **made_with).save_pretrained(tmp_path / "set")
     few = ("--distilled_dataset", str(folder), "--max_train_samples", "200", "--max_test_samples", "50")
-    run_recipe(monkeypatch, *few)
-    assert "k-center" in capsys.readouterr().out
+    run_recipe(monkeypatch, *few, "--unaugmented")
+    said = capsys.readouterr().out
+    assert "k-center" in said
+    assert "augmentation robust score" in said
     run_recipe(monkeypatch, *few, "--student", "test_resnet")
     report = DistilledSet.from_pretrained(folder).report
-    assert len(report.rows) == 2 * 5 * 2
-    assert {row.protocol for row in report.rows} == {"tiny"}
+    assert len(report.rows) == 2 * 5 * 2 + 2
+    assert {row.protocol for row in report.rows} == {"tiny", "tiny without augmentation"}
+    written = json.loads((folder / "results.json").read_text())
+    assert [score["name"].split()[0] for score in written["scores"]] == ["label", "augmentation", "label"]
+    assert all(score["shortened"] is not False and score["epochs"] in (6, None) for score in written["scores"])
+    assert len(written["differences"]) == 2 * 2 * 2 + 1
     card = (folder / "README.md").read_text()
     row = next(row for row in report.rows if row.set == "herding" and row.student == "test_resnet")
     assert row.percent() in card
+    assert "2 epochs, shortened: the set has 6" in card
 
 
 @pytest.mark.slow

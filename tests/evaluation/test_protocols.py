@@ -7,9 +7,18 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from hf_distill.data.feed import Pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol, rded_batch
+from hf_distill.evaluation.students import _steps
 from hf_distill.rng import generator
 from tests.helpers import ROOT
+
+
+class NoViews:
+    """Labels of whatever is seen."""
+
+    views = None
+
 
 PAGE = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
 
@@ -50,6 +59,31 @@ def test_the_views_of_rded_follow_the_tiles(name):
         views = PROTOCOLS[name].for_set(10, 10, factor).views
         assert (views.crop, views.scale, views.shuffle) == ("resized", (1 / factor, 1.0), factor)
     assert PROTOCOLS[name].for_set(10, 1000, 2) == PROTOCOLS[name] == whole.for_set(10, 1000, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, known in PROTOCOLS.items() if isinstance(known, CropProtocol)])
+def test_views_without_augmentation_are_the_images(name):
+    images = torch.rand(40, 3, 8, 12, generator=generator(0, "images"))
+    protocol = PROTOCOLS[name].for_set(10, 10, 2)
+    bare = protocol.without_augmentation()
+    views = bare.views_for(NoViews(), seed=5)
+    for epoch in (0, 1):
+        seen = views(lambda rows: images[rows], torch.arange(40), epoch, 40)
+        torch.testing.assert_close(seen, images, atol=1e-6, rtol=0)
+        assert torch.equal(views.mixing(torch.arange(40), epoch, 40, (8, 12))[0], torch.arange(40))
+    assert bare.title.startswith(f"{name} without augmentation")
+    kept = [(value.epochs, value.batch_size, value.lrs, value.temperature, value.source) for value in (protocol, bare)]
+    assert kept[0] == kept[1]
+
+
+def test_batches_without_augmentation_are_the_images_for_as_many_steps():
+    images = torch.rand(10, 1, 8, 8, generator=generator(0, "images"))
+    protocol = EvalProtocol("short", epochs=4, full_data_epochs=1, batch_size=4)
+    pool, rows = Pool(images, torch.arange(10)), torch.arange(10)[None]
+    both = [list(_steps(pool, pool.labels, rows, each, 4, [3])) for each in (protocol, protocol.without_augmentation())]
+    assert len(both[0]) == len(both[1]) == 12
+    assert all(torch.equal(seen[0], images[labels[0]]) for _, _, seen, labels in both[1])
+    assert not any(torch.equal(seen[0], images[labels[0]]) for _, _, seen, labels in both[0])
 
 
 def test_protocols_that_follow_no_set_are_the_same_for_each():

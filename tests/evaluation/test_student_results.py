@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -39,6 +40,13 @@ from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.teachers import Teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def uncached(monkeypatch) -> None:
+    """Nothing is found of what another test trained."""
+    monkeypatch.setattr(datasets, "is_caching_enabled", lambda: False)
+
 
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 TINY = EvalProtocol("tiny", epochs=2, full_data_epochs=1, lrs=(0.1, 0.02))
@@ -134,6 +142,38 @@ def test_a_table_that_is_interrupted_again_and_again_becomes_the_same_report(dat
     kept = [(tmp_path / run / "students").iterdir() for run in ("whole", "part")]
     one, other = ({path.name: path.read_bytes() for path in paths} for paths in kept)
     assert one == other
+
+
+def test_another_set_of_the_same_images_finds_what_students_reached_on_all_of_them(
+    data, trained, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(datasets, "is_caching_enabled", lambda: True)
+    monkeypatch.setattr(student_results, "cache_folder", lambda: tmp_path / "cache")
+    train, held_out, test = data
+    options = {"num_seeds": 2, "protocol": TINY, "disable_tqdm": True, "held_out": held_out, "baselines": []}
+
+    def rows(name: str, shown: int, **changes: Any) -> dict[str, Any]:
+        distilled = distilled_set(train)
+        distilled.pixel_values.data[0] += shown  # another set
+        report = evaluate(distilled, train, test, output_dir=tmp_path / name, **{**options, **changes})
+        return {f"{row.set}, {row.labels}": row.accuracies for row in report.rows if row.set == "full data"}
+
+    one, first = rows("one", 0), len(trained)
+    assert rows("other", 1) == one
+    again = len(trained) - first
+    assert rows("other", 1) == one
+    assert len(trained) == first + again  # what the cache had is in the folder too
+    monkeypatch.setattr(student_results, "cache_folder", lambda: tmp_path / "empty")
+    assert rows("third", 1) == one
+    assert len(trained) - first - again == first > again
+    for changes in ({"seed": 1}, {"protocol": replace(TINY, full_data_epochs=2)}):
+        before = len(trained)
+        rows("other", 1, **changes)
+        assert len(trained) - before == first
+    monkeypatch.setattr(datasets, "is_caching_enabled", lambda: False)
+    before = len(trained)
+    rows("fourth", 1)
+    assert len(trained) - before == first
 
 
 def test_who_trains_side_by_side_is_part_of_what_is_kept(data, monkeypatch, trained, tmp_path):
@@ -295,7 +335,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
     "width": lambda case: {"spec": replace(SPEC, kwargs={"width": 4})},
     "rate": lambda case: {"lrs": (0.2,)},
     "epochs": lambda case: {"epochs": 3},
-    "set, which names streams": lambda case: {"set": "random"},
+    "kind of labels, which names streams": lambda case: {"labels": "soft"},
     "soft labels": lambda case: {"targets": StoredLabels(torch.eye(10).repeat(10, 1)[: len(case.pool)])},
 }
 
@@ -304,7 +344,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
 def test_everything_about_a_case_decides(data, accelerator, untrained, tmp_path, what):
     trainer, case = trainer_of(data, tmp_path, accelerator), case_of(data)
     trainer.measure([case])
-    trainer.measure([replace(case, trial=case.trial[:5])])  # the same work, whatever else the case is for
+    trainer.measure([replace(case, set="random", trial=case.trial[:5])])  # the same work, whatever else the case is for
     assert len(untrained) == 2
     trainer.measure([replace(case, **CASES[what](case))])
     assert len(untrained) == 4
