@@ -29,13 +29,14 @@ from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
 from ..hub.cards import human_bytes
 from ..hub.checks import is_number, is_share, is_whole
-from ..hub.results import EvalReport, EvalRow
+from ..hub.results import EvalReport, EvalRow, RowCost
 from ..networks.architectures import StudentSpec, before_logits
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
 from ..rng import derive_seed
 from .accuracy import device_name
 from .coresets import coresets, random_rows
+from .costs import Costs, EqualCost
 from .protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol
 from .student_results import StudentResults
 from .students import check_student, student_name
@@ -128,6 +129,7 @@ def evaluate(
     full_data: bool | None = None,
     labels: EpochLabels | ProjectorLabels | None = None,
     guide: Teacher | None = None,
+    budget: str | None = None,
     output_dir: str | Path | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
@@ -167,18 +169,22 @@ def evaluate(
         guide: A network for the classes of the set, by whose features herding and k-center compare images where there
             is no full data. If not given it is what labels the set, of several networks the first; where none does,
             they compare pixels.
+        budget: "steps" trains every student as many steps as one of the set with its own labels has under the protocol,
+            whatever the images; "flops" for the same FLOP, those of a teacher that labels meanwhile among them, as
+            nearly as steps allow. Rates drop at the same shares of a training. Without it epochs say how long.
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
             after an interruption, or with further students, gets the same report. Nothing is kept if not given.
         disable_tqdm: No progress bars.
 
     Returns:
-        One row for each set, kind of labels and student; the set keeps them for its card. `meta` holds for each of
-        them the learning rate and the epochs, and what herding and k-center compared images by.
+        One row for each set, kind of labels and student, with what a student costs; the set keeps them for its card.
+        `meta` holds for each of them the learning rate and the epochs, and what herding and k-center compared images
+        by.
 
     Raises:
-        ValueError: There is no such protocol or baseline, the data are not those of the set, a class has too few
-            images, or a student does not fit.
+        ValueError: There is no such protocol, baseline or budget, the data are not those of the set, a class has too
+            few images, or a student does not fit.
     """
     made_with = distilled.config.get("hyperparameters") or {}
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
@@ -193,9 +199,13 @@ def evaluate(
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
+    costs = Costs(accelerator.device)
+    equal = EqualCost.to(budget, own, costs)
     # Without networks trained on all of them, training images are looked at once, or few of them again and again.
     pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data else "nothing")
-    real = _RealSets(train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer)
+    real = _RealSets(
+        train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer, equal
+    )
 
     if full_data:
         learner = made_for(distilled) or specs[0]
@@ -206,9 +216,11 @@ def evaluate(
         results, coreset_rows = [], real.coresets(None if network is None else network.features)
         kind = "label projector" if isinstance(network, LabelProjector) else "teacher"
         compared = "pixels" if network is None else f"features of the {kind} {network.name} ({network.digest})"
-    results += trainer.measure([*own, *real.baselines(coreset_rows)])
+    results += trainer.measure([*map(equal, own), *real.baselines(coreset_rows)])
     context = {"coresets_compare": compared} if real.greedy else {}
-    report = _report(results, trainer, str(test.provenance["split"]), labels, context)
+    bytes_of = {"distilled": distilled.pixel_values.element_size()}
+    spent = [costs.of(case, bytes_of.get(case.set, 1)) for case, _, _ in results]
+    report = _report(results, spent, trainer, str(test.provenance["split"]), labels, context)
     distilled.report = (distilled.report or EvalReport()).merge(report)
     return report
 
@@ -227,6 +239,7 @@ class _RealSets:
         num_seeds: Students per row.
         protocol: That of the distilled set.
         trainer: What trains and tests students.
+        equal: Gives students what those of the distilled set have.
     """
 
     train: RealImages
@@ -238,6 +251,7 @@ class _RealSets:
     num_seeds: int
     protocol: TrainingProtocol
     trainer: Trainer
+    equal: EqualCost
 
     @property
     def greedy(self) -> list[str]:
@@ -257,7 +271,8 @@ class _RealSets:
         reported = len(cases)
         if self.greedy and guide not in self.specs:  # a network for the features alone
             only, classes = everything.expand(1, -1), self.pool.labels
-            cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only))
+            length = {"epochs": protocol.full_data_epochs, "protocol": protocol}  # of no row, and so of no budget
+            cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only, **length))
         guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
         tested = self.trainer.accuracy_on(self.trainer.test)
 
@@ -306,7 +321,7 @@ class _RealSets:
         if self.teacher is not None:
             targets["soft"] = self.teacher
         return [
-            Case(name, labels, spec, self.pool, target, rows, trial, protocol.lrs, epochs, protocol)
+            self.equal(Case(name, labels, spec, self.pool, target, rows, trial, protocol.lrs, epochs, protocol))
             for spec in self.specs
             for labels, target in targets.items()
         ]
@@ -510,22 +525,23 @@ def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, proto
 
 def _report(
     results: Sequence[Result],
+    costs: Sequence[RowCost],
     trainer: Trainer,
     split: str,
     labels: EpochLabels | ProjectorLabels | None,
     context: dict[str, str],
 ) -> EvalReport:
-    """The report of some results; `context` is what their meta says beside how students were trained."""
+    """The report of some results and their `costs`; `context` is what meta says beside how students were trained."""
     device = device_name(trainer.accelerator.device)
     report = EvalReport()
-    for case, lr, accuracies in results:
+    for (case, lr, accuracies), cost in zip(results, costs, strict=True):
         student, protocol = student_name(case.spec), case.protocol
         trained = protocol.title
         if labels is not None and (case.set, case.labels) == ("distilled", "soft"):
             kind = "stored labels" if isinstance(labels, EpochLabels) else f"label projector {labels.digest}"
             trained = f"{protocol.title}, {kind} ({human_bytes(labels.num_bytes)})"
         images = case.rows.shape[1]
-        report.rows.append(EvalRow(case.set, case.labels, student, trained, images, accuracies, device, split))
+        report.rows.append(EvalRow(case.set, case.labels, student, trained, images, accuracies, device, split, cost))
         about = {"seed": trainer.seed, **protocol.to_config(), "learning_rates": {}, "epochs": {}, **context}
         about = report.meta.setdefault(f"{protocol.title}, {student}", about)
         row = f"{case.set}, {case.labels} labels"

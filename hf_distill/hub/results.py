@@ -10,6 +10,7 @@ from .cards import human_bytes, markdown_table, text_table
 
 SETS = ("random", "herding", "k-center", "distilled", "full data")
 GREEDY = ("herding", "k-center")
+REGIMES = ("hard", "stored", "online")
 CONTEXT = ("student", "protocol", "split", "device")
 
 
@@ -48,6 +49,50 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class RowCost:
+    """What one student of a row costs, by arithmetic: the same wherever it is trained.
+
+    A multiply-add is two FLOP. Counted are products of matrices, convolutions and attention, forward and backward;
+    images are counted each time that they are seen.
+
+    Attributes:
+        regime: Where labels come from: one of `REGIMES`.
+        steps: Of the optimizer.
+        images_seen: In all of them.
+        teacher_images: Those of them, or of the set, that networks label.
+        student_flop: Of all steps.
+        teacher_flop: Of labelling.
+        image_bytes: Of the pixels that are stored, uncompressed.
+        label_bytes: Of the labels beside the classes; where labels are asked online, of the networks that are asked.
+        over_budget: FLOP above those that all rows were to have, or below them (negative), where that was asked for.
+    """
+
+    regime: str
+    steps: int
+    images_seen: int
+    teacher_images: int
+    student_flop: int
+    teacher_flop: int
+    image_bytes: int
+    label_bytes: int
+    over_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            raise ValueError(f"the regime of a result is {self.regime!r}; expected one of {', '.join(REGIMES)}")
+        for name, value in vars(self).items():
+            if name not in ("regime", "over_budget") and not (type(value) is int and value >= 0):
+                raise ValueError(f"the {name} of a result are {value!r}; expected a whole number from 0")
+        if not (self.over_budget is None or type(self.over_budget) is int):
+            raise ValueError(f"the over_budget of a result is {self.over_budget!r}; expected a whole number, or null")
+
+    @property
+    def flop(self) -> int:
+        """Those of the student and of whoever labels for it."""
+        return self.student_flop + self.teacher_flop
+
+
+@dataclass(frozen=True)
 class EvalRow(Measured):
     """The accuracies of students that were trained on one set.
 
@@ -60,6 +105,7 @@ class EvalRow(Measured):
         accuracies: One in [0, 1] for each seed.
         device: What the students were trained on.
         split: The split of the source that the accuracies are measured on.
+        cost: What a student costs; None for rows of version 0.1, which do not say.
     """
 
     set: str
@@ -70,6 +116,7 @@ class EvalRow(Measured):
     accuracies: list[float]
     device: str
     split: str = "test"
+    cost: RowCost | None = None
 
     def __post_init__(self) -> None:
         if self.set not in SETS:
@@ -134,7 +181,8 @@ def _to_json(row: EvalRow | LabelRow) -> dict[str, Any]:
 
 
 def _fields(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("mean", "std")}
+    known = {name: value for name, value in row.items() if name not in ("mean", "std")}
+    return known if known.get("cost") is None else {**known, "cost": RowCost(**known["cost"])}
 
 
 @dataclass
