@@ -22,6 +22,7 @@ from ..data.files import PATTERN
 from ..data.preprocessing import Preprocessing
 from ..hub.files import SUMS, folder_aside, load_json, naming, save_json, save_sums, sha256_of_file
 from ..hub.folder import Home, HubFolder
+from ..hub.making import MAKING
 from ..hub.plots import can_plot, labels_plot
 from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
@@ -85,6 +86,7 @@ class DistilledSet(nn.Module, HubFolder):
     owned = (
         "README.md",
         SUMS,
+        MAKING,
         CONFIG,
         RESULTS,
         GRID,

@@ -60,6 +60,14 @@ def human_flop(count: int) -> str:
     return f"{size:,.3g} EFLOP"
 
 
+def human_seconds(seconds: float) -> str:
+    """For people: `1.2 s`, `3.4 min` or `5.6 h`."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def text_table(table: Sequence[Sequence[str]], caption: str, to_left: Sequence[str]) -> str:
     """A header and its lines as aligned plain text, with what is said of them all below.
 

@@ -253,6 +253,10 @@ class HeLlO(PatchMethod):
         )
         return (mended * 255).round().to(torch.uint8)
 
+    def learned_from(self) -> Sequence[Teacher]:
+        """The teachers that the projector imitates."""
+        return self.teachers
+
     def run(self) -> DistilledSet:
         """The set with its projector, which is trained after the images are made. All processes call it.
 
@@ -277,6 +281,7 @@ class HeLlO(PatchMethod):
             callbacks=self.further_callbacks,
         )
         distilled.label_with(ProjectorLabels(self.projector))
+        distilled.making = {**distilled.making, "projector": self.projector.making.get("training")}
         return distilled
 
     def costs(self) -> LabelCosts:

@@ -181,6 +181,10 @@ class TrajectoryMatching(Distiller):
         )
         return {"experts": experts}
 
+    def learned_from(self) -> Sequence[ExpertTrajectories]:
+        """The experts."""
+        return [self.experts]
+
     def _student(self) -> Student:
         model = self.experts.flat_model().for_second_derivatives().to(self.device)
         logits = in_precision(model, self.accelerator)  # parameters stay float32
