@@ -30,9 +30,11 @@ from hf_distill.config import (
 )
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.evaluation.costs import BUDGETS
 from hf_distill.evaluation.evaluate import PROTOCOLS, check_evaluation, evaluate, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.files import save_json
+from hf_distill.hub.making import making_table
 from hf_distill.hub.results import EvalReport
 from hf_distill.runs.claims import claimed, keep_claimed
 from hf_distill.runs.finish import run_recipe
@@ -77,6 +79,11 @@ class EvaluateArguments(ProcessArguments):
         default_factory=list,
         help="Labels to compare at these images, accuracy against bytes: `hard`, `own`, and what --labels takes.",
     )
+    budget: str | None = HfArg(
+        default=None,
+        help="`steps` or `flops`: train all rows for those of the set with its own labels. Without it: by epochs.",
+    )
+    show_cost: bool = HfArg(default=False, help="Show what rows and the making of the set cost, too.")
     output_dir: str | None = PathArg(default=None, help="Folder for the set with its results. Without it: its own.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
@@ -87,6 +94,8 @@ class EvaluateArguments(ProcessArguments):
             check_choice("protocol", self.protocol, tuple(PROTOCOLS))
         for name in self.baselines or []:
             check_choice("baselines", name, BASELINES)
+        if self.budget is not None:
+            check_choice("budget", self.budget, BUDGETS)
         check_at_least("num_seeds", self.num_seeds, 1)
 
 
@@ -126,8 +135,9 @@ def main() -> None:
         "disable_tqdm": args.disable_tqdm,
     }
     chosen = {"students": args.student, "full_data": args.full_data, "baselines": args.baselines, "labels": labels}
+    chosen["budget"] = args.budget
     report = evaluate(distilled, train, test, **chosen, **options)
-    shown = [report.table()]
+    shown = [report.table(), *([report.costs_table(), making_table(distilled.making)] if args.show_cost else [])]
     try:  # results are saved before anything is shown, for which there may be no terminal any more
         kept = keep(distilled, report, args, accelerator)  # and before a comparison, which can take longer
         if sources:

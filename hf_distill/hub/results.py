@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .cards import human_bytes, markdown_table, text_table
+from .cards import human_bytes, human_flop, markdown_table, text_table
 
 SETS = ("random", "herding", "k-center", "distilled", "full data")
 GREEDY = ("herding", "k-center")
-REGIMES = ("hard", "stored", "online")
+# Where labels come from, the cheapest first, and for people. A network that labels each image once, before a training,
+# gives labels that could be stored.
+REGIMES = {"hard": "hard labels", "stored": "stored labels", "online": "labels asked online"}
 CONTEXT = ("student", "protocol", "split", "device")
 
 
@@ -126,6 +128,14 @@ class EvalRow(Measured):
         self._check_accuracies()
 
     @property
+    def regime(self) -> str | None:
+        """One of `REGIMES`; None for a row of version 0.1 that does not tell, where `EvalReport.regime_of` looks on."""
+        if self.labels == "hard" or self.cost is not None:
+            return "hard" if self.cost is None else self.cost.regime
+        words = {", stored labels (": "stored", ", label projector ": "online"}
+        return next((regime for word, regime in words.items() if word in self.protocol), None)
+
+    @property
     def key(self) -> tuple[str, str, int, str, str, str]:
         """The values that make two rows the same measurement."""
         return (self.set, self.labels, self.images, self.student, self.protocol, self.split)
@@ -176,8 +186,9 @@ class LabelRow(Measured):
 
 
 def _to_json(row: EvalRow | LabelRow) -> dict[str, Any]:
-    """The row with its mean and std, for other readers; std is null for a single seed."""
-    return {**asdict(row), "mean": row.mean, "std": row.std if row.n > 1 else None}
+    """The row with its mean and std, for other readers; std is null for a single seed, and a cost unknown not there."""
+    values = {name: value for name, value in asdict(row).items() if not (name == "cost" and value is None)}
+    return {**values, "mean": row.mean, "std": row.std if row.n > 1 else None}
 
 
 def _fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -231,18 +242,60 @@ class EvalReport:
     def _lines(self) -> tuple[list[list[str]], str]:
         """Header and cells, one line for each set and student, and a caption of what all lines share."""
         varying, caption = _context(self.rows, CONTEXT)
-        kinds = [kind for kind in ("soft", "hard") if any(row.labels == kind for row in self.rows)]
-        titles = {"soft": "method's labels", "hard": "hard labels"}
+        there = {self.regime_of(row) for row in self.rows}
+        kinds = [regime for regime in reversed(REGIMES) if regime in there]
+        several = there >= {"stored", "online"}
+        titles = {kind: REGIMES[kind] if several or kind == "hard" else "method's labels" for kind in kinds}
         lines: dict[tuple[Any, ...], dict[str, EvalRow]] = {}
         for row in sorted(self.rows, key=lambda row: SETS.index(row.set)):
             place = (*(getattr(row, name) for name in varying), row.set)
-            lines.setdefault(place, {})[row.labels] = row
+            lines.setdefault(place, {})[self.regime_of(row)] = row
         table = [["set", "images", *varying, *(titles[kind] for kind in kinds)]]
         for place, cells in sorted(lines.items(), key=lambda line: line[0][:-1]):
             images = next(iter(cells.values())).images
             measured = [cells[kind].percent() if kind in cells else "" for kind in kinds]
             table.append([place[-1], f"{images:,}", *place[:-1], *measured])
         return table, f"{caption}{self._compared()}"
+
+    def regime_of(self, row: EvalRow) -> str:
+        """The regime of one of the rows; of one of version 0.1 that labels of views, if its protocol looks at views."""
+        about = self.meta.get(f"{row.protocol}, {row.student}")
+        return row.regime or ("online" if isinstance(about, dict) and "views" in about else "stored")
+
+    def _cost_lines(self) -> tuple[list[list[str]], str]:
+        """Header and cells, one line for each row, by regime from the cheapest on, and a caption."""
+        varying, caption = _context(self.rows, CONTEXT)
+        budget = any(row.cost is not None and row.cost.over_budget is not None for row in self.rows)
+        counts = ["steps", "images seen", "labelled", "student", "teacher", "images", "labels"]
+        table = [["regime", "set", *varying, "accuracy", *counts, *(["beyond the budget"] if budget else [])]]
+        order = list(REGIMES)
+
+        def place(row: EvalRow) -> tuple[Any, ...]:
+            context = (getattr(row, name) for name in varying)
+            return (order.index(self.regime_of(row)), *context, SETS.index(row.set))
+
+        for row in sorted(self.rows, key=place):
+            cost = row.cost
+            cells = ["not measured"] + [""] * (len(counts) - 1)
+            if cost is not None:
+                seen = [f"{count:,}" for count in (cost.steps, cost.images_seen, cost.teacher_images)]
+                flop = [human_flop(cost.student_flop), human_flop(cost.teacher_flop)]
+                cells = [*seen, *flop, human_bytes(cost.image_bytes), human_bytes(cost.label_bytes)]
+            over = None if cost is None else cost.over_budget
+            share = "" if cost is None or over is None else f"{100 * over / (cost.flop - over):+.2g} %"
+            context = [str(getattr(row, name)) for name in varying]
+            regime = REGIMES[self.regime_of(row)]
+            table.append([regime, row.set, *context, row.percent(), *cells, *([share] if budget else [])])
+        return table, f"{caption} · of one student: FLOP, a multiply-add as two; bytes of pixels and of labels"
+
+    def costs_table(self) -> str:
+        """What the rows cost, by regime, as aligned plain text for a terminal."""
+        to_left = ("regime", "set", *CONTEXT)
+        return text_table(*self._cost_lines(), to_left=to_left) if self.rows else "no results"
+
+    def costs_markdown(self) -> str:
+        """What the rows cost, by regime, as a table for a card; nothing where none says."""
+        return markdown_table(*self._cost_lines()) if any(row.cost is not None for row in self.rows) else ""
 
     def _compared(self) -> str:
         """The end of a caption: what herding and k-center, where they are, compared images by."""

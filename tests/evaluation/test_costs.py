@@ -1,5 +1,7 @@
 """What rows cost: counted by hand, and beside a count of the steps that students really make."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -22,9 +24,12 @@ from hf_distill.evaluation.steps import Epoch
 from hf_distill.evaluation.students import train_students
 from hf_distill.evaluation.trainer import Case
 from hf_distill.hub.cards import human_flop
+from hf_distill.hub.making import Work
+from hf_distill.hub.results import EvalReport, EvalRow, RowCost
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
+from tests.faults.kills import TIMES, contents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -279,3 +284,100 @@ def test_all_rows_have_the_flop_of_the_set_with_its_own_labels_to_half_a_step(da
 def test_a_wrong_budget_is_one_clear_line(data):
     with pytest.raises(ValueError, match=r"budget.*'hours'.*steps"):
         evaluated(data, TINY["whole"], budget="hours", baselines=[], full_data=False)
+
+
+# Tables
+
+
+def row(labels: str, cost: RowCost | None = None, **changes) -> EvalRow:
+    known = {"set": "distilled", "student": "s", "protocol": "p", "images": 10, "accuracies": [0.5], "device": "cpu"}
+    return EvalRow(**{**known, "labels": labels, "cost": cost, **changes})
+
+
+COST = RowCost("online", 3, 60, 60, 10**9, 2 * 10**9, 640, 8000)
+
+
+def test_rows_are_sorted_into_three_regimes_those_of_version_0_1_too():
+    assert [row("hard").regime, row("soft", COST).regime, row("hard", replace(COST, regime="hard")).regime] == [
+        "hard",
+        "online",
+        "hard",
+    ]
+    assert row("soft", protocol="rded, stored labels (1.0 MB)").regime == "stored"
+    assert row("soft", protocol="rded, label projector 01234567 (1.0 MB)").regime == "online"
+    assert row("soft").regime is None
+    report = EvalReport([row("soft")], {"p, s": {"views": {}}})
+    assert report.regime_of(report.rows[0]) == "online"
+    assert EvalReport([row("soft")]).regime_of(row("soft")) == "stored"
+
+
+def test_a_table_of_one_regime_of_soft_labels_is_as_before_and_one_of_two_keeps_them_apart():
+    one = EvalReport([row("hard"), row("soft", COST)])
+    assert one.table().splitlines()[0].split("   ")[-2:] == ["method's labels", "hard labels"]
+    stored = row("soft", replace(COST, regime="stored"), set="random")
+    header = EvalReport([*one.rows, stored]).table().splitlines()[0]
+    assert [header.index(title) for title in ("labels asked online", "stored labels", "hard labels")] == sorted(
+        header.index(title) for title in ("labels asked online", "stored labels", "hard labels")
+    )
+
+
+def test_the_table_of_costs_goes_from_hard_labels_to_those_asked_online():
+    stored = row("soft", replace(COST, regime="stored", teacher_images=0, teacher_flop=0), set="random")
+    report = EvalReport(
+        [row("soft", COST), stored, row("hard"), row("hard", replace(COST, regime="hard"), set="random")]
+    )
+    lines = report.costs_table().splitlines()
+    shown = [[cell for cell in line.split("   ") if cell.strip()] for line in lines[2:6]]
+    assert [[cell.strip() for cell in cells[:2]] for cells in shown] == [
+        ["hard labels", "random"],
+        ["hard labels", "distilled"],
+        ["stored labels", "random"],
+        ["labels asked online", "distilled"],
+    ]
+    assert "not measured" in lines[3]
+    assert [cell.strip() for cell in shown[3][2:]] == [
+        "50.0 (1)",
+        "3",
+        "60",
+        "60",
+        "1 GFLOP",
+        "2 GFLOP",
+        "640 B",
+        "8.0 kB",
+    ]
+    over = EvalReport([row("soft", replace(COST, over_budget=3 * 10**7))])
+    assert "+1 %" in over.costs_table()
+    assert "beyond the budget" in over.costs_markdown()
+    assert EvalReport([row("hard")]).costs_markdown() == ""
+
+
+def test_costs_are_read_as_they_were_written_and_nonsense_is_one_clear_line():
+    report = EvalReport([row("soft", COST), row("hard")])
+    content = json.loads(json.dumps(report.to_json()))
+    assert EvalReport.from_json(content) == report
+    assert "cost" not in content["rows"][1]
+    for name, value in (("steps", -1), ("regime", "free"), ("images_seen", 1.5), ("over_budget", "much"), ("more", 1)):
+        broken = {**content["rows"][0], "cost": {**content["rows"][0]["cost"], name: value}}
+        with pytest.raises(ValueError, match=name):
+            EvalReport.from_json({"rows": [broken]})
+    with pytest.raises(ValueError, match="not the results"):
+        EvalReport.from_json({"rows": [{**content["rows"][0], "cost": 5}]})
+
+
+def test_the_card_says_what_rows_and_the_making_cost(tmp_path, data):
+    distilled = DistilledSet(
+        torch.zeros(10, 1, 8, 8), torch.arange(10), data[0].class_names, data[0].preprocessing, config={}
+    )
+    assert "What it costs" not in (distilled.save_pretrained(tmp_path / "old") / "README.md").read_text()
+    distilled.report = EvalReport([row("soft", COST)])
+    card = (distilled.save_pretrained(tmp_path / "costs") / "README.md").read_text()
+    assert "## What it costs\n\n| regime |" in card
+    assert "### The making\n\nWhat the making of the set took was not measured.\n" in card
+    distilled.making = {"distillation": Work(300, 90.0, "cpu"), "teacher": None}
+    card = (distilled.save_pretrained(tmp_path / "made") / "README.md").read_text()
+    assert "| distillation | 300 | 1.5 min | not counted | cpu |\n| teacher |  | not measured |  |  |" in card
+    assert DistilledSet.from_pretrained(tmp_path / "made").making == distilled.making
+    assert contents(tmp_path / "made") == {
+        **contents(tmp_path / "costs"),
+        "README.md": hashlib.sha256(TIMES.sub(b"", card.encode())).hexdigest(),
+    }
