@@ -386,8 +386,11 @@ class DistilledSet(nn.Module, HubFolder):
         self.teacher = teacher
         self.soft_labels = None  # which another gave
         self.config.pop("projector", None)
+        self.making = {name: work for name, work in self.making.items() if name != "projector"}
         if isinstance(teacher, ProjectorLabels):
             self.config["projector"] = teacher.projector.about()
+            made = {"projector": teacher.projector.making.get("training")}
+            self.making = {"distillation": None, **self.making, **made}
 
     def push_results(
         self, repo_id: str, report: EvalReport, *, tag: str | None = None, token: str | bool | None = None

@@ -281,7 +281,6 @@ class HeLlO(PatchMethod):
             callbacks=self.further_callbacks,
         )
         distilled.label_with(ProjectorLabels(self.projector))
-        distilled.making = {**distilled.making, "projector": self.projector.making.get("training")}
         return distilled
 
     def costs(self) -> LabelCosts:
