@@ -4,6 +4,7 @@
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --compare_labels hard own org/name-labels
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --budget steps --show_cost
 
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with

@@ -146,11 +146,11 @@ class EqualCost:
     @classmethod
     def to(cls, kind: str | None, cases: Sequence[Case], costs: Costs) -> "EqualCost":
         """The budget of the first of `cases` for each student; a `ValueError` where there is no such kind."""
-        if kind is None:
-            return cls(None, {}, costs)
-        check_choice("budget", kind, BUDGETS)
+        if kind is not None:
+            check_choice("budget", kind, BUDGETS)
         first = {student_name(case.spec): case for case in reversed(cases)}
-        return cls(kind, {name: costs.of(case) for name, case in first.items()}, costs)
+        known = {name: costs.of(case) for name, case in first.items()}  # networks are counted before the long work
+        return cls(kind, {} if kind is None else known, costs)
 
     def __call__(self, case: Case) -> Case:
         """The case with the epochs and the end that its student's budget gives it."""

@@ -266,7 +266,8 @@ class EvalReport:
         """Header and cells, one line for each row, by regime from the cheapest on, and a caption."""
         varying, caption = _context(self.rows, CONTEXT)
         budget = any(row.cost is not None and row.cost.over_budget is not None for row in self.rows)
-        counts = ["steps", "images seen", "labelled", "student", "teacher", "images", "labels"]
+        flop, stored = ["FLOP of training", "FLOP of labelling"], ["image bytes", "label bytes"]
+        counts = ["steps", "images seen", "images labelled", *flop, *stored]
         table = [["regime", "set", *varying, "accuracy", *counts, *(["beyond the budget"] if budget else [])]]
         order = list(REGIMES)
 
@@ -279,14 +280,14 @@ class EvalReport:
             cells = ["not measured"] + [""] * (len(counts) - 1)
             if cost is not None:
                 seen = [f"{count:,}" for count in (cost.steps, cost.images_seen, cost.teacher_images)]
-                flop = [human_flop(cost.student_flop), human_flop(cost.teacher_flop)]
-                cells = [*seen, *flop, human_bytes(cost.image_bytes), human_bytes(cost.label_bytes)]
+                work = [human_flop(cost.student_flop), human_flop(cost.teacher_flop)]
+                cells = [*seen, *work, human_bytes(cost.image_bytes), human_bytes(cost.label_bytes)]
             over = None if cost is None else cost.over_budget
             share = "" if cost is None or over is None else f"{100 * over / (cost.flop - over):+.2g} %"
             context = [str(getattr(row, name)) for name in varying]
             regime = REGIMES[self.regime_of(row)]
             table.append([regime, row.set, *context, row.percent(), *cells, *([share] if budget else [])])
-        return table, f"{caption} · of one student: FLOP, a multiply-add as two; bytes of pixels and of labels"
+        return table, f"{caption} · costs of one student; a multiply-add is two FLOP, and pixels are uncompressed"
 
     def costs_table(self) -> str:
         """What the rows cost, by regime, as aligned plain text for a terminal."""
