@@ -13,11 +13,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..config import check_choice
 from ..distilled.epoch_labels import EpochLabels
@@ -36,13 +37,25 @@ __all__ = ["BUDGETS", "Costs", "EqualCost", "asks_networks", "source_flop", "stu
 BUDGETS = ("steps", "flops")
 
 
+def _convolution_backward(
+    grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    """Of the gradients of a convolution's input and weights, as far as they are asked for, what its output took each.
+
+    That of weights is counted once for each pair of groups by torch, as if a depthwise convolution were a dense one.
+    """
+    transposed, output_mask = args[4], args[-1]
+    return sum(output_mask[:2]) * conv_flop_count(list(x), list(w), list(grad_out), transposed=transposed)
+
+
 @contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
     """Counts FLOP of what runs within, whatever kernels a device has for attention."""
+    own = {torch.ops.aten.convolution_backward: _convolution_backward}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel, in which nothing is counted
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=own) as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

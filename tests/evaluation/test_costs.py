@@ -184,6 +184,15 @@ def test_flop_are_those_of_a_formula():
     assert (cost.student_flop, cost.teacher_flop) == (60 * both, 60 * forward)
 
 
+def test_convolutions_in_groups_are_counted_group_by_group(monkeypatch):
+    depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)  # of an input without a gradient
+    strided = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=False)
+    network = nn.Sequential(depthwise, strided, nn.ConvTranspose2d(8, 4, 2, stride=2, bias=False))
+    monkeypatch.setattr(StudentSpec, "build", lambda self, seed: network)
+    forward = [2 * 64 * 6 * 9, 2 * 16 * 8 * 3 * 9, 2 * 64 * 4 * 8]  # the last has one weight for each place and channel
+    assert student_flop(StudentSpec("grouped", 4, 6, (8, 8))) == 2 * forward[0] + 3 * forward[1] + 3 * forward[2]
+
+
 def test_attention_is_counted_as_products_of_matrices():
     spec = StudentSpec("test_vit", 10, 1, (16, 16))
     vit = spec.build(0)
