@@ -5,6 +5,7 @@
     accelerate launch recipes/evaluate.py --distilled_dataset outputs/tesla --baselines all --experts outputs/experts
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --compare_labels hard own org/name-labels
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --budget steps --show_cost
 
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with
@@ -33,10 +34,12 @@ from hf_distill.config import (
 )
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.evaluation.costs import BUDGETS
 from hf_distill.evaluation.evaluate import PROTOCOLS, baselines_for, check_evaluation, evaluate, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.checks import is_commit_of_repository
 from hf_distill.hub.files import save_json
+from hf_distill.hub.making import making_table
 from hf_distill.hub.results import EvalReport
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.trajectories import ExpertTrajectories
@@ -100,6 +103,11 @@ class EvaluateArguments(ProcessArguments):
         default_factory=list,
         help="Labels to compare at these images, accuracy against bytes: `hard`, `own`, and what --labels takes.",
     )
+    budget: str | None = HfArg(
+        default=None,
+        help="`steps` or `flops`: train all rows for those of the set with its own labels. Without it: by epochs.",
+    )
+    show_cost: bool = HfArg(default=False, help="Show what rows and the making of the set cost, too.")
     output_dir: str | None = PathArg(default=None, help="Folder for the set with its results. Without it: its own.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
@@ -110,6 +118,8 @@ class EvaluateArguments(ProcessArguments):
             check_choice("protocol", self.protocol, tuple(PROTOCOLS))
         for name in self.baselines or []:
             check_choice("baselines", name, (*BASELINES, ALL))
+        if self.budget is not None:
+            check_choice("budget", self.budget, BUDGETS)
         check_at_least("num_seeds", self.num_seeds, 1)
 
 
@@ -158,8 +168,9 @@ def main() -> None:
     }
     chosen = {"students": args.student, "baselines": baselines, "labels": labels, **known}
     chosen["unaugmented"] = args.unaugmented or None
+    chosen["budget"] = args.budget
     report = evaluate(distilled, train, test, **chosen, **options)
-    shown = [report.table()]
+    shown = [report.table(), *([report.costs_table(), making_table(distilled.making)] if args.show_cost else [])]
     try:  # results are saved before anything is shown, for which there may be no terminal any more
         kept = keep(distilled, report, args, accelerator)  # and before a comparison, which can take longer
         if sources:

@@ -10,6 +10,7 @@ from PIL import Image
 from ..hub.cards import image_grid, render_card, source_context, source_datasets
 from ..hub.checks import is_number
 from ..hub.folder import Home
+from ..hub.making import making_markdown
 from ..hub.markdown import plain
 from ..hub.plots import can_plot
 from .labels import NetworkLabels, ProjectorLabels, TeacherLabels
@@ -39,6 +40,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
     experts = config.get("experts") or {}
     hyperparameters = dict(config.get("hyperparameters") or {})
     hyperparameters |= {f"experts.{name}": value for name, value in experts.get("training", {}).items()}
+    costs = None if distilled.report is None else distilled.report.costs_markdown()
     return render_card(
         "distilled.md",
         metadata=_metadata(distilled, about_source, data_id).to_yaml(),
@@ -75,6 +77,8 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         compared=None if distilled.report is None else distilled.report.compared_markdown(),
         labels_plot=PLOT if can_plot() else None,
         labels_results=None if distilled.report is None else distilled.report.labels_markdown(),
+        costs=costs,
+        making=making_markdown(distilled.making) if costs or distilled.making else None,
         sizes={name: count for name, count in _sizes(distilled, png_bytes).items() if count},
     )
 

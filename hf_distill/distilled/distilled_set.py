@@ -22,6 +22,7 @@ from ..data.files import PATTERN
 from ..data.preprocessing import Preprocessing
 from ..hub.files import SUMS, folder_aside, load_json, naming, save_json, save_sums, sha256_of_file
 from ..hub.folder import Home, HubFolder
+from ..hub.making import MAKING
 from ..hub.plots import can_plot, labels_plot
 from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
@@ -85,6 +86,7 @@ class DistilledSet(nn.Module, HubFolder):
     owned = (
         "README.md",
         SUMS,
+        MAKING,
         CONFIG,
         RESULTS,
         GRID,
@@ -384,8 +386,11 @@ class DistilledSet(nn.Module, HubFolder):
         self.teacher = teacher
         self.soft_labels = None  # which another gave
         self.config.pop("projector", None)
+        self.making = {name: work for name, work in self.making.items() if name != "projector"}
         if isinstance(teacher, ProjectorLabels):
             self.config["projector"] = teacher.projector.about()
+            made = {"projector": teacher.projector.making.get("training")}
+            self.making = {"distillation": None, **self.making, **made}
 
     def push_results(
         self, repo_id: str, report: EvalReport, *, tag: str | None = None, token: str | bool | None = None

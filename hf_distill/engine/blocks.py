@@ -22,11 +22,14 @@ import torch
 from torch import Tensor
 
 from ..distilled.distilled_set import DistilledSet
+from ..evaluation.accuracy import device_name
 from ..hub.checks import is_whole
 from ..hub.files import load_json, reserve, save_json
+from ..hub.making import Work, add_up, read_making, save_making
 from ..networks.compiling import say_uncompiled
 from ..runs.callbacks import RunState
 from ..runs.checkpoints import BLOCKS, list_checkpoints, load_checkpoint, save_checkpoint
+from ..runs.clock import Clock
 from ..runs.folder import check_same_run
 from ..runs.processes import on_main
 from ..runs.stopping import Stop, stopping
@@ -76,6 +79,7 @@ class BlockDistiller(Method):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stop = Stop()  # which nobody asks until the run begins
+        self._clock = Clock()  # of a block
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -151,6 +155,7 @@ class BlockDistiller(Method):
         images = np.memmap(self._images, self.pixels, "c", shape=shape)
         self.distilled = self.assemble(torch.from_numpy(images), labels)
         self.distilled.config |= self._provenance()
+        self.distilled.making = self._making(add_up([self._work(block) for block in blocks]))
         return self.distilled
 
     def _beginning(self, blocks: int) -> RunState:
@@ -171,9 +176,11 @@ class BlockDistiller(Method):
             state.values = values
             self.callbacks.on_step(dataclasses.replace(state))
 
-        rows = block.rows.numpy()
+        rows, self._clock = block.rows.numpy(), Clock()
         images[rows] = self.make(block, log).cpu().numpy()
         images.flush()
+        work = Work(self.iterations, self._clock.keep(), device_name(self.device))
+        save_making(self._measured(block), {"block": work})
         save_json(self._marker(block), {"sha256": _checksum(images, rows)})
         shutil.rmtree(self._unfinished(block), ignore_errors=True)
         state.folder = self.folder
@@ -196,7 +203,8 @@ class BlockDistiller(Method):
             KeyboardInterrupt: It is.
         """
         if 0 < iteration < self.iterations and (due or self._stop.asked):
-            save_checkpoint(self._unfinished(block), tensors(), {"step": iteration}, limit=1)
+            about = {"step": iteration, "seconds": self._clock.keep()}
+            save_checkpoint(self._unfinished(block), tensors(), about, limit=1)
         if iteration < self.iterations and self._stop.asked:
             self._stop.end()
 
@@ -216,6 +224,7 @@ class BlockDistiller(Method):
                 logger.warning("block %s begins without what was kept of it: %s", block.number, error)
             else:
                 logger.info("going on from %s", checkpoint)
+                self._clock.go_on(about.get("seconds"))
                 return tensors, step
         return {}, 0
 
@@ -269,6 +278,17 @@ class BlockDistiller(Method):
 
     def _marker(self, block: Block) -> Path:
         return self.folder / f"block-{block.number:06d}.json"
+
+    def _measured(self, block: Block) -> Path:
+        return self.folder / f"making-{block.number:06d}.json"
+
+    def _work(self, block: Block) -> Work:
+        """What a block took; without seconds where that is not known, as of blocks of version 0.1."""
+        try:
+            work = read_making(self._measured(block)).get("block")
+        except ValueError:  # damaged; the block itself is there
+            work = None
+        return work or Work(self.iterations, None, device_name(self.device))
 
     def _done(self, block: Block, images: np.ndarray) -> bool:
         try:

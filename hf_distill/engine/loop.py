@@ -21,10 +21,13 @@ from ..config import DistillConfig, LoopConfig
 from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.targets import targets_of
+from ..evaluation.accuracy import device_name
 from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
+from ..hub.making import Work
 from ..networks.compiling import say_uncompiled
 from ..runs.callbacks import RunState, Trackers
 from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
+from ..runs.clock import Clock
 from ..runs.folder import check_same_run
 from ..runs.processes import on_main
 from ..runs.stopping import Stop, stopping
@@ -164,6 +167,7 @@ class Distiller(Method):
         """
         config = self.config
         self.distilled = self.setup()
+        self._clock = Clock(self.accelerator.num_processes)
         self._share_state()
         self.distilled.config |= self._provenance()
         start = self._resume()
@@ -193,6 +197,7 @@ class Distiller(Method):
             logger.info("keeping step %d, %.1f %% on held-out images", self.best.step, 100 * self.best.accuracy)
         self.relabel(self.distilled)
         self.distilled.config["selected_step"] = self.best.step if keep_best else config.max_steps
+        self.distilled.making = self._making(Work(config.max_steps, self._clock.kept, device_name(self.device)))
         return self.distilled
 
     # What the loop is made of
@@ -360,6 +365,7 @@ class Distiller(Method):
                 "identity": self._identity(),
                 "best_step": self.best.step,
                 "best_accuracy": self.best.accuracy,
+                "seconds": self._clock.keep(),
             }
             save_checkpoint(self.output_dir, tensors, about, self.config.save_total_limit)
         self.accelerator.wait_for_everyone()
@@ -387,6 +393,7 @@ class Distiller(Method):
         except ValueError as error:
             raise ValueError(f"{folder} cannot be gone on with: {error}; resume from another one") from error
         self.best = _Best(about["best_step"], about["best_accuracy"], parts["best"])
+        self._clock.go_on(about.get("seconds"))  # which version 0.1 did not measure
         logger.info("going on from %s", folder)
         return about["step"]
 

@@ -27,6 +27,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..hub.cards import Paper
 from ..hub.files import load_json, package_versions
+from ..hub.making import Making, Work, add_up
 from ..hub.results import EvalReport
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
@@ -436,6 +437,23 @@ class Method(ABC):
             DistillationDiverged: Numbers left what training can use; the message says what is kept, and what to lower.
             ValueError: The folder holds another run, or the checkpoint to resume from is absent or broken.
         """
+
+    def learned_from(self) -> Sequence[ExpertTrajectories | Teacher]:
+        """What was found or trained to make the set with, whose making is part of the set's: nothing, for some."""
+        return []
+
+    def _making(self, distillation: Work | None) -> Making:
+        """What it took to make the set, with what it was made with; of teachers along one training, the last one."""
+        trainings: dict[str, Work | None] = {}
+        for network in self.learned_from():
+            work = add_up(list(network.making.values()))
+            training = json.dumps([network.config.get("training"), None if work is None else work.device])
+            known = trainings.get(training)
+            if known is None or (work is not None and work.steps > known.steps):
+                trainings[training] = work
+        kind = "experts" if any(isinstance(each, ExpertTrajectories) for each in self.learned_from()) else "teacher"
+        names = [kind, *(f"{kind} {number}" for number in range(2, len(trainings) + 1))]
+        return {"distillation": distillation, **dict(zip(names, trainings.values(), strict=False))}
 
     def modules(self) -> dict[str, nn.Module]:
         """Networks that are learned beside the set, by name: none, for most methods.

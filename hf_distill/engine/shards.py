@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import NetworkLabels
+from ..hub.making import add_up
 
 __all__ = ["describe_shard", "join_shards"]
 
@@ -111,7 +112,7 @@ def join_shards(paths: Sequence[str | Path]) -> DistilledSet:
         return torch.cat(parts)[order]
 
     soft = [shard.soft_labels for shard in shards if shard.soft_labels is not None]
-    return DistilledSet(
+    joined = DistilledSet(
         together([shard.pixel_values.detach() for shard in shards]),
         together([shard.labels for shard in shards]),
         first.class_names,
@@ -120,3 +121,6 @@ def join_shards(paths: Sequence[str | Path]) -> DistilledSet:
         teacher=first.teacher,
         config={key: value for key, value in first.config.items() if key != SHARD},
     )
+    if first.making:
+        joined.making = {**first.making, "distillation": add_up([each.making.get("distillation") for each in shards])}
+    return joined

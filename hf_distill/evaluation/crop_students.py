@@ -142,6 +142,7 @@ def train_on_crops(
     views = protocol.views_for(targets, seed)
     order = generator(seed, "order")
     background = pool.black
+    budget, steps = protocol.budget, 0
     look = in_precision(compiled(forward, accelerator), accelerator)
     label = targets
     if not isinstance(label, Tensor):
@@ -180,4 +181,7 @@ def train_on_crops(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                steps += 1
+                if budget is not None and steps == budget.steps:
+                    return model.eval()
     return model.eval()

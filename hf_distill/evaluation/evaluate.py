@@ -33,7 +33,7 @@ from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
 from ..hub.cards import human_bytes
 from ..hub.checks import is_number, is_share, is_whole
-from ..hub.results import EvalReport, EvalRow
+from ..hub.results import EvalReport, EvalRow, RowCost
 from ..networks.architectures import StudentSpec, features_and_logits
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
@@ -41,6 +41,7 @@ from ..networks.trajectories import ExpertTrajectories
 from ..rng import derive_seed
 from .accuracy import device_name
 from .coresets import COMPARING, coresets, random_rows
+from .costs import Costs, EqualCost
 from .difficulty import Difficulty
 from .protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol
 from .student_results import StudentResults
@@ -141,6 +142,7 @@ def evaluate(
     guide: Teacher | None = None,
     experts: ExpertTrajectories | None = None,
     unaugmented: bool | None = None,
+    budget: str | None = None,
     output_dir: str | Path | None = None,
     disable_tqdm: bool = False,
 ) -> EvalReport:
@@ -186,6 +188,9 @@ def evaluate(
             that images are compared by.
         unaugmented: Also train on the set and on random images, with the method's own labels, without augmentation,
             which gives the report an augmentation robust score; if not given as at the distillation, else false.
+        budget: "steps" trains every student as many steps as one of the set with its own labels has under the protocol,
+            whatever the images; "flops" for the same FLOP, those of a teacher that labels meanwhile among them, as
+            nearly as steps allow. Rates drop at the same shares of a training. Without it epochs say how long.
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
             after an interruption, or with further students, gets the same report; results on all real images are in
@@ -193,13 +198,13 @@ def evaluate(
         disable_tqdm: No progress bars.
 
     Returns:
-        One row for each set, kind of labels and student; the set keeps them for its card. `meta` holds for each of
-        them the learning rate and the epochs, and what each coreset was chosen by.
+        One row for each set, kind of labels and student, with what a student costs; the set keeps them for its card.
+        `meta` holds for each of them the learning rate and the epochs, and what each coreset was chosen by.
 
     Raises:
-        ValueError: There is no such protocol or baseline, a baseline needs what is not there, the data are not those of
-            the set, a class has too few images, or a student does not fit; or `unaugmented` lacks random images, or
-            labels of images as they are.
+        ValueError: There is no such protocol, baseline or budget, a baseline needs what is not there, the data are not
+            those of the set, a class has too few images, or a student does not fit; or `unaugmented` lacks random
+            images, or labels of images as they are.
     """
     made_with = distilled.config.get("hyperparameters") or {}
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
@@ -220,6 +225,8 @@ def evaluate(
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
+    costs = Costs(accelerator.device)
+    equal = EqualCost.to(budget, own, costs)
     asked = experts if experts is not None and _know_images(experts) and set(baselines) & set(SCORED) else None
     # Without networks that look at all of them, training images are looked at once, or few of them again and again.
     pool = real_pool(distilled, train, accelerator, keep="pixels" if full_data or asked else "nothing")
@@ -228,7 +235,7 @@ def evaluate(
         asked.check_matches(train.seen_through(distilled.preprocessing))
         scores = Difficulty.of_experts(asked, pool, accelerator, disable_tqdm=disable_tqdm)
     real = _RealSets(
-        train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer, scores
+        train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer, equal, scores
     )
 
     if full_data:
@@ -242,10 +249,12 @@ def evaluate(
         compared = "pixels" if seen is None else "features"
         network = "" if seen is None else f"the {kind} {seen.name} ({seen.digest})"
     coreset_rows |= real.scored_coresets()
-    cases = [*own, *real.baselines(coreset_rows)]
+    cases = [*map(equal, own), *real.baselines(coreset_rows)]
     results += trainer.measure(cases + _unaugmented(cases) if unaugmented else cases)
     context = {"coresets": real.chosen_by(compared, network)} if coreset_rows else {}
-    report = _report(results, trainer, str(test.provenance["split"]), labels, context)
+    bytes_of = {"distilled": distilled.pixel_values.element_size()}
+    spent = [costs.of(case, bytes_of.get(case.set, 1)) for case, _, _ in results]
+    report = _report(results, spent, trainer, str(test.provenance["split"]), labels, context)
     distilled.report = (distilled.report or EvalReport()).merge(report)
     return report
 
@@ -264,6 +273,7 @@ class _RealSets:
         num_seeds: Students per row.
         protocol: That of the distilled set.
         trainer: What trains and tests students.
+        equal: Gives students what those of the distilled set have.
         scores: What experts say of all of them, if any are asked.
     """
 
@@ -276,6 +286,7 @@ class _RealSets:
     num_seeds: int
     protocol: TrainingProtocol
     trainer: Trainer
+    equal: EqualCost
     scores: Difficulty | None = None
 
     @property
@@ -332,7 +343,8 @@ class _RealSets:
         reported = len(cases)
         if self.compared and guide not in self.specs:  # a network for the features alone
             only, classes = everything.expand(1, -1), self.pool.labels
-            cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only))
+            length = {"epochs": protocol.full_data_epochs, "protocol": protocol}  # of no row, and so of no budget
+            cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only, **length))
         guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
         tested = self.trainer.accuracy_on(self.trainer.test)
 
@@ -381,7 +393,7 @@ class _RealSets:
         if self.teacher is not None:
             targets["soft"] = self.teacher
         return [
-            Case(name, labels, spec, self.pool, target, rows, trial, protocol.lrs, epochs, protocol)
+            self.equal(Case(name, labels, spec, self.pool, target, rows, trial, protocol.lrs, epochs, protocol))
             for spec in self.specs
             for labels, target in targets.items()
         ]
@@ -702,22 +714,23 @@ def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, proto
 
 def _report(
     results: Sequence[Result],
+    costs: Sequence[RowCost],
     trainer: Trainer,
     split: str,
     labels: EpochLabels | ProjectorLabels | None,
     context: dict[str, Any],
 ) -> EvalReport:
-    """The report of some results; `context` is what their meta says beside how students were trained."""
+    """The report of some results and their `costs`; `context` is what meta says beside how students were trained."""
     device = device_name(trainer.accelerator.device)
     report = EvalReport()
-    for case, lr, accuracies in results:
+    for (case, lr, accuracies), cost in zip(results, costs, strict=True):
         student, protocol = student_name(case.spec), case.protocol
         trained = protocol.title
         if labels is not None and (case.set, case.labels) == ("distilled", "soft"):
             kind = "stored labels" if isinstance(labels, EpochLabels) else f"label projector {labels.digest}"
             trained = f"{protocol.title}, {kind} ({human_bytes(labels.num_bytes)})"
         images = case.rows.shape[1]
-        report.rows.append(EvalRow(case.set, case.labels, student, trained, images, accuracies, device, split))
+        report.rows.append(EvalRow(case.set, case.labels, student, trained, images, accuracies, device, split, cost))
         about = {"seed": trainer.seed, **protocol.to_config(), "learning_rates": {}, "epochs": {}, **context}
         about = report.meta.setdefault(f"{protocol.title}, {student}", about)
         row = f"{case.set}, {case.labels} labels"

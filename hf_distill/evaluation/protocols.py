@@ -16,7 +16,22 @@ from ..distilled.labels import LabelSource, StoredLabels
 from ..hub.comparisons import UNAUGMENTED
 from ..rng import derive_seed
 
-__all__ = ["PROTOCOLS", "CropProtocol", "EvalProtocol", "TrainingProtocol", "rded_batch"]
+__all__ = ["PROTOCOLS", "Budget", "CropProtocol", "EvalProtocol", "TrainingProtocol", "rded_batch"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The end of a training whose length follows another one.
+
+    Attributes:
+        title: What is equal for all that are compared, for people.
+        steps: Of the optimizer, which end the training wherever in an epoch they do.
+        flop: Of a student and of what labels for it, to which the steps come nearest; None where steps are equal.
+    """
+
+    title: str
+    steps: int
+    flop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class TrainingProtocol(ABC):
         lrs: Learning rates to choose from on held-out images; the first is used where there are none.
         full_data_batch_size: Images per step on all real images; `batch_size` if not given.
         source: Where the numbers come from.
+        budget: What ends a training whose length follows another one; None where epochs alone do.
     """
 
     name: str
@@ -42,6 +58,7 @@ class TrainingProtocol(ABC):
     lrs: tuple[float, ...] = (0.01,)
     full_data_batch_size: int | None = None
     source: str = ""
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         for flag in ("epochs", "full_data_epochs"):
@@ -63,8 +80,12 @@ class TrainingProtocol(ABC):
 
     @property
     def title(self) -> str:
-        """The name in the rows of reports, with the batches where they are not the same for every set."""
-        return self.name if self.full_data_batch_size is None else f"{self.name}, batches of {self.batch_size}"
+        """The name in the rows of reports, with the batches where they are not the same for every set, and with what
+        all rows were trained for where that is a budget."""
+        return ", ".join([self.name, *self._details(), *([self.budget.title] if self.budget else [])])
+
+    def _details(self) -> list[str]:
+        return [] if self.full_data_batch_size is None else [f"batches of {self.batch_size}"]
 
     def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
         """The protocol for a set of `ipc` images of each class, each of `factor` x `factor` tiles: most follow nothing.
@@ -96,7 +117,7 @@ class TrainingProtocol(ABC):
 
     def to_config(self) -> dict[str, Any]:
         """The values in use, as JSON types, without the name, the source, and what each row of a report says."""
-        apart = ("name", "source", "epochs", "full_data_epochs", "lrs")
+        apart = ("name", "source", "epochs", "full_data_epochs", "lrs", "budget")
         values = {key: value for key, value in asdict(self).items() if key not in apart and value is not None}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
@@ -206,11 +227,10 @@ class CropProtocol(TrainingProtocol):
         """Labels are those of each view."""
         return True
 
-    @property
-    def title(self) -> str:
+    def _details(self) -> list[str]:
         """As of any, with the batches of one that follows the set, and the tiles that are shuffled."""
-        batches = f"{self.name}, batches of {self.batch_size}" if self.follows_set else super().title
-        return f"{batches}, {self.views.shuffle}x{self.views.shuffle} tiles" if self.views.shuffle > 1 else batches
+        batches = [f"batches of {self.batch_size}"] if self.follows_set else super()._details()
+        return [*batches, *([f"{self.views.shuffle}x{self.views.shuffle} tiles"] if self.views.shuffle > 1 else [])]
 
     def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
         """RDED's, for a set of `ipc` images of each class, each of `factor` x `factor` tiles; others follow nothing.

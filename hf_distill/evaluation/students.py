@@ -7,8 +7,8 @@ image in Python.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,13 @@ from ..augmentation.dsa import DSA, DsaParams
 from ..data.feed import Pool, at_once, upload
 from ..distilled.labels import LabelSource
 from ..distilled.targets import RowTargets, loss_targets
-from ..networks.architectures import CONVNETS, FlatModel, StudentSpec, layout_for
+from ..networks.architectures import FlatModel, StudentSpec, layout_for
 from ..networks.batches import networks_at_once
 from ..networks.compiling import compiled, forward, in_precision
 from ..rng import derive_seed, generator
 from .crop_students import train_on_crops
 from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
+from .steps import Epoch, is_stateless
 
 # Pixel values augmented at a time: on a CPU, and one for so many bytes of a GPU's memory. That is many steps of a small
 # set, and one of a large one.
@@ -150,7 +151,7 @@ def train_students(
     if not isinstance(targets, Tensor):
         targets = RowTargets(pool, targets, rows)
     with torch.autocast(pool.device.type, enabled=False):  # backward passes too would be in that of the caller
-        if len(rows) > 1 and _stateless(spec):
+        if len(rows) > 1 and is_stateless(spec):
             together = compiled(_side_by_side, accelerator)
             return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds, together)
         each, look = zip(rows.split(1), lrs, seeds, strict=True), compiled(forward, accelerator)
@@ -161,14 +162,9 @@ def train_students(
 
 def students_at_once(spec: StudentSpec, count: int, protocol: TrainingProtocol, device: torch.device) -> int:
     """The number of students worth training side by side, on `count` images each; 1 for those that cannot."""
-    if isinstance(protocol, CropProtocol) or not _stateless(spec):
+    if isinstance(protocol, CropProtocol) or not is_stateless(spec):
         return 1
     return networks_at_once(spec, min(count, protocol.batch_size), device)
-
-
-def _stateless(spec: StudentSpec) -> bool:
-    """True where training needs nothing but parameters: no running statistics, no dropout."""
-    return spec.name in CONVNETS and spec.kwargs.get("norm") != "batch"
 
 
 def _side_by_side(model: FlatModel, thetas: Tensor, images: Tensor) -> Tensor:
@@ -194,7 +190,9 @@ def _train_side_by_side(
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
     velocity = torch.zeros_like(thetas)
-    for factor, reset, images, labels in _steps(pool, targets, rows, protocol, epochs, seeds):
+    (last,) = _last_batches([epochs], rows.shape[1], spec, protocol)
+    steps = _steps(pool, targets, rows, protocol, epochs, seeds)
+    for factor, reset, images, labels in islice(steps, last + 1):
         logits = together(model, thetas, images)  # (E, B, K)
         loss = _loss(logits.flatten(0, 1), labels.flatten(0, 1), protocol, "sum") / images.shape[1]
         (gradient,) = torch.autograd.grad(loss, thetas)
@@ -229,16 +227,15 @@ def _train_module(
         )
 
     optimizer = new_optimizer()
-    kept = _last_steps(along, rows.shape[1], protocol)
+    kept = _last_batches(along, rows.shape[1], spec, protocol)
     states: list[nn.Module] = []
     with torch.random.fork_rng(devices=[pool.device] if pool.device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
-        for step, (factor, reset, images, labels) in enumerate(
-            _steps(pool, targets, rows, protocol, along[-1], [seed])
-        ):
+        steps = _steps(pool, targets, rows, protocol, along[-1], [seed])
+        for step, (factor, reset, images, labels) in enumerate(islice(steps, max(kept) + 1)):
             if reset:
                 optimizer = new_optimizer()
-            if images.shape[1] > 1 or _stateless(spec):  # BatchNorm has no statistics of one image
+            if images.shape[1] > 1 or is_stateless(spec):  # BatchNorm has no statistics of one image
                 optimizer.param_groups[0]["lr"] = lr * factor
                 logits = look(model, images[0].contiguous(memory_format=layout))
                 loss = _loss(logits, labels[0], protocol)
@@ -258,10 +255,12 @@ def _loss(logits: Tensor, targets: Tensor, protocol: EvalProtocol, reduction: st
     return F.cross_entropy(logits, targets, reduction=reduction)
 
 
-def _last_steps(epochs: Sequence[int], count: int, protocol: EvalProtocol) -> set[int]:
-    """The numbers of the last steps of some epochs on `count` images."""
-    steps = math.ceil(count / protocol.batch_size)
-    return {epoch * steps - 1 for epoch in epochs}
+def _last_batches(epochs: Sequence[int], count: int, spec: StudentSpec, protocol: EvalProtocol) -> set[int]:
+    """The numbers of the last batches of some epochs on `count` images, and of that which a budget ends with."""
+    epoch = Epoch.of(count, spec, protocol)
+    if protocol.budget is not None:
+        return {min(epochs[-1] * epoch.batches, epoch.batches_in(protocol.budget.steps)) - 1}
+    return {number * epoch.batches - 1 for number in epochs}
 
 
 _Step = tuple[float, bool, Tensor, list[DsaParams]]  # factor, reset, rows (E, B), what was drawn for each student

@@ -50,6 +50,24 @@ def human_bytes(count: int) -> str:
     return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
+def human_flop(count: int) -> str:
+    """For people, in powers of 1,000: `1.23 TFLOP`."""
+    size = float(count)
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} EFLOP"
+
+
+def human_seconds(seconds: float) -> str:
+    """For people: `1.2 s`, `3.4 min` or `5.6 h`."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def text_table(table: Sequence[Sequence[str]], caption: str, to_left: Sequence[str]) -> str:
     """A header and its lines as aligned plain text, with what is said of them all below.
 

@@ -33,6 +33,7 @@ from .files import (
     sweep,
     sync,
 )
+from .making import MAKING, Making, read_making, save_making
 from .markdown import literal
 from .repository import CARD, Repository
 
@@ -138,18 +139,20 @@ class HubFolder(ABC):
         origin: The repository, at its commit, that this artifact was loaded from; None for a local folder.
         release: The repo_id and tag that it was published as, as its JSON file says; None where it never was.
         sums: The checksums of its files by their paths, where it was loaded; none from version 0.1.
+        making: What it took to make it, as far as that was measured.
     """
 
     repo_type: ClassVar[str]
     config_name: ClassVar[str]
     owned: ClassVar[tuple[str, ...]]
     fetched: ClassVar[tuple[str, ...]]
-    unsummed: ClassVar[tuple[str, ...]] = ("README.md", "assets/*")
+    unsummed: ClassVar[tuple[str, ...]] = ("README.md", MAKING, "assets/*")
     loader: ClassVar[str]
     config: dict[str, Any]
     origin: Repository | None = None
     release: dict[str, Any] | None = None
     sums: Mapping[str, str] = MappingProxyType({})
+    making: Making = MappingProxyType({})
 
     @classmethod
     def index(cls) -> str:
@@ -198,6 +201,7 @@ class HubFolder(ABC):
         try:
             with naming(directory), _staging(directory) as staged:
                 self._write(staged, Home(staged.name))
+                save_making(staged / MAKING, self.making)
                 _keep_edits(staged / CARD, directory / CARD)
                 self._sum(staged)
                 self._move(staged, directory)
@@ -277,6 +281,7 @@ class HubFolder(ABC):
         folder, origin = cls._find(repo_id_or_path, where)
         artifact = cls._read(folder)
         artifact._check(folder)
+        artifact.making = read_making(folder / MAKING)
         artifact.origin = origin
         return artifact
 
@@ -297,7 +302,7 @@ class HubFolder(ABC):
         """The cached folder of what loading needs, and the repository at the commit that it is of."""
         folder = repository.snapshot([cls.config_name])  # first: without it nothing else is of use
         origin = repository.pinned(folder)
-        return origin.snapshot([*cls.fetched, SUMS]) if (folder / cls.config_name).is_file() else folder, origin
+        return origin.snapshot([*cls.fetched, SUMS, MAKING]) if (folder / cls.config_name).is_file() else folder, origin
 
     def push_to_hub(
         self,
@@ -349,6 +354,7 @@ class HubFolder(ABC):
         with folder_aside("hf_distill-push-") as staged:
             with naming(staged):
                 self._write(staged, Home(repo_id, tag, on_hub=True))
+                save_making(staged / MAKING, self.making)
                 self._sum(staged)
             files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
             return repository.publish(

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .cards import human_bytes, markdown_table, text_table
+from .cards import human_bytes, human_flop, markdown_table, text_table
 from .comparisons import Comparison, RobustScore, comparisons, difference_lines, robust_scores, score_lines
 from .files import check_format_version
 
 VERSION = 2  # of results.json, which results.schema.json describes; 1 had neither a version nor scores
 SETS = ("random", "herding", "k-center", "el2n", "forgetting", "ccs", "bps", "distilled", "full data")
 GREEDY = SETS[1:-2]  # coresets: chosen by something, which reports say
+# Where labels come from, the cheapest first, and for people. A network that labels each image once, before a training,
+# gives labels that could be stored.
+REGIMES = {"hard": "hard labels", "stored": "stored labels", "online": "labels asked online"}
 CONTEXT = ("student", "protocol", "split", "device")
 
 
@@ -51,6 +54,50 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class RowCost:
+    """What one student of a row costs, by arithmetic: the same wherever it is trained.
+
+    A multiply-add is two FLOP. Counted are products of matrices, convolutions and attention, forward and backward;
+    images are counted each time that they are seen.
+
+    Attributes:
+        regime: Where labels come from: one of `REGIMES`.
+        steps: Of the optimizer.
+        images_seen: In all of them.
+        teacher_images: Those of them, or of the set, that networks label.
+        student_flop: Of all steps.
+        teacher_flop: Of labelling.
+        image_bytes: Of the pixels that are stored, uncompressed.
+        label_bytes: Of the labels beside the classes; where labels are asked online, of the networks that are asked.
+        over_budget: FLOP above those that all rows were to have, or below them (negative), where that was asked for.
+    """
+
+    regime: str
+    steps: int
+    images_seen: int
+    teacher_images: int
+    student_flop: int
+    teacher_flop: int
+    image_bytes: int
+    label_bytes: int
+    over_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            raise ValueError(f"the regime of a result is {self.regime!r}; expected one of {', '.join(REGIMES)}")
+        for name, value in vars(self).items():
+            if name not in ("regime", "over_budget") and not (type(value) is int and value >= 0):
+                raise ValueError(f"the {name} of a result are {value!r}; expected a whole number from 0")
+        if not (self.over_budget is None or type(self.over_budget) is int):
+            raise ValueError(f"the over_budget of a result is {self.over_budget!r}; expected a whole number, or null")
+
+    @property
+    def flop(self) -> int:
+        """Those of the student and of whoever labels for it."""
+        return self.student_flop + self.teacher_flop
+
+
+@dataclass(frozen=True)
 class EvalRow(Measured):
     """The accuracies of students that were trained on one set.
 
@@ -63,6 +110,7 @@ class EvalRow(Measured):
         accuracies: One in [0, 1] for each seed.
         device: What the students were trained on.
         split: The split of the source that the accuracies are measured on.
+        cost: What a student costs; None for rows of version 0.1, which do not say.
     """
 
     set: str
@@ -73,6 +121,7 @@ class EvalRow(Measured):
     accuracies: list[float]
     device: str
     split: str = "test"
+    cost: RowCost | None = None
 
     def __post_init__(self) -> None:
         if self.set not in SETS:
@@ -80,6 +129,14 @@ class EvalRow(Measured):
         if self.labels not in ("soft", "hard"):
             raise ValueError(f"the labels of a result are {self.labels!r}; expected soft or hard")
         self._check_accuracies()
+
+    @property
+    def regime(self) -> str | None:
+        """One of `REGIMES`; None for a row of version 0.1 that does not tell, where `EvalReport.regime_of` looks on."""
+        if self.labels == "hard" or self.cost is not None:
+            return "hard" if self.cost is None else self.cost.regime
+        words = {", stored labels (": "stored", ", label projector ": "online"}
+        return next((regime for word, regime in words.items() if word in self.protocol), None)
 
     @property
     def key(self) -> tuple[str, str, int, str, str, str]:
@@ -132,12 +189,14 @@ class LabelRow(Measured):
 
 
 def _to_json(row: EvalRow | LabelRow) -> dict[str, Any]:
-    """The row with its mean and std, for other readers; std is null for a single seed."""
-    return {**asdict(row), "mean": row.mean, "std": row.std if row.n > 1 else None}
+    """The row with its mean and std, for other readers; std is null for a single seed, and a cost unknown not there."""
+    values = {name: value for name, value in asdict(row).items() if not (name == "cost" and value is None)}
+    return {**values, "mean": row.mean, "std": row.std if row.n > 1 else None}
 
 
 def _fields(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("mean", "std")}
+    known = {name: value for name, value in row.items() if name not in ("mean", "std")}
+    return known if known.get("cost") is None else {**known, "cost": RowCost(**known["cost"])}
 
 
 @dataclass
@@ -208,18 +267,61 @@ class EvalReport:
     def _lines(self) -> tuple[list[list[str]], str]:
         """Header and cells, one line for each set and student, and a caption of what all lines share."""
         varying, caption = _context(self.rows, CONTEXT)
-        kinds = [kind for kind in ("soft", "hard") if any(row.labels == kind for row in self.rows)]
-        titles = {"soft": "method's labels", "hard": "hard labels"}
+        there = {self.regime_of(row) for row in self.rows}
+        kinds = [regime for regime in reversed(REGIMES) if regime in there]
+        several = there >= {"stored", "online"}
+        titles = {kind: REGIMES[kind] if several or kind == "hard" else "method's labels" for kind in kinds}
         lines: dict[tuple[Any, ...], dict[str, EvalRow]] = {}
         for row in sorted(self.rows, key=lambda row: SETS.index(row.set)):
             place = (*(getattr(row, name) for name in varying), row.set)
-            lines.setdefault(place, {})[row.labels] = row
+            lines.setdefault(place, {})[self.regime_of(row)] = row
         table = [["set", "images", *varying, *(titles[kind] for kind in kinds)]]
         for place, cells in sorted(lines.items(), key=lambda line: line[0][:-1]):
             images = next(iter(cells.values())).images
             measured = [cells[kind].percent() if kind in cells else "" for kind in kinds]
             table.append([place[-1], f"{images:,}", *place[:-1], *measured])
         return table, f"{caption}{self._compared()}"
+
+    def regime_of(self, row: EvalRow) -> str:
+        """The regime of one of the rows; of one of version 0.1 that labels of views, if its protocol looks at views."""
+        about = self.meta.get(f"{row.protocol}, {row.student}")
+        return row.regime or ("online" if isinstance(about, dict) and "views" in about else "stored")
+
+    def _cost_lines(self) -> tuple[list[list[str]], str]:
+        """Header and cells, one line for each row, by regime from the cheapest on, and a caption."""
+        varying, caption = _context(self.rows, CONTEXT)
+        budget = any(row.cost is not None and row.cost.over_budget is not None for row in self.rows)
+        flop, stored = ["FLOP of training", "FLOP of labelling"], ["image bytes", "label bytes"]
+        counts = ["steps", "images seen", "images labelled", *flop, *stored]
+        table = [["regime", "set", *varying, "accuracy", *counts, *(["beyond the budget"] if budget else [])]]
+        order = list(REGIMES)
+
+        def place(row: EvalRow) -> tuple[Any, ...]:
+            context = (getattr(row, name) for name in varying)
+            return (order.index(self.regime_of(row)), *context, SETS.index(row.set))
+
+        for row in sorted(self.rows, key=place):
+            cost = row.cost
+            cells = ["not measured"] + [""] * (len(counts) - 1)
+            if cost is not None:
+                seen = [f"{count:,}" for count in (cost.steps, cost.images_seen, cost.teacher_images)]
+                work = [human_flop(cost.student_flop), human_flop(cost.teacher_flop)]
+                cells = [*seen, *work, human_bytes(cost.image_bytes), human_bytes(cost.label_bytes)]
+            over = None if cost is None else cost.over_budget
+            share = "" if cost is None or over is None else f"{100 * over / (cost.flop - over):+.2g} %"
+            context = [str(getattr(row, name)) for name in varying]
+            regime = REGIMES[self.regime_of(row)]
+            table.append([regime, row.set, *context, row.percent(), *cells, *([share] if budget else [])])
+        return table, f"{caption} · costs of one student; a multiply-add is two FLOP, and pixels are uncompressed"
+
+    def costs_table(self) -> str:
+        """What the rows cost, by regime, as aligned plain text for a terminal."""
+        to_left = ("regime", "set", *CONTEXT)
+        return text_table(*self._cost_lines(), to_left=to_left) if self.rows else "no results"
+
+    def costs_markdown(self) -> str:
+        """What the rows cost, by regime, as a table for a card; nothing where none says."""
+        return markdown_table(*self._cost_lines()) if any(row.cost is not None for row in self.rows) else ""
 
     def _compared(self) -> str:
         """The end of a caption: what each coreset, where there are some, was chosen by."""

@@ -402,6 +402,10 @@ class APM(BlockDistiller):
             teachers = expert_teachers(config.experts)
         return {"teachers": teachers, "dsa_strategy": settings.dsa_strategy}
 
+    def learned_from(self) -> Sequence[Teacher]:
+        """The teachers."""
+        return self.teachers
+
     # Groups
 
     def blocks(self) -> list[Block]:

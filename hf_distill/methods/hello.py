@@ -253,6 +253,10 @@ class HeLlO(PatchMethod):
         )
         return (mended * 255).round().to(torch.uint8)
 
+    def learned_from(self) -> Sequence[Teacher]:
+        """The teachers that the projector imitates."""
+        return self.teachers
+
     def run(self) -> DistilledSet:
         """The set with its projector, which is trained after the images are made. All processes call it.
 

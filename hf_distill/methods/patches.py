@@ -152,6 +152,10 @@ class PatchMethod(BlockDistiller):
         teachers = find_teachers(config.teachers, having.train, having.test, settings, **options)
         return {"teachers": teachers}
 
+    def learned_from(self) -> Sequence[Teacher]:
+        """The teacher that scores."""
+        return [self.teacher]
+
     @property
     def classes_at_once(self) -> int:
         """Classes in a block: one, where tiles are only cut out."""

@@ -281,6 +281,10 @@ class SRe2L(BlockDistiller):
         options = {"class_names": config.teacher_class_names, **having.options}
         return {"teachers": find_teachers(config.teachers, having.train, having.test, settings, **options)}
 
+    def learned_from(self) -> Sequence[Teacher]:
+        """The teachers."""
+        return self.teachers
+
     @classmethod
     def looks_once(cls, config: SRe2LConfig) -> bool:
         """True where a run and its evaluation look at few training images, or once at each: to choose coresets."""

@@ -124,6 +124,7 @@ class TrajectoryMatching(Distiller):
     config: TrajectoryConfig
     learns_from = (ExpertConfig,)
     learns_experts = True
+    experts: ExpertTrajectories
 
     def __init__(
         self, config: TrajectoryConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any
@@ -181,6 +182,10 @@ class TrajectoryMatching(Distiller):
             **having.options,
         )
         return {"experts": experts}
+
+    def learned_from(self) -> Sequence[ExpertTrajectories]:
+        """The experts."""
+        return [self.experts]
 
     def _student(self) -> Student:
         model = self.experts.flat_model().for_second_derivatives().to(self.device)

@@ -44,6 +44,7 @@ from ..hub.checks import (
 )
 from ..hub.files import SUMS, atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder
+from ..hub.making import MAKING, read_making
 from ..rng import generator
 from .architectures import differing_tensor, read_shapes, sha256_of
 from .network_folder import (
@@ -226,7 +227,7 @@ class LabelProjector(nn.Module, HubFolder):
 
     repo_type = "model"
     config_name = INDEX
-    owned = ("README.md", SUMS, INDEX, ADAPTER, ADAPTER_CONFIG, TEXT_HEAD, ZCA_FILE, EVAL_RESULTS, f"{BASE}/*")
+    owned = ("README.md", SUMS, MAKING, INDEX, ADAPTER, ADAPTER_CONFIG, TEXT_HEAD, ZCA_FILE, EVAL_RESULTS, f"{BASE}/*")
     fetched = (INDEX, ADAPTER, ADAPTER_CONFIG, TEXT_HEAD, ZCA_FILE, f"{BASE}/*")
     loader = "LabelProjector.from_pretrained"
 
@@ -531,6 +532,7 @@ class LabelProjector(nn.Module, HubFolder):
         folder, origin = cls._find(repo_id_or_path, {"revision": revision, **where})
         projector = cls._read(folder, prior, **where)
         projector._check(folder)
+        projector.making = read_making(folder / MAKING)
         projector.origin = origin
         return projector
 

@@ -37,6 +37,7 @@ from ..hub.checks import (
 )
 from ..hub.files import SUMS, atomic_write, check_format_version, load_json, package_versions, save_json
 from ..hub.folder import Home, HubFolder, locate
+from ..hub.making import MAKING
 from ..hub.repository import Repository
 from .architectures import FlatModel, StudentSpec, before_logits, layout_for, sha256_of, timm_with_ours
 from .class_names import Classes, imagenet_names, read_class_names
@@ -111,7 +112,7 @@ class Teacher(HubFolder):
 
     repo_type = "model"
     config_name = TIMM_CONFIG
-    owned = ("README.md", SUMS, TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, EVAL_RESULTS)
+    owned = ("README.md", SUMS, MAKING, TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, EVAL_RESULTS)
     fetched = (TIMM_CONFIG, WEIGHTS, INDEX, ZCA_FILE, PROCESSOR)
     loader = "Teacher.from_pretrained"
     _foreign = False  # of a repository that this library did not write
@@ -280,7 +281,7 @@ class Teacher(HubFolder):
         rows = self.rows_of(names)
         if rows == list(range(count)):
             renamed = Teacher(self.model, self.spec, names, self.preprocessing, self.config)
-            renamed.origin, renamed.release = self.origin, self.release
+            renamed.origin, renamed.release, renamed.making = self.origin, self.release, self.making
             return renamed
         model = copy.deepcopy(self.model)
         layers = [model.get_submodule(name) for name in classifiers(model)]
@@ -303,7 +304,9 @@ class Teacher(HubFolder):
             config["results"] = {}
         known = self.origin and {"repo_id": self.origin.repo_id, "revision": self.origin.revision}
         config["narrowed"] = {"num_classes": count, "rows": rows, "digest": self.digest, **(known or {})}
-        return Teacher(model, replace(self.spec, num_classes=len(rows)), names, self.preprocessing, config)
+        narrowed = Teacher(model, replace(self.spec, num_classes=len(rows)), names, self.preprocessing, config)
+        narrowed.making = self.making
+        return narrowed
 
     # From elsewhere, and to there
 
@@ -354,7 +357,7 @@ class Teacher(HubFolder):
                 )
         if class_names is not None:
             teacher = type(self)(self.model, self.spec, class_names, self.preprocessing, self.config)
-            teacher.origin = self.origin
+            teacher.origin, teacher.making = self.origin, self.making
             self._check_renaming(teacher.class_names, where)
         if not teacher.class_names:
             raise ValueError(
@@ -498,7 +501,9 @@ class Teacher(HubFolder):
             if experts.config["results"].get(name)
         }
         config["results"] = accuracies
-        return cls(network, experts.spec, experts.class_names, experts.preprocessing, config)
+        teacher = cls(network, experts.spec, experts.class_names, experts.preprocessing, config)
+        teacher.making = experts.making
+        return teacher
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}

@@ -27,6 +27,7 @@ from ..hub.cards import render_card, source_context
 from ..hub.checks import OBJECT, TEXT_OR_NULL, Rules, check_values, is_share, is_whole
 from ..hub.files import SUMS, atomic_write, check_format_version, check_sum, load_json, save_json
 from ..hub.folder import Home, HubFolder
+from ..hub.making import MAKING
 from ..hub.markdown import escaped
 from .architectures import FlatModel, StudentSpec
 from .network_folder import (
@@ -218,9 +219,10 @@ class ExpertTrajectories(HubFolder):
 
     repo_type = "model"
     config_name = INDEX
-    owned = ("README.md", SUMS, INDEX, ZCA_FILE, EVAL_RESULTS, "expert-[0-9]*.safetensors")
+    owned = ("README.md", SUMS, MAKING, INDEX, ZCA_FILE, EVAL_RESULTS, "expert-[0-9]*.safetensors")
     fetched = (INDEX,)
-    unsummed = ("README.md", EVAL_RESULTS, "expert-[0-9]*.safetensors")  # which have their own, for they may get longer
+    # Files of experts have checksums of their own, for they may get longer.
+    unsummed = ("README.md", MAKING, EVAL_RESULTS, "expert-[0-9]*.safetensors")
     loader = "ExpertTrajectories.from_pretrained"
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
@@ -373,6 +375,8 @@ class ExpertTrajectories(HubFolder):
         changes = {"num_experts": num_experts, "num_epochs": num_epochs, "results": results, "bytes": size}
         view = type(self)(self.folder, {**self.config, **changes})
         view.origin, view.sums = self.origin, self.sums
+        own = [f"expert {number}" for number in range(num_experts)]
+        view.making = {name: self.making[name] for name in own if name in self.making}
         if (num_experts, num_epochs) != (self.num_experts, self.num_epochs):
             view._limits = f".limited({num_experts}, {num_epochs})"
         return view

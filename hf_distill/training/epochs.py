@@ -13,9 +13,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..evaluation.accuracy import device_name
+from ..hub.making import Work
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, RunState
 from ..runs.checkpoints import load_checkpoint, pack_optimizers, save_checkpoint, unpack_optimizers
+from ..runs.clock import Clock
 from ..runs.processes import on_main
 from ..runs.stopping import Agreement, stopping
 
@@ -79,6 +82,7 @@ class EpochTraining(ABC):
         self.batches = [min(batch, size) for size in sizes]
         self.steps = [size // batch for size, batch in zip(self.sizes, self.batches, strict=True)]
         self.curves: dict[str, list[float]] = {measure: [] for measure in self.measures}
+        self._clock = Clock(accelerator.num_processes)
         self._begin_epoch()
 
     @abstractmethod
@@ -116,6 +120,16 @@ class EpochTraining(ABC):
         """
 
     @property
+    def making(self) -> dict[str, Work | None]:
+        """What the training took until its last checkpoint."""
+        steps = sum(self.steps[: self.done]) + self.behind
+        return {"training": Work(steps, self._clock.kept, device_name(self.accelerator.device), self.flop())}
+
+    def flop(self) -> int | None:
+        """Those of the steps that are done, by arithmetic; None where nobody counts."""
+        return None
+
+    @property
     def done(self) -> int:
         """The number of epochs that are behind."""
         return min(len(curve) for curve in self.curves.values())
@@ -141,6 +155,7 @@ class EpochTraining(ABC):
             unit="step",
             look=lambda: self.network,
         )
+        self._clock.go_on(self._clock.kept)  # from now on, and not from when it was made
         self.callbacks.on_begin(state)
         try:
             with stopping() as stop:
@@ -216,6 +231,7 @@ class EpochTraining(ABC):
         curves = {self.measures[measure]: curve for measure, curve in self.curves.items()}
         processes = self.accelerator.num_processes
         state = {"step": self.done, "training": self.training, "processes": processes, **curves}
+        state["seconds"] = self._clock.keep()
         if self.behind:
             state["behind"] = self.behind
         return str(save_checkpoint(self.folder, tensors, state, limit=1))
@@ -228,6 +244,7 @@ class EpochTraining(ABC):
         unpack_optimizers([self.optimizer], tensors)
         self.curves = {measure: state[key] for measure, key in self.measures.items()}
         self.training = state["training"]  # which may say more, such as what the network started from
+        self._clock.go_on(state.get("seconds"))
         before, now = state.get("processes"), self.accelerator.num_processes  # version 0.1 does not say
         self._begin_epoch()
         if "behind" in state:  # the sums of each process go to one of these

@@ -37,9 +37,13 @@ from ..config import HfArg, PathArg, check_at_least, check_choice
 from ..data.feed import Pool, upload
 from ..data.images import Outline, RealImages
 from ..data.precision import precision_of
+from ..evaluation.accuracy import device_name
+from ..evaluation.costs import student_flop
 from ..evaluation.students import check_student
+from ..hub.checks import is_number
 from ..hub.files import atomic_write, load_json, package_versions, save_json
 from ..hub.folder import Home
+from ..hub.making import MAKING, Work, read_making, save_making
 from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
 from ..networks.compiling import backend_of, compiled, in_precision, refuse_fp16
 from ..networks.trajectories import (
@@ -53,6 +57,7 @@ from ..networks.trajectories import (
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
 from ..runs.claims import claimed
+from ..runs.clock import Clock
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import make_accelerator
 from ..runs.stopping import Stop, stopping
@@ -320,13 +325,17 @@ class _Folder:
     def row(self, expert: int, epoch: int) -> Path:
         return self.aside / f"expert-{expert:05d}-epoch-{epoch:05d}.safetensors"
 
+    def measured(self, expert: int) -> Path:
+        """Of the seconds that an expert with a file took, until they are in that of the folder."""
+        return self.aside / f"making-{expert:05d}.json"
+
     def part(self, experts: Sequence[int], epoch: int) -> Path:
         """Of an epoch of `experts` that is not done."""
         return self.aside / f"experts-{experts[0]:05d}-{experts[-1]:05d}-epoch-{epoch:05d}.safetensors"
 
     def clear(self) -> None:
         """Remove the rows and what is known of their run, and nothing else that somebody keeps in `unfinished/`."""
-        for path in (*self.aside.glob("expert*-epoch-*.safetensors"), self.run):
+        for path in (*self.aside.glob("expert*-epoch-*.safetensors"), *self.aside.glob("making-*.json"), self.run):
             path.unlink(missing_ok=True)
         if self.aside.is_dir() and not any(self.aside.iterdir()):
             self.aside.rmdir()
@@ -380,19 +389,19 @@ class _Folder:
             return False
         return True
 
-    def kept(self, part: Path, experts: Sequence[int]) -> tuple[dict[str, Tensor], int]:
-        """The tensors in a `part` and how many steps of the epoch are done; none where it begins."""
+    def kept(self, part: Path, experts: Sequence[int]) -> tuple[dict[str, Tensor], int, float | None]:
+        """The tensors in a `part`, how many steps of the epoch are done and in what time; none where it begins."""
         if not part.exists():
-            return {}, 0
+            return {}, 0, 0.0
         try:
             file = TensorFile(part)
             if file.metadata["experts"] != list(experts):
-                return {}, 0
+                return {}, 0, 0.0
             names = ("thetas", "sums", *(["velocities"] if "velocities" in file else []))
-            return {name: file.read(name) for name in names}, file.metadata["step"]
+            return {name: file.read(name) for name in names}, file.metadata["step"], file.metadata.get("seconds")
         except ValueError as error:
             logger.warning("%s; the epoch begins anew", error)
-            return {}, 0
+            return {}, 0, 0.0
 
     def write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Write a safetensors file aside, then rename it: a file that is there is whole."""
@@ -492,14 +501,18 @@ def _train_group(
     progress.skip(max(start, 0) * len(experts))
     for epoch in range(max(start, -1) + 1, epochs + 1):
         loss = accuracy = [None] * len(experts)
+        clock = Clock()
         if epoch > 0:
-            loss, accuracy = _train_epoch(trainer, folder, experts, epoch, thetas, velocities, stop)
+            loss, accuracy = _train_epoch(trainer, folder, experts, epoch, thetas, velocities, stop, clock)
             if not np.isfinite(loss).all():
                 raise ValueError(f"the loss of an expert is not finite in epoch {epoch}; lower --lr_teacher")
         rows, speeds = thetas.cpu(), None if velocities is None else velocities.cpu()
+        seconds = clock.keep()
         for index, expert in enumerate(experts):
             tensors = {"row": rows[index]} if speeds is None else {"row": rows[index], "velocity": speeds[index]}
-            folder.write(folder.row(expert, epoch), tensors, {"loss": loss[index], "accuracy": accuracy[index]})
+            about = {"loss": loss[index], "accuracy": accuracy[index]}
+            about["seconds"] = None if seconds is None else seconds / len(experts)
+            folder.write(folder.row(expert, epoch), tensors, about)
         folder.part(experts, epoch).unlink(missing_ok=True)
         if epoch > 0:
             progress.trained(loss, accuracy)
@@ -515,10 +528,12 @@ def _train_epoch(
     thetas: Tensor,
     velocities: Tensor | None,
     stop: Stop,
+    clock: Clock,
 ) -> tuple[list[float], list[float]]:
     """Train `experts` in place through an epoch, or what lacks of it; the loss and the accuracy of each."""
     part = folder.part(experts, epoch)
-    kept, first = folder.kept(part, experts)
+    kept, first, seconds = folder.kept(part, experts)
+    clock.go_on(seconds)
     if kept:
         thetas.copy_(kept["thetas"])
         if velocities is not None:
@@ -529,7 +544,7 @@ def _train_epoch(
             tensors = {"thetas": thetas.cpu(), "sums": sums.cpu()}
             if velocities is not None:
                 tensors["velocities"] = velocities.cpu()
-            folder.write(part, tensors, {"experts": list(experts), "step": step})
+            folder.write(part, tensors, {"experts": list(experts), "step": step, "seconds": clock.keep()})
             stop.end()
 
     losses, accuracies = trainer.epoch(
@@ -572,10 +587,30 @@ def _finish(
         "train_accuracy": trainer.accuracy(last, trainer.images),
         "test_accuracy": None if test is None else trainer.accuracy(last, test),
     }
+    seconds = [file.metadata.get("seconds") for file in files]
+    if stored >= 0:
+        seconds.append(_seconds(folder, expert, stored))
+    spent = sum(each for each in seconds if each is not None)
+    measured = {"epochs": epochs, "seconds": None if None in seconds else spent}
+    with folder.writing(folder.measured(expert)):
+        save_json(folder.measured(expert), measured)  # before its rows go
     folder.write(folder.expert(expert), tensors, metadata)
     for path in paths:
         path.unlink()
     progress.finished(folder.expert(expert), metadata["test_accuracy"])
+
+
+def _seconds(folder: _Folder, expert: int, epochs: int) -> float | None:
+    """The seconds that the epochs in the file of an expert took; None where nobody measured them."""
+    try:
+        measured = load_json(folder.measured(expert))
+    except ValueError:  # absent, or damaged
+        measured = {}
+    seconds = measured.get("seconds")
+    if measured.get("epochs") == epochs:
+        return seconds if is_number(seconds) else None
+    work = read_making(folder.root / MAKING).get(f"expert {expert}")
+    return None if work is None else work.seconds
 
 
 def check_experts(config: ExpertConfig, train: Outline, accelerator: Accelerator) -> None:
@@ -751,6 +786,7 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device, test_s
     epochs = min(folder.epochs_stored(expert) for expert in range(count))
     shapes = TensorFile(folder.expert(0)).metadata["shapes"]
     training = dict(folder.training)
+    spec = StudentSpec.from_dict(training["student"])
     config = {
         "format_version": FORMAT_VERSION,
         "num_experts": count,
@@ -762,12 +798,19 @@ def _write_index(folder: _Folder, real: RealImages, device: torch.device, test_s
         "source": real.provenance,
         "test_split": test_split,
         "training": training,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "versions": package_versions(),
     }
+    per_epoch = math.ceil(len(real) / training["batch_train"]), len(real) * student_flop(spec)
+    making: dict[str, Work | None] = {}
+    for expert in range(count):
+        done = folder.epochs_stored(expert)
+        steps, flop = (done * each for each in per_epoch)
+        making[f"expert {expert}"] = Work(steps, _seconds(folder, expert, done), config["device"], flop)
     # What the expert files say themselves is read in one place.
     experts = ExpertTrajectories(folder.root, config).limited(count, epochs)
     with experts._rewritten(folder.root):
+        save_making(folder.root / MAKING, making)
         experts._write_about(folder.root, real.preprocessing, Home(folder.root.name))
 
 

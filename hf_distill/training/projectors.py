@@ -295,6 +295,7 @@ def train_projector(
             run.resume(Path(start))
         results = run.train()
         projector, device = run.projector, accelerator.device
+        projector.making = run.making
         projector.config |= {
             "source": real.provenance,
             "training": training,

@@ -30,6 +30,7 @@ from ..data.feed import Keep, Pool, upload
 from ..data.images import Outline, RealImages
 from ..data.pixels import Frame
 from ..data.precision import precision_of
+from ..evaluation.costs import student_flop
 from ..evaluation.students import check_student
 from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
 from ..networks.batches import images_at_once
@@ -647,7 +648,13 @@ class _TeacherTraining(EpochTraining):
             "processes": self.accelerator.num_processes,
             "test_frame": asdict(self.real.test_frame),
         }
-        return Teacher(model, self.spec, self.real.class_names, self.real.preprocessing, about).to(device)
+        teacher = Teacher(model, self.spec, self.real.class_names, self.real.preprocessing, about).to(device)
+        teacher.making = self.making
+        return teacher
+
+    def flop(self) -> int:
+        seen = [steps * batch for steps, batch in zip(self.steps, self.batches, strict=True)]
+        return (sum(seen[: self.done]) + self.behind * self.batch) * student_flop(self.spec)
 
     def epoch(self, epoch: int, first: int, batches: Tensor, part: slice, draw: torch.Generator) -> Iterator[Tensor]:
         accelerator, config = self.accelerator, self.config

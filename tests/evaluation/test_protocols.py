@@ -140,7 +140,7 @@ def values(protocol: TrainingProtocol) -> dict[str, str]:
     if "views" in every:
         views = every.pop("views")
         every |= {f"views.{field.name}": getattr(views, field.name) for field in fields(views)}
-    apart = ("name", "source", "views.seed")
+    apart = ("name", "source", "views.seed", "budget")  # the last two are of a report
     return {name: text(value) for name, value in every.items() if name not in apart}
 
 

@@ -41,3 +41,14 @@ class Signals(Callback):
     def on_step(self, state: RunState) -> None:
         if state.step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Ticks(Callback):
+    """A clock for `hf_distill.runs.clock`, of which each step takes one second."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("hf_distill.runs.clock.monotonic", lambda: self.now)
+
+    def on_step(self, state: RunState) -> None:
+        self.now += 1

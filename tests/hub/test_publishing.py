@@ -193,7 +193,8 @@ def test_of_published_experts_only_the_files_that_are_touched_are_fetched(hub, e
     hub.put("model", repo, {"expert-00000.safetensors": b"moved on"})
     hub.clear()
     there = ExpertTrajectories.from_pretrained(repo, revision="v1.0.0")
-    assert asked(hub, "GET") == ["expert_config.json", "SHA256SUMS"]
+    assert sorted(asked(hub, "GET")) == ["SHA256SUMS", "expert_config.json", "making.json"]
+    assert there.making == experts.making
     for _ in range(2):
         for found, expected in zip(there.segment(2, 0, 2), experts.segment(2, 0, 2), strict=True):
             assert torch.equal(found, expected)
@@ -477,7 +478,10 @@ def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, re
     assert config["experts"]["revision"] == experts_commit
     assert config["source"]["revision"] == hub.head("dataset", digits_repo)
     assert config["release"] == {"repo_id": repo, "tag": "v0.1"}
-    assert set(files) == {name.format(config["data_id"]) for name in PUBLISHED}
+    assert set(files) == {name.format(config["data_id"]) for name in (*PUBLISHED, "making.json")}
+    parts = json.loads(files["making.json"])["parts"]
+    assert list(parts) == ["distillation", "experts"]
+    assert all(part["steps"] > 0 and part["seconds"] > 0 for part in parts.values())
     saved = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     assert set(saved) - set(files)  # checkpoints, which stay at home
     for name in set(files) - {".gitattributes", "README.md", "SHA256SUMS", "distill_config.json"}:

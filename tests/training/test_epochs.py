@@ -1,5 +1,6 @@
 """The loop of epochs: the same steps whoever looks on, whatever was stopped, however many images are left over."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from hf_distill.runs.callbacks import Callback, RunState
 from hf_distill.runs.checkpoints import find_checkpoint
 from hf_distill.runs.finish import run_recipe
 from hf_distill.training.epochs import EpochTraining
-from tests.helpers.events import Notes, Signals
+from tests.helpers.events import Notes, Signals, Ticks
 
 
 class Toy(EpochTraining):
@@ -121,6 +122,44 @@ def test_a_training_that_a_cluster_ends_keeps_its_next_step_in_the_middle_of_an_
     assert rest.curves == whole.curves
     assert torch.equal(rest.network.weight, whole.network.weight)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("ended", [1, 2, 3])
+def test_the_seconds_of_a_training_are_those_of_all_its_sessions(tmp_path, monkeypatch, ended):
+    clock = Ticks(monkeypatch)
+    with pytest.raises(SystemExit):
+        run_recipe(Toy(tmp_path, (clock, Signals(ended))).train, "go on")
+    clock.now += 500  # nobody works
+    rest = Toy(tmp_path, (clock,))
+    rest.resume(find_checkpoint(tmp_path, "latest"))
+    clock.now += 70  # nor yet
+    rest.train()
+    work = rest.making["training"]
+    assert (work.steps, work.seconds, work.device) == (5, 5.0, "cpu")
+    again = Toy(tmp_path, (clock,))  # which has nothing to do
+    again.resume(find_checkpoint(tmp_path, "latest"))
+    clock.now += 70
+    again.train()
+    assert again.making == rest.making
+
+
+def test_what_is_lost_with_a_session_is_not_counted_and_what_was_not_measured_is_not_made_up(tmp_path, monkeypatch):
+    clock = Ticks(monkeypatch)
+    with pytest.raises(RuntimeError, match="stopped"):
+        Toy(tmp_path, (clock,), stop=1).train()
+    clock.now += 500
+    rest = Toy(tmp_path, (clock,))
+    rest.resume(tmp_path / "checkpoint-1")
+    rest.train()
+    assert rest.making["training"].seconds == 5.0
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    old = {name: value for name, value in state.items() if name != "seconds"}
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text(json.dumps(old))
+    (tmp_path / "checkpoint-3" / "SHA256SUMS").unlink()
+    rest = Toy(tmp_path, (clock,))
+    rest.resume(tmp_path / "checkpoint-3")
+    rest.train()
+    assert rest.making["training"].seconds is None
 
 
 def test_a_loss_that_is_no_number_ends_it_in_one_line_and_keeps_the_checkpoint_before(tmp_path):

@@ -24,6 +24,7 @@ from safetensors.torch import save
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments, load_yaml
 from hf_distill.data.images import RealImages
+from hf_distill.evaluation.costs import student_flop
 from hf_distill.networks import trajectories
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.rng import derive_seed, generator
@@ -687,6 +688,44 @@ def test_experts_that_a_cluster_ends_keep_their_next_step_and_go_on_to_the_same_
     assert len(steps) - stopped - lost == all_steps(data[0]) - number
     assert ("the epoch begins anew" in caplog.text) == bool(lost)
     assert not (tmp_path / "unfinished").exists()
+
+
+def test_the_seconds_of_experts_are_those_of_all_sessions_and_of_every_epoch(data, accelerator, tmp_path, monkeypatch):
+    now, known = [0.0], ExpertTrainer._augmented_step
+    monkeypatch.setattr("hf_distill.runs.clock.monotonic", lambda: now[0])
+    steps = []
+
+    def step(self, *args):
+        steps.append(args)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        now[0] += 1
+        return known(self, *args)
+
+    def train(epochs: int = 2) -> ExpertTrajectories:
+        options = {"epochs": epochs, "seed": 0, "accelerator": accelerator}
+        return train_experts(data[0], config(num_experts=3, experts_at_once="2"), tmp_path, **options)
+
+    monkeypatch.setattr(ExpertTrainer, "_augmented_step", step)
+    with pytest.raises(SystemExit, match="interrupted: go on"):
+        run_recipe(train, "go on")
+    now[0] += 500
+    per_epoch = math.ceil(len(data[0]) / config().batch_train)
+    flop = len(data[0]) * student_flop(config().student_spec(data[0]))
+    for epochs in (2, 2, 3):  # gone on with, loaded, and trained for longer
+        making = train(epochs).making
+        each = [(work.steps, work.seconds, work.flop) for work in making.values()]
+        steps_each, all_flop = epochs * per_epoch, epochs * flop
+        # A step of a group takes a second, which its experts share.
+        assert list(making) == ["expert 0", "expert 1", "expert 2"]
+        assert each == [(steps_each, pytest.approx(share * steps_each), all_flop) for share in (0.5, 0.5, 1.0)]
+        now[0] += 70
+    names = [path.name for path in tmp_path.iterdir()]
+    assert "making.json" in names
+    assert "unfinished" not in names
+    assert "making.json" not in (tmp_path / "SHA256SUMS").read_text()
+    (tmp_path / "making.json").unlink()  # as version 0.1 left it
+    assert [(work.steps, work.seconds) for work in train(4).making.values()] == [(4 * per_epoch, None)] * 3
 
 
 def all_steps(train: RealImages) -> int:
