@@ -18,7 +18,7 @@ from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.tables import png
-from ..hub.checks import is_number, is_whole
+from ..hub.checks import is_number
 from ..hub.results import EvalReport
 from ..networks.architectures import StudentSpec
 from ..networks.batches import images_at_once
@@ -28,7 +28,16 @@ from ..rng import generator
 from .audit_picture import audit_picture
 from .copies import KEPT, LEVEL, Copies, find_copies
 from .coresets import random_rows
-from .evaluate import _distilled_cases, _guide, check_data, protocol_for, real_pool, student_specs, trainer_for
+from .evaluate import (
+    _distilled_cases,
+    _guide,
+    check_data,
+    protocol_for,
+    real_pool,
+    student_specs,
+    tiles_of,
+    trainer_for,
+)
 from .membership import are_confidences, auc, confidence, excess
 from .nearest import working
 from .protocols import TrainingProtocol
@@ -92,7 +101,6 @@ def audit(
     Raises:
         ValueError: The data are not those of the set, or there are too few images to measure by.
     """
-    made_with = distilled.config.get("hyperparameters") or {}
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
     if held_out is None and is_number(fraction) and 0 < fraction < 1:
         train, held_out = train.split(fraction, seed=0)
@@ -100,8 +108,7 @@ def audit(
     check_audit(distilled, train, test, held_out, num_seeds)
     protocol = protocol_for(distilled, protocol, factor)
     spec = student_specs(distilled, None if student is None else [student])[0]
-    recorded = made_with.get("factor")
-    factor = factor or (recorded if is_whole(recorded, most=min(train.shape[1:])) else 1)
+    factor = tiles_of(distilled, factor)
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     unseen = [part for part in (held_out, test) if part is not None and len(part)]
     strangers = _Strangers(unseen, MOST_MEMBERS, seed)
@@ -250,6 +257,7 @@ def _summary(copies: Copies, distilled: DistilledSet, train: RealImages, factor:
                 "distance": round(float(found.distances[image, piece, 0]), 6),
                 "beside_next": round(float(found.nearness[image, piece]), 6),
                 "train_row": int(found.rows[image, piece, 0]),
+                "mirrored": bool(found.mirrored[image, piece, 0]),
             }
         )
     return {

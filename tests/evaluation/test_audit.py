@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import runpy
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -21,15 +23,17 @@ from hf_distill.evaluation.audit import audit
 from hf_distill.evaluation.copies import find_copies, mosaics, rarity
 from hf_distill.evaluation.membership import auc, confidence, excess
 from hf_distill.evaluation.nearest import kinds_for, nearest_features, nearest_windows, working
-from hf_distill.evaluation.protocols import EvalProtocol
+from hf_distill.evaluation.protocols import PROTOCOLS, EvalProtocol
 from hf_distill.evaluation.spread import coverage, vendi_score
 from hf_distill.hub.audit import audit_markdown, audit_text
 from hf_distill.hub.results import EvalReport
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+RECIPE = ROOT / "recipes" / "evaluate.py"
 SPEC = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 8})
 LONG = EvalProtocol("long", epochs=30, full_data_epochs=1, lrs=(0.05,), dsa_strategy="")
 
@@ -328,6 +332,23 @@ def test_what_an_audit_cannot_measure_by_is_refused_in_one_line(digits, change, 
     with pytest.raises(ValueError, match=message) as error:
         audit(distilled, train, test, num_seeds=change.get("num_seeds", 2), accelerator=Accelerator(cpu=True))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_recipe_audits_a_folder_beside_its_results(tmp_path, monkeypatch, capsys):
+    train, _ = RealImages.train_and_test(DataArguments(max_train_samples=200, max_test_samples=60))
+    folder = set_of(train, torch.arange(10), source={"name": "digits"}).save_pretrained(tmp_path / "set")
+    monkeypatch.setitem(PROTOCOLS, "long", replace(LONG, epochs=2))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    few = ["--max_train_samples", "200", "--max_test_samples", "60", "--baselines", "random", "--full_data", "false"]
+    flags = ["--distilled_dataset", str(folder), "--protocol", "long", "--num_seeds", "2", "--audit", "--disable_tqdm"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, *few])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    assert " of 10 images are copies" in capsys.readouterr().out
+    report = DistilledSet.from_pretrained(folder).report
+    assert len(report.rows) == 2
+    assert len(report.audit["copies"]["copies"]) >= 8  # some of train may be held out
+    assert "## Is it a copy?" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
