@@ -192,7 +192,7 @@ def _copies(
     if look.network is not None:
         own, others = (torch.stack([look(each), look(each.flip(-1))]) for each in (pixels, held_out))
         features = (own, others, look.blocks())
-    return find_copies(upload(pixels, look.device), held_out, train.uint8, len(train), factor, seed, features)
+    return find_copies(pixels, held_out, train.uint8, len(train), factor, seed, look.device, features)
 
 
 class _Look:

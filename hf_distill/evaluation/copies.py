@@ -31,6 +31,7 @@ __all__ = ["KEPT", "LEVEL", "Copies", "Found", "find_copies", "mosaics", "rarity
 LEVEL = 0.01  # share of sets without a copy that raise an alarm, at most
 KEPT = 6  # nearest real images of each piece
 TAIL, LEAST_TAIL = 10, 10  # the tail is a tenth of the held-out images, and so many at least
+AT_ONCE = 256  # images that are made ready together
 SMALLEST = 1e-4  # of t: what is nearer is as near
 
 
@@ -137,27 +138,32 @@ def find_copies(
     count: int,
     factor: int,
     seed: int,
+    device: torch.device | str = "cpu",
     features: tuple[Tensor, Tensor, Iterator[tuple[Tensor, Tensor]]] | None = None,
 ) -> Copies:
     """The nearest training images of distilled ones by all kinds of pieces, and how rare it is to be as near.
 
     Args:
-        distilled: (m, C, H, W) uint8, on the device to search on.
-        held_out: (n, C, H, W) uint8, on the CPU. Of a factor above 1, tiles are measured by those of mosaics of them.
+        distilled: (m, C, H, W) uint8.
+        held_out: (n, C, H, W) uint8. Of a factor above 1, tiles are measured by those of mosaics of them.
         fetch: Gives training images (n, C, H, W) uint8 by rows, on the CPU.
         count: Of the training images; two at least.
         factor: Tiles along a side of a distilled image.
         seed: Draws the mosaics.
+        device: Where to search.
         features: Those of the distilled and of the held-out images, each (views, m or n, D), and those of all
             training images, part by part: rows (b,) and features (b, D).
     """
-    device, m = distilled.device, len(distilled)
-    own = working(distilled)
-    whole, tiled = (working(upload(mosaics(held_out, parts, seed), device)) for parts in (1, factor))
+    m = len(distilled)
+
+    def look(pixels: Tensor) -> Tensor:
+        return torch.cat([working(upload(part, device)) for part in pixels.split(AT_ONCE)])
+
+    own, whole, tiled = look(distilled), look(held_out), look(mosaics(held_out, factor, seed))
     found = {}
     for name, kind in kinds_for((own.shape[2], own.shape[3]), factor).items():
         pieces = kind.pieces(torch.cat([own, tiled if name == "tiles" else whole]))
-        matches = nearest_windows(pieces, kind, lambda rows: working(upload(fetch(rows), device)), count, KEPT)
+        matches = nearest_windows(pieces, kind, lambda rows: look(fetch(rows)), count, KEPT)
         found[name] = _found(kind, m, matches)
     if features is not None:
         mine, others, blocks = features
