@@ -224,7 +224,6 @@ def _read_report(path: Path, data_id: str) -> EvalReport | None:
             check_values("a row", vars(row), ROW)
         for row in report.labels:
             check_values("a row of labels", vars(row), LABEL_ROW)
-        report.audit = report.audit or {}
         if report.audit:
             check_audit_json("its audit", report.audit)
             report.audit_picture = _read_picture(path.parent / AUDIT)
