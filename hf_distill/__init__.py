@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .engine.blocks import Block, BlockDistiller
     from .engine.loop import Distiller
     from .engine.method import Method, Preparation
+    from .evaluation.audit import audit
     from .evaluation.evaluate import evaluate
     from .evaluation.protocols import EvalProtocol
     from .hub.cards import Paper
@@ -93,6 +94,7 @@ _HOME = {
     "TESLAConfig": "methods.tesla",
     "Teacher": "networks.teachers",
     "TeacherConfig": "training.teachers",
+    "audit": "evaluation.audit",
     "evaluate": "evaluation.evaluate",
     "train_experts": "training.experts",
     "train_teacher": "training.teachers",
@@ -140,6 +142,7 @@ __all__ = [
     "Teacher",
     "TeacherConfig",
     "__version__",
+    "audit",
     "evaluate",
     "train_experts",
     "train_teacher",

@@ -1,6 +1,7 @@
 """Evaluate a distilled set: students trained on it, beside random images, coresets and all images of its source.
 
     python recipes/evaluate.py --distilled_dataset outputs/tesla
+    python recipes/evaluate.py --distilled_dataset outputs/rded --audit
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
     accelerate launch recipes/evaluate.py --distilled_dataset outputs/tesla --baselines all --experts outputs/experts
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
@@ -34,9 +35,11 @@ from hf_distill.config import (
 )
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.evaluation.audit import audit, check_audit
 from hf_distill.evaluation.costs import BUDGETS
 from hf_distill.evaluation.evaluate import PROTOCOLS, baselines_for, check_evaluation, evaluate, protocol_for
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
+from hf_distill.hub.audit import audit_text
 from hf_distill.hub.checks import is_commit_of_repository
 from hf_distill.hub.files import save_json
 from hf_distill.hub.making import making_table
@@ -108,6 +111,11 @@ class EvaluateArguments(ProcessArguments):
         help="`steps` or `flops`: train all rows for those of the set with its own labels. Without it: by epochs.",
     )
     show_cost: bool = HfArg(default=False, help="Show what rows and the making of the set cost, too.")
+    audit: bool = HfArg(
+        default=False,
+        help="Also look for copies of training images, test membership, and measure coverage and diversity. The card "
+        "gets a picture with training images, which --push_to_hub publishes.",
+    )
     output_dir: str | None = PathArg(default=None, help="Folder for the set with its results. Without it: its own.")
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
@@ -156,6 +164,8 @@ def main() -> None:
     )
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     say_held_out(train, held_out, ["choose by, as at the distillation"])
+    if args.audit:
+        check_audit(distilled, train, test, held_out, args.num_seeds)
 
     options = {
         "held_out": held_out,
@@ -177,6 +187,12 @@ def main() -> None:
             for student in args.student or [None]:
                 report.labels += compare_labels(distilled, sources, test, student=student, **options)
             shown.append(report.labels_table())
+            kept = keep(distilled, report, args, accelerator)
+        if args.audit:
+            student = (args.student or [None])[0]
+            asked = {"student": student, "factor": args.factor, "guide": known["guide"]}
+            report = report.merge(audit(distilled, train, test, **asked, **options))
+            shown.append(audit_text(report.audit))
             kept = keep(distilled, report, args, accelerator)
         if kept is not None:
             folder = folder_of(args)

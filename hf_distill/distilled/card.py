@@ -7,6 +7,7 @@ import torch
 from huggingface_hub import DatasetCardData
 from PIL import Image
 
+from ..hub.audit import audit_markdown
 from ..hub.cards import image_grid, render_card, source_context, source_datasets
 from ..hub.checks import is_number
 from ..hub.folder import Home
@@ -19,9 +20,9 @@ from .tables import FOLDER, pictures
 if TYPE_CHECKING:
     from .distilled_set import DistilledSet
 
-__all__ = ["GRID", "PLOT", "config_entry", "fidelity", "grid", "set_card"]
+__all__ = ["AUDIT", "GRID", "PLOT", "config_entry", "fidelity", "grid", "set_card"]
 
-GRID, PLOT = "assets/grid.png", "assets/labels.png"
+GRID, PLOT, AUDIT = "assets/grid.png", "assets/labels.png", "assets/audit.png"
 
 
 def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int) -> str:
@@ -79,6 +80,8 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         labels_results=None if distilled.report is None else distilled.report.labels_markdown(),
         costs=costs,
         making=making_markdown(distilled.making) if costs or distilled.making else None,
+        audit=audit_markdown(distilled.report.audit) if distilled.report and distilled.report.audit else None,
+        audit_picture=AUDIT if distilled.report and distilled.report.audit_picture else None,
         sizes={name: count for name, count in _sizes(distilled, png_bytes).items() if count},
     )
 

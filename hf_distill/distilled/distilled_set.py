@@ -28,7 +28,7 @@ from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
-from .card import GRID, PLOT, fidelity, grid, set_card
+from .card import AUDIT, GRID, PLOT, fidelity, grid, set_card
 from .export import export_image_folder, export_pt
 from .labels import HardLabels, LabelSource, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from .reading import CONFIG, DERIVED, FORMAT_VERSION, PIXELS, RESULTS, read_folder
@@ -91,6 +91,7 @@ class DistilledSet(nn.Module, HubFolder):
         RESULTS,
         GRID,
         PLOT,
+        AUDIT,
         "data/train-*.parquet",
         "tensor/train-*.parquet",
         "preprocessing-*.safetensors",
@@ -98,7 +99,7 @@ class DistilledSet(nn.Module, HubFolder):
         *(f"teacher/*/{name}" for name in Teacher.fetched),
         *(f"projector/*/{name}" for name in LabelProjector.fetched),
     )
-    fetched = tuple(pattern for pattern in owned if not pattern.startswith("assets/"))
+    fetched = tuple(pattern for pattern in owned if pattern == AUDIT or not pattern.startswith("assets/"))
     loader = "datasets.load_dataset"
     stored_id: str | None = None  # by which the files are named that the set was read from
 
@@ -298,6 +299,9 @@ class DistilledSet(nn.Module, HubFolder):
                 if picture is not None:
                     (folder / PLOT).parent.mkdir(exist_ok=True)
                     picture.save(folder / PLOT, optimize=True)
+            if self.report.audit_picture is not None:
+                (folder / AUDIT).parent.mkdir(exist_ok=True)
+                (folder / AUDIT).write_bytes(self.report.audit_picture)
         save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
         (folder / "README.md").write_text(set_card(self, home, data_id, png_bytes), encoding="utf-8")
 
@@ -381,7 +385,7 @@ class DistilledSet(nn.Module, HubFolder):
         known = self.teacher.reference.sha256 if isinstance(self.teacher, NetworkLabels) else None
         if self.report is not None and known != teacher.reference.sha256:
             self.report = replace(
-                self.report, rows=[row for row in self.report.rows if row.labels == "hard"], labels=[]
+                self.report, rows=[row for row in self.report.rows if row.labels == "hard"], labels=[], audit={}
             )
         self.teacher = teacher
         self.soft_labels = None  # which another gave
@@ -417,7 +421,7 @@ class DistilledSet(nn.Module, HubFolder):
             release = latest.release or {}
             released = release.get("tag") if release.get("repo_id") == repo_id else None
             home = Home(repo_id, tag or released, on_hub=True)
-            about = ("README.md", SUMS, RESULTS, PLOT, self.config_name)
+            about = ("README.md", SUMS, RESULTS, PLOT, AUDIT, self.config_name)
             repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
             pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
             with folder_aside("hf_distill-push-") as aside:

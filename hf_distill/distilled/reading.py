@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.preprocessing import Preprocessing
+from ..hub.audit import check_audit_json
 from ..hub.checks import (
     COUNT_OR_NULL,
     NAMES,
@@ -25,6 +26,7 @@ from ..hub.checks import (
 )
 from ..hub.files import check_format_version, load_json
 from ..hub.results import VERSION, EvalReport
+from .card import AUDIT
 from .labels import HardLabels, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from .tables import FOLDER, read_rows
 
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 3
 CONFIG, RESULTS = "distill_config.json", "results.json"
 PIXELS = ("float32", "uint8")
+LARGEST_PICTURE = 2**24  # bytes
 # Of the configuration: what is written from the other arguments of a set, and never taken from its own.
 DERIVED = (
     "format_version",
@@ -197,6 +200,11 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged ({reason}); download it or save the artifact again") from error
 
 
+def _read_picture(path: Path) -> bytes | None:
+    """The bytes of a picture, which nothing decodes; None where there is none, or one that nobody would look at."""
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= LARGEST_PICTURE else None
+
+
 def _read_report(path: Path, data_id: str) -> EvalReport | None:
     """The results in a file, where they are about the images that `data_id` names."""
     if not path.exists():
@@ -216,6 +224,9 @@ def _read_report(path: Path, data_id: str) -> EvalReport | None:
             check_values("a row", vars(row), ROW)
         for row in report.labels:
             check_values("a row of labels", vars(row), LABEL_ROW)
+        if report.audit:
+            check_audit_json("its audit", report.audit)
+            report.audit_picture = _read_picture(path.parent / AUDIT)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); evaluate the set again, or delete it") from error
     return report

@@ -63,6 +63,7 @@ __all__ = [
     "protocol_for",
     "real_pool",
     "student_specs",
+    "tiles_of",
     "trainer_for",
     "validation_accuracy",
 ]
@@ -99,17 +100,27 @@ def protocol_for(
         if protocol is None:
             raise ValueError(f"the set was made for a protocol that is unknown here, {name!r}; {expected}")
         raise ValueError(f"there is no protocol {name!r}; {expected}")
-    most = min(distilled.pixel_values.shape[2:])
-    if factor is None:
-        recorded = made_with.get("factor")
-        factor = recorded if is_whole(recorded, most=most) else 1
-    elif not is_whole(factor, most=most):
-        raise ValueError(f"--factor is {factor}; expected the tiles along a side of each image, from 1 to {most}")
+    factor = tiles_of(distilled, factor)
     ipc = math.ceil(len(distilled) / distilled.num_classes)
     known = PROTOCOLS[name].for_set(ipc, distilled.num_classes, factor)
     strategy = distilled.config.get("dsa_strategy")
     known = known if strategy is None else known.with_augmentation(strategy)
     return replace(known, lrs=tuple(distilled.config.get("eval_lrs") or known.lrs)) if name == own else known
+
+
+def tiles_of(distilled: DistilledSet, factor: int | None = None) -> int:
+    """Tiles along a side of each image: `factor`, else as at the distillation, else 1.
+
+    Raises:
+        ValueError: They are less than one or more than pixels.
+    """
+    most = min(distilled.pixel_values.shape[2:])
+    if factor is None:
+        recorded = (distilled.config.get("hyperparameters") or {}).get("factor")
+        return recorded if is_whole(recorded, most=most) else 1
+    if not is_whole(factor, most=most):
+        raise ValueError(f"--factor is {factor}; expected the tiles along a side of each image, from 1 to {most}")
+    return factor
 
 
 def crop_protocol_for(distilled: DistilledSet, protocol: str | None = None, factor: int | None = None) -> CropProtocol:

@@ -214,12 +214,14 @@ class EvalReport:
         meta: How they were trained.
         labels: What they reach on the same images with labels of several sources.
         audit: What was found about copies and members, as JSON types; empty where nobody looked.
+        audit_picture: The images beside their nearest, a PNG file; it is no part of the JSON.
     """
 
     rows: list[EvalRow] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
     labels: list[LabelRow] = field(default_factory=list)
     audit: dict[str, Any] = field(default_factory=dict)
+    audit_picture: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def differences(self) -> list[Comparison]:
@@ -262,7 +264,8 @@ class EvalReport:
         rows = {row.key: row for row in (*self.rows, *other.rows)}
         labels = {row.key: row for row in (*self.labels, *other.labels)}
         meta, audit = _merged(self.meta, other.meta), {**self.audit, **other.audit}
-        return EvalReport(list(rows.values()), meta, list(labels.values()), audit)
+        picture = other.audit_picture if other.audit else self.audit_picture
+        return EvalReport(list(rows.values()), meta, list(labels.values()), audit, picture)
 
     def _lines(self) -> tuple[list[list[str]], str]:
         """Header and cells, one line for each set and student, and a caption of what all lines share."""
