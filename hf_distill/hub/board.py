@@ -18,22 +18,23 @@ from typing import Any
 from huggingface_hub import constants
 
 from .checks import NAMES, OBJECT_OR_NULL, TEXT_OR_NULL, Rules, are_names, check_values, is_number, is_whole
-from .files import load_json
+from .files import check_format_version, load_json
+from .making import MAKING, Making, read_making
 from .markdown import plain, url
 from .repository import Repository
-from .results import EvalReport, EvalRow, LabelRow
+from .results import REGIMES as KNOWN
+from .results import VERSION, EvalReport, EvalRow, LabelRow
 
 __all__ = ["REGIMES", "BoardRow", "BoardSet", "LabelPoint", "is_shown", "read_sets", "regime_of"]
 
 logger = logging.getLogger(__name__)
 
 RESULTS, CONFIG, CARD, PICTURE = "results.json", "distill_config.json", "README.md", "assets/grid.png"
-NEWEST = 2  # version of results.json that is read here
 MOST = 1e300  # of anything that is shown as a number
 LONGEST_CARD = 100_000  # characters of a card that a board shows
-HARD, STORED, ONLINE, UNKNOWN = "hard labels", "stored labels", "labels asked online", "labels of unknown origin"
+HARD, STORED, ONLINE = KNOWN.values()
+UNKNOWN = "labels of unknown origin"
 REGIMES = (HARD, STORED, ONLINE, UNKNOWN)
-SAID = {"hard": HARD, "stored": STORED, "online": ONLINE}  # as the cost of a row says it
 # What an evaluation with labels beside the set's own writes behind the name of the protocol.
 GIVEN = re.compile(r", (stored labels|label projector [0-9a-f]+) \(.*\)$")
 FOLLOWS = re.compile(r", batches of \d+|, \d+x\d+ tiles")  # and of one that follows the set
@@ -48,7 +49,7 @@ ROW: Rules = {
 LABEL_ROW: Rules = {**ROW, "num_bytes": ROW["images"]}
 ABOUT: Rules = {
     **dict.fromkeys(("source", "source.arguments", "preprocessing", "label_source", "release"), OBJECT_OR_NULL),
-    **dict.fromkeys(("label_source.teacher", "hyperparameters", "making"), OBJECT_OR_NULL),
+    **dict.fromkeys(("label_source.teacher", "hyperparameters"), OBJECT_OR_NULL),
     **dict.fromkeys(("method", "source.name", "source.revision", "label_source.kind"), TEXT_OR_NULL),
     **dict.fromkeys(("release.repo_id", "release.tag"), TEXT_OR_NULL),
     **dict.fromkeys(("images", "ipc"), ("a whole number from 1, or null", lambda n: n is None or is_whole(n))),
@@ -183,6 +184,7 @@ class BoardSet:
         differences: Between it and what it is compared with, as its report has them: each an object of JSON.
         scores: Of its report, likewise.
         config: Its `distill_config.json`, empty where there is none.
+        making: What it took to make it, empty where that was not measured.
         card: Its card, as text; empty where there is none.
         picture: The file of its picture.
         link: To its repository.
@@ -195,6 +197,7 @@ class BoardSet:
     differences: list[dict[str, Any]]
     scores: list[dict[str, Any]]
     config: dict[str, Any]
+    making: Making
     card: str
     picture: Path | None
     link: str | None
@@ -243,7 +246,7 @@ def _folders(place: str, token: str | bool | None) -> list[tuple[Path, str | Non
         return found
     repo_id, _, revision = place.partition("@")
     repository = Repository(repo_id, "dataset", revision or None, token)
-    folder = repository.snapshot([RESULTS, CONFIG, CARD, PICTURE])
+    folder = repository.snapshot([RESULTS, CONFIG, CARD, PICTURE, MAKING])
     if not (folder / RESULTS).is_file():
         logger.warning("left out: %s has no %s", repository, RESULTS)
         return []
@@ -295,6 +298,7 @@ def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
         differences=_objects(value.get("differences")),
         scores=_objects(value.get("scores")),
         config=config,
+        making=read_making(folder / MAKING),
         card=_card(folder / CARD),
         picture=folder / PICTURE if (folder / PICTURE).is_file() else None,
         link=link,
@@ -303,13 +307,9 @@ def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
 
 
 def _read_results(path: Path, data_id: Any) -> tuple[EvalReport, dict[str, Any]]:
-    """The report in a file of any version up to `NEWEST`, and all that the file says."""
+    """The report in a file of any version up to `VERSION`, and all that the file says."""
     value = load_json(path)
-    version = value.get("version", 1)
-    if not is_whole(version):
-        raise ValueError(f"{path} has version {version!r}; expected a number from 1 to {NEWEST}")
-    if version > NEWEST:
-        raise ValueError(f"{path} has version {version}, and up to {NEWEST} are read here; upgrade hf_distill")
+    check_format_version(path, {"version": 1, **value}, VERSION, "version")
     if data_id is not None and value.get("data_id", data_id) != data_id:
         raise ValueError(f"{path} is of other images than {CONFIG} beside it; evaluate the set again")
     rows, labels = (value.get(key, []) for key in ("rows", "labels"))
@@ -360,7 +360,7 @@ def _row(
     row: EvalRow, cost: dict[str, Any], report: EvalReport, config: dict[str, Any], about: dict[str, Any]
 ) -> BoardRow:
     kind = (config.get("label_source") or {}).get("kind")
-    regime = SAID.get(str(cost.get("regime")), regime_of(row, kind, report.meta))
+    regime = KNOWN.get(str(cost.get("regime")), regime_of(row, kind, report.meta))
     as_made = row.set != "full data" and row.images == config.get("images")
     return BoardRow(
         **about,

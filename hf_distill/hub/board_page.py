@@ -23,9 +23,10 @@ from PIL import Image
 from .. import _version
 from ..shipped import shipped
 from .board import REGIMES, BoardRow, BoardSet, is_shown
-from .cards import human_bytes, render_card
+from .cards import human_bytes, human_seconds, render_card
 from .edits import with_edits
 from .files import atomic_write, naming, someone_elses, whole_file
+from .making import Work
 from .markdown import HALF, UNSEEN, plain
 from .repository import CARD
 
@@ -172,6 +173,13 @@ def _short(value: Any) -> str:
     return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}"
 
 
+def _work(work: Work | None) -> str:
+    """What a part of the making took."""
+    if work is None or work.seconds is None:
+        return "not measured"
+    return f"{human_seconds(work.seconds)}, {work.steps:,} steps, {work.device}"
+
+
 def _set_context(each: BoardSet) -> dict[str, Any]:
     """A set for the template."""
     config, first = each.config, each.rows[0]
@@ -186,7 +194,7 @@ def _set_context(each: BoardSet) -> dict[str, Any]:
         "labels": (config.get("label_source") or {}).get("kind"),
         "seed": config.get("seed"),
         "revision": each.revision,
-        **{f"making: {name}": value for name, value in (config.get("making") or {}).items()},
+        **{f"making, {name}": _work(work) for name, work in each.making.items()},
     }
     settings = config.get("hyperparameters") or {}
     return {

@@ -20,6 +20,7 @@ from PIL import Image
 import hf_distill.__main__ as console
 from hf_distill.hub.board import REGIMES, read_sets, regime_of
 from hf_distill.hub.board_page import COLUMNS, board_table, page_of, save_board
+from hf_distill.hub.making import Work, save_making
 from hf_distill.hub.results import EvalRow
 from tests.helpers import ROOT
 from tests.helpers.boards import HOSTILE, a_row, a_set
@@ -59,6 +60,17 @@ def test_the_table_has_every_measurement_of_sets_of_0_1_with_what_it_needs_to_be
         ("set-pictures", "soft", "labels asked online", 1012),
         ("set-projector", "soft", "labels asked online", 150),
     }
+
+
+def test_what_the_making_took_comes_from_its_file(tmp_path):
+    folder = a_set(tmp_path / "set", [a_row()])
+    work = Work(steps=7, seconds=90.0, device="cpu")
+    save_making(folder / "making.json", {"distillation": work, "experts": None})
+    (found,) = read_sets([folder])
+    assert found.making == {"distillation": work, "experts": None}
+    page = page_of([found], "Sets")
+    assert "1.5 min, 7 steps, cpu" in page
+    assert "not measured" in page
 
 
 def test_a_set_of_version_2_brings_its_costs_and_scores_and_what_is_said_beside_them_is_passed_over(tmp_path):
@@ -183,7 +195,7 @@ def test_any_value_in_any_place_is_shown_or_the_set_is_named(tmp_path, name):
     draw, label = random.Random(7), {**a_row(), "labels": "x", "num_bytes": 7}
     del label["set"]
     found = {"mean": 0.4, "interval": [0.1, 0.2], "components": {"HLR": {"mean": 0.1}}}
-    about = {"release": {"repo_id": "a/b", "tag": "v1"}, "making": {"seconds": 1.5}, "student": {"name": "n"}}
+    about = {"release": {"repo_id": "a/b", "tag": "v1"}, "student": {"name": "n"}}
     about |= {
         "paper": {"title": "t", "arxiv_id": "1"},
         "label_source": {"kind": "teacher", "teacher": {"num_bytes": 5}},
