@@ -35,6 +35,9 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
     """
     config = distilled.config
     about_source = source_context(config.get("source") or {})
+    own_terms = _own_terms(config.get("imported_from") or {})
+    if own_terms is not None:
+        about_source["license"] = "other"
     papers = config.get("paper") or []
     channels, height, width = distilled.pixel_values.shape[1:]
     experts = config.get("experts") or {}
@@ -55,6 +58,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         student=(config.get("student") or {}).get("name"),
         experts={name: value for name, value in experts.items() if name != "training"},
         imported_from=config.get("imported_from"),
+        own_terms=own_terms,
         seed=config.get("seed"),
         hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
         versions=config.get("versions") or {},
@@ -112,6 +116,15 @@ def _size_category(count: int) -> str:
             return f"n<{name}" if lower is None else f"{lower}<n<{name}"
         lower = name
     return "1M<n<10M"
+
+
+def _own_terms(imported_from: dict[str, Any]) -> str | None:
+    """What the place that images were imported from says of their use, in words; None where it says nothing."""
+    license, gated = imported_from.get("license") or [], imported_from.get("gated")
+    words = ", ".join(map(str, [license] if isinstance(license, str) else license))
+    said = [f"their licence is called {words}"] if words else []
+    said += ["access to them is conditional"] if gated else []
+    return " and ".join(said) or None
 
 
 def _network(distilled: "DistilledSet") -> dict[str, Any] | None:

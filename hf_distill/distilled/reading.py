@@ -89,7 +89,7 @@ RULES: Rules = {
     **dict.fromkeys(("source.num_images", "source.num_corrupt"), COUNT_OR_NULL),
     **dict.fromkeys(("projector.text_head_bytes", "projector.prior_bytes"), COUNT_OR_NULL),
     "seed": ("a whole number, or null", lambda seed: seed is None or type(seed) is int),
-    "source.license": ("a text, a list of texts, or null", _is_license),
+    **dict.fromkeys(("source.license", "imported_from.license"), ("a text, a list of texts, or null", _is_license)),
     "eval_lrs": ("numbers above 0, or null", _are_rates),
     "paper": ("an object with title, arxiv_id and bibtex, a list of them, or null", _are_papers),
     "imported_from.files": ("a list of objects, or null", _are_files),
