@@ -59,6 +59,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         experts={name: value for name, value in experts.items() if name != "training"},
         imported_from=config.get("imported_from"),
         own_terms=own_terms,
+        changes=[_change(each) for each in config.get("changes") or []],
         seed=config.get("seed"),
         hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
         versions=config.get("versions") or {},
@@ -116,6 +117,27 @@ def _size_category(count: int) -> str:
             return f"n<{name}" if lower is None else f"{lower}<n<{name}"
         lower = name
     return "1M<n<10M"
+
+
+def _change(change: dict[str, Any]) -> str:
+    """What was done to the set that another is made of, as a sentence."""
+    parts = [part for part in change.get("of") or [] if isinstance(part, dict)]
+    of = " and ".join(
+        f"{part.get('images')} images of {part.get('classes')} classes (data_id {part.get('data_id')}"
+        + (f", {part['repo_id']} at {str(part.get('revision'))[:12]}" if part.get("repo_id") else "")
+        + ")"
+        for part in parts
+    )
+    classes, ipc = change.get("classes"), change.get("ipc")
+    count = len(classes) if isinstance(classes, list) else "all"
+    first = "all" if ipc is None else f"the first {ipc}"
+    done = {
+        "select": f"{first} images of each of {count} classes were taken of {of}",
+        "shuffle_classes": f"the classes were put in an order that the seed {change.get('seed')} drew, of {of}",
+        "concatenate": f"sets were put together: {of}",
+    }.get(str(change.get("operation")), f"{change.get('operation')}, of {of}")
+    dropped = change.get("dropped")
+    return f"{done}; left out: {', '.join(map(str, dropped))}" if isinstance(dropped, list) else done
 
 
 def _own_terms(imported_from: dict[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
+from .arranging import concatenate, select, shuffle_classes
 from .card import GRID, PLOT, fidelity, grid, set_card
 from .export import export_image_folder, export_pt
 from .labels import HardLabels, LabelSource, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
@@ -198,6 +200,46 @@ class DistilledSet(nn.Module, HubFolder):
         other._parameters = {**self._parameters, "pixel_values": nn.Parameter(pixel_values.detach())}
         other._buffers = dict(self._buffers)
         return other
+
+    def select(self, ipc: int | None = None, classes: Sequence[str] | None = None) -> "DistilledSet":
+        """The set of the first `ipc` images of each class, or of some classes, in the order of their names here.
+
+        Labels become places among `classes`, soft ones logits of these alone. A teacher is narrowed to them; a label
+        projector, which cannot be, is left out, and a warning says so. Results stay with the whole.
+
+        Raises:
+            ValueError: A class is not there or has fewer images, or a teacher cannot be narrowed.
+        """
+        return select(self, ipc, classes)
+
+    def shuffle_classes(self, seed: int) -> "DistilledSet":
+        """The same images with the classes in an order drawn by `seed`: names, labels, soft ones and a teacher follow.
+
+        For whoever learns class by class, tasks are slices of that order, and together again the whole:
+
+            shuffled = distilled.shuffle_classes(seed=0)
+            tasks = [shuffled.select(classes=shuffled.class_names[at : at + 2]) for at in range(0, 10, 2)]
+            seen = DistilledSet.concatenate(tasks[:3])  # the classes 0 to 5 of `shuffled`
+
+        Real images have the same labels where they are read with `classes=shuffled.class_names`.
+
+        Raises:
+            ValueError: As `select`.
+        """
+        return shuffle_classes(self, seed)
+
+    @staticmethod
+    def concatenate(sets: Sequence["DistilledSet"]) -> "DistilledSet":
+        """Several sets as one: more images of the same classes, or sets of different classes one behind the other.
+
+        What the sets disagree in is left out of the configuration. Of different classes, soft labels and networks are
+        left out too, for they know those of one set alone, and learned learning rates that differ; a warning says so.
+
+        Raises:
+            ValueError: Images, preprocessing or source differ; some classes are in two sets and others are not; or the
+                same classes have labels of different kinds or networks.
+        """
+        return concatenate(sets)
 
     def floats(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Some images as a network sees them, (n, C, H, W) float32 without gradients, on the device of the labels.
