@@ -1,7 +1,7 @@
 """Evaluate a distilled set: students trained on it, beside random images, coresets and all images of its source.
 
     python recipes/evaluate.py --distilled_dataset outputs/tesla
-    accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 --protocol mtt dc
     accelerate launch recipes/evaluate.py --distilled_dataset outputs/tesla --baselines all --experts outputs/experts
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --compare_labels hard own org/name-labels
@@ -22,6 +22,7 @@ but those of all images, whose results the cache of `datasets` has too, for othe
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -41,7 +42,14 @@ from hf_distill.config import (
 from hf_distill.data.images import Outline, RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.evaluation.costs import BUDGETS
-from hf_distill.evaluation.evaluate import PROTOCOLS, baselines_for, check_evaluation, evaluate, protocol_for
+from hf_distill.evaluation.evaluate import (
+    PROTOCOLS,
+    baselines_for,
+    check_evaluation,
+    check_views,
+    evaluate,
+    protocols_for,
+)
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.checks import is_commit_of_repository
 from hf_distill.hub.files import save_json
@@ -77,9 +85,10 @@ class EvaluateArguments(ProcessArguments):
     student: list[str] | None = HfArg(
         default=None, help="timm names, convnet_d1 to convnet_d8 among them. Without it: the student it was made for."
     )
-    protocol: str | None = HfArg(
+    protocol: list[str] | None = HfArg(
         default=None,
-        help="How students are trained, such as mtt, quick or apm. Without it: as at the distillation, else mtt.",
+        help="How students are trained, such as mtt, quick or apm; of several names, each has its rows in the report. "
+        "Without it: as at the distillation, else mtt.",
     )
     factor: int | None = HfArg(
         default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
@@ -131,8 +140,8 @@ class EvaluateArguments(ProcessArguments):
     def __post_init__(self) -> None:
         if self.distilled_dataset is None:
             raise ValueError("--distilled_dataset is missing; give the folder or repository of a distilled set")
-        if self.protocol is not None:
-            check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        for name in self.protocol or []:
+            check_choice("protocol", name, tuple(PROTOCOLS))
         for name in self.baselines or []:
             check_choice("baselines", name, (*BASELINES, ALL))
         if self.budget is not None:
@@ -154,7 +163,7 @@ def main() -> None:
         keep_claimed(args.output_dir, accelerator)
     name = args.distilled_dataset
     distilled = DistilledSet.from_pretrained(name, **where) if ours else find_foreign(args, data_args)
-    protocol = protocol_for(distilled, args.protocol, args.factor)
+    protocols = protocols_for(distilled, args.protocol, args.factor)
     if hub.push_to_hub and hub.hub_model_id is None and distilled.origin is not None:
         hub = replace(hub, hub_model_id=distilled.origin.repo_id)
     if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
@@ -162,6 +171,8 @@ def main() -> None:
     prepare_push(hub, DistilledSet, accelerator)
     labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
+    for each in (labels, *sources.values()):
+        check_views(protocols, each)
     teacher = None if args.teacher is None else Teacher.start(args.teacher).called(None, args.teacher)
     known = {
         "full_data": args.full_data,
@@ -180,7 +191,6 @@ def main() -> None:
 
     options = {
         "held_out": held_out,
-        "protocol": protocol,
         "num_seeds": args.num_seeds,
         "seed": args.seed,
         "accelerator": accelerator,
@@ -190,13 +200,13 @@ def main() -> None:
     chosen = {"students": args.student, "baselines": baselines, "labels": labels, **known}
     chosen["unaugmented"] = args.unaugmented or None
     chosen["budget"] = args.budget
-    report = evaluate(distilled, train, test, **chosen, **options)
+    report = evaluate(distilled, train, test, protocol=protocols, **chosen, **options)
     shown = [report.table(), *([report.costs_table(), making_table(distilled.making)] if args.show_cost else [])]
     try:  # results are saved before anything is shown, for which there may be no terminal any more
         kept = keep(distilled, report, args, accelerator)  # and before a comparison, which can take longer
         if sources:
-            for student in args.student or [None]:
-                report.labels += compare_labels(distilled, sources, test, student=student, **options)
+            for protocol, student in product(protocols, args.student or [None]):
+                report.labels += compare_labels(distilled, sources, test, protocol=protocol, student=student, **options)
             shown.append(report.labels_table())
             kept = keep(distilled, report, args, accelerator)
         if kept is not None:

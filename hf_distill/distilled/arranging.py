@@ -1,7 +1,7 @@
 """Sets made of sets: some images or classes of one, several put together, classes in another order.
 
 Whatever belongs to an image follows it, and what speaks of classes is put into their new order, or left out and said
-so: labels may be lost, and are never those of another class. `config["changes"]` keeps what was done, and to which sets.
+so: labels may be lost, and are never those of another class. `config["changes"]` keeps what was done, and to what sets.
 """
 
 import copy
