@@ -12,16 +12,16 @@ from ..hub.checks import is_number
 from ..hub.folder import Home
 from ..hub.making import making_markdown
 from ..hub.markdown import plain
-from ..hub.plots import can_plot
+from ..hub.plots import can_plot, is_grid
 from .labels import NetworkLabels, ProjectorLabels, TeacherLabels
 from .tables import FOLDER, pictures
 
 if TYPE_CHECKING:
     from .distilled_set import DistilledSet
 
-__all__ = ["GRID", "PLOT", "config_entry", "fidelity", "grid", "set_card"]
+__all__ = ["GRID", "PLOT", "RESULTS_PLOT", "config_entry", "fidelity", "grid", "set_card"]
 
-GRID, PLOT = "assets/grid.png", "assets/labels.png"
+GRID, PLOT, RESULTS_PLOT = "assets/grid.png", "assets/labels.png", "assets/results.png"
 
 
 def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int) -> str:
@@ -80,6 +80,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         learned_lr=None if distilled.lr is None else distilled.lr.item(),
         results=None if distilled.report is None else distilled.report.markdown(),
         compared=None if distilled.report is None else distilled.report.compared_markdown(),
+        results_plot=RESULTS_PLOT if can_plot() and distilled.report and is_grid(distilled.report.rows) else None,
         labels_plot=PLOT if can_plot() else None,
         labels_results=None if distilled.report is None else distilled.report.labels_markdown(),
         costs=costs,

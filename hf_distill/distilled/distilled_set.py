@@ -24,13 +24,13 @@ from ..data.preprocessing import Preprocessing
 from ..hub.files import SUMS, folder_aside, load_json, naming, save_json, save_sums, sha256_of_file
 from ..hub.folder import Home, HubFolder
 from ..hub.making import MAKING
-from ..hub.plots import can_plot, labels_plot
+from ..hub.plots import can_plot, is_grid, labels_plot, results_plot
 from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
 from .arranging import concatenate, select, shuffle_classes
-from .card import GRID, PLOT, fidelity, grid, set_card
+from .card import GRID, PLOT, RESULTS_PLOT, fidelity, grid, set_card
 from .export import export_image_folder, export_pt
 from .labels import HardLabels, LabelSource, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from .reading import CONFIG, DERIVED, FORMAT_VERSION, PIXELS, RESULTS, read_folder
@@ -93,6 +93,7 @@ class DistilledSet(nn.Module, HubFolder):
         RESULTS,
         GRID,
         PLOT,
+        RESULTS_PLOT,
         "data/train-*.parquet",
         "tensor/train-*.parquet",
         "preprocessing-*.safetensors",
@@ -327,19 +328,24 @@ class DistilledSet(nn.Module, HubFolder):
         self._write_about(folder, home, data_id, sum(path.stat().st_size for path in (folder / "data").iterdir()))
 
     def _replaced(self) -> tuple[str, ...]:
-        # Where nothing can draw it again, the picture of labels that are still compared stays as it is.
-        kept = self.report is not None and self.report.labels and not can_plot()
-        return tuple(pattern for pattern in self.owned if not (kept and pattern == PLOT))
+        # Where nothing can draw it again, the picture of what there still is to be seen stays as it is.
+        kept = [] if can_plot() else self._pictures()
+        return tuple(pattern for pattern in self.owned if pattern not in kept)
+
+    def _pictures(self) -> list[str]:
+        """The pictures that the results have."""
+        report = self.report or EvalReport()
+        return [PLOT] * bool(report.labels) + [RESULTS_PLOT] * is_grid(report.rows)
 
     def _write_about(self, folder: Path, home: Home, data_id: str, png_bytes: int) -> None:
         """Write everything but the bulk files, which `data_id` names."""
         if self.report is not None:
             save_json(folder / RESULTS, {"data_id": data_id, **self.report.to_json()})
-            if self.report.labels:
-                picture = labels_plot(self.report.labels)
+            for name in self._pictures():
+                picture = labels_plot(self.report.labels) if name == PLOT else results_plot(self.report.rows)
                 if picture is not None:
-                    (folder / PLOT).parent.mkdir(exist_ok=True)
-                    picture.save(folder / PLOT, optimize=True)
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    picture.save(folder / name, optimize=True)
         save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
         (folder / "README.md").write_text(set_card(self, home, data_id, png_bytes), encoding="utf-8")
 
@@ -459,7 +465,7 @@ class DistilledSet(nn.Module, HubFolder):
             release = latest.release or {}
             released = release.get("tag") if release.get("repo_id") == repo_id else None
             home = Home(repo_id, tag or released, on_hub=True)
-            about = ("README.md", SUMS, RESULTS, PLOT, self.config_name)
+            about = ("README.md", SUMS, RESULTS, PLOT, RESULTS_PLOT, self.config_name)
             repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
             pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
             with folder_aside("hf_distill-push-") as aside:
