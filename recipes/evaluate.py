@@ -213,7 +213,8 @@ def main() -> None:
             folder = folder_of(args)
             shown.append(f'results and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
         elif not hub.push_to_hub:
-            shown.append("Nothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
+            publish = ", or --push_to_hub" if ours else ""
+            shown.append(f"Nothing was written: give --output_dir to keep the set with these results{publish}.")
         if hub.push_to_hub and accelerator.is_main_process:
             where = hub.hub_model_id
             try:

@@ -74,8 +74,8 @@ def is_grid(rows: Sequence[EvalRow]) -> bool:
 def results_plot(rows: Sequence[EvalRow]) -> Image.Image | None:
     """Accuracy against the number of images and, where rows say what they cost, against bytes of labels and FLOP.
 
-    A colour is a set, a shape is a student, and hard labels are hollow; a bar is the mean plus and minus the standard
-    deviation. FLOP are those of a student and of whoever labels its images.
+    A colour is a set, a shape is a student, and hard labels are hollow where there are others; a bar is the mean plus
+    and minus the standard deviation. FLOP are those of a student and of whoever labels its images.
 
     Args:
         rows: Those of another protocol or split get a panel of their own, `MOST_PANELS` at most: the first ones.
@@ -101,18 +101,19 @@ def results_plot(rows: Sequence[EvalRow]) -> Image.Image | None:
     students = list(dict.fromkeys(row.student for row in every))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(sets)}
     markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(students)}
+    labels = sorted({row.labels for row in every})
     looks = {
         id(row): {
             "color": colours[row.set],
             "fmt": markers[row.student],
-            "markerfacecolor": "white" if row.labels == "hard" else colours[row.set],
+            "markerfacecolor": "white" if len(labels) > 1 and row.labels == "hard" else colours[row.set],
         }
         for row in every
     }
 
     def draw(figure: "Figure", bottom: float, panel: Sequence[EvalRow]) -> None:
         _draw_results(figure, bottom, panel, looks)
-        _draw_keys(figure, bottom, colours, markers, sorted({row.labels for row in every}))
+        _draw_keys(figure, bottom, colours, markers, labels)
 
     return _drawn(shown, draw)
 

@@ -187,7 +187,7 @@ def test_the_recipe_evaluates_a_dataset_of_the_hub_and_keeps_it_apart(hub, sourc
     out = tmp_path / "out"
     run(monkeypatch, *where, "--protocol", "tiny", "--output_dir", out)
     assert "distilled        8" in capsys.readouterr().out
-    run(monkeypatch, *where, "--protocol", "crops-tiny", "--output_dir", out)
+    run(monkeypatch, *where, "--protocol", "tiny", "crops-tiny", "--output_dir", out)
     kept = DistilledSet.from_pretrained(out)
     assert {row.protocol for row in kept.report.rows} == {"tiny", "crops-tiny"}
     assert np.array_equal(kept.images_uint8().numpy(), PIXELS)
