@@ -62,7 +62,8 @@ def test_an_interrupted_grid_goes_on_and_trains_nobody_twice(data, together, tmp
     def counting(pool, targets, rows, spec, protocol, **how):
         if len(trained) == limit[0]:
             raise KeyboardInterrupt
-        trained.append((protocol.name, spec.name, rows.shape[1], how["epochs"], tuple(how["lrs"]), tuple(how["seeds"])))
+        which = (len(pool), str(rows.tolist()), how["epochs"], tuple(how["lrs"]), tuple(how["seeds"]))
+        trained.append((protocol.name, spec.name, rows.shape[1], *which))
         return train_students(pool, targets, rows, spec, protocol, **how)
 
     monkeypatch.setattr(trainer_module, "train_students", counting)
