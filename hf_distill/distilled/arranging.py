@@ -89,7 +89,7 @@ def _arranged(distilled: "DistilledSet", rows: Tensor, order: list[int], change:
     told = {**change, "of": [_told(distilled)], **({"dropped": dropped} if dropped else {})}
     config["changes"] = [*(distilled.config.get("changes") or []), told]
     whole = len(rows) == len(distilled)
-    return type(distilled)(
+    arranged = type(distilled)(
         distilled.pixel_values if whole else distilled.pixel_values.detach()[rows.to(distilled.pixel_values.device)],
         place[labels[rows]],
         names,
@@ -99,6 +99,8 @@ def _arranged(distilled: "DistilledSet", rows: Tensor, order: list[int], change:
         teacher=teacher,
         config=_for_classes(config, len(names)),
     )
+    arranged.making = distilled.making  # that of the whole, which it took
+    return arranged
 
 
 def _reordered(distilled: "DistilledSet", names: list[str]) -> TeacherLabels | NetworkLabels | None:

@@ -232,8 +232,8 @@ def evaluate(
         disable_tqdm: No progress bars.
 
     Returns:
-        One row for each set, kind of labels, student and protocol, with what a student costs; the set keeps them for its
-        card. `meta` holds for each of them the learning rate and the epochs, and what each coreset was chosen by.
+        One row for each set, kind of labels, student and protocol, with what a student costs; the set keeps them for
+        its card. `meta` holds for each of them the learning rate and the epochs, and what each coreset was chosen by.
 
     Raises:
         ValueError: There is no such protocol, baseline or budget, a baseline needs what is not there, the data are not

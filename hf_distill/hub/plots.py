@@ -156,12 +156,6 @@ def _protocol(row: EvalRow) -> str:
     return row.protocol.partition(",")[0]
 
 
-def _costs(row: EvalRow, *names: str) -> int | None:
-    """The sum of some costs of a row; None where it does not say what it costs."""
-    cost = vars(row).get("cost")
-    return None if cost is None else sum(vars(cost)[name] for name in names)
-
-
 def _bytes(size: float) -> str:
     return human_bytes(round(size)).replace(".0 ", " ")
 
@@ -170,10 +164,10 @@ def _draw_results(figure: "Figure", bottom: float, rows: Sequence[EvalRow], look
     """Draw the rows of one protocol, once against each quantity that they have."""
     quantities: list[tuple[str, Callable[[EvalRow], int | None], Callable[[float], str]]] = [
         ("images", lambda row: row.images, lambda count: f"{round(count):,}"),
-        ("bytes of the labels", lambda row: _costs(row, "label_bytes"), _bytes),
+        ("bytes of the labels", lambda row: None if row.cost is None else row.cost.label_bytes, _bytes),
         (
             "FLOP of a student",
-            lambda row: _costs(row, "student_flop", "teacher_flop"),
+            lambda row: None if row.cost is None else row.cost.flop,
             lambda count: f"{count:.0e}".replace("e+", "e"),
         ),
     ]

@@ -1,29 +1,22 @@
 """The picture of a grid of results: points stand where numbers say, and panels are those that there are data of."""
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 
 from hf_distill.hub import plots
 from hf_distill.hub.plots import COLOURS, DPI, HEIGHT, WIDTH, is_grid, results_plot
-from hf_distill.hub.results import EvalReport, EvalRow
+from hf_distill.hub.results import EvalReport, EvalRow, RowCost
 from tests.helpers.sets import pictures
 
 
-@dataclass(frozen=True)
-class Row(EvalRow):
-    cost: Any = None
+def row(
+    name: str, accuracy: float, protocol: str = "mtt", student: str = "resnet18", images: int = 10, **more
+) -> EvalRow:
+    return EvalRow(name, "soft", student, protocol, images, [accuracy], "cpu", **more)
 
 
-def row(name: str, accuracy: float, protocol: str = "mtt", student: str = "resnet18", images: int = 10, **more) -> Row:
-    return Row(name, more.pop("labels", "soft"), student, protocol, images, [accuracy], "cpu", **more)
-
-
-def cost(label_bytes: int, flop: int) -> SimpleNamespace:
-    return SimpleNamespace(label_bytes=label_bytes, student_flop=flop, teacher_flop=0)
+def cost(label_bytes: int, flop: int) -> RowCost:
+    return RowCost("stored", 10, 100, 10, flop - 5, 5, 300, label_bytes)
 
 
 def centres(picture, colour: str) -> list[tuple[float, float]]:
