@@ -242,6 +242,9 @@ class DistillConfig(ProcessArguments):
     )
     seed: int = HfArg(default=0, help="The one seed; everything random derives from it.")
     eval_protocol: str = HfArg(default="mtt", help="How students are trained on the set: mtt (the papers'), or quick.")
+    eval_also: list[str] = HfArg(
+        default_factory=list, help="Further protocols that the final table has rows of; nothing is chosen by them."
+    )
     eval_seeds: int = HfArg(default=5, help="Students trained for each line of the final table.")
     eval_full_data: bool = HfArg(default=True, help="Train on all real images too, for the last line of that table.")
     eval_baselines: list[str] = HfArg(

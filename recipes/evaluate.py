@@ -2,11 +2,16 @@
 
     python recipes/evaluate.py --distilled_dataset outputs/tesla
     python recipes/evaluate.py --distilled_dataset outputs/rded --audit
-    accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 test_vit
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --student convnet_d3 resnet18 --protocol mtt dc
     accelerate launch recipes/evaluate.py --distilled_dataset outputs/tesla --baselines all --experts outputs/experts
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --compare_labels hard own org/name-labels
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --budget steps --show_cost
+    accelerate launch recipes/evaluate.py --distilled_dataset somebody/images-ipc10 --dataset_name org/images \\
+        --protocol rded cda --student resnet18 --output_dir outputs/theirs
+
+A set of another project need not be imported: a dataset with a column of images and one of classes, class folders of
+images, or a file of tensors. The real data (--dataset_name) then give class names, preprocessing and size.
 
 The source is read from where `distill_config.json` says; give --dataset_name when that was a local folder. The results
 go into `results.json` and the card of a local folder, beside those that are there, or into --output_dir; with
@@ -15,8 +20,10 @@ the same command after an interruption, or one with further students, trains tho
 but those of all images, whose results the cache of `datasets` has too, for other sets of the same data.
 """
 
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -33,17 +40,25 @@ from hf_distill.config import (
     check_choice,
     parse_args,
 )
-from hf_distill.data.images import RealImages
+from hf_distill.data.images import Outline, RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.evaluation.audit import audit, check_audit
 from hf_distill.evaluation.costs import BUDGETS
-from hf_distill.evaluation.evaluate import PROTOCOLS, baselines_for, check_evaluation, evaluate, protocol_for
+from hf_distill.evaluation.evaluate import (
+    PROTOCOLS,
+    baselines_for,
+    check_evaluation,
+    check_views,
+    evaluate,
+    protocols_for,
+)
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
 from hf_distill.hub.audit import audit_text
 from hf_distill.hub.checks import is_commit_of_repository
 from hf_distill.hub.files import save_json
 from hf_distill.hub.making import making_table
 from hf_distill.hub.results import EvalReport
+from hf_distill.importing import class_order, foreign_set, holds_tensors, import_dataset
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.claims import claimed, keep_claimed
@@ -58,14 +73,25 @@ from hf_distill.runs.start import disable_progress_bars, source_arguments
 class EvaluateArguments(ProcessArguments):
     """The set to evaluate, and the way."""
 
-    distilled_dataset: str | None = PathArg(default=None, help="Folder or Hub repository of the distilled set.")
+    distilled_dataset: str | None = PathArg(
+        default=None, help="Folder or Hub repository of the distilled set, or anybody's dataset, folder or .pt file."
+    )
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
+    distilled_config: str | None = HfArg(default=None, help="Configuration of anybody's dataset, if it has several.")
+    distilled_split: str = HfArg(default="train", help="Split of anybody's dataset.")
+    distilled_image_column_name: str | None = HfArg(
+        default=None, help="Column of the images of anybody's dataset. Without it: the one image column."
+    )
+    distilled_label_column_name: str | None = HfArg(
+        default=None, help="Column of the labels of anybody's dataset. Without it: the one label column."
+    )
     student: list[str] | None = HfArg(
         default=None, help="timm names, convnet_d1 to convnet_d8 among them. Without it: the student it was made for."
     )
-    protocol: str | None = HfArg(
+    protocol: list[str] | None = HfArg(
         default=None,
-        help="How students are trained, such as mtt, quick or apm. Without it: as at the distillation, else mtt.",
+        help="How students are trained, such as mtt, quick or apm; of several names, each has its rows in the report. "
+        "Without it: as at the distillation, else mtt.",
     )
     factor: int | None = HfArg(
         default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
@@ -122,8 +148,8 @@ class EvaluateArguments(ProcessArguments):
     def __post_init__(self) -> None:
         if self.distilled_dataset is None:
             raise ValueError("--distilled_dataset is missing; give the folder or repository of a distilled set")
-        if self.protocol is not None:
-            check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        for name in self.protocol or []:
+            check_choice("protocol", name, tuple(PROTOCOLS))
         for name in self.baselines or []:
             check_choice("baselines", name, (*BASELINES, ALL))
         if self.budget is not None:
@@ -136,13 +162,16 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(**args.for_processes)
+    where = {"revision": args.distilled_revision, "token": hub.hub_token}
+    ours = DistilledSet.is_at(args.distilled_dataset, **where)
+    if not ours:
+        check_foreign(args, hub)
     if args.output_dir is not None:
         DistilledSet.check_directory(Path(args.output_dir))
         keep_claimed(args.output_dir, accelerator)
-    distilled = DistilledSet.from_pretrained(
-        args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
-    )
-    protocol = protocol_for(distilled, args.protocol, args.factor)
+    name = args.distilled_dataset
+    distilled = DistilledSet.from_pretrained(name, **where) if ours else find_foreign(args, data_args)
+    protocols = protocols_for(distilled, args.protocol, args.factor)
     if hub.push_to_hub and hub.hub_model_id is None and distilled.origin is not None:
         hub = replace(hub, hub_model_id=distilled.origin.repo_id)
     if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
@@ -150,6 +179,8 @@ def main() -> None:
     prepare_push(hub, DistilledSet, accelerator)
     labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
+    for each in (labels, *sources.values()):
+        check_views(protocols, each)
     teacher = None if args.teacher is None else Teacher.start(args.teacher).called(None, args.teacher)
     known = {
         "full_data": args.full_data,
@@ -157,7 +188,8 @@ def main() -> None:
         "experts": find_experts(distilled, args, hub.hub_token),
     }
     baselines = baselines_for(distilled, args.baselines, **known)
-    data_args = replace(source_arguments(distilled, data_args), keep_side=None)  # students see the distilled images
+    data_args = source_arguments(distilled, data_args) if ours else data_args
+    data_args = replace(data_args, keep_side=None)  # students see the distilled images
     train, test = RealImages.train_and_test(
         data_args,
         check=lambda outline: check_evaluation(distilled, outline, args.student, baselines, known["experts"]),
@@ -169,7 +201,6 @@ def main() -> None:
 
     options = {
         "held_out": held_out,
-        "protocol": protocol,
         "num_seeds": args.num_seeds,
         "seed": args.seed,
         "accelerator": accelerator,
@@ -179,18 +210,18 @@ def main() -> None:
     chosen = {"students": args.student, "baselines": baselines, "labels": labels, **known}
     chosen["unaugmented"] = args.unaugmented or None
     chosen["budget"] = args.budget
-    report = evaluate(distilled, train, test, **chosen, **options)
+    report = evaluate(distilled, train, test, protocol=protocols, **chosen, **options)
     shown = [report.table(), *([report.costs_table(), making_table(distilled.making)] if args.show_cost else [])]
     try:  # results are saved before anything is shown, for which there may be no terminal any more
         kept = keep(distilled, report, args, accelerator)  # and before a comparison, which can take longer
         if sources:
-            for student in args.student or [None]:
-                report.labels += compare_labels(distilled, sources, test, student=student, **options)
+            for protocol, student in product(protocols, args.student or [None]):
+                report.labels += compare_labels(distilled, sources, test, protocol=protocol, student=student, **options)
             shown.append(report.labels_table())
             kept = keep(distilled, report, args, accelerator)
         if args.audit:
             student = (args.student or [None])[0]
-            asked = {"student": student, "factor": args.factor, "guide": known["guide"]}
+            asked = {"protocol": protocols[0], "student": student, "factor": args.factor, "guide": known["guide"]}
             report = report.merge(audit(distilled, train, test, **asked, **options))
             shown.append(audit_text(report.audit))
             kept = keep(distilled, report, args, accelerator)
@@ -198,7 +229,8 @@ def main() -> None:
             folder = folder_of(args)
             shown.append(f'results and card: {folder}   load: DistilledSet.from_pretrained("{folder}")')
         elif not hub.push_to_hub:
-            shown.append("Nothing was written: give --output_dir to keep the set with these results, or --push_to_hub.")
+            publish = ", or --push_to_hub" if ours else ""
+            shown.append(f"Nothing was written: give --output_dir to keep the set with these results{publish}.")
         if hub.push_to_hub and accelerator.is_main_process:
             where = hub.hub_model_id
             try:
@@ -227,10 +259,55 @@ def find_experts(
     return ExpertTrajectories.from_pretrained(repo_id, revision=revision, token=token)
 
 
+def check_foreign(args: EvaluateArguments, hub: HubArguments) -> None:
+    """Raise a `ValueError` where something is asked for that takes an artifact of this package."""
+    where = args.distilled_dataset
+    if args.output_dir is not None and Path(args.output_dir).resolve() == Path(where).resolve():
+        raise ValueError(
+            f"--output_dir {where} is the folder of the set; expected another one for the set with results"
+        )
+    if args.student is None:
+        raise ValueError(f"{where} does not say what student it was made for; name one with --student")
+    if hub.push_to_hub:
+        raise ValueError(
+            f"{where} was not made here, and its repository has no card for results: leave --push_to_hub out, and give "
+            "--output_dir to keep them"
+        )
+
+
+def find_foreign(args: EvaluateArguments, data_args: DataArguments) -> DistilledSet:
+    """The set in what is no artifact of this package, which the real data describe.
+
+    Raises:
+        ValueError: There is none, or it does not fit the real data.
+    """
+    where = args.distilled_dataset
+    if data_args.dataset_name is None:
+        logging.getLogger("hf_distill").warning("without --dataset_name the real data are scikit-learn's digits")
+    options = {
+        "config": args.distilled_config,
+        "revision": args.distilled_revision,
+        "split": args.distilled_split,
+        "image_column": args.distilled_image_column_name,
+        "label_column": args.distilled_label_column_name,
+        "original_classes": class_order(replace(data_args, classes=None)) if data_args.classes else None,
+    }
+
+    def check(outline: Outline) -> None:
+        """Find out what is wrong with a dataset before the real images are decoded."""
+        if not holds_tensors(where):
+            check_evaluation(import_dataset(where, outline, **options), outline, args.student)
+
+    train, _ = RealImages.train_and_test(replace(data_args, keep_side=None), check=check)
+    return foreign_set(where, train, **options)
+
+
 def folder_of(args: EvaluateArguments) -> Path | None:
-    """Where results go: --output_dir, or the set's own folder; None for a repository."""
-    folder = Path(args.output_dir or args.distilled_dataset)
-    return folder if args.output_dir is not None or folder.is_dir() else None
+    """Where results go: --output_dir, or the set's own folder; None for a repository, and what is no artifact."""
+    if args.output_dir is not None:
+        return Path(args.output_dir)
+    folder = Path(args.distilled_dataset)
+    return folder if (folder / DistilledSet.config_name).is_file() else None
 
 
 def keep(
@@ -247,6 +324,8 @@ def keep(
         if accelerator.is_main_process:
             if own:
                 distilled = distilled.reloaded(folder)  # with the rows that others added meanwhile
+            else:
+                distilled.keep_results(folder)
             distilled.report = (distilled.report or EvalReport()).merge(report)
             distilled.save_pretrained(folder)
     return distilled

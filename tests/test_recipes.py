@@ -189,6 +189,7 @@ def mistake(recipes, home: Path, recipe: str = "tesla", **flags: Any) -> str:
         ({"output_dir": "done", "resume_from_checkpoint": "done"}, "done is no whole checkpoint"),
         ({"output_dir": "done", "resume_from_checkpoint": "latest", "ipc": 2}, "use another --output_dir"),
         ({"eval_protocol": "slow"}, "--eval_protocol is 'slow'; expected one of mtt, quick"),
+        ({"eval_also": "slow"}, "--eval_also is 'slow'; expected one of mtt, quick"),
         ({"dataset_name": "./nowhere"}, "nowhere"),
         ({"dataset_name": "experts"}, "experts"),
         ({"dsa_strategy": "blur"}, "--dsa_strategy names 'blur'"),

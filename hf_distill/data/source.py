@@ -61,7 +61,7 @@ HEAD = 100  # rows of a stream that are looked at before it is read
 
 DOWNLOADED = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.*)")  # repository, commit and path
 
-LABEL_NAMES = ("label", "labels", "class", "cls", "target")
+LABEL_NAMES = ("label", "labels", "class", "class_id", "cls", "target")
 MOST_CLASSES = 10  # of a column that nothing calls a label, or a fifth of the rows
 
 
@@ -103,6 +103,7 @@ class Source:
         target: Target,
         class_names: list[str] | None = None,
         revision: str | None = None,
+        called: Callable[[list[str]], list[str]] | None = None,
     ) -> "Source":
         """Find the split, its columns and its classes.
 
@@ -112,6 +113,7 @@ class Source:
             target: What images are to become.
             class_names: Classes that are already numbered: labels are mapped to them by name.
             revision: What `folder_revision` says of a local folder, where it was asked already.
+            called: Gives for the classes that have images here the names that `class_names` have for them.
 
         Raises:
             ValueError: One line on what is wrong, what was expected and what to do.
@@ -120,7 +122,8 @@ class Source:
         revision = revision or folder_revision(args)
         with one_process_at_a_time(args):
             name, data = _name(args), _open_split(args, split, tell=split == args.dataset_train_split)
-            return cls._of(args, name, split, data, _provenance(args, split, data, revision), target, class_names)
+            provenance = _provenance(args, split, data, revision)
+            return cls._of(args, name, split, data, provenance, target, class_names, called)
 
     @classmethod
     def in_hand(
@@ -152,6 +155,7 @@ class Source:
         provenance: dict[str, Any],
         target: Target,
         class_names: list[str] | None,
+        called: Callable[[list[str]], list[str]] | None = None,
     ) -> "Source":
         """Find columns and classes of a split."""
         features = data.features
@@ -167,6 +171,10 @@ class Source:
         column = data.select_columns(["label" if streamed else label_column]).with_format("arrow")[:].column(0)
         numbers = data.with_format("numpy")["row"][:] if streamed else None
         codes, names = _codes(column, label_feature, where, check_none=args.classes is None, rows=numbers)
+        if called is not None:
+            used = np.unique(codes).tolist()
+            known = dict(zip(used, called([names[code] for code in used]), strict=True))
+            names = [known.get(code, name) for code, name in enumerate(names)]
         guess = label_column if _is_guess(args, label_feature, label_column) else None
         if guess is not None and class_names is None:
             _check_guess(column, guess, where)

@@ -13,16 +13,17 @@ from ..hub.checks import is_number
 from ..hub.folder import Home
 from ..hub.making import making_markdown
 from ..hub.markdown import plain
-from ..hub.plots import can_plot
+from ..hub.plots import can_plot, is_grid
 from .labels import NetworkLabels, ProjectorLabels, TeacherLabels
 from .tables import FOLDER, pictures
 
 if TYPE_CHECKING:
     from .distilled_set import DistilledSet
 
-__all__ = ["AUDIT", "GRID", "PLOT", "config_entry", "fidelity", "grid", "set_card"]
+__all__ = ["AUDIT", "GRID", "PLOT", "RESULTS_PLOT", "config_entry", "fidelity", "grid", "set_card"]
 
-GRID, PLOT, AUDIT = "assets/grid.png", "assets/labels.png", "assets/audit.png"
+GRID, PLOT, RESULTS_PLOT = "assets/grid.png", "assets/labels.png", "assets/results.png"
+AUDIT = "assets/audit.png"
 
 
 def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int) -> str:
@@ -36,6 +37,9 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
     """
     config = distilled.config
     about_source = source_context(config.get("source") or {})
+    own_terms = _own_terms(config.get("imported_from") or {})
+    if own_terms is not None:
+        about_source["license"] = "other"
     papers = config.get("paper") or []
     channels, height, width = distilled.pixel_values.shape[1:]
     experts = config.get("experts") or {}
@@ -56,6 +60,8 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         student=(config.get("student") or {}).get("name"),
         experts={name: value for name, value in experts.items() if name != "training"},
         imported_from=config.get("imported_from"),
+        own_terms=own_terms,
+        changes=[_change(each) for each in config.get("changes") or []],
         seed=config.get("seed"),
         hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
         versions=config.get("versions") or {},
@@ -76,6 +82,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         learned_lr=None if distilled.lr is None else distilled.lr.item(),
         results=None if distilled.report is None else distilled.report.markdown(),
         compared=None if distilled.report is None else distilled.report.compared_markdown(),
+        results_plot=RESULTS_PLOT if can_plot() and distilled.report and is_grid(distilled.report.rows) else None,
         labels_plot=PLOT if can_plot() else None,
         labels_results=None if distilled.report is None else distilled.report.labels_markdown(),
         costs=costs,
@@ -115,6 +122,36 @@ def _size_category(count: int) -> str:
             return f"n<{name}" if lower is None else f"{lower}<n<{name}"
         lower = name
     return "1M<n<10M"
+
+
+def _change(change: dict[str, Any]) -> str:
+    """What was done to the set that another is made of, as a sentence."""
+    parts = [part for part in change.get("of") or [] if isinstance(part, dict)]
+    of = " and ".join(
+        f"{part.get('images')} images of {part.get('classes')} classes (data_id {part.get('data_id')}"
+        + (f", {part['repo_id']} at {str(part.get('revision'))[:12]}" if part.get("repo_id") else "")
+        + ")"
+        for part in parts
+    )
+    classes, ipc = change.get("classes"), change.get("ipc")
+    count = len(classes) if isinstance(classes, list) else "all"
+    first = "all" if ipc is None else f"the first {ipc}"
+    done = {
+        "select": f"{first} images of each of {count} classes were taken of {of}",
+        "shuffle_classes": f"the classes were put in an order that the seed {change.get('seed')} drew, of {of}",
+        "concatenate": f"sets were put together: {of}",
+    }.get(str(change.get("operation")), f"{change.get('operation')}, of {of}")
+    dropped = change.get("dropped")
+    return f"{done}; left out: {', '.join(map(str, dropped))}" if isinstance(dropped, list) else done
+
+
+def _own_terms(imported_from: dict[str, Any]) -> str | None:
+    """What the place that images were imported from says of their use, in words; None where it says nothing."""
+    license, gated = imported_from.get("license") or [], imported_from.get("gated")
+    words = ", ".join(map(str, [license] if isinstance(license, str) else license))
+    said = [f"their licence is called {words}"] if words else []
+    said += ["access to them is conditional"] if gated else []
+    return " and ".join(said) or None
 
 
 def _network(distilled: "DistilledSet") -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from ..data.preprocessing import Preprocessing
 from ..hub.files import SUMS, folder_aside, load_json, naming, save_json, save_sums, sha256_of_file
 from ..hub.folder import Home, HubFolder
 from ..hub.making import MAKING
-from ..hub.plots import can_plot, labels_plot
+from ..hub.plots import can_plot, is_grid, labels_plot, results_plot
 from ..hub.repository import PushConflict, Repository
 from ..hub.results import EvalReport
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
-from .card import AUDIT, GRID, PLOT, fidelity, grid, set_card
+from .arranging import concatenate, select, shuffle_classes
+from .card import AUDIT, GRID, PLOT, RESULTS_PLOT, fidelity, grid, set_card
 from .export import export_image_folder, export_pt
 from .labels import HardLabels, LabelSource, NetworkLabels, ProjectorLabels, StoredLabels, TeacherLabels
 from .reading import CONFIG, DERIVED, FORMAT_VERSION, PIXELS, RESULTS, read_folder
@@ -92,6 +94,7 @@ class DistilledSet(nn.Module, HubFolder):
         GRID,
         PLOT,
         AUDIT,
+        RESULTS_PLOT,
         "data/train-*.parquet",
         "tensor/train-*.parquet",
         "preprocessing-*.safetensors",
@@ -200,6 +203,46 @@ class DistilledSet(nn.Module, HubFolder):
         other._buffers = dict(self._buffers)
         return other
 
+    def select(self, ipc: int | None = None, classes: Sequence[str] | None = None) -> "DistilledSet":
+        """The set of the first `ipc` images of each class, or of some classes, in the order of their names here.
+
+        Labels become places among `classes`, soft ones logits of these alone. A teacher is narrowed to them; a label
+        projector, which cannot be, is left out, and a warning says so. Results stay with the whole.
+
+        Raises:
+            ValueError: A class is not there or has fewer images, or a teacher cannot be narrowed.
+        """
+        return select(self, ipc, classes)
+
+    def shuffle_classes(self, seed: int) -> "DistilledSet":
+        """The same images with the classes in an order drawn by `seed`: names, labels, soft ones and a teacher follow.
+
+        For whoever learns class by class, tasks are slices of that order, and together again the whole:
+
+            shuffled = distilled.shuffle_classes(seed=0)
+            tasks = [shuffled.select(classes=shuffled.class_names[at : at + 2]) for at in range(0, 10, 2)]
+            seen = DistilledSet.concatenate(tasks[:3])  # the classes 0 to 5 of `shuffled`
+
+        Real images have the same labels where they are read with `classes=shuffled.class_names`.
+
+        Raises:
+            ValueError: As `select`.
+        """
+        return shuffle_classes(self, seed)
+
+    @staticmethod
+    def concatenate(sets: Sequence["DistilledSet"]) -> "DistilledSet":
+        """Several sets as one: more images of the same classes, or sets of different classes one behind the other.
+
+        What the sets disagree in is left out of the configuration. Of different classes, soft labels and networks are
+        left out too, for they know those of one set alone, and learned learning rates that differ; a warning says so.
+
+        Raises:
+            ValueError: Images, preprocessing or source differ; some classes are in two sets and others are not; or the
+                same classes have labels of different kinds or networks.
+        """
+        return concatenate(sets)
+
     def floats(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Some images as a network sees them, (n, C, H, W) float32 without gradients, on the device of the labels.
 
@@ -286,19 +329,24 @@ class DistilledSet(nn.Module, HubFolder):
         self._write_about(folder, home, data_id, sum(path.stat().st_size for path in (folder / "data").iterdir()))
 
     def _replaced(self) -> tuple[str, ...]:
-        # Where nothing can draw it again, the picture of labels that are still compared stays as it is.
-        kept = self.report is not None and self.report.labels and not can_plot()
-        return tuple(pattern for pattern in self.owned if not (kept and pattern == PLOT))
+        # Where nothing can draw it again, the picture of what there still is to be seen stays as it is.
+        kept = [] if can_plot() else self._pictures()
+        return tuple(pattern for pattern in self.owned if pattern not in kept)
+
+    def _pictures(self) -> list[str]:
+        """The pictures that the results have."""
+        report = self.report or EvalReport()
+        return [PLOT] * bool(report.labels) + [RESULTS_PLOT] * is_grid(report.rows)
 
     def _write_about(self, folder: Path, home: Home, data_id: str, png_bytes: int) -> None:
         """Write everything but the bulk files, which `data_id` names."""
         if self.report is not None:
             save_json(folder / RESULTS, {"data_id": data_id, **self.report.to_json()})
-            if self.report.labels:
-                picture = labels_plot(self.report.labels)
+            for name in self._pictures():
+                picture = labels_plot(self.report.labels) if name == PLOT else results_plot(self.report.rows)
                 if picture is not None:
-                    (folder / PLOT).parent.mkdir(exist_ok=True)
-                    picture.save(folder / PLOT, optimize=True)
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    picture.save(folder / name, optimize=True)
             if self.report.audit_picture is not None:
                 (folder / AUDIT).parent.mkdir(exist_ok=True)
                 (folder / AUDIT).write_bytes(self.report.audit_picture)
@@ -421,7 +469,7 @@ class DistilledSet(nn.Module, HubFolder):
             release = latest.release or {}
             released = release.get("tag") if release.get("repo_id") == repo_id else None
             home = Home(repo_id, tag or released, on_hub=True)
-            about = ("README.md", SUMS, RESULTS, PLOT, AUDIT, self.config_name)
+            about = ("README.md", SUMS, RESULTS, PLOT, RESULTS_PLOT, AUDIT, self.config_name)
             repository = latest.origin or Repository(repo_id, self.repo_type, token=token)
             pictures = [size for name, size in repository.sizes().items() if name.startswith("data/")]
             with folder_aside("hf_distill-push-") as aside:

@@ -67,8 +67,8 @@ def _are_rates(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(is_number(rate) and rate > 0 for rate in value))
 
 
-def _are_files(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(file, dict) for file in value))
+def _are_objects(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, dict) for each in value))
 
 
 def _is_license(value: Any) -> bool:
@@ -92,10 +92,11 @@ RULES: Rules = {
     **dict.fromkeys(("source.num_images", "source.num_corrupt"), COUNT_OR_NULL),
     **dict.fromkeys(("projector.text_head_bytes", "projector.prior_bytes"), COUNT_OR_NULL),
     "seed": ("a whole number, or null", lambda seed: seed is None or type(seed) is int),
-    "source.license": ("a text, a list of texts, or null", _is_license),
+    **dict.fromkeys(("source.license", "imported_from.license"), ("a text, a list of texts, or null", _is_license)),
     "eval_lrs": ("numbers above 0, or null", _are_rates),
     "paper": ("an object with title, arxiv_id and bibtex, a list of them, or null", _are_papers),
-    "imported_from.files": ("a list of objects, or null", _are_files),
+    "changes": ("a list of objects, or null", _are_objects),
+    "imported_from.files": ("a list of objects, or null", _are_objects),
 }
 ROW: Rules = {
     **{name: ("a text", lambda value: isinstance(value, str)) for name in ("student", "protocol", "device", "split")},

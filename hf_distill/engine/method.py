@@ -54,6 +54,7 @@ FREE_TO_CHANGE = {
     "save_total_limit",
     "report_to",
     "disable_tqdm",
+    "eval_also",
     "cpu_threads",
     "cudnn_deterministic",
     "max_steps",
@@ -254,6 +255,8 @@ class Method(ABC):
             ValueError: A class has fewer images than `ipc`, or the protocol or a baseline is none.
         """
         check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
+        for name in config.eval_also:
+            check_choice("eval_also", name, list(PROTOCOLS))
         cls._check_method(config)
         if "forgetting" in config.eval_baselines and not cls.learns_experts:
             raise ValueError(
@@ -477,7 +480,7 @@ class Method(ABC):
             self.train,
             test,
             held_out=self.held_out or self.train.subset([]),
-            protocol=self.protocol,
+            protocol=[self.protocol, *(name for name in config.eval_also if name != config.eval_protocol)],
             num_seeds=config.eval_seeds,
             baselines=config.eval_baselines,
             full_data=config.eval_full_data,

@@ -55,12 +55,14 @@ __all__ = [
     "baselines_for",
     "check_data",
     "check_labels",
+    "check_views",
     "crop_protocol_for",
     "device_name",
     "distilled_pool",
     "evaluate",
     "made_for",
     "protocol_for",
+    "protocols_for",
     "real_pool",
     "student_specs",
     "tiles_of",
@@ -123,6 +125,37 @@ def tiles_of(distilled: DistilledSet, factor: int | None = None) -> int:
     return factor
 
 
+def protocols_for(
+    distilled: DistilledSet,
+    protocol: str | TrainingProtocol | Sequence[str | TrainingProtocol] | None = None,
+    factor: int | None = None,
+) -> list[TrainingProtocol]:
+    """The ways to train students of a set that one report has: one or several, each as `protocol_for` gives it.
+
+    Raises:
+        ValueError: As `protocol_for`; or two that differ would have one title in the report.
+    """
+    several = [protocol] if protocol is None or isinstance(protocol, str | TrainingProtocol) else list(protocol)
+    known = list(dict.fromkeys(protocol_for(distilled, each, factor) for each in several))
+    titles = [each.title for each in known]
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two protocols that differ are called {twice!r}; give each a name of its own")
+    if not known:
+        raise ValueError("there is no protocol to train students by; expected one name or more")
+    return known
+
+
+def check_views(protocols: Sequence[TrainingProtocol], labels: LabelSource | None) -> None:
+    """Raise a one-line `ValueError` where a protocol looks at no views, and labels were stored of views."""
+    blind = [protocol.name for protocol in protocols if not protocol.per_view]
+    if blind and isinstance(labels, EpochLabels):
+        raise ValueError(
+            f"the protocol {blind[0]} looks at no views, and the labels are of views; use another: "
+            f"{', '.join(name for name, known in PROTOCOLS.items() if known.per_view)}"
+        )
+
+
 def crop_protocol_for(distilled: DistilledSet, protocol: str | None = None, factor: int | None = None) -> CropProtocol:
     """As `protocol_for`, for labels of views; a `ValueError` where the protocol looks at none."""
     known = protocol_for(distilled, protocol, factor)
@@ -142,7 +175,7 @@ def evaluate(
     test: RealImages,
     *,
     held_out: RealImages | None = None,
-    protocol: str | TrainingProtocol | None = None,
+    protocol: str | TrainingProtocol | Sequence[str | TrainingProtocol] | None = None,
     students: Sequence[str | StudentSpec] | None = None,
     num_seeds: int = 5,
     seed: int = 0,
@@ -180,6 +213,7 @@ def evaluate(
         held_out: Part of train that is not in `train`, to choose learning rates on; an empty one takes the protocol's
             first. If not given, it is split off `train` as at the distillation, where the set says how.
         protocol: The schedule, as `protocol_for` takes it: a name or a protocol; if not given as at the distillation.
+            Of several, each has the rows that it has alone; what is known to be wrong with one is found out first.
         students: timm names or specs; the student that the set was made for if not given. A name that equals that of
             this student means this very student, with its width and normalisation.
         num_seeds: Students per row; random images are drawn anew for each.
@@ -209,14 +243,22 @@ def evaluate(
         disable_tqdm: No progress bars.
 
     Returns:
-        One row for each set, kind of labels and student, with what a student costs; the set keeps them for its card.
-        `meta` holds for each of them the learning rate and the epochs, and what each coreset was chosen by.
+        One row for each set, kind of labels, student and protocol, with what a student costs; the set keeps them for
+        its card. `meta` holds for each of them the learning rate and the epochs, and what each coreset was chosen by.
 
     Raises:
         ValueError: There is no such protocol, baseline or budget, a baseline needs what is not there, the data are not
             those of the set, a class has too few images, or a student does not fit; or `unaugmented` lacks random
             images, or labels of images as they are.
     """
+    given = locals()
+    protocol, *others = protocols_for(distilled, protocol)
+    check_views([protocol, *others], labels)
+    if others:
+        report = EvalReport()
+        for each in (protocol, *others):
+            report = report.merge(evaluate(**{**given, "protocol": each}))
+        return report
     made_with = distilled.config.get("hyperparameters") or {}
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
     if held_out is None and is_number(fraction) and 0 < fraction < 1:
@@ -225,7 +267,6 @@ def evaluate(
         full_data = made_with.get("eval_full_data") is not False
     if unaugmented is None:
         unaugmented = made_with.get("eval_unaugmented") is True
-    protocol = protocol_for(distilled, protocol)
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
     known: dict[str, Any] = {"full_data": full_data, "guide": guide, "experts": experts}
@@ -715,11 +756,8 @@ def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, proto
     for source in labels.sources if isinstance(labels, MeanLabels) else [labels]:
         if isinstance(source, NetworkLabels):
             source.check_fits(distilled.class_names, distilled.preprocessing)
+    check_views([protocol], labels)
     if isinstance(labels, EpochLabels):
-        if not protocol.per_view:
-            raise ValueError(
-                f"the protocol {protocol.name} looks at no views, and the labels are of views; use another"
-            )
         labels.check_matches(pool, distilled.class_names)
 
 

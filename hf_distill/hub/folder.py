@@ -257,6 +257,22 @@ class HubFolder(ABC):
                     _remove_empty(path.parent, directory)
 
     @classmethod
+    def is_at(
+        cls, repo_id_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> bool:
+        """True where a folder or Hub repository is to hold such an artifact, which may be damaged.
+
+        Raises:
+            ValueError, OSError: As `from_pretrained`, where there is neither.
+        """
+        if Path(repo_id_or_path).is_file():
+            return False
+        place = locate(repo_id_or_path, cls.repo_type, revision=revision, token=token)
+        # The client warns of a call that fetches nothing, and a card is almost everywhere.
+        folder = place.snapshot([cls.config_name, CARD]) if isinstance(place, Repository) else place
+        return (folder / cls.config_name).is_file()
+
+    @classmethod
     def from_pretrained(
         cls,
         repo_id_or_path: str | Path,

@@ -19,11 +19,13 @@ Layouts:
 - MTT's `replay_buffer_<n>.pt`: list[expert][epoch][parameter].
 - FKD's, SRe2L's and CDA's `epoch_<e>/batch_<b>.tar`: crops and logits of a batch.
 - SRe2L, CDA, RDED: a folder of JPEG or PNG files for each class, named by the class or its number (`new007`, `00007`).
+- Anything that `load_dataset` reads, with a column of images and one of classes, as `he-yang/2025-rethinkdc-*`.
 """
 
 from .epoch_labels import import_epoch_labels
 from .files import require_empty
 from .folders import class_order, import_image_folder
+from .foreign import foreign_set, holds_tensors, import_dataset
 from .images import SPACES, describes_itself, import_images
 from .trajectories import import_trajectories
 
@@ -31,6 +33,9 @@ __all__ = [
     "SPACES",
     "class_order",
     "describes_itself",
+    "foreign_set",
+    "holds_tensors",
+    "import_dataset",
     "import_epoch_labels",
     "import_image_folder",
     "import_images",

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +16,10 @@ from ..data.images import RealImages
 from ..data.pixels import NAMED, Misfit, Plan, Target, decode, is_gray
 from ..data.source import Source
 from ..distilled.distilled_set import DistilledSet
+from .classes import match_classes
 from .files import check_fetched, config_of, known_classes, known_preprocessing
 
 PICTURES = (".jpg", ".jpeg", ".png")
-NUMBERED = re.compile(r"(?:new|class)?_?(\d+)")  # new007 by SRe2L, 00007 by RDED
 
 
 def _inside(path: Path, root: Path) -> Path:
@@ -29,53 +28,12 @@ def _inside(path: Path, root: Path) -> Path:
     return path
 
 
-def _numbers(folders: list[str], names: list[str]) -> dict[str, str]:
-    """Class of each folder whose name is a number, by the place of the class in `names`."""
-    named = {}
-    numeric = all(name.isdecimal() for name in names)
-    for folder in folders:
-        match = NUMBERED.fullmatch(folder)
-        if match and int(match[1]) < len(names):
-            name = names[int(match[1])]
-            if numeric and int(name) != int(match[1]):
-                raise ValueError(
-                    f"folder {folder} could be class {name!r} by its place or class {match[1].lstrip('0') or '0'!r} by "
-                    "its name; rename the folders to the names of the classes"
-                )
-            named[folder] = name
-    return named
-
-
-def _match_folders(root: Path, folders: list[str], names: list[str]) -> dict[str, str]:
-    """Class name of each folder: all by name, or all by number.
-
-    Args:
-        folders: Names of the folders in `root`.
-        names: All classes of the source, in its order.
-    """
-    # As export_image_folder writes them.
-    cleaned = {re.sub(r"[/\\\0]", "_", name).strip() or "_": name for name in names}
-    cleaned |= {f"_{name}": original for name, original in cleaned.items() if name.startswith(".")}
-    best = {folder: cleaned[folder] for folder in folders if folder in cleaned}
-    if len(best) < len(folders):
-        best = max(best, _numbers(folders, names), key=len)
-    if len(best) < len(folders):
-        odd = [folder for folder in folders if folder not in best]
-        raise ValueError(
-            f"{len(odd)} of {len(folders)} folders in {root} are no class of the source ({', '.join(odd[:10])}); "
-            f"expected names such as {', '.join(names[:3])}, or numbers such as 00000 or new000 up to {len(names) - 1}"
-        )
-    if len(set(best.values())) < len(folders):
-        raise ValueError(f"two folders in {root} are the same class; expected one for each")
-    return best
-
-
 def _class_files(root: Path, names: list[str], original: list[str]) -> list[tuple[Path, int]]:
     """Each picture of the classes `names` under `root`, with its class, class after class."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise ValueError(f"{root} holds no folders; expected one for each class")
-    by_name = {name: folder for folder, name in _match_folders(root, folders, original).items()}
+    by_name = {name: folder for folder, name in match_classes(f"folders in {root}", folders, original).items()}
     absent = [name for name in names if name not in by_name]
     if absent:
         raise ValueError(

@@ -43,6 +43,8 @@ def start_run(
             be published there.
     """
     check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))  # now, not after hours of expert training
+    for name in config.eval_also:
+        check_choice("eval_also", name, list(PROTOCOLS))
     if config.disable_tqdm:
         disable_progress_bars()
     # A PartialState made first would overlook ACCELERATE_USE_CPU, and processes on CPUs would not know each other.

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
 from hf_distill.data.pixels import Frame
+from hf_distill.engine import method as method_module
+from hf_distill.hub.results import EvalReport
 from hf_distill.methods.rded import RDED, RDEDConfig
 from hf_distill.methods.sre2l import SRe2L, SRe2LConfig
 from hf_distill.networks.architectures import StudentSpec
@@ -38,6 +41,21 @@ def prepared(folder: Path, method: type, config: type, augment: str, frames: lis
 
     settings = config(output_dir=str(folder / "run"), ipc=1, eval_protocol="crops-quick", disable_tqdm=True)
     Given.prepare(train, config=settings, networks=[TeacherConfig(teacher_augment=augment)])
+
+
+def test_further_protocols_are_reported_beside_the_one_that_chooses(monkeypatch, tmp_path):
+    asked: dict = {}
+    monkeypatch.setattr(method_module, "evaluate", lambda *args, **options: asked.update(options) or EvalReport())
+    train, test = RealImages.train_and_test(DataArguments(max_train_samples=50, max_test_samples=20))
+    flags = {"eval_protocol": "crops-quick", "eval_also": ["dc", "crops-quick", "mtt"], "disable_tqdm": True}
+    rded = RDED.__new__(RDED)
+    rded.config, rded.train, rded.held_out = RDEDConfig(output_dir=str(tmp_path), **flags), train, None
+    rded.distilled, rded.accelerator, rded.output_dir = SimpleNamespace(), None, tmp_path
+    rded.protocol = RDED.protocol_of(rded.config, train)
+    rded.evaluate(test)
+    assert asked["protocol"] == [rded.protocol, "dc", "mtt"]
+    with pytest.raises(ValueError, match="--eval_also is 'slow'; expected one of mtt"):
+        RDED.check(RDEDConfig(eval_also=["slow"]), train.outline, None)
 
 
 @pytest.fixture

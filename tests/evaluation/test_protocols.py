@@ -61,6 +61,13 @@ def test_the_views_of_rded_follow_the_tiles(name):
     assert PROTOCOLS[name].for_set(10, 1000, 2) == PROTOCOLS[name] == whole.for_set(10, 1000, 2)
 
 
+def test_dc_drops_once_after_500_of_1000_epochs_and_is_never_augmented():
+    dc = PROTOCOLS["dc"]
+    assert dc.schedule(dc.epochs) == [(1.0, False)] * 500 + [(0.1, False)] * 500
+    assert dc.with_augmentation("flip_crop") is dc
+    assert PROTOCOLS["mtt"].with_augmentation("flip_crop").dsa_strategy == "flip_crop"
+
+
 @pytest.mark.parametrize("name", [name for name, known in PROTOCOLS.items() if isinstance(known, CropProtocol)])
 def test_views_without_augmentation_are_the_images(name):
     images = torch.rand(40, 3, 8, 12, generator=generator(0, "images"))
