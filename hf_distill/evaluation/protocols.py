@@ -228,9 +228,15 @@ class CropProtocol(TrainingProtocol):
         return True
 
     def _details(self) -> list[str]:
-        """As of any, with the batches of one that follows the set, and the tiles that are shuffled."""
+        """As of any, with the batches of one that follows the set, and the tiles that are shuffled or, on real images,
+        that say how much crops are."""
         batches = [f"batches of {self.batch_size}"] if self.follows_set else super()._details()
-        return [*batches, *([f"{self.views.shuffle}x{self.views.shuffle} tiles"] if self.views.shuffle > 1 else [])]
+        if self.views.shuffle > 1:
+            return [*batches, f"{self.views.shuffle}x{self.views.shuffle} tiles"]
+        if self.follows_set and self.views.crop == "resized":
+            factor = round(1 / self.views.scale[0])
+            return [*batches, f"crops as of {factor}x{factor} tiles"]
+        return batches
 
     def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
         """RDED's, for a set of `ipc` images of each class, each of `factor` x `factor` tiles; others follow nothing.

@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from .checks import NAMES, OBJECT_OR_NULL, TEXT_OR_NULL, Rules, are_names, check_values, is_number, is_whole
+from .comparisons import GIVEN, TILES
 from .files import check_format_version, load_json
 from .making import MAKING, Making, read_making
 from .markdown import plain, url
@@ -35,9 +36,7 @@ LONGEST_CARD = 100_000  # characters of a card that a board shows
 HARD, STORED, ONLINE = KNOWN.values()
 UNKNOWN = "labels of unknown origin"
 REGIMES = (HARD, STORED, ONLINE, UNKNOWN)
-# What an evaluation with labels beside the set's own writes behind the name of the protocol.
-GIVEN = re.compile(r", (stored labels|label projector [0-9a-f]+) \(.*\)$")
-FOLLOWS = re.compile(r", batches of \d+|, \d+x\d+ tiles")  # and of one that follows the set
+FOLLOWS = re.compile(rf", batches of \d+|{TILES.pattern}")  # in the name of a protocol that follows the set
 
 TEXT = ("a text", lambda value: isinstance(value, str))
 ROW: Rules = {

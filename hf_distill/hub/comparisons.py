@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .results import EvalRow
 
 __all__ = [
+    "GIVEN",
     "UNAUGMENTED",
     "Comparison",
     "RobustScore",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 UNAUGMENTED = " without augmentation"  # behind the name of a protocol, in the names of rows
+# What an evaluation with labels beside the set's own writes behind the name of the protocol.
+GIVEN = re.compile(r", (stored labels|label projector [0-9a-f]+) \(.*\)$")
+TILES = re.compile(r", (?:crops as of )?([0-9]+x[0-9]+) tiles")  # of the images, or for real ones of those beside them
 KINDS = {"soft": "method's labels", "hard": "hard labels"}
 PLACE = ("student", "protocol", "split", "images")
 
@@ -104,10 +108,10 @@ def comparisons(rows: Sequence["EvalRow"]) -> list[Comparison]:
     """
     found = []
     for own in (row for row in rows if row.set == "distilled"):
-        beside = [row for row in rows if row.images == own.images and _alike(own, row) and row.labels == own.labels]
-        random = [row for row in beside if row.set == "random"][:1]
-        chosen = [row for row in beside if row.set not in ("random", "distilled", "full data")]
-        for other in (*random, *sorted(chosen, key=lambda row: -row.mean)[:1]):
+        names = dict.fromkeys(row.set for row in rows if row.set not in ("random", "distilled", "full data"))
+        random, *chosen = (_arm(rows, own, name, own.labels) for name in ("random", *names))
+        best = max((row for row in chosen if row is not None), key=lambda row: row.mean, default=None)
+        for other in (row for row in (random, best) if row is not None):
             difference = paired(own.accuracies, other.accuracies)
             found.append(
                 Comparison(other.set, own.labels, own.student, own.protocol, own.split, own.images, difference)
@@ -127,7 +131,7 @@ def robust_scores(rows: Sequence["EvalRow"], meta: dict[str, Any]) -> list[Robus
     found = []
     for own in _own(rows):
         hard, random = _arm(rows, own, "distilled", "hard"), _arm(rows, own, "random", own.labels)
-        full = next((row for row in rows if row.set == "full data" and row.labels == "hard" and _alike(own, row)), None)
+        full = _arm(rows, own, "full data", "hard")
         place = own.labels, own.student, own.protocol, own.split, own.images
         if hard and random and full:
             one, two, three, four = _by_seed(full, hard, own, random)
@@ -141,33 +145,32 @@ def robust_scores(rows: Sequence["EvalRow"], meta: dict[str, Any]) -> list[Robus
 
 
 def _own(rows: Sequence["EvalRow"]) -> list["EvalRow"]:
-    """The rows of the distilled set with the method's own labels, which are hard where there are no soft ones."""
-    distilled = [row for row in rows if row.set == "distilled"]
-    kind = "soft" if any(row.labels == "soft" for row in distilled) else "hard"
-    return [row for row in distilled if row.labels == kind]
+    """The rows of the distilled set with the method's own labels, which are hard where no set has soft ones but those
+    that were given apart."""
+    known = [row for row in rows if not GIVEN.search(row.protocol)]
+    kind = "soft" if any(row.labels == "soft" for row in known) else "hard"
+    return [row for row in known if (row.set, row.labels) == ("distilled", kind)]
 
 
 def _arm(rows: Sequence["EvalRow"], own: "EvalRow", name: str, labels: str, title: str = "") -> "EvalRow | None":
-    """The row of a set as large as that of `own`, with such labels, under its protocol or the one of a `title`."""
-    place = (name, labels, own.images, own.student, own.split)
-    for row in rows:
-        here = (row.set, row.labels, row.images, row.student, row.split)
-        if here == place and _tileless(row.protocol) == _tileless(title or own.protocol):
-            return row
-    return None
+    """The row of a set, as large as that of `own` but for full data, with such labels, under its protocol or the one of
+    a `title`: the last one, of a report that was merged, and where there is one for as many tiles that one."""
+    wanted, place, full = title or own.protocol, (name, labels, own.student, own.split), name == "full data"
+    fitting = [
+        row
+        for row in rows
+        if (row.set, row.labels, row.student, row.split) == place
+        and (full or row.images == own.images)
+        and _tileless(row.protocol, full) == _tileless(wanted, full)
+    ]
+    tiles = TILES.findall(wanted)
+    return next(reversed([row for row in fitting if TILES.findall(row.protocol) == tiles] or fitting), None)
 
 
-def _alike(own: "EvalRow", row: "EvalRow") -> bool:
-    """True where students, split and protocol are the same, but for what sets get of it by their size and kind."""
-    named = [_tileless(each.protocol) for each in (own, row)]
-    if row.set == "full data":
-        named = [re.sub(", batches of [0-9]+", "", each) for each in named]
-    return (own.student, own.split) == (row.student, row.split) and named[0] == named[1]
-
-
-def _tileless(protocol: str) -> str:
-    """The name of a protocol in a row, without the tiles that are shuffled in the images of a set alone."""
-    return re.sub(", [0-9]+x[0-9]+ tiles", "", protocol)
+def _tileless(protocol: str, full: bool) -> str:
+    """The name of a protocol in a row, without what follows the set in it: tiles and, for full data, batches."""
+    tileless = TILES.sub("", protocol)
+    return re.sub(", batches of [0-9]+", "", tileless) if full else tileless
 
 
 def _bare(protocol: str) -> str:

@@ -4,6 +4,7 @@ matplotlib where it is installed. No torch."""
 import importlib.util
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ __all__ = ["MOST_PANELS", "can_plot", "is_grid", "labels_plot", "results_plot"]
 logger = logging.getLogger(__name__)
 
 MOST_PANELS, MOST_NAMES = 4, 12
+BUDGET = re.compile(r", budget of [0-9,.]+ (?:steps|[A-Za-z]*FLOP)")  # in the name of a protocol
 DPI = 160  # a card shows the picture smaller, on screens of all densities
 WIDTH, HEIGHT = 10.0, 4.0  # of a panel, in inches, as all lengths below
 LEFT, BOTTOM, TOP = 0.8, 0.7, 3.55  # of the axes in it
@@ -152,8 +154,9 @@ def _draw_panel(figure: "Figure", bottom: float, rows: Sequence[LabelRow]) -> No
 
 
 def _protocol(row: EvalRow) -> str:
-    """The name of a protocol, without what its title says of batches, tiles and labels."""
-    return row.protocol.partition(",")[0]
+    """The name of a protocol with its budget, without what its title says of batches, tiles and labels."""
+    budget = BUDGET.search(row.protocol)
+    return row.protocol.partition(",")[0] + (budget[0] if budget else "")
 
 
 def _bytes(size: float) -> str:

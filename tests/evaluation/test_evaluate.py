@@ -783,8 +783,8 @@ def test_the_rows_and_the_meta_say_what_a_protocol_that_follows_the_set_came_to(
     report = evaluated(data, teacher, protocol=rded, accelerator=accelerator, num_seeds=1, baselines=["random"])
     titles = {
         "distilled": "rded, batches of 10, 2x2 tiles",
-        "random": "rded, batches of 10",
-        "full data": "rded, batches of 64",
+        "random": "rded, batches of 10, crops as of 2x2 tiles",
+        "full data": "rded, batches of 64, crops as of 2x2 tiles",
     }
     assert {row.set: row.protocol for row in report.rows} == titles
     contexts = {name.removesuffix(", convnet_d1 width=8"): context for name, context in report.meta.items()}

@@ -75,6 +75,33 @@ def test_tiles_and_batches_that_follow_a_set_keep_no_row_from_its_partners():
     assert [each.score.name for each in EvalReport(rows).scores] == ["label robust score", "augmentation robust score"]
 
 
+def test_sets_of_other_tiles_have_partners_of_their_own():
+    rows = [
+        row("random", "hard", (0.1, 0.1, 0.2), protocol="rded, batches of 10"),
+        row("full data", "hard", (0.6, 0.6, 0.7), protocol="rded, batches of 100"),
+        row("random", "hard", (0.3, 0.3, 0.4), protocol="rded, batches of 10, crops as of 2x2 tiles"),
+        row("full data", "hard", (0.9, 0.9, 1.0), protocol="rded, batches of 100, crops as of 2x2 tiles"),
+    ]
+    own = [row("distilled", "hard", (0.5, 0.5, 0.5), protocol=f"rded, batches of 10{of}") for of in ("", ", 2x2 tiles")]
+    whole, tiles = EvalReport([*rows, *own]).scores
+    assert [each.score.components["HLR"].values[0] for each in (whole, tiles)] == pytest.approx([0.1, 0.4])
+    assert [each.difference.values[0] for each in EvalReport([*rows, *own]).differences] == pytest.approx([0.4, 0.2])
+
+
+def test_of_rows_that_a_report_came_to_have_twice_the_last_counts():
+    old = [row("full data", "hard", (0.6, 0.6, 0.6), protocol="rded, batches of 10")]
+    new = [row("full data", "hard", (0.9, 0.9, 0.9), protocol="rded, batches of 100")]
+    rest = [row(name, "hard", (0.5, 0.5, 0.5), protocol="rded, batches of 20") for name in ("distilled", "random")]
+    (found,) = EvalReport(old + new + rest).scores
+    assert found.score.components["HLR"].values == pytest.approx([0.4] * 3)
+
+
+def test_labels_that_were_given_apart_take_no_score_from_a_set_of_hard_labels():
+    hard = [each for each in ROWS if each.labels == "hard"]
+    given = row("distilled", protocol="quick, stored labels (12 kB)")
+    assert EvalReport([given, *hard]).scores == EvalReport(hard).scores != []
+
+
 @pytest.mark.parametrize("more", ["stored labels (12 kB)", "label projector 0123 (1 MB)"])
 def test_labels_that_random_images_have_not_are_compared_with_nothing(more):
     rows = [row("distilled", protocol=f"quick, {more}"), *ROWS[1:]]

@@ -56,6 +56,9 @@ def test_protocols_have_panels_whatever_their_titles_add():
     titles = ("rded, batches of 10, 2x2 tiles", "rded, batches of 10", "mtt", "dc")
     rows = [row("distilled", 0.1 * number + 0.1, title) for number, title in enumerate(titles)]
     assert results_plot(rows).size == (WIDTH * DPI, 3 * HEIGHT * DPI)
+    equal = [row("distilled", 0.5, f"mtt{of}") for of in ("", ", budget of 1,001 steps", ", budget of 1.23 TFLOP")]
+    assert results_plot(equal).size == (WIDTH * DPI, 3 * HEIGHT * DPI)
+    assert is_grid(equal[:2])
     many = [row("random", 0.5, f"p{number}", images=1) for number in range(9)]
     assert results_plot(many).size == (WIDTH * DPI, plots.MOST_PANELS * HEIGHT * DPI)
     assert [is_grid(some) for some in ([], rows[:2], rows, [rows[0], row("random", 0.1, titles[0], "vit")])] == [
