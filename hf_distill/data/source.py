@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import yaml
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets.builder import DatasetBuilder
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -372,7 +373,7 @@ def _load(
             f"--dataset_name {name}: there is no such folder here, and the Hub cannot be reached; connect, unset "
             f"HF_HUB_OFFLINE, or give a local folder ({_one_line(error)})"
         ) from error
-    except (DatasetsError, OSError, ValueError, LookupError, pa.ArrowException) as error:  # of odd files, any of these
+    except (DatasetsError, OSError, ValueError, LookupError, RuntimeError, pa.ArrowException) as error:  # of odd files
         inner = error.__cause__ or error
         if isinstance(inner, OSError) and is_full(inner):
             with naming(cache_folder()):
@@ -386,8 +387,20 @@ def _load(
 
 def _says_its_files(folder: Path) -> bool:
     """True where the card in a folder says which files are read."""
-    card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
-    return bool((card or {}).get("configs"))
+    return bool(_card(folder).get("configs"))
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The metadata of the card in a folder, empty where there is none; a `ValueError` for what is no YAML."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    try:
+        return metadata_load(path) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"the metadata on top of {path} are no YAML ({_one_line(error)}); mend or remove them"
+        ) from error
 
 
 def _cache_for(folder: Path) -> Path:
@@ -863,9 +876,8 @@ def _provenance(
     folder = _folder(args)
     if folder.is_dir():
         provenance["revision"] = revision
-        if (folder / "README.md").is_file():
-            card = metadata_load(folder / "README.md") or {}
-            provenance.update({key: card[key] for key in ("license", "homepage") if card.get(key)})
+        card = _card(folder)
+        provenance.update({key: card[key] for key in ("license", "homepage") if card.get(key)})
         return provenance
     provenance["homepage"] = provenance["homepage"] or f"https://huggingface.co/datasets/{args.dataset_name}"
     _, commit = _downloaded_from(data)

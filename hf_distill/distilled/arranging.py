@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
+from ..hub.checks import is_whole
 from ..networks.teachers import Teacher
 from ..rng import generator
 from .labels import NetworkLabels, ProjectorLabels, TeacherLabels
@@ -50,7 +52,7 @@ def select(distilled: "DistilledSet", ipc: int | None = None, classes: Sequence[
     keep = torch.isin(distilled.labels, torch.tensor(order, device=distilled.labels.device))
     if ipc is not None:
         counts = distilled.labels.bincount(minlength=len(names))[order].tolist()
-        if isinstance(ipc, bool) or not isinstance(ipc, int) or not 1 <= ipc <= min(counts):
+        if not is_whole(ipc, 1, min(counts)):
             least = min(range(len(counts)), key=counts.__getitem__)
             raise ValueError(
                 f"ipc is {ipc!r}; expected 1 to {counts[least]}, the number of images of class {chosen[least]!r}"
@@ -63,6 +65,8 @@ def select(distilled: "DistilledSet", ipc: int | None = None, classes: Sequence[
 
 def shuffle_classes(distilled: "DistilledSet", seed: int) -> "DistilledSet":
     """As `DistilledSet.shuffle_classes`."""
+    if not is_whole(seed, 0):
+        raise ValueError(f"seed is {seed!r}; expected a whole number from 0")
     order = torch.randperm(distilled.num_classes, generator=generator(seed, "shuffle classes")).tolist()
     change = {"operation": "shuffle_classes", "seed": seed, "classes": order}
     return _arranged(distilled, torch.arange(len(distilled)), order, change)
@@ -124,9 +128,10 @@ def _reordered(distilled: "DistilledSet", names: list[str]) -> TeacherLabels | N
 
 def concatenate(sets: Sequence["DistilledSet"]) -> "DistilledSet":
     """As `DistilledSet.concatenate`."""
-    sets = list(sets)
-    if len(sets) < 2:
-        raise ValueError(f"concatenate was given {len(sets)} set(s); expected two or more")
+    several = isinstance(sets, list | tuple)
+    if not several or len(sets) < 2 or not all(isinstance(each, Module) for each in sets):
+        given = ", ".join(type(each).__name__ for each in sets) if several else type(sets).__name__
+        raise ValueError(f"concatenate was given {given or 'nothing'}; expected a list of two or more sets")
     first = sets[0]
     union = _is_union(sets)
     for number, other in enumerate(sets[1:], start=2):

@@ -42,7 +42,6 @@ TEXT = ("a text", lambda value: isinstance(value, str))
 ROW: Rules = {
     **dict.fromkeys(("student", "protocol", "device"), TEXT),
     "images": ("a whole number", lambda images: is_whole(images, least=0)),
-    "split": TEXT_OR_NULL,
     "cost": OBJECT_OR_NULL,
 }
 LABEL_ROW: Rules = {**ROW, "num_bytes": ROW["images"]}
@@ -314,10 +313,9 @@ def _read_results(path: Path, data_id: Any) -> tuple[EvalReport, dict[str, Any]]
     rows, labels = (value.get(key, []) for key in ("rows", "labels"))
     if not all(isinstance(part, list) and all(isinstance(row, dict) for row in part) for part in (rows, labels)):
         raise ValueError(f"{path} has rows that are no objects; expected what an evaluation wrote")
-    for row in rows:
-        check_values(f"a row of {path}", row, ROW)
-    for row in labels:
-        check_values(f"a row of {path}", row, LABEL_ROW)
+    for rules, several in ((ROW, rows), (LABEL_ROW, labels)):
+        for row in several:
+            check_values(f"a row of {path}", row, {**rules, **({"split": TEXT} if "split" in row else {})})
     try:
         report = EvalReport.from_json({**value, "rows": _known(rows, EvalRow), "labels": _known(labels, LabelRow)})
     except ValueError as error:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .cards import human_bytes, human_flop, markdown_table, text_table
+from .checks import is_whole
 from .comparisons import Comparison, RobustScore, comparisons, difference_lines, robust_scores, score_lines
 from .files import check_format_version
 
@@ -16,6 +17,7 @@ GREEDY = SETS[1:-2]  # coresets: chosen by something, which reports say
 # Where labels come from, the cheapest first, and for people. A network that labels each image once, before a training,
 # gives labels that could be stored.
 REGIMES = {"hard": "hard labels", "stored": "stored labels", "online": "labels asked online"}
+MOST = 10**40  # of what is counted
 CONTEXT = ("student", "protocol", "split", "device")
 
 
@@ -86,10 +88,13 @@ class RowCost:
         if self.regime not in REGIMES:
             raise ValueError(f"the regime of a result is {self.regime!r}; expected one of {', '.join(REGIMES)}")
         for name, value in vars(self).items():
-            if name not in ("regime", "over_budget") and not (type(value) is int and value >= 0):
-                raise ValueError(f"the {name} of a result are {value!r}; expected a whole number from 0")
-        if not (self.over_budget is None or type(self.over_budget) is int):
-            raise ValueError(f"the over_budget of a result is {self.over_budget!r}; expected a whole number, or null")
+            if name not in ("regime", "over_budget") and not is_whole(value, 0, MOST):
+                raise ValueError(f"the {name} of a result are {value!r}; expected a whole number from 0 to {MOST:g}")
+        if not (self.over_budget is None or is_whole(self.over_budget, -MOST, self.flop - 1)):
+            raise ValueError(
+                f"the over_budget of a result is {self.over_budget!r}; expected a whole number below its "
+                f"{self.flop} FLOP, or null"
+            )
 
     @property
     def flop(self) -> int:

@@ -14,6 +14,7 @@ set. Deviations are those of a sample here (n - 1), and theirs of a population.
 """
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,9 @@ def _differences(one: Sequence[float], other: Sequence[float]) -> tuple[float, .
 
 def _check(arms: Mapping[str, Sequence[float]], weight: float) -> None:
     for name, values in {**arms, "weight": [weight]}.items():
-        wrong = [value for value in values if not 0 <= value <= 1]
+        if not hasattr(values, "__len__") or isinstance(values, str):
+            raise ValueError(f"{name} is {values!r}; expected accuracies in a list, one for each seed")
+        wrong = [value for value in values if not (isinstance(value, numbers.Real) and 0 <= value <= 1)]
         if wrong:
             raise ValueError(f"{name} has {wrong[0]}; expected fractions in [0, 1]: percent are to be divided by 100")
     counts = {name: len(values) for name, values in arms.items()}

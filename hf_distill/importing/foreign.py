@@ -31,6 +31,7 @@ FLAGS = {
     "--image_column_name": "--distilled_image_column_name",
     "--label_column_name": "--distilled_label_column_name",
     ", or name the classes with --classes": "",
+    ", or leave corrupt images out with --skip_corrupt": "",
     ": images of mixed sizes need --resolution": ": the images of a set have one size",
 }
 

@@ -1070,6 +1070,19 @@ def test_a_metadata_file_without_rows_is_one_line(folder):
     message("flowers cannot be loaded; fix it", args(folder))
 
 
+def test_a_card_that_is_no_yaml_is_one_line(folder):
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    (folder / "README.md").write_text("---\nconfigs: [oops\n---\n")
+    message("README.md are no YAML", args(folder))
+
+
+def test_a_dataset_of_code_is_one_line_and_the_code_is_not_run(folder, tmp_path):
+    write(folder, "train", noise(4), [0, 1, 0, 1])
+    (folder / f"{folder.name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    message("scripts are no longer supported", args(folder))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_provenance_of_a_hub_dataset_is_its_commit_and_card(folder, monkeypatch, caplog):
     write(folder, "train", noise(4), [0, 1, 0, 1])
     build, commit = datasets.load_dataset_builder, "c0ffee" * 6 + "abcd"

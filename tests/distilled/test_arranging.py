@@ -156,6 +156,20 @@ def test_what_cannot_be_selected_is_one_line(given, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match=r"^seed is .*; expected a whole number from 0$"):
+        make().shuffle_classes(seed)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [(["a", "b"], "str, str"), ([], "nothing"), ("ab", "str"), (make(), "DistilledSet")]
+)
+def test_only_sets_in_a_list_are_put_together(given, says):
+    with pytest.raises(ValueError, match=rf"^concatenate was given {says}; expected a list of two or more sets$"):
+        DistilledSet.concatenate(given)
+
+
 @pytest.mark.parametrize(
     ("one", "two", "says"),
     [

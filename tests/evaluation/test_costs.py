@@ -365,7 +365,15 @@ def test_costs_are_read_as_they_were_written_and_nonsense_is_one_clear_line():
     content = json.loads(json.dumps(report.to_json()))
     assert EvalReport.from_json(content) == report
     assert "cost" not in content["rows"][1]
-    for name, value in (("steps", -1), ("regime", "free"), ("images_seen", 1.5), ("over_budget", "much"), ("more", 1)):
+    for name, value in (
+        ("steps", -1),
+        ("regime", "free"),
+        ("images_seen", 1.5),
+        ("over_budget", "much"),
+        ("over_budget", COST.flop),
+        ("label_bytes", 10**400),
+        ("more", 1),
+    ):
         broken = {**content["rows"][0], "cost": {**content["rows"][0]["cost"], name: value}}
         with pytest.raises(ValueError, match=name):
             EvalReport.from_json({"rows": [broken]})

@@ -134,6 +134,7 @@ DAMAGED = {
     "a list": "[]",
     "no rows": "{}",
     "of nothing": {"rows": []},
+    "no split": {"rows": [a_row(split=None)]},
     "newer": {"version": 3, "rows": []},
     "no version": {"version": "new", "rows": [a_row()]},
     "of other images": {"data_id": "ffffffff", "rows": [a_row()]},

@@ -85,6 +85,9 @@ def test_two_calls_give_equal_bits():
         (([0.6, 0.7], [0.5], [0.5], [0.4]), "full_hard 2, distilled_hard 1"),
         (([], [], [], []), "full_hard 0, distilled_hard 0"),
         (([0.6], [0.5], [0.5], [0.4], 50), "weight has 50"),
+        (([0.6], [0.5], [0.5], [0.4], "x"), "weight has x"),
+        (([0.6], [None], [0.5], [0.4]), "distilled_hard has None"),
+        ((0.6, [0.5], [0.5], [0.4]), "full_hard is 0.6; expected accuracies in a list"),
     ],
 )
 def test_percent_and_arms_that_are_no_pairs_are_one_line(arms, words):
