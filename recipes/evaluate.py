@@ -42,7 +42,7 @@ from hf_distill.config import (
 )
 from hf_distill.data.images import Outline, RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.evaluation.audit import audit, check_audit
+from hf_distill.evaluation.audit import audit, check_audit, made_of_any
 from hf_distill.evaluation.costs import BUDGETS
 from hf_distill.evaluation.evaluate import (
     PROTOCOLS,
@@ -194,10 +194,12 @@ def main() -> None:
         data_args,
         check=lambda outline: check_evaluation(distilled, outline, args.student, baselines, known["experts"]),
     )
+    every = train
     train, held_out = train.split(data_args.validation_fraction, seed=0)
     say_held_out(train, held_out, ["choose by, as at the distillation"])
+    searched, unseen = (every, None) if made_of_any(distilled) else (train, held_out)
     if args.audit:
-        check_audit(distilled, train, test, held_out, args.num_seeds)
+        check_audit(distilled, searched, test, unseen, args.num_seeds)
 
     options = {
         "held_out": held_out,
@@ -222,7 +224,7 @@ def main() -> None:
         if args.audit:
             student = (args.student or [None])[0]
             asked = {"protocol": protocols[0], "student": student, "factor": args.factor, "guide": known["guide"]}
-            report = report.merge(audit(distilled, train, test, **asked, **options))
+            report = report.merge(audit(distilled, searched, test, **asked, **{**options, "held_out": unseen}))
             shown.append(audit_text(report.audit))
             kept = keep(distilled, report, args, accelerator)
         if kept is not None:

@@ -815,6 +815,7 @@ def test_without_a_test_split_a_fifth_of_each_class_is_held_out(folder, caplog):
     with caplog.at_level("WARNING"):
         train, test = RealImages.train_and_test(args(folder))
     assert "flowers has no test split: a fifth of 'train' is held out" in caplog.text
+    assert test.is_part_of_train
     assert torch.bincount(test.labels).tolist() == [4, 2]
     assert torch.bincount(train.labels).tolist() == [16, 8]
     both = torch.cat([train.resident("cpu"), test.resident("cpu")]).flatten(1)
