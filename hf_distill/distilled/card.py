@@ -88,7 +88,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         costs=costs,
         making=making_markdown(distilled.making) if costs or distilled.making else None,
         audit=audit_markdown(distilled.report.audit) if distilled.report and distilled.report.audit else None,
-        audit_picture=AUDIT if distilled.report and distilled.report.audit_picture else None,
+        audit_picture=AUDIT if distilled.report and distilled.report.audit and distilled.report.audit_picture else None,
         sizes={name: count for name, count in _sizes(distilled, png_bytes).items() if count},
     )
 
