@@ -203,6 +203,19 @@ def test_the_area_is_that_of_scikit_learn_and_its_interval_that_of_delongs_sums(
     assert found.high - found.low == pytest.approx(2 * 1.959964 * deviation)
 
 
+@pytest.mark.parametrize(
+    ("inside", "outside", "low", "high"),
+    [
+        ([3, 4, 5], [0, 1, 2], 0.2924, 1),  # scipy.stats.binomtest(3, 3).proportion_ci() gives 0.2924 to 1
+        ([0, 1], [2, 3, 4, 5], 0, 0.8419),  # and for 0 of 2
+        ([1, 1, 1], [1, 1, 1], 0.1462, 0.8538),  # ties, each of them half a win
+    ],
+)
+def test_the_interval_of_pairs_that_all_end_alike_is_that_of_as_many_throws(inside, outside, low, high):
+    found = auc(torch.tensor(inside), torch.tensor(outside))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
 def test_confidence_is_the_logarithm_of_the_odds_of_the_right_class():
     logits = torch.tensor([[1.0, 2.0, 0.5], [30.0, -30.0, 0.0]], dtype=torch.float64)
     shares = logits.softmax(1)
