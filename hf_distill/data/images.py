@@ -66,6 +66,12 @@ class Outline:
         """The number of classes."""
         return len(self.class_names)
 
+    def of_classes(self, names: Sequence[str]) -> "Outline":
+        """As `RealImages.of_classes`; without a class that is not there."""
+        counts = dict(zip(self.class_names, self.counts, strict=True))
+        there = [name for name in names if name in counts]
+        return replace(self, class_names=there, counts=[counts[name] for name in there])
+
     def require(self, counts: Sequence[int], needed_by: str, hint: str) -> None:
         """Raise a `ValueError` that names up to ten of the classes that have fewer images than is asked for.
 
@@ -547,6 +553,25 @@ class RealImages(torch.utils.data.Dataset):
         rows, view = torch.as_tensor(rows, dtype=torch.long), copy.copy(self)
         view._positions, view.labels, view.rows = self._positions[rows], self.labels[rows], self.rows[rows]
         view.__dict__.pop("_rows_by_class", None)
+        return view
+
+    def of_classes(self, names: Sequence[str]) -> "RealImages":
+        """The images of some classes, which take the numbers that they have among `names`; no pixel is copied.
+
+        What draws images (`split`, a fifth for test, a number of samples) draws class after class: so images that are
+        read with all classes, drawn from and narrowed last are those that others have who drew from all classes.
+
+        Raises:
+            ValueError: A class is not there, or named twice.
+        """
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown or len(set(names)) < len(names):
+            said = f"{', '.join(map(repr, unknown[:NAMED]))}, which they lack" if unknown else "a name twice"
+            raise ValueError(f"classes of images were asked for with {said}; expected different ones of theirs")
+        place = torch.full((self.num_classes,), -1)
+        place[[self.class_names.index(name) for name in names]] = torch.arange(len(names))
+        view = self.subset(torch.nonzero(place[self.labels] >= 0).flatten())
+        view.labels, view.class_names = place[view.labels], list(names)
         return view
 
     def seen_through(self, preprocessing: Preprocessing) -> "RealImages":

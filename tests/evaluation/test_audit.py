@@ -381,12 +381,12 @@ def test_what_an_audit_cannot_measure_by_is_refused_in_one_line(digits, change, 
 
 @pytest.mark.slow
 def test_the_recipe_audits_a_folder_beside_its_results(tmp_path, monkeypatch, capsys):
-    train, _ = RealImages.train_and_test(DataArguments())
+    train, _ = RealImages.train_and_test(DataArguments(max_train_samples=200, max_test_samples=60))
     shuffled = set_of(train, torch.arange(10), source={"name": "digits"}).shuffle_classes(0)
     folder = shuffled.save_pretrained(tmp_path / "set")
     monkeypatch.setitem(PROTOCOLS, "long", replace(LONG, epochs=2))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    few = ["--max_test_samples", "60", "--baselines", "random", "--full_data", "false"]
+    few = ["--max_train_samples", "200", "--max_test_samples", "60", "--baselines", "random", "--full_data", "false"]
     flags = ["--distilled_dataset", str(folder), "--protocol", "long", "--num_seeds", "2", "--audit", "--disable_tqdm"]
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, *few])
     runpy.run_path(str(RECIPE), run_name="__main__")
