@@ -41,8 +41,9 @@ from hf_distill.config import (
     parse_args,
 )
 from hf_distill.data.images import Outline, RealImages
+from hf_distill.distilled.arranging import changes_classes
 from hf_distill.distilled.distilled_set import DistilledSet
-from hf_distill.evaluation.audit import audit, check_audit
+from hf_distill.evaluation.audit import audit, check_audit, made_of_any
 from hf_distill.evaluation.costs import BUDGETS
 from hf_distill.evaluation.evaluate import (
     PROTOCOLS,
@@ -190,14 +191,23 @@ def main() -> None:
     baselines = baselines_for(distilled, args.baselines, **known)
     data_args = source_arguments(distilled, data_args) if ours else data_args
     data_args = replace(data_args, keep_side=None)  # students see the distilled images
-    train, test = RealImages.train_and_test(
-        data_args,
-        check=lambda outline: check_evaluation(distilled, outline, args.student, baselines, known["experts"]),
-    )
-    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    names, changed = distilled.class_names, changes_classes(distilled.config.get("changes"))
+    if changed:  # the distillation drew from all classes, in their old order, and held out others than these would give
+        recorded = (distilled.config.get("source") or {}).get("arguments") or {}
+        data_args = replace(data_args, classes=recorded.get("classes"))
+
+    def check(outline: Outline) -> None:
+        outline = outline.of_classes(names) if changed else outline
+        check_evaluation(distilled, outline, args.student, baselines, known["experts"])
+
+    every, test = RealImages.train_and_test(data_args, check=check, on_demand=changed)
+    train, held_out = every.split(data_args.validation_fraction, seed=0)
+    if changed:
+        every, train, held_out, test = (part.of_classes(names).mapped() for part in (every, train, held_out, test))
     say_held_out(train, held_out, ["choose by, as at the distillation"])
+    searched, unseen = (every, None) if made_of_any(distilled) else (train, held_out)
     if args.audit:
-        check_audit(distilled, train, test, held_out, args.num_seeds)
+        check_audit(distilled, searched, test, unseen, args.num_seeds)
 
     options = {
         "held_out": held_out,
@@ -222,7 +232,7 @@ def main() -> None:
         if args.audit:
             student = (args.student or [None])[0]
             asked = {"protocol": protocols[0], "student": student, "factor": args.factor, "guide": known["guide"]}
-            report = report.merge(audit(distilled, train, test, **asked, **options))
+            report = report.merge(audit(distilled, searched, test, **asked, **{**options, "held_out": unseen}))
             shown.append(audit_text(report.audit))
             kept = keep(distilled, report, args, accelerator)
         if kept is not None:

@@ -70,6 +70,7 @@ def main() -> None:
         args.label_epochs or protocol.epochs,
         folder,
         codec=Codec(kept=args.kept),
+        class_names=distilled.class_names,
         source=distilled.config.get("source"),
         accelerator=accelerator,
         disable_tqdm=args.disable_tqdm,

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 LEAST_LEFT = 128  # of the 256 bytes: below, files of more than 8 bits hold more than what is made of them
 TEST_SPLITS = ("test", "validation", "valid", "val")
 NAMED = 10  # classes in a message
+A_FIFTH = "a fifth of"  # what the split of test images is called that were taken from train
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class Outline:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def of_classes(self, names: Sequence[str]) -> "Outline":
+        """As `RealImages.of_classes`; without a class that is not there."""
+        counts = dict(zip(self.class_names, self.counts, strict=True))
+        there = [name for name in names if name in counts]
+        return replace(self, class_names=there, counts=[counts[name] for name in there])
 
     def require(self, counts: Sequence[int], needed_by: str, hint: str) -> None:
         """Raise a `ValueError` that names up to ten of the classes that have fewer images than is asked for.
@@ -100,6 +107,7 @@ class RealImages(torch.utils.data.Dataset):
             num_corrupt where some were left out.
         test_frame: How test and held-out images are brought to this size.
         value_range: Values in files that became 0 and 255, where they were given.
+        rows: (N,) int64, their rows in the split that they were read from.
     """
 
     def __init__(
@@ -115,12 +123,14 @@ class RealImages(torch.utils.data.Dataset):
         value_range: tuple[float, float] | None = None,
         encoded: Encoded | None = None,
         kept: Kept | None = None,
+        rows: Tensor | None = None,
     ) -> None:
         self._pixels, self._positions = pixels, positions
         self.labels, self.class_names = labels, class_names
         self.preprocessing, self.provenance = preprocessing, provenance
         self.test_frame, self.value_range = test_frame or Frame(), value_range
         self._encoded, self._kept = encoded, kept
+        self.rows = torch.arange(len(labels)) if rows is None else rows
 
     @classmethod
     def from_dataset(
@@ -329,8 +339,8 @@ class RealImages(torch.utils.data.Dataset):
             _check_levels(source, pixels, least=0)
             known, options = like.preprocessing, {"test_frame": like.test_frame, "encoded": encoded}
             options["value_range"] = like.value_range
-        labels = source.labels[rows]
-        return cls(pixels, positions, labels, source.class_names, known, source.provenance, **options)
+        about = (source.labels[rows], source.class_names, known, source.provenance)
+        return cls(pixels, positions, *about, **options, rows=source.rows[rows])
 
     @classmethod
     def train_and_test(
@@ -403,9 +413,9 @@ class RealImages(torch.utils.data.Dataset):
         _check_left(source, rows[at[0]])
         _check_values(source, pixels, positions[at[0]])
         about = (source.labels[rows], source.class_names, _fit(args, pixels, positions[at[0]]), source.provenance)
-        whole = cls(pixels, positions, *about, **_options(args, pixels, encoded))
+        whole = cls(pixels, positions, *about, **_options(args, pixels, encoded), rows=source.rows[rows])
         test = whole.subset(at[1])._as_test()
-        test.provenance = {**test.provenance, "split": f"a fifth of {source.split}"}
+        test.provenance = {**test.provenance, "split": f"{A_FIFTH} {source.split}"}
         return whole.subset(at[0]), test
 
     def __len__(self) -> int:
@@ -420,6 +430,11 @@ class RealImages(torch.utils.data.Dataset):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self._pixels.shape
+
+    @property
+    def is_part_of_train(self) -> bool:
+        """True for test images that are a part of the split of train, which has no other beside it."""
+        return str(self.provenance.get("split")).startswith(A_FIFTH)
 
     @property
     def resized(self) -> bool:
@@ -536,8 +551,27 @@ class RealImages(torch.utils.data.Dataset):
     def subset(self, rows: Tensor | Sequence[int]) -> "RealImages":
         """A view of `rows`, in that order; no pixel is copied."""
         rows, view = torch.as_tensor(rows, dtype=torch.long), copy.copy(self)
-        view._positions, view.labels = self._positions[rows], self.labels[rows]
+        view._positions, view.labels, view.rows = self._positions[rows], self.labels[rows], self.rows[rows]
         view.__dict__.pop("_rows_by_class", None)
+        return view
+
+    def of_classes(self, names: Sequence[str]) -> "RealImages":
+        """The images of some classes, which take the numbers that they have among `names`; no pixel is copied.
+
+        What draws images (`split`, a fifth for test, a number of samples) draws class after class: so images that are
+        read with all classes, drawn from and narrowed last are those that others have who drew from all classes.
+
+        Raises:
+            ValueError: A class is not there, or named twice.
+        """
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown or len(set(names)) < len(names):
+            said = f"{', '.join(map(repr, unknown[:NAMED]))}, which they lack" if unknown else "a name twice"
+            raise ValueError(f"classes of images were asked for with {said}; expected different ones of theirs")
+        place = torch.full((self.num_classes,), -1)
+        place[[self.class_names.index(name) for name in names]] = torch.arange(len(names))
+        view = self.subset(torch.nonzero(place[self.labels] >= 0).flatten())
+        view.labels, view.class_names = place[view.labels], list(names)
         return view
 
     def seen_through(self, preprocessing: Preprocessing) -> "RealImages":

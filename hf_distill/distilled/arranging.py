@@ -22,13 +22,22 @@ from .labels import NetworkLabels, ProjectorLabels, TeacherLabels
 if TYPE_CHECKING:
     from .distilled_set import DistilledSet
 
-__all__ = ["concatenate", "select", "shuffle_classes"]
+__all__ = ["changes_classes", "concatenate", "select", "shuffle_classes"]
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 5  # names in a message
 OF_A_RUN = ("shard", "changes", "projector")  # what is not true of a set that was made of others, or is said anew
 TERMS = ("name", "config", "license", "gated")  # of a source, which one card can say of one source alone
+
+
+def changes_classes(changes: list[dict[str, Any]] | None) -> bool:
+    """True where `changes`, of a set's configuration, chose classes, put them in another order, or joined others."""
+    return any(
+        change.get("classes") is not None
+        or any(changes_classes(each.get("changes")) for each in change.get("of") or [])
+        for change in changes or []
+    )
 
 
 def select(distilled: "DistilledSet", ipc: int | None = None, classes: Sequence[str] | None = None) -> "DistilledSet":
@@ -163,6 +172,7 @@ def concatenate(sets: Sequence["DistilledSet"]) -> "DistilledSet":
         names += each.class_names if union else []
     told = {
         "operation": "concatenate",
+        "classes": list(range(sum(each.num_classes for each in sets))) if union else None,
         "of": [{**_told(each), "changes": each.config.get("changes") or []} for each in sets],
     }
     config = {

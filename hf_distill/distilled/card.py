@@ -88,7 +88,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         costs=costs,
         making=making_markdown(distilled.making) if costs or distilled.making else None,
         audit=audit_markdown(distilled.report.audit) if distilled.report and distilled.report.audit else None,
-        audit_picture=AUDIT if distilled.report and distilled.report.audit_picture else None,
+        audit_picture=AUDIT if distilled.report and distilled.report.audit and distilled.report.audit_picture else None,
         sizes={name: count for name, count in _sizes(distilled, png_bytes).items() if count},
     )
 
@@ -126,12 +126,11 @@ def _size_category(count: int) -> str:
 
 def _change(change: dict[str, Any]) -> str:
     """What was done to the set that another is made of, as a sentence."""
-    parts = [part for part in change.get("of") or [] if isinstance(part, dict)]
     of = " and ".join(
         f"{part.get('images')} images of {part.get('classes')} classes (data_id {part.get('data_id')}"
         + (f", {part['repo_id']} at {str(part.get('revision'))[:12]}" if part.get("repo_id") else "")
         + ")"
-        for part in parts
+        for part in change.get("of") or []
     )
     classes, ipc = change.get("classes"), change.get("ipc")
     count = len(classes) if isinstance(classes, list) else "all"

@@ -223,7 +223,8 @@ class DistilledSet(nn.Module, HubFolder):
             tasks = [shuffled.select(classes=shuffled.class_names[at : at + 2]) for at in range(0, 10, 2)]
             seen = DistilledSet.concatenate(tasks[:3])  # the classes 0 to 5 of `shuffled`
 
-        Real images have the same labels where they are read with `classes=shuffled.class_names`.
+        Real images have the same labels after `train.of_classes(shuffled.class_names)`, which leaves what was held out of
+        `train` before as it was.
 
         Raises:
             ValueError: As `select`.
@@ -347,7 +348,7 @@ class DistilledSet(nn.Module, HubFolder):
                 if picture is not None:
                     (folder / name).parent.mkdir(exist_ok=True)
                     picture.save(folder / name, optimize=True)
-            if self.report.audit_picture is not None:
+            if self.report.audit and self.report.audit_picture is not None:
                 (folder / AUDIT).parent.mkdir(exist_ok=True)
                 (folder / AUDIT).write_bytes(self.report.audit_picture)
         save_json(folder / self.config_name, {**self.config, **home.to_config(), **self._derived(data_id)})
@@ -433,7 +434,11 @@ class DistilledSet(nn.Module, HubFolder):
         known = self.teacher.reference.sha256 if isinstance(self.teacher, NetworkLabels) else None
         if self.report is not None and known != teacher.reference.sha256:
             self.report = replace(
-                self.report, rows=[row for row in self.report.rows if row.labels == "hard"], labels=[], audit={}
+                self.report,
+                rows=[row for row in self.report.rows if row.labels == "hard"],
+                labels=[],
+                audit={},
+                audit_picture=None,
             )
         self.teacher = teacher
         self.soft_labels = None  # which another gave

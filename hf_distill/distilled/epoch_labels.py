@@ -52,7 +52,19 @@ from ..config import check_at_least
 from ..data.feed import Pool, upload
 from ..data.precision import precision_of
 from ..hub.cards import render_card, source_context, source_datasets
-from ..hub.checks import MOST_CLASSES, OBJECT, OBJECT_OR_NULL, Rules, check_values, is_hex, is_number, is_whole
+from ..hub.checks import (
+    MOST_CLASSES,
+    NAMES,
+    OBJECT,
+    OBJECT_OR_NULL,
+    Rules,
+    are_names,
+    check_values,
+    class_difference,
+    is_hex,
+    is_number,
+    is_whole,
+)
 from ..hub.files import (
     SUMS,
     atomic_write,
@@ -197,6 +209,7 @@ RULES: Rules = {
     "images": ("a whole number from 1 to 2147483647", lambda count: is_whole(count, most=2**31 - 1)),
     "images_sha256": ("64 hex digits", is_hex(64)),
     "classes": (f"a whole number from 1 to {MOST_CLASSES}", lambda count: is_whole(count, most=MOST_CLASSES)),
+    "class_names": (f"{NAMES}, or null", lambda names: names is None or are_names(names)),
     "epochs": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
     "epochs_per_file": ("a whole number from 1 to 1000000", lambda count: is_whole(count, most=10**6)),
     "kept": ("a whole number from 1, or null", lambda kept: kept is None or is_whole(kept, most=MOST_CLASSES)),
@@ -235,6 +248,7 @@ class EpochLabels(HubFolder, LabelSource):
         schema: Of the files.
         num_images: N.
         num_classes: K.
+        class_names: Of the logits, in their order; None where whoever stored them did not say.
         num_epochs: Epochs that are stored; the student's epoch e has the views and labels of e modulo these.
     """
 
@@ -250,6 +264,7 @@ class EpochLabels(HubFolder, LabelSource):
         self.config = {key: value for key, value in config.items() if key != "release"}
         self.num_images: int = config["images"]
         self.num_classes: int = config["classes"]
+        self.class_names: list[str] | None = config.get("class_names")
         self.num_epochs: int = config["epochs"]
         self.codec = Codec(config["kept"])
         about = config["views"]
@@ -281,6 +296,9 @@ class EpochLabels(HubFolder, LabelSource):
         check_values(path, config, RULES)
         if config["kept"] is not None and config["kept"] > config["classes"]:
             raise ValueError(f"{path} keeps {config['kept']} logits of {config['classes']} classes; label again")
+        names = config.get("class_names")
+        if names is not None and len(names) != config["classes"]:
+            raise ValueError(f"{path} has {len(names)} class_names for {config['classes']} classes; label again")
         return cls(folder, config)
 
     @property
@@ -303,6 +321,11 @@ class EpochLabels(HubFolder, LabelSource):
             raise ValueError(
                 f"the labels in {self.folder} are {self.num_classes} logits, and the images have {len(class_names)} "
                 "classes; use labels that a teacher of these classes made"
+            )
+        if class_names is not None and self.class_names not in (None, [*class_names]):
+            raise ValueError(
+                f"whoever made the labels in {self.folder} {class_difference(self.class_names, class_names)}; label "
+                "the set as it is now, or use the one that was labelled"
             )
         if len(pool) != self.num_images or images_sha256(pool) != self.config["images_sha256"]:
             raise ValueError(
@@ -565,6 +588,7 @@ def relabel(
     directory: str | Path,
     *,
     codec: Codec | None = None,
+    class_names: Sequence[str] | None = None,
     source: dict[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     disable_tqdm: bool = False,
@@ -585,6 +609,7 @@ def relabel(
         epochs: To store. A student that is trained for more sees them again.
         directory: Its own: other labels in it are replaced when the new ones are complete.
         codec: How logits are stored; all of them by default.
+        class_names: Of the images, one for each logit. With them the labels are refused for classes in another order.
         source: `RealImages.provenance` of what the images were made of.
         accelerator: Processes, device and precision.
         disable_tqdm: No progress bar.
@@ -615,6 +640,8 @@ def relabel(
     with torch.no_grad():
         first = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator)
     config["classes"] = first.shape[1]
+    if class_names is not None:
+        config["class_names"] = [*class_names]
     at_once = _at_once(teacher, pool, accelerator)
     if at_once != AT_ONCE:
         config["at_once"] = at_once
@@ -643,7 +670,8 @@ def store(
             written in a thread while the next ones are made.
         source, accelerator, disable_tqdm: As for `relabel`.
     """
-    decides = {name: value for name, value in config.items() if name != "classes"}  # as many as the labels have
+    # The labels themselves say how many classes there are, and what decides them does not ask for their names.
+    decides = {name: value for name, value in config.items() if name not in ("classes", "class_names")}
     config = {**config, "id": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]}
     count, epochs = config["images"], config["epochs"]
     least = count * Codec(config["kept"]).label_bytes(config["classes"])

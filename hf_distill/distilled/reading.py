@@ -71,6 +71,14 @@ def _are_objects(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(each, dict) for each in value))
 
 
+def _are_changes(value: Any) -> bool:
+    """True for what may be done to sets: of each change the sets, and of each of these what was done to it before."""
+    return _are_objects(value) and all(
+        _are_objects(change.get("of")) and all(_are_changes(each.get("changes")) for each in change.get("of") or [])
+        for change in value or []
+    )
+
+
 def _is_license(value: Any) -> bool:
     return all(isinstance(text, str) for text in (value if isinstance(value, list) else [value or ""]))
 
@@ -95,7 +103,7 @@ RULES: Rules = {
     **dict.fromkeys(("source.license", "imported_from.license"), ("a text, a list of texts, or null", _is_license)),
     "eval_lrs": ("numbers above 0, or null", _are_rates),
     "paper": ("an object with title, arxiv_id and bibtex, a list of them, or null", _are_papers),
-    "changes": ("a list of objects, or null", _are_objects),
+    "changes": ("a list of objects whose `of` is one of objects, or null", _are_changes),
     "imported_from.files": ("a list of objects, or null", _are_objects),
 }
 ROW: Rules = {

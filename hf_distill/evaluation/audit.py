@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..data.feed import TEST_BATCH, Pool, upload
 from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
+from ..distilled.arranging import changes_classes
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.tables import png
 from ..hub.checks import is_number
@@ -45,7 +46,7 @@ from .spread import coverage, vendi_score
 from .students import student_name
 from .trainer import Case, Question, Trainer
 
-__all__ = ["audit"]
+__all__ = ["audit", "made_of_any"]
 
 LEAST_HELD_OUT = 20
 MOST_HELD_OUT, MOST_MEMBERS = 500, 1000  # images that distances, and students, are measured by
@@ -82,7 +83,7 @@ def audit(
         train: All that the distillation may have seen.
         test: Real images that it has not seen. With `held_out` they say how near real images are to others.
         held_out: Part of train that is not in `train`; learning rates are chosen on it. Split off `train` as at the
-            distillation if not given, where the set says how.
+            distillation if not given, where the set says how. None where the set is `made_of_any` training images.
         protocol: How students are trained, as `protocol_for` takes it.
         student: The network of the students, a timm name or a spec; the one that the set was made for if not given.
         num_seeds: Students of the set, and of random subsets, each of which is another draw; two at least.
@@ -102,7 +103,8 @@ def audit(
         ValueError: The data are not those of the set, or there are too few images to measure by.
     """
     fraction = ((distilled.config.get("source") or {}).get("arguments") or {}).get("validation_fraction")
-    if held_out is None and is_number(fraction) and 0 < fraction < 1:
+    any_of_train = made_of_any(distilled)
+    if held_out is None and not any_of_train and is_number(fraction) and 0 < fraction < 1:
         train, held_out = train.split(fraction, seed=0)
     accelerator = accelerator or Accelerator()
     check_audit(distilled, train, test, held_out, num_seeds)
@@ -118,7 +120,11 @@ def audit(
     copies = _copies(distilled, train, strangers.pixels[:MOST_HELD_OUT], look, factor, seed)
     found = {
         "seed": seed,
-        "copies": {**_summary(copies, distilled, train, factor), "held_out": min(len(strangers), MOST_HELD_OUT)},
+        "copies": {
+            **_summary(copies, distilled, train, factor),
+            "held_out": min(len(strangers), MOST_HELD_OUT),
+            "any_of_train": any_of_train,
+        },
         "membership": {
             "student": student_name(spec),
             "protocol": protocol.title,
@@ -153,12 +159,31 @@ def check_audit(
         raise ValueError(
             f"there are {len(train)} training images to look for copies of; expected more than {KEPT} for an audit"
         )
+    if made_of_any(distilled):
+        if held_out is not None and len(held_out):
+            raise ValueError(
+                "held_out is given, and the set, which was imported or has its classes changed, may be made of these "
+                "images too; expected all training images as train, and no held_out"
+            )
+        if test.is_part_of_train:
+            raise ValueError(
+                "the dataset has no test split, and the set, which was imported or has its classes changed, may be "
+                "made of any of its images; give --dataset_test_split"
+            )
     unseen = len(test) + (0 if held_out is None else len(held_out))
     if unseen < LEAST_HELD_OUT:
         raise ValueError(
             f"there are {unseen} real images that the set was not made from, and an audit measures by "
             f"{LEAST_HELD_OUT} at least; give --dataset_test_split, or hold out more with --validation_fraction"
         )
+
+
+def made_of_any(distilled: DistilledSet) -> bool:
+    """True where no training image is known to be held out: of imported sets, and of those with changed classes.
+
+    What is held out is drawn class after class, so it is another part for classes in another order.
+    """
+    return bool(distilled.config.get("imported_from")) or changes_classes(distilled.config.get("changes"))
 
 
 class _Strangers:
@@ -256,7 +281,7 @@ def _summary(copies: Copies, distilled: DistilledSet, train: RealImages, factor:
                 "by": kind,
                 "distance": round(float(found.distances[image, piece, 0]), 6),
                 "beside_next": round(float(found.nearness[image, piece]), 6),
-                "train_row": int(found.rows[image, piece, 0]),
+                "train_row": int(train.rows[found.rows[image, piece, 0]]),
                 "mirrored": bool(found.mirrored[image, piece, 0]),
             }
         )

@@ -45,7 +45,7 @@ def audit_picture(distilled: DistilledSet, train: RealImages, copies: Copies) ->
             row, distance, box = nearest[number]
             colour = COLOURS[number] if kind == "tiles" else COLOURS[0]
             images.append(_framed(train.uint8([row]), [(box, colour)] if found.kind else []))
-            captions.append(f"{distance:.2f}  #{row}")
+            captions.append(f"{distance:.2f}  #{int(train.rows[row])}")
     return image_grid(images, 1 + NEIGHBOURS, captions=captions, cell=SIDE)
 
 

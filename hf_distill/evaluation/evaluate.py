@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..config import ALL, BASELINES, USUAL, check_at_least, check_choice
 from ..data.feed import Keep, Pool
 from ..data.images import Outline, RealImages
+from ..distilled.arranging import changes_classes
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
@@ -759,6 +760,11 @@ def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, proto
     check_views([protocol], labels)
     if isinstance(labels, EpochLabels):
         labels.check_matches(pool, distilled.class_names)
+        if labels.class_names is None and changes_classes(distilled.config.get("changes")):
+            raise ValueError(
+                f"the labels in {labels.folder} do not name their classes, and those of the set were chosen or put in "
+                "another order since it was made; label the set as it is now (recipes/relabel.py)"
+            )
 
 
 def _report(

@@ -49,13 +49,19 @@ def excess(confidences: Tensor, references: Tensor, seen: Tensor) -> Tensor:
 def auc(inside: Tensor, outside: Tensor) -> Auc:
     """The area under the curve by which scores (m,) of the one kind are told from those (n,) of the other.
 
-    The interval is that of DeLong et al. (1988), from the places of each score among the others; ties count half.
+    The interval is that of DeLong et al. (1988), from the places of each score among the others; ties count half. Where
+    all pairs end alike, as where nothing overlaps, it has no width, and the exact bound of a binomial takes its place:
+    min(m, n) pairs share no score, and all of them end so with a chance of 2.5 % at most unless one does with more than
+    q = 0.025^(1 / min(m, n)).
     """
     inside, outside = inside.double(), outside.double()
     above = _share_below(inside, outside)  # (m,): of each, the share of the other kind that it is above
     below = 1 - _share_below(outside, inside)
     value = float(above.mean())
     variance = sum(float(each.var()) / len(each) for each in (above, below) if len(each) > 1)
+    if not variance:
+        q = 0.025 ** (1 / min(len(inside), len(outside)))
+        return Auc(value, q * value, q * value + 1 - q)
     reach = Z * math.sqrt(variance)
     return Auc(value, max(0.0, value - reach), min(1.0, value + reach))
 

@@ -60,6 +60,7 @@ RULES: Rules = {
     "copies.level": ("a number in [0, 1]", is_share),
     "copies.compared_with": ("a whole number", is_whole),
     "copies.held_out": ("a whole number", is_whole),
+    "copies.any_of_train": ("true, false or null", lambda value: value is None or isinstance(value, bool)),
     "copies.kinds": (
         "what was found, by kind",
         lambda kinds: isinstance(kinds, dict) and set(kinds) <= set(KINDS) and all(map(_is_kind, kinds.values())),
@@ -112,10 +113,13 @@ def _copies(copies: dict[str, Any]) -> tuple[list[list[str]], str]:
         mine, others = ([f"{value:.2f}" for value in found["distances"][whose]] for whose in ("distilled", "held out"))
         pieces = f"{found['pieces']:,} of {found['of_pieces']:,}"
         table.append([KINDS[name], f"{found['images']:,}", pieces, " / ".join(mine), " / ".join(others)])
+    unseen = "that the set was not made from"
+    if copies.get("any_of_train"):
+        unseen = "of test: of which images of train the set was made is not known, so that all were searched"
     caption = (
         f"distance to the nearest of {copies['compared_with']:,} training images, from 0 (alike up to brightness and "
         "contrast) to 2: the smallest, and what 5, 25 and 50 % of the images are below · a copy is one that is nearer, "
-        f"beside its next neighbours, than {copies['held_out']:,} real images that the set was not made from · where "
+        f"beside its next neighbours, than {copies['held_out']:,} real images {unseen} · where "
         f"there is none, at most {100 * copies['level']:g} % of sets raise an alarm"
     )
     return table, caption

@@ -5,6 +5,8 @@ of these, and a board ranks inside of a group that shares them (`BoardRow.group`
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import os
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS, CONFIG, CARD, PICTURE = "results.json", "distill_config.json", "README.md", "assets/grid.png"
 MOST = 1e300  # of anything that is shown as a number
+SHOWN = 60  # characters of the names of classes
 LONGEST_CARD = 100_000  # characters of a card that a board shows
 HARD, STORED, ONLINE = KNOWN.values()
 UNKNOWN = "labels of unknown origin"
@@ -70,6 +73,7 @@ class BoardRow:
         dataset: That it was made from.
         dataset_revision: Of it.
         classes: How many it has.
+        chosen_classes: Which, of a set that has not all of its dataset: their names, or the first of many and a digest.
         resolution: Of the images, such as "32x32".
         test_images: How many it was tested on, where these are not all.
         ipc: Images per class.
@@ -96,6 +100,7 @@ class BoardRow:
     dataset: str
     dataset_revision: str | None
     classes: int | None
+    chosen_classes: str | None
     resolution: str | None
     test_images: int | None
     ipc: int | None
@@ -118,7 +123,8 @@ class BoardRow:
     @property
     def task(self) -> str:
         """What students learn, in words: all that decides it but the split."""
-        parts = [f"{self.classes:,} classes"] if self.classes else []
+        which = f" {self.chosen_classes}" if self.chosen_classes else ""
+        parts = [f"{self.classes:,} classes{which}"] if self.classes else []
         parts += [self.resolution.replace("x", "×")] if self.resolution else []
         parts += [f"{self.test_images:,} test images"] if self.test_images else []
         return f"{self.dataset} ({', '.join(parts)})" if parts else self.dataset
@@ -348,9 +354,30 @@ def _about(config: dict[str, Any]) -> dict[str, Any]:
         "dataset": dataset,
         "dataset_revision": source.get("revision"),
         "classes": None if names is None else len(names),
+        "chosen_classes": None if names is None else _chosen(names, config),
         "resolution": None if size is None else "x".join(map(str, size)),
         "test_images": tested if is_whole(tested) else None,
     }
+
+
+def _chosen(names: list[str], config: dict[str, Any]) -> str | None:
+    """Which classes a set has, in words, whatever their order; None where it has all of its dataset."""
+    arguments = (config.get("source") or {}).get("arguments") or {}
+    if not arguments.get("classes") and len(names) >= max(_counts(config.get("changes")), default=0):
+        return None
+    text, every = plain(" · ".join(sorted(names))), json.dumps(sorted(names))
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[:SHOWN].rsplit(' · ', 1)[0]} … [{hashlib.sha256(every.encode()).hexdigest()[:6]}]"
+
+
+def _counts(changes: Any) -> Iterator[int]:
+    """How many classes the sets had that a set was made of, and those that these were made of."""
+    for change in _objects(changes):
+        for each in _objects(change.get("of")):
+            if is_whole(each.get("classes")):
+                yield each["classes"]
+            yield from _counts(each.get("changes"))
 
 
 def _row(

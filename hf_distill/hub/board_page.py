@@ -41,6 +41,7 @@ COLUMNS = pa.schema(
     [
         *((name, pa.string()) for name in ("name", "set", "method", "dataset", "dataset_revision")),
         ("classes", pa.int64()),
+        ("chosen_classes", pa.string()),
         ("resolution", pa.string()),
         *((name, pa.int64()) for name in ("test_images", "ipc", "images")),
         *((name, pa.string()) for name in ("labels", "regime")),

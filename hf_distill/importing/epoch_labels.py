@@ -103,6 +103,7 @@ def import_epoch_labels(
         "epochs": len(files),
         "kept": None,
         "classes": num_classes,
+        "class_names": [*class_names],
         "views": recorded_config(mix, size),
         "imported_from": {
             "layout": "folders of epochs",

@@ -319,6 +319,7 @@ class HeLlO(PatchMethod):
                 views_of,
                 epochs,
                 self.output_dir / f"labels-{name}",
+                class_names=self.distilled.class_names,
                 source=self.train.provenance,
                 accelerator=self.accelerator,
                 disable_tqdm=self.config.disable_tqdm,

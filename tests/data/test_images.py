@@ -809,12 +809,31 @@ def test_a_folder_of_image_files_by_class_is_read(folder, streaming):
         np.testing.assert_array_equal(got, np.stack(noise(3, (9, 7), seed=label)))
 
 
+def test_images_of_some_classes_are_those_that_were_drawn_with_all_of_them(folder):
+    write(folder, "train", noise(30), [0] * 10 + [1] * 12 + [2] * 8)
+    train, test = RealImages.train_and_test(args(folder, validation_fraction=0.25))
+    rest, held_out = train.split(0.25, seed=0)
+    for part in (train, test, rest, held_out):
+        some = part.of_classes([train.class_names[label] for label in (2, 0)])
+        assert some.class_names == [train.class_names[label] for label in (2, 0)]
+        kept = [row for row, label in enumerate(part.labels.tolist()) if label != 1]
+        assert some.labels.tolist() == [{2: 0, 0: 1}[label] for label in part.labels[kept].tolist()]
+        assert torch.equal(some.uint8(range(len(some))), part.uint8(kept))
+        assert some.rows.tolist() == part.rows[kept].tolist()
+        assert [len(some.class_rows(label)) for label in range(2)] == some.outline.counts
+        assert part.outline.of_classes(some.class_names) == some.outline
+    for names in (["bird", "cat"], [train.class_names[0]] * 2):
+        with pytest.raises(ValueError, match="expected different ones of theirs"):
+            train.of_classes(names)
+
+
 def test_without_a_test_split_a_fifth_of_each_class_is_held_out(folder, caplog):
     labels = [0] * 20 + [1] * 10
     write(folder, "train", noise(30), labels)
     with caplog.at_level("WARNING"):
         train, test = RealImages.train_and_test(args(folder))
     assert "flowers has no test split: a fifth of 'train' is held out" in caplog.text
+    assert test.is_part_of_train
     assert torch.bincount(test.labels).tolist() == [4, 2]
     assert torch.bincount(train.labels).tolist() == [16, 8]
     both = torch.cat([train.resident("cpu"), test.resident("cpu")]).flatten(1)

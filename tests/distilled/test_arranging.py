@@ -2,13 +2,18 @@
 
 import itertools
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hf_distill.distilled.arranging import changes_classes
 from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.distilled.epoch_labels import EpochLabels, relabel
 from hf_distill.distilled.labels import NetworkLabels, TeacherLabels
+from hf_distill.evaluation.evaluate import check_labels, distilled_pool
+from hf_distill.evaluation.protocols import PROTOCOLS
 from tests.helpers.sets import CONFIG, NAMES, REPORT, make, network, pictures, same
 
 STUDENT = {"name": "convnet_d2", "num_classes": 4, "in_chans": 3, "img_size": [6, 8], "kwargs": {}}
@@ -132,6 +137,42 @@ def test_what_was_done_is_kept_and_on_the_card(tmp_path):
     card = (tmp_path / "part" / "README.md").read_text()
     assert "After that the first 2 images of each of all classes were taken of 12 images of 4 classes" in card
     assert "an order that the seed 4 drew" in card
+
+
+def test_stored_labels_of_views_are_refused_once_the_classes_changed(tmp_path):
+    whole = pictures(teacher=NetworkLabels(network()), config=CONFIG)
+    cropped = PROTOCOLS["cda"]
+
+    def check(of: DistilledSet, labels: EpochLabels) -> None:
+        check_labels(labels, of, distilled_pool(of, torch.device("cpu")), cropped)
+
+    def label(name: str, **options: Any) -> EpochLabels:
+        pool = distilled_pool(whole, torch.device("cpu"))
+        return relabel(whole.teacher, pool, cropped.views, 1, tmp_path / name, disable_tqdm=True, **options)
+
+    named, unnamed = label("named", class_names=whole.class_names), label("unnamed")
+    reordered = [whole.shuffle_classes(1), whole.select(classes=NAMES[::-1]), whole.shuffle_classes(1).select(ipc=3)]
+    for labels, says in ((named, "calls class "), (unnamed, "do not name their classes")):
+        check(whole, labels)
+        check(whole.select(ipc=3), labels)
+        for other in reordered:
+            with pytest.raises(ValueError, match=says):
+                check(other, labels)
+
+
+def test_whether_classes_changed_is_known_of_sets_in_sets():
+    one, two = (make(seed=seed, config=CONFIG) for seed in range(2))
+    parts = [one.select(classes=NAMES[:2]), one.select(classes=NAMES[2:])]
+    of = {
+        False: [one, one.select(ipc=1), DistilledSet.concatenate([one, two]).select(ipc=2)],
+        True: [
+            *parts,
+            DistilledSet.concatenate(parts),
+            DistilledSet.concatenate([each.shuffle_classes(1) for each in (one, two)]).select(ipc=2),
+        ],
+    }
+    for expected, sets in of.items():
+        assert [changes_classes(each.config.get("changes")) for each in sets] == [expected] * len(sets)
 
 
 @pytest.mark.parametrize(

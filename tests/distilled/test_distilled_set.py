@@ -792,6 +792,17 @@ def test_another_projector_in_the_folder_of_a_set_is_refused(labelled, tmp_path,
         assert "\n" not in str(error.value)
 
 
+def test_the_picture_of_an_audit_goes_with_it(tmp_path):
+    made = pictures(teacher=NetworkLabels(network()))
+    made.report = EvalReport(REPORT.rows, audit={"copies": {}}, audit_picture=b"training images")
+    made.label_with(NetworkLabels(network(seed=1)))
+    assert (made.report.audit, made.report.audit_picture) == ({}, None)
+    made.report.audit_picture = b"training images"
+    folder = made.save_pretrained(tmp_path / "set")
+    assert not (folder / "assets" / "audit.png").exists()
+    assert "audit.png" not in (folder / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_a_set_takes_another_labeller_of_its_classes_and_drops_the_results_of_the_old_one(prior):
     made = pictures(teacher=NetworkLabels(network()), report=EvalReport(REPORT.rows, {}, LABELS))

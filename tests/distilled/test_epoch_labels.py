@@ -569,6 +569,9 @@ def test_a_damaged_file_is_named_in_one_line(labels, tmp_path, damage):
         ("views", {"kind": "recorded", "mix": "cutmix", "size": [12]}),
         ("teacher", "resnet"),
         ("format_version", 2),
+        ("class_names", NAMES[:-1]),
+        ("class_names", [*NAMES[:-1], NAMES[0]]),
+        ("class_names", "abcdef"),
     ],
 )
 def test_an_index_that_says_nonsense_is_refused_in_one_line(labels, tmp_path, name, value):
@@ -593,6 +596,15 @@ def test_labels_of_other_images_or_classes_are_refused_in_one_line(labels):
         labels.views(pool.images, rows[:5], 0, COUNT - 1)
     with one_line("no epoch was given"):
         labels(pool.source, pool.labels, rows)
+
+
+def test_labels_know_the_order_of_their_classes_and_are_named_alike(labels, tmp_path):
+    named = label(tmp_path / "named", class_names=NAMES)
+    assert (named.class_names, labels.class_names) == (NAMES, None)
+    assert {"class_names": NAMES, **labels.config} == named.config, "names decide no logit"
+    named.check_matches(make_pool(), NAMES)
+    with one_line(f"whoever made the labels in .* calls class 0 '{NAMES[0]}', and here it is '{NAMES[-1]}'"):
+        named.check_matches(make_pool(), NAMES[::-1])
 
 
 def test_a_folder_of_something_else_and_a_teacher_gone_wrong_are_refused_in_one_line(tmp_path):

@@ -203,6 +203,19 @@ def test_the_area_is_that_of_scikit_learn_and_its_interval_that_of_delongs_sums(
     assert found.high - found.low == pytest.approx(2 * 1.959964 * deviation)
 
 
+@pytest.mark.parametrize(
+    ("inside", "outside", "low", "high"),
+    [
+        ([3, 4, 5], [0, 1, 2], 0.2924, 1),  # scipy.stats.binomtest(3, 3).proportion_ci() gives 0.2924 to 1
+        ([0, 1], [2, 3, 4, 5], 0, 0.8419),  # and for 0 of 2
+        ([1, 1, 1], [1, 1, 1], 0.1462, 0.8538),  # ties, each of them half a win
+    ],
+)
+def test_the_interval_of_pairs_that_all_end_alike_is_that_of_as_many_throws(inside, outside, low, high):
+    found = auc(torch.tensor(inside), torch.tensor(outside))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
 def test_confidence_is_the_logarithm_of_the_odds_of_the_right_class():
     logits = torch.tensor([[1.0, 2.0, 0.5], [30.0, -30.0, 0.0]], dtype=torch.float64)
     shares = logits.softmax(1)
@@ -270,6 +283,28 @@ def test_students_of_other_images_tell_nothing_of_train(digits):
     assert row["low"] < 0.5 < row["high"]
     assert report.audit["copies"]["copies"] == []
     assert audit_text(report.audit).startswith("Found no copy: none of the 40 images")
+
+
+@pytest.mark.parametrize("about", [{"imported_from": {"files": []}}, {"changes": [{"classes": [1, 0]}]}])
+def test_a_set_that_may_be_made_of_any_training_image_is_looked_for_in_all_of_them(digits, about):
+    fraction = {"arguments": {"validation_fraction": 0.1}}
+    train, test = digits.subset(range(100)), digits.subset(range(200, 240))
+    held_out = train.split(0.1, seed=0)[1]
+    known, anywhere = (set_of(held_out, torch.arange(len(held_out)), source=fraction, **each) for each in ({}, about))
+    options = {"protocol": replace(LONG, epochs=1), "num_seeds": 2, "accelerator": Accelerator(cpu=True)}
+    found = {of: audit(of, train, test, **options).audit["copies"] for of in (known, anywhere)}
+    assert (found[known]["copies"], found[known]["compared_with"]) == ([], 100 - len(held_out))
+    assert found[anywhere]["copies"] == list(range(len(held_out)))
+    assert (found[anywhere]["compared_with"], found[anywhere]["held_out"]) == (100, 40)
+    rows = {each["image"]: each["train_row"] for each in found[anywhere]["nearest"]}
+    assert [rows[image] for image in range(len(held_out))] == held_out.rows.tolist()
+    said = "of which images of train the set was made is not known, so that all were searched"
+    assert [said in " ".join(audit_text(of.report.audit).split()) for of in (known, anywhere)] == [False, True]
+    with pytest.raises(ValueError, match="may be made of these images too; expected all training images as train"):
+        audit(anywhere, train, test, held_out=held_out, **options)
+    test.provenance = {**test.provenance, "split": "a fifth of train"}
+    with pytest.raises(ValueError, match="the dataset has no test split, and the set"):
+        audit(anywhere, train, test, **options)
 
 
 def test_the_card_shows_what_results_json_holds_and_promises_nothing(audited, tmp_path):
@@ -347,17 +382,18 @@ def test_what_an_audit_cannot_measure_by_is_refused_in_one_line(digits, change, 
 @pytest.mark.slow
 def test_the_recipe_audits_a_folder_beside_its_results(tmp_path, monkeypatch, capsys):
     train, _ = RealImages.train_and_test(DataArguments(max_train_samples=200, max_test_samples=60))
-    folder = set_of(train, torch.arange(10), source={"name": "digits"}).save_pretrained(tmp_path / "set")
+    shuffled = set_of(train, torch.arange(10), source={"name": "digits"}).shuffle_classes(0)
+    folder = shuffled.save_pretrained(tmp_path / "set")
     monkeypatch.setitem(PROTOCOLS, "long", replace(LONG, epochs=2))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     few = ["--max_train_samples", "200", "--max_test_samples", "60", "--baselines", "random", "--full_data", "false"]
     flags = ["--distilled_dataset", str(folder), "--protocol", "long", "--num_seeds", "2", "--audit", "--disable_tqdm"]
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, *few])
     runpy.run_path(str(RECIPE), run_name="__main__")
-    assert " of 10 images are copies" in capsys.readouterr().out
+    assert "10 of 10 images are copies" in capsys.readouterr().out
     report = DistilledSet.from_pretrained(folder).report
     assert len(report.rows) == 2
-    assert len(report.audit["copies"]["copies"]) >= 8  # some of train may be held out
+    assert report.audit["copies"]["compared_with"] == len(train)  # no part of it is known to be unseen
     assert "## Is it a copy?" in (folder / "README.md").read_text(encoding="utf-8")
 
 

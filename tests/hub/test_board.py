@@ -117,6 +117,28 @@ def test_what_cannot_be_ranked_is_in_groups_of_its_own_and_what_follows_the_set_
     assert b.rows[0].group not in {row.group for row in a.rows}  # of two classes
 
 
+def test_sets_of_some_classes_are_ranked_with_those_of_the_same_ones_alone(tmp_path):
+    def task(name: str, names: list[str], **about: Any) -> str:
+        (each,) = read_sets([a_set(tmp_path / name, class_names=names, **about)])
+        return each.rows[0].task
+
+    digits = [*"0123456789"]
+    chosen = {"source": {"name": "digits", "arguments": {"classes": ["7", "8"]}}}
+    taken = [{"operation": "select", "classes": [7, 8], "of": [{"classes": 10}]}]
+    assert task("a", ["7", "8"], **chosen) == task("b", ["8", "7"], changes=taken) == "digits (2 classes 7 · 8, 8×8)"
+    assert task("c", ["0", "1"], changes=taken) == "digits (2 classes 0 · 1, 8×8)"
+    whole = [{"operation": "shuffle_classes", "of": [{"classes": 10}]}]
+    tasks = [{"operation": "concatenate", "of": [{"classes": 5, "changes": whole}] * 2}]
+    for changes in (None, whole, tasks):
+        assert task("d", digits[::-1], changes=changes) == "digits (10 classes, 8×8)"
+    many = [[f"class {number}" for number in (*range(50), last)] for last in (60, 61)]
+    of = [{"operation": "select", "of": [{"classes": 100}]}]
+    one, two = (task("e", names, changes=of) for names in many)
+    assert one != two
+    assert one.startswith("digits (51 classes class 0 · class 1 · class 10 · ")
+    assert len(one) < 110
+
+
 def test_two_sets_of_one_name_have_two_and_a_set_that_is_named_twice_is_there_once(tmp_path):
     for place in ("mine/digits", "yours/digits", "mine/letters"):
         a_set(tmp_path / place)
