@@ -23,6 +23,8 @@ __all__ = ["PROTOCOLS", "Budget", "CropProtocol", "EvalProtocol", "TrainingProto
 class Budget:
     """The end of a training whose length follows another one.
 
+    Rates rise and fall at the same shares of it as in the epochs of its protocol, each for its share of the steps.
+
     Attributes:
         title: What is equal for all that are compared, for people.
         steps: Of the optimizer, which end the training wherever in an epoch they do.
@@ -32,6 +34,13 @@ class Budget:
     title: str
     steps: int
     flop: int | None = None
+
+    def epoch_at(self, step: int, epochs: int) -> int:
+        """The epoch, of a training of `epochs`, in which as large a share of it is over as of this one before `step`.
+
+        Both count from 0. After the last step it stays the last.
+        """
+        return min(step, self.steps - 1) * epochs // self.steps
 
 
 @dataclass(frozen=True)

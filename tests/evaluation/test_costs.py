@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,53 @@ def test_students_side_by_side_end_with_their_budget(monkeypatch):
     case = case_of(20, PLAIN, replace(WHOLE, budget=Budget("budget", 4)))
     train_students(case.pool, case.targets, case.rows.expand(2, -1), PLAIN, case.protocol, 2, [0.01] * 2, [0, 1])
     assert len(batches) == 4
+
+
+def schedule_of(count: int, steps: int | None, epochs: int = 10) -> list[tuple[float, bool]]:
+    """Factors and resets of the steps of a student of `count` images in batches of 8, of `epochs` or so many steps."""
+    protocol = replace(WHOLE, epochs=10, budget=None if steps is None else Budget("budget", steps))
+    pool = pool_of(count)
+    batches = students._steps(pool, pool.labels, torch.arange(count)[None], PLAIN, protocol, epochs, [0])
+    return [(factor, reset) for factor, reset, _, _ in batches][:steps]
+
+
+def test_rates_drop_and_momentum_is_emptied_at_the_share_of_a_budget_that_they_have_of_the_epochs():
+    alone = [(1.0, False)] * 18 + [(0.1, True)] + [(0.1, False)] * 11  # epochs 0 to 5, and 6 to 9, of three batches
+    assert schedule_of(20, None) == schedule_of(20, 30) == schedule_of(100, 30, epochs=3) == schedule_of(8, 30, 30)
+    assert schedule_of(20, 30) == alone
+    assert schedule_of(100, 5, epochs=1) == [(1.0, False)] * 3 + [(0.1, True), (0.1, False)]  # epochs 0, 2, 4, 6, 8
+    assert schedule_of(100, 3, epochs=1) == [(1.0, False)] * 2 + [(0.1, True)]  # epochs 0, 3, 6
+    assert schedule_of(100, 2, epochs=1) == [(1.0, False)] * 2
+
+
+def rates_of(count: int, protocol: TrainingProtocol, epochs: int, monkeypatch) -> list[float]:
+    """The learning rates of the steps that one student makes."""
+    rates = []
+    for optimizer in (torch.optim.SGD, torch.optim.AdamW):
+        step = optimizer.step
+
+        def recorded(self, closure=None, step=step):
+            rates.append(self.param_groups[0]["lr"])
+            return step(self, closure)
+
+        monkeypatch.setattr(optimizer, "step", recorded)
+    pool = pool_of(count)
+    train_students(pool, pool.labels, torch.arange(count)[None], NORMALISED, protocol, epochs, [1.0], [0])
+    monkeypatch.undo()
+    return rates
+
+
+@pytest.mark.parametrize("protocol", [WHOLE, replace(VIEWS, warmup_epochs=5)], ids=["whole", "views"])
+def test_real_images_have_the_rates_of_the_set_step_by_step(protocol, monkeypatch):
+    protocol = replace(protocol, epochs=10)
+    ended = replace(protocol, budget=Budget("budget", 30))
+    own = rates_of(20, protocol, 10, monkeypatch)
+    assert len(own) == 30
+    assert own == rates_of(20, ended, 10, monkeypatch) == rates_of(65, ended, 4, monkeypatch)  # 65: one is left over
+    if protocol.per_view:
+        assert own[:15:3] == pytest.approx([0.01, 0.208, 0.406, 0.604, 0.802])
+        assert own[15] == 1.0
+        assert own[29] == pytest.approx((1 + math.cos(math.pi * 4 / 5)) / 2)
 
 
 @pytest.mark.parametrize("count", [2, 8, 17, 20])

@@ -240,7 +240,7 @@ def test_every_epoch_shows_each_student_each_of_its_images_once_in_a_new_order(m
     images = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 8, 8)
     pool, protocol = Pool(images, torch.zeros(20, dtype=torch.long)), replace(TINY, batch_size=4, dsa_strategy="")
     rows = torch.stack([torch.arange(10), torch.arange(10, 20)])
-    steps = list(students_module._steps(pool, torch.arange(20), rows, protocol, 3, [1, 2]))
+    steps = list(students_module._steps(pool, torch.arange(20), rows, SPEC, protocol, 3, [1, 2]))
     sizes = [batch.shape[1] for _, _, batch, _ in steps]
     assert sizes == [4, 4, 2] * 3
     orders = []
@@ -259,7 +259,8 @@ def test_augmenting_many_steps_at_once_changes_no_bit(monkeypatch):
     protocol = replace(TINY, batch_size=6)
 
     def batches() -> list[torch.Tensor]:
-        return [batch for _, _, batch, _ in students_module._steps(pool, labels, rows, protocol, 20, [1, 2])]
+        steps = students_module._steps(pool, labels, rows, SPEC, protocol, 20, [1, 2])
+        return [batch for _, _, batch, _ in steps]
 
     at_once = batches()
     monkeypatch.setattr(students_module, "PREPARED_VALUES", 1)
