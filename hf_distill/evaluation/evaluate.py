@@ -60,6 +60,7 @@ __all__ = [
     "device_name",
     "distilled_pool",
     "evaluate",
+    "learned_rates",
     "made_for",
     "protocol_for",
     "protocols_for",
@@ -92,8 +93,7 @@ def protocol_for(
     """
     if isinstance(protocol, TrainingProtocol):
         return protocol
-    made_with = distilled.config.get("hyperparameters") or {}
-    own = made_with.get("eval_protocol", "mtt")
+    own = _own_protocol(distilled)
     name = own if protocol is None else protocol
     if not isinstance(name, str) or name not in PROTOCOLS:
         nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
@@ -108,6 +108,17 @@ def protocol_for(
     strategy = distilled.config.get("dsa_strategy")
     known = known if strategy is None else known.with_augmentation(strategy)
     return replace(known, lrs=tuple(distilled.config.get("eval_lrs") or known.lrs)) if name == own else known
+
+
+def _own_protocol(distilled: DistilledSet) -> str:
+    """The name of the protocol of the distillation, as far as the set says, else mtt."""
+    return (distilled.config.get("hyperparameters") or {}).get("eval_protocol", "mtt")
+
+
+def learned_rates(distilled: DistilledSet, protocol: TrainingProtocol) -> tuple[float, ...]:
+    """The learned rate of a set, if it has one, for protocols that train as trajectories do: SGD on whole images. Those
+    of views have losses and optimizers of their own, for which nobody learned it."""
+    return (distilled.lr.item(),) if distilled.lr is not None and isinstance(protocol, EvalProtocol) else ()
 
 
 def tiles_of(distilled: DistilledSet, factor: int | None = None) -> int:
@@ -521,8 +532,8 @@ def validation_accuracy(
     """Mean accuracy in [0, 1] on held-out images of fresh students of the set; all processes call it and get it.
 
     They are the students that the set is made for, with its own labels and its learned learning rate, else the first
-    of the protocol. Whoever calls it again and again gives `real_pool(distilled, held_out, accelerator)`, so that the
-    images are read once.
+    of the protocol; a protocol of views takes its own. Whoever calls it again and again gives
+    `real_pool(distilled, held_out, accelerator)`, so that the images are read once.
 
     Raises:
         ValueError: The configuration of the set names no student.
@@ -704,13 +715,14 @@ def _distilled_cases(
     if source.kind != HardLabels.kind:
         targets = {"soft": source, **targets}
     own = next(iter(targets))
-    learned = () if distilled.lr is None else (distilled.lr.item(),)
+    learned = learned_rates(distilled, protocol)
+    own_way = labels is None and not distilled.config.get("changes") and protocol.name == _own_protocol(distilled)
     rows = torch.arange(len(distilled))
     cases = []
     for spec in specs:
         for kind, target in targets.items():
             # Where everything is as in the distillation, the learned rate is part of the result and not to be tuned.
-            as_made = learned and kind == own and spec == made_for(distilled)
+            as_made = learned and own_way and kind == own and spec == made_for(distilled)
             lrs = learned if as_made else (*learned, *protocol.lrs)
             every = rows.expand(num_seeds, -1)
             cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs, protocol))

@@ -42,7 +42,7 @@ from hf_distill.evaluation.evaluate import (
     validation_accuracy,
 )
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
-from hf_distill.evaluation.protocols import CropProtocol
+from hf_distill.evaluation.protocols import CropProtocol, TrainingProtocol
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import FlatModel, StudentSpec, features_and_logits
@@ -529,7 +529,8 @@ def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with
         return {(width, labels): lr for width, lrs in of_student.items() for labels, lr in lrs.items()}
 
     # A rate that trains nothing: used where it was learned, and beaten where it is one candidate of many.
-    hard, soft = distilled_set(train), distilled_set(train, teacher)
+    made_with = {"hyperparameters": {"eval_protocol": "tiny"}}
+    hard, soft = distilled_set(train, **made_with), distilled_set(train, teacher, **made_with)
     for distilled in (hard, soft):
         distilled.lr.data.fill_(1e-13)
     useless = hard.lr.item()
@@ -539,6 +540,24 @@ def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with
     found = chosen(soft)
     assert found["8", "distilled, soft labels"] == useless
     assert found["8", "distilled, hard labels"] in protocol.lrs
+
+
+def test_the_learned_rate_is_the_only_one_where_all_is_as_in_the_distillation(data, accelerator):
+    train, _, _ = data
+
+    def tried(protocol: TrainingProtocol, **config) -> tuple[float, ...]:
+        distilled = distilled_set(train, **{"hyperparameters": {"eval_protocol": "tiny"}, **config})
+        cases = evaluation_module._distilled_cases(distilled, [SPEC], protocol, 1, accelerator.device)
+        return tuple(round(lr, 6) for lr in cases[0].lrs)
+
+    assert tried(TINY) == tried(replace(TINY, epochs=3)) == (0.05,)
+    assert tried(TINY, hyperparameters=None) == (0.05, 0.1, 0.02)  # which means mtt
+    assert tried(replace(TINY, name="mtt"), hyperparameters={}) == (0.05,)
+    assert tried(replace(TINY, name="other")) == (0.05, 0.1, 0.02)
+    assert tried(TINY, changes=[{"select": {"ipc": 1}}]) == (0.05, 0.1, 0.02)
+    # A rate of SGD on whole images says nothing of one for views.
+    assert tried(CROPS) == tried(CROPS, hyperparameters={"eval_protocol": "crops"}) == CROPS.lrs
+    assert tried(replace(CROPS, optimizer="sgd", momentum=0.9)) == CROPS.lrs
 
 
 @pytest.mark.slow
