@@ -32,7 +32,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
 from ..hub.cards import human_bytes
-from ..hub.checks import is_number, is_share, is_whole
+from ..hub.checks import is_number, is_whole
 from ..hub.results import EvalReport, EvalRow, RowCost
 from ..networks.architectures import StudentSpec, features_and_logits
 from ..networks.projector import LabelProjector
@@ -250,7 +250,9 @@ def evaluate(
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
             after an interruption, or with further students, gets the same report; results on all real images are in
-            the cache of `datasets` too, for other sets. Nothing is kept if not given.
+            the cache of `datasets` too, for other sets, of whatever size; the one network that chooses coresets is
+            trained again for a set with other numbers of images, or another list of coresets. Nothing is kept if not
+            given.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -403,39 +405,38 @@ class _RealSets:
         protocol = self.protocol.for_full_data()
         rows = everything.expand(self.num_seeds, -1)
         cases = self._cases("full data", rows, everything, protocol, protocol.full_data_epochs)
-        reported = len(cases)
-        if self.compared and guide not in self.specs:  # a network for the features alone
-            only, classes = everything.expand(1, -1), self.pool.labels
-            length = {"epochs": protocol.full_data_epochs, "protocol": protocol}  # of no row, and so of no budget
-            cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only, **length))
-        guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
         tested = self.trainer.accuracy_on(self.trainer.test)
-
-        def ask(number: int, model: nn.Module) -> list[Any]:
-            """The accuracy of a network that guides too, and the rows that the first of them lets subsets take."""
-            chosen = {} if number else self.coresets(partial(features_and_logits, model))
-            return [tested.ask(number, model), {name: rows.tolist() for name, rows in chosen.items()}]
-
-        questions = [tested] * len(cases)
-        if guiding is not None:
-            counts = {"coresets": self.compared, "counts": list(self.counts)}
-            questions[guiding] = Question({**tested.about, **counts}, ask, self._may_guide)
+        asked = [(i, tested) for i in range(len(cases))]
+        reported = len(cases)
+        if self.compared:
+            guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), reported)
+            if guiding == reported:  # a network for the features alone
+                only, classes = everything.expand(1, -1), self.pool.labels
+                length = {"epochs": protocol.full_data_epochs, "protocol": protocol}  # of no row, and so of no budget
+                cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only, **length))
+            about = {"coresets": self.compared, "counts": list(self.counts)}
+            asked.append((guiding, Question(about, self._chosen, self._may_be_chosen, first=True)))
         lrs = self.trainer.choose(cases)
-        answers = self.trainer.train(cases, lrs, questions)
-        coreset_rows: dict[str, Tensor] = {}
-        if guiding is not None:
-            coreset_rows = {name: torch.tensor(rows) for name, rows in answers[guiding][0][1].items()}
-            answers[guiding] = [measured for measured, _ in answers[guiding]]
-        return [Result(*each) for each in zip(cases, lrs, answers, strict=True)][:reported], coreset_rows
+        answers = self.trainer.train(
+            [cases[i] for i, _ in asked], [lrs[i] for i, _ in asked], [question for _, question in asked]
+        )
+        chosen = answers[-1][0] if self.compared else {}
+        results = [Result(cases[i], lrs[i], answers[i]) for i in range(reported)]
+        return results, {name: torch.tensor(rows) for name, rows in chosen.items()}
 
-    def _may_guide(self, number: int, answer: Any) -> bool:
-        """True for an accuracy with rows of train for each subset, of the first network; of others, with none."""
-        if not (isinstance(answer, list) and len(answer) == 2 and is_share(answer[0]) and isinstance(answer[1], dict)):
+    def _chosen(self, number: int, model: nn.Module) -> dict[str, list[int]]:
+        """The rows of train that a network lets the subsets take which look at images."""
+        return {name: rows.tolist() for name, rows in self.coresets(partial(features_and_logits, model)).items()}
+
+    def _may_be_chosen(self, number: int, answer: Any) -> bool:
+        """True for rows of train for each of these subsets."""
+        if not isinstance(answer, dict) or [*answer] != self.compared:
             return False
-        expected, last = [] if number else self.compared, len(self.train) - 1
-        return [*answer[1]] == expected and all(
-            isinstance(rows, list) and len(rows) == sum(self.counts) and all(is_whole(row, 0, last) for row in rows)
-            for rows in answer[1].values()
+        return all(
+            isinstance(rows, list)
+            and len(rows) == sum(self.counts)
+            and all(is_whole(row, 0, len(self.train) - 1) for row in rows)
+            for rows in answer.values()
         )
 
     def baselines(self, coreset_rows: dict[str, Tensor]) -> list[Case]:
