@@ -243,7 +243,8 @@ def evaluate(
             (`difficulty`), which are kept in their folder. Without them el2n and ccs go by the errors of the network
             that images are compared by.
         unaugmented: Also train on the set and on random images, with the method's own labels, without augmentation,
-            which gives the report an augmentation robust score; if not given as at the distillation, else false.
+            which gives the report an augmentation robust score; if not given as at the distillation, as far as that can
+            be made here, else false. A protocol that augments nothing has no such rows; a warning says so.
         budget: "steps" trains every student as many steps as one of the set with its own labels has under the protocol,
             whatever the images; "flops" for the same FLOP, those of a teacher that labels meanwhile among them, as
             nearly as steps allow. Rates drop at the same shares of a training. Without it epochs say how long.
@@ -278,15 +279,12 @@ def evaluate(
         train, held_out = train.split(fraction, seed=0)
     if full_data is None:
         full_data = made_with.get("eval_full_data") is not False
-    if unaugmented is None:
-        unaugmented = made_with.get("eval_unaugmented") is True
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
     known: dict[str, Any] = {"full_data": full_data, "guide": guide, "experts": experts}
     baselines = baselines_for(distilled, baselines, **known)
     specs = check_evaluation(distilled, train.outline, students, baselines, experts)
-    if unaugmented:
-        _check_unaugmented(distilled, baselines, labels)
+    bare = _wants_unaugmented(distilled, protocol, baselines, labels, unaugmented)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
@@ -315,7 +313,7 @@ def evaluate(
         network = "" if seen is None else f"the {kind} {seen.name} ({seen.digest})"
     coreset_rows |= real.scored_coresets()
     cases = [*map(equal, own), *real.baselines(coreset_rows)]
-    results += trainer.measure(cases + _unaugmented(cases) if unaugmented else cases)
+    results += trainer.measure(cases + _unaugmented(cases) if bare else cases)
     context = {"coresets": real.chosen_by(compared, network)} if coreset_rows else {}
     bytes_of = {"distilled": distilled.pixel_values.element_size()}
     spent = [costs.of(case, bytes_of.get(case.set, 1)) for case, _, _ in results]
@@ -746,22 +744,43 @@ def _unaugmented(cases: Sequence[Case]) -> list[Case]:
     ]
 
 
-def _check_unaugmented(
-    distilled: DistilledSet, baselines: Sequence[str], labels: EpochLabels | ProjectorLabels | None
-) -> None:
-    """Raise a one-line `ValueError` where no augmentation robust score can be made of what is asked for."""
+def _wants_unaugmented(
+    distilled: DistilledSet,
+    protocol: TrainingProtocol,
+    baselines: Sequence[str],
+    labels: EpochLabels | ProjectorLabels | None,
+    wanted: bool | None,
+) -> bool:
+    """True where students without augmentation are trained too: as `wanted`, else as at the distillation.
+
+    They are left out, with a warning, where the protocol augments nothing, and where the distillation alone wanted them
+    and they cannot be.
+
+    Raises:
+        ValueError: They are `wanted`, and no augmentation robust score can be made of what is asked for.
+    """
+    recorded = (distilled.config.get("hyperparameters") or {}).get("eval_unaugmented") is True
+    if not (recorded if wanted is None else wanted):
+        return False
+    lacking = None
     if "random" not in baselines:
-        raise ValueError("--unaugmented compares with random images; add random to the baselines")
-    if labels is not None:
-        raise ValueError(
-            "--unaugmented is for the set's own labels, and those given are of augmented views, or of this set alone; "
-            "leave --labels or --unaugmented out"
+        lacking = "compares with random images; add random to the baselines"
+    elif labels is not None:
+        lacking = (
+            "is for the set's own labels, and those given are of augmented views, or of this set alone; leave --labels "
+            "or --unaugmented out"
         )
-    if distilled.label_source.kind != HardLabels.kind and distilled.teacher is None:
-        raise ValueError(
-            "--unaugmented compares with random images, for which the set's own labels are not known without a "
-            "teacher; leave it out"
+    elif distilled.label_source.kind != HardLabels.kind and distilled.teacher is None:
+        lacking = (
+            "compares with random images, for which the set's own labels are not known without a teacher; leave it out"
         )
+    if lacking and wanted:
+        raise ValueError(f"--unaugmented {lacking}")
+    if not lacking and not protocol.augments:
+        lacking = f"has nothing to leave out: the protocol {protocol.name} augments nothing"
+    if lacking:
+        logger.warning("no rows without augmentation: --unaugmented %s", lacking)
+    return not lacking
 
 
 def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, protocol: TrainingProtocol) -> None:

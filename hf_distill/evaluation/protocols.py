@@ -116,6 +116,11 @@ class TrainingProtocol(ABC):
         """The protocol with the DSA that a set was made with, where students see DSA at all."""
         return self
 
+    @property
+    @abstractmethod
+    def augments(self) -> bool:
+        """True where `without_augmentation` is another training: students do not see images as they are."""
+
     @abstractmethod
     def without_augmentation(self) -> Self:
         """The protocol with images as they are, preprocessed: neither DSA nor crops, flips, mixes and shuffles.
@@ -170,7 +175,12 @@ class EvalProtocol(TrainingProtocol):
 
     def with_augmentation(self, dsa_strategy: str) -> Self:
         """The protocol with another `dsa_strategy`; one that augments nothing stays as it is."""
-        return replace(self, dsa_strategy=dsa_strategy) if DSA(self.dsa_strategy).operations else self
+        return replace(self, dsa_strategy=dsa_strategy) if self.augments else self
+
+    @property
+    def augments(self) -> bool:
+        """As of any: a strategy that is empty, or "none", does not."""
+        return bool(DSA(self.dsa_strategy).operations)
 
     def without_augmentation(self) -> Self:
         """As of any."""
@@ -262,6 +272,11 @@ class CropProtocol(TrainingProtocol):
     def for_real_images(self) -> Self:
         """The protocol without a shuffle, which would cut up what is no tile; crops and batches stay."""
         return replace(self, views=self.views.for_real_images())
+
+    @property
+    def augments(self) -> bool:
+        """As of any."""
+        return self.views != self.without_augmentation().views
 
     def without_augmentation(self) -> Self:
         """As of any."""

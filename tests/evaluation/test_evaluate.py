@@ -667,6 +667,46 @@ def test_what_has_no_augmentation_robust_score_is_one_line(options, words, data,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "asked", "words"),
+    [
+        ({"baselines": ["herding"]}, None, "add random"),
+        ({"protocol": replace(TINY, epochs=1, name="bare", dsa_strategy="none")}, None, "bare augments nothing"),
+        ({"protocol": replace(TINY, epochs=1, name="bare", dsa_strategy="none")}, True, "bare augments nothing"),
+        ({"baselines": ["herding"]}, False, ""),
+        ({}, False, ""),
+    ],
+)
+def test_what_the_distillation_had_unaugmented_is_left_out_where_it_cannot_be(
+    options, asked, words, data, accelerator, caplog
+):
+    train, held_out, test = data
+    distilled = distilled_set(train, hyperparameters={"eval_unaugmented": True})
+    options = {"protocol": replace(TINY, epochs=1), "baselines": ["random"], "unaugmented": asked, **options}
+    options |= {"accelerator": accelerator, "full_data": False, "num_seeds": 1, "disable_tqdm": True}
+    report = evaluate(distilled, train, test, held_out=held_out.subset([]), **options)
+    assert [row.set for row in report.rows] == ["distilled", *options["baselines"]]
+    assert not any("without augmentation" in row.protocol for row in report.rows)
+    assert words in caplog.text
+    assert bool(words) == ("no rows without augmentation" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [((), None), (("--unaugmented",), True), (("--unaugmented", "false"), False)]
+)
+def test_the_recipe_can_leave_unaugmented_rows_out(flags, expected, data, tmp_path, monkeypatch):
+    folder = distilled_set(data[0]).save_pretrained(tmp_path / "set")
+    given = []
+
+    def remember(*args, unaugmented, **options) -> EvalReport:
+        given.append(unaugmented)
+        return EvalReport()
+
+    monkeypatch.setattr(evaluation_module, "evaluate", remember)
+    run_recipe(monkeypatch, "--distilled_dataset", str(folder), "--max_train_samples", "100", *flags)
+    assert given == [expected]
+
+
 @pytest.mark.parametrize("protocol", [TINY, CROPS], ids=lambda protocol: protocol.name)
 def test_students_of_a_number_start_alike_and_look_alike_at_every_set(protocol, data, accelerator):
     train, held_out, test = data

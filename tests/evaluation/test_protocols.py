@@ -84,6 +84,14 @@ def test_views_without_augmentation_are_the_images(name):
     assert kept[0] == kept[1]
 
 
+def test_only_protocols_that_augment_lose_something_without_augmentation():
+    assert [name for name, protocol in PROTOCOLS.items() if not protocol.augments] == ["dc"]
+    assert not any(protocol.without_augmentation().augments for protocol in PROTOCOLS.values())
+    assert (
+        PROTOCOLS["rded"].for_set(10, 10, 1).augments
+    )  # of one tile: neither crops nor a shuffle, but flips and mixes
+
+
 def test_batches_without_augmentation_are_the_images_for_as_many_steps():
     images = torch.rand(10, 1, 8, 8, generator=generator(0, "images"))
     protocol = EvalProtocol("short", epochs=4, full_data_epochs=1, batch_size=4)
