@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ..networks.architectures import StudentSpec, sha256_of
 from ..rng import derive_seed
 from .accuracy import accuracy
 from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
+from .steps import Epoch
 from .student_results import StudentResults
 from .students import student_name, students_at_once, train_students
 
@@ -62,6 +63,14 @@ class Case:
     def full_data(self) -> bool:
         """True where students are trained on all real images, which many sets share."""
         return self.set == "full data"
+
+
+def _without_idle_budget(case: Case) -> TrainingProtocol:
+    """The protocol of a case, without a budget that neither ends it nor moves its rates."""
+    protocol = case.protocol
+    steps = Epoch.of(case.rows.shape[1], case.spec, protocol).steps * case.epochs
+    idle = protocol.budget is not None and (steps, case.epochs) == (protocol.budget.steps, protocol.epochs)
+    return replace(protocol, budget=None) if idle else protocol
 
 
 class Result(NamedTuple):
@@ -235,7 +244,7 @@ class Trainer:
             "images": self.kept.images(case.pool, rows),
             "labels": labels,
             "student": case.spec.to_dict(),
-            "protocol": {"kind": type(case.protocol).__name__, **asdict(case.protocol)},
+            "protocol": {"kind": type(case.protocol).__name__, **asdict(_without_idle_budget(case))},
             "epochs": case.epochs,
             "lrs": job.lrs[part],
             "seeds": job.seeds[part],

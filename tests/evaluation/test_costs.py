@@ -22,8 +22,9 @@ from hf_distill.evaluation.costs import Costs, source_flop, student_flop
 from hf_distill.evaluation.evaluate import evaluate
 from hf_distill.evaluation.protocols import Budget, CropProtocol, EvalProtocol, TrainingProtocol
 from hf_distill.evaluation.steps import Epoch
+from hf_distill.evaluation.student_results import StudentResults
 from hf_distill.evaluation.students import train_students
-from hf_distill.evaluation.trainer import Case
+from hf_distill.evaluation.trainer import Case, Trainer
 from hf_distill.hub.cards import human_flop
 from hf_distill.hub.making import Work
 from hf_distill.hub.results import EvalReport, EvalRow, RowCost
@@ -123,6 +124,17 @@ def test_a_budget_ends_a_training_after_its_very_steps(protocol, monkeypatch):
         cost = Costs(CPU).of(case)
         assert (cost.steps, cost.images_seen) == made(case, monkeypatch)
         assert cost.steps == steps, count
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "epochs", "idle"), [(20, 9, 3, True), (20, 8, 3, False), (20, 6, 2, False), (72, 9, 1, False)]
+)
+def test_a_budget_that_changes_nothing_is_no_other_training(count, steps, epochs, idle, tmp_path):
+    trainer = Trainer(Accelerator(cpu=True), 0, pool_of(5), None, True, StudentResults(tmp_path, Accelerator(cpu=True)))
+    case = replace(case_of(count, PLAIN, WHOLE), epochs=epochs)
+    trainer.measure([case])
+    trainer.measure([replace(case, protocol=replace(WHOLE, budget=Budget("budget", steps)))])
+    assert len(list((tmp_path / "students").iterdir())) == (1 if idle else 2)
 
 
 def test_students_side_by_side_end_with_their_budget(monkeypatch):
@@ -319,7 +331,10 @@ def test_all_rows_make_the_steps_of_the_set_with_its_own_labels(data, name, tmp_
     own = [row.accuracies for report in (plain, equal) for row in report.rows if row.set == "distilled"]
     assert own[:2] == own[2:]  # whose length is the same
     kept = sorted(path.name for path in (tmp_path / "students").iterdir())
-    assert len(kept) == len(plain.rows) + len(equal.rows)
+    assert evaluated(data, TINY[name], budget="steps", baselines=["random"]).rows == equal.rows  # trained, not found
+    longer = [row for row in plain.rows if row.cost.steps != 9]  # the others are trained as without a budget
+    assert {row.set for row in longer} == {"full data"}
+    assert len(kept) == len(plain.rows) + len(longer)
     assert evaluated(data, TINY[name], budget="steps", **options).rows == equal.rows
     assert sorted(path.name for path in (tmp_path / "students").iterdir()) == kept
 
