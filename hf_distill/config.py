@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.hf_argparser import HfArg, HfArgumentParser, string_to_bool
 
 from .shipped import shipped
 
@@ -486,7 +486,10 @@ class _Parser(HfArgumentParser):
         return "\n  ".join([f"{super().format_help()}\n{demo}\n\npresets for --config:", *lines]) + "\n"
 
     def add_argument(self, *names: Any, path: bool = False, **options: Any) -> argparse.Action:
-        """As that of `ArgumentParser`; the value of a `path` is expanded."""
+        """As that of `ArgumentParser`; the value of a `path` is expanded, and a flag that is true, false or neither may
+        stand without one, which means true."""
+        if options.get("type") is string_to_bool:
+            options = {"nargs": "?", "const": True, **options}
         return super().add_argument(*names, **options | ({"type": _expanded} if path else {}))
 
     def error(self, message: str) -> NoReturn:

@@ -124,10 +124,10 @@ class EvaluateArguments(ProcessArguments):
         help="Folder or repository of stored labels of its views (recipes/relabel.py), or of a label projector "
         "(recipes/projector.py), for its soft row.",
     )
-    unaugmented: bool = HfArg(
-        default=False,
-        help="Also train on the set and on random images without augmentation, for the augmentation robust score; so "
-        "too where the distillation did.",
+    unaugmented: bool | None = HfArg(
+        default=None,
+        help="Also train on the set and on random images without augmentation, for the augmentation robust score. "
+        "Without it: as at the distillation, where that can be, else false.",
     )
     compare_labels: list[str] = PathArg(
         default_factory=list,
@@ -218,8 +218,7 @@ def main() -> None:
         "disable_tqdm": args.disable_tqdm,
     }
     chosen = {"students": args.student, "baselines": baselines, "labels": labels, **known}
-    chosen["unaugmented"] = args.unaugmented or None
-    chosen["budget"] = args.budget
+    chosen |= {"unaugmented": args.unaugmented, "budget": args.budget}
     report = evaluate(distilled, train, test, protocol=protocols, **chosen, **options)
     shown = [report.table(), *([report.costs_table(), making_table(distilled.making)] if args.show_cost else [])]
     try:  # results are saved before anything is shown, for which there may be no terminal any more

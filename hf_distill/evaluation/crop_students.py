@@ -151,8 +151,6 @@ def train_on_crops(
         torch.manual_seed(derive_seed(seed, "dropout"))
         for epoch in range(epochs):
             factor = protocol.rate(epoch, epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
             parts = torch.randperm(count, generator=order).split(protocol.batch_size)
             for number, places in enumerate(parts):
                 if pool.reads_pixels:
@@ -161,6 +159,10 @@ def train_on_crops(
                         pool.expect(rows[views.mixing(following, epoch, count, pool.shape[1:])[0]])
                 if len(places) == 1:  # the rest of an epoch: BatchNorm has no statistics of one image
                     continue
+                if budget is not None:
+                    factor = protocol.rate(budget.epoch_at(steps, protocol.epochs), protocol.epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * factor
                 x = views(lambda chosen: pool.images(rows[chosen]), places, epoch, count, background)
                 if device.type == "cuda":
                     x = x.contiguous(memory_format=layout)

@@ -33,7 +33,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, TeacherLabels
 from ..hub.cards import human_bytes
-from ..hub.checks import is_number, is_share, is_whole
+from ..hub.checks import is_number, is_whole
 from ..hub.results import EvalReport, EvalRow, RowCost
 from ..networks.architectures import StudentSpec, features_and_logits
 from ..networks.projector import LabelProjector
@@ -61,6 +61,7 @@ __all__ = [
     "device_name",
     "distilled_pool",
     "evaluate",
+    "learned_rates",
     "made_for",
     "protocol_for",
     "protocols_for",
@@ -93,8 +94,7 @@ def protocol_for(
     """
     if isinstance(protocol, TrainingProtocol):
         return protocol
-    made_with = distilled.config.get("hyperparameters") or {}
-    own = made_with.get("eval_protocol", "mtt")
+    own = _own_protocol(distilled)
     name = own if protocol is None else protocol
     if not isinstance(name, str) or name not in PROTOCOLS:
         nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
@@ -109,6 +109,17 @@ def protocol_for(
     strategy = distilled.config.get("dsa_strategy")
     known = known if strategy is None else known.with_augmentation(strategy)
     return replace(known, lrs=tuple(distilled.config.get("eval_lrs") or known.lrs)) if name == own else known
+
+
+def _own_protocol(distilled: DistilledSet) -> str:
+    """The name of the protocol of the distillation, as far as the set says, else mtt."""
+    return (distilled.config.get("hyperparameters") or {}).get("eval_protocol", "mtt")
+
+
+def learned_rates(distilled: DistilledSet, protocol: TrainingProtocol) -> tuple[float, ...]:
+    """The learned rate of a set, if it has one, for protocols that train as trajectories do: SGD on whole images. Those
+    of views have losses and optimizers of their own, for which nobody learned it."""
+    return (distilled.lr.item(),) if distilled.lr is not None and isinstance(protocol, EvalProtocol) else ()
 
 
 def tiles_of(distilled: DistilledSet, factor: int | None = None) -> int:
@@ -233,14 +244,17 @@ def evaluate(
             (`difficulty`), which are kept in their folder. Without them el2n and ccs go by the errors of the network
             that images are compared by.
         unaugmented: Also train on the set and on random images, with the method's own labels, without augmentation,
-            which gives the report an augmentation robust score; if not given as at the distillation, else false.
+            which gives the report an augmentation robust score; if not given as at the distillation, as far as that can
+            be made here, else false. A protocol that augments nothing has no such rows; a warning says so.
         budget: "steps" trains every student as many steps as one of the set with its own labels has under the protocol,
             whatever the images; "flops" for the same FLOP, those of a teacher that labels meanwhile among them, as
             nearly as steps allow. Rates drop at the same shares of a training. Without it epochs say how long.
         output_dir: Folder of a run or of the set, on storage that the processes share. Its `students/` keeps what each
             student reached as soon as it did, and what is there already is not trained again: whoever calls this again
             after an interruption, or with further students, gets the same report; results on all real images are in
-            the cache of `datasets` too, for other sets. Nothing is kept if not given.
+            the cache of `datasets` too, for other sets, of whatever size; the one network that chooses coresets is
+            trained again for a set with other numbers of images, or another list of coresets. Nothing is kept if not
+            given.
         disable_tqdm: No progress bars.
 
     Returns:
@@ -266,15 +280,12 @@ def evaluate(
         train, held_out = train.split(fraction, seed=0)
     if full_data is None:
         full_data = made_with.get("eval_full_data") is not False
-    if unaugmented is None:
-        unaugmented = made_with.get("eval_unaugmented") is True
     accelerator = accelerator or Accelerator()
     check_at_least("num_seeds", num_seeds, 1)
     known: dict[str, Any] = {"full_data": full_data, "guide": guide, "experts": experts}
     baselines = baselines_for(distilled, baselines, **known)
     specs = check_evaluation(distilled, train.outline, students, baselines, experts)
-    if unaugmented:
-        _check_unaugmented(distilled, baselines, labels)
+    bare = _wants_unaugmented(distilled, protocol, baselines, labels, unaugmented)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
@@ -303,7 +314,7 @@ def evaluate(
         network = "" if seen is None else f"the {kind} {seen.name} ({seen.digest})"
     coreset_rows |= real.scored_coresets()
     cases = [*map(equal, own), *real.baselines(coreset_rows)]
-    results += trainer.measure(cases + _unaugmented(cases) if unaugmented else cases)
+    results += trainer.measure(cases + _unaugmented(cases) if bare else cases)
     context = {"coresets": real.chosen_by(compared, network)} if coreset_rows else {}
     bytes_of = {"distilled": distilled.pixel_values.element_size()}
     spent = [costs.of(case, bytes_of.get(case.set, 1)) for case, _, _ in results]
@@ -393,39 +404,38 @@ class _RealSets:
         protocol = self.protocol.for_full_data()
         rows = everything.expand(self.num_seeds, -1)
         cases = self._cases("full data", rows, everything, protocol, protocol.full_data_epochs)
-        reported = len(cases)
-        if self.compared and guide not in self.specs:  # a network for the features alone
-            only, classes = everything.expand(1, -1), self.pool.labels
-            length = {"epochs": protocol.full_data_epochs, "protocol": protocol}  # of no row, and so of no budget
-            cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only, **length))
-        guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), None)
         tested = self.trainer.accuracy_on(self.trainer.test)
-
-        def ask(number: int, model: nn.Module) -> list[Any]:
-            """The accuracy of a network that guides too, and the rows that the first of them lets subsets take."""
-            chosen = {} if number else self.coresets(partial(features_and_logits, model))
-            return [tested.ask(number, model), {name: rows.tolist() for name, rows in chosen.items()}]
-
-        questions = [tested] * len(cases)
-        if guiding is not None:
-            counts = {"coresets": self.compared, "counts": list(self.counts)}
-            questions[guiding] = Question({**tested.about, **counts}, ask, self._may_guide)
+        asked = [(i, tested) for i in range(len(cases))]
+        reported = len(cases)
+        if self.compared:
+            guiding = next((i for i, case in enumerate(cases) if (case.spec, case.labels) == (guide, "hard")), reported)
+            if guiding == reported:  # a network for the features alone
+                only, classes = everything.expand(1, -1), self.pool.labels
+                length = {"epochs": protocol.full_data_epochs, "protocol": protocol}  # of no row, and so of no budget
+                cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only, **length))
+            about = {"coresets": self.compared, "counts": list(self.counts)}
+            asked.append((guiding, Question(about, self._chosen, self._may_be_chosen, first=True)))
         lrs = self.trainer.choose(cases)
-        answers = self.trainer.train(cases, lrs, questions)
-        coreset_rows: dict[str, Tensor] = {}
-        if guiding is not None:
-            coreset_rows = {name: torch.tensor(rows) for name, rows in answers[guiding][0][1].items()}
-            answers[guiding] = [measured for measured, _ in answers[guiding]]
-        return [Result(*each) for each in zip(cases, lrs, answers, strict=True)][:reported], coreset_rows
+        answers = self.trainer.train(
+            [cases[i] for i, _ in asked], [lrs[i] for i, _ in asked], [question for _, question in asked]
+        )
+        chosen = answers[-1][0] if self.compared else {}
+        results = [Result(cases[i], lrs[i], answers[i]) for i in range(reported)]
+        return results, {name: torch.tensor(rows) for name, rows in chosen.items()}
 
-    def _may_guide(self, number: int, answer: Any) -> bool:
-        """True for an accuracy with rows of train for each subset, of the first network; of others, with none."""
-        if not (isinstance(answer, list) and len(answer) == 2 and is_share(answer[0]) and isinstance(answer[1], dict)):
+    def _chosen(self, number: int, model: nn.Module) -> dict[str, list[int]]:
+        """The rows of train that a network lets the subsets take which look at images."""
+        return {name: rows.tolist() for name, rows in self.coresets(partial(features_and_logits, model)).items()}
+
+    def _may_be_chosen(self, number: int, answer: Any) -> bool:
+        """True for rows of train for each of these subsets."""
+        if not isinstance(answer, dict) or [*answer] != self.compared:
             return False
-        expected, last = [] if number else self.compared, len(self.train) - 1
-        return [*answer[1]] == expected and all(
-            isinstance(rows, list) and len(rows) == sum(self.counts) and all(is_whole(row, 0, last) for row in rows)
-            for rows in answer[1].values()
+        return all(
+            isinstance(rows, list)
+            and len(rows) == sum(self.counts)
+            and all(is_whole(row, 0, len(self.train) - 1) for row in rows)
+            for rows in answer.values()
         )
 
     def baselines(self, coreset_rows: dict[str, Tensor]) -> list[Case]:
@@ -522,8 +532,8 @@ def validation_accuracy(
     """Mean accuracy in [0, 1] on held-out images of fresh students of the set; all processes call it and get it.
 
     They are the students that the set is made for, with its own labels and its learned learning rate, else the first
-    of the protocol. Whoever calls it again and again gives `real_pool(distilled, held_out, accelerator)`, so that the
-    images are read once.
+    of the protocol; a protocol of views takes its own. Whoever calls it again and again gives
+    `real_pool(distilled, held_out, accelerator)`, so that the images are read once.
 
     Raises:
         ValueError: The configuration of the set names no student.
@@ -705,13 +715,14 @@ def _distilled_cases(
     if source.kind != HardLabels.kind:
         targets = {"soft": source, **targets}
     own = next(iter(targets))
-    learned = () if distilled.lr is None else (distilled.lr.item(),)
+    learned = learned_rates(distilled, protocol)
+    own_way = labels is None and not distilled.config.get("changes") and protocol.name == _own_protocol(distilled)
     rows = torch.arange(len(distilled))
     cases = []
     for spec in specs:
         for kind, target in targets.items():
             # Where everything is as in the distillation, the learned rate is part of the result and not to be tuned.
-            as_made = learned and kind == own and spec == made_for(distilled)
+            as_made = learned and own_way and kind == own and spec == made_for(distilled)
             lrs = learned if as_made else (*learned, *protocol.lrs)
             every = rows.expand(num_seeds, -1)
             cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs, protocol))
@@ -734,22 +745,43 @@ def _unaugmented(cases: Sequence[Case]) -> list[Case]:
     ]
 
 
-def _check_unaugmented(
-    distilled: DistilledSet, baselines: Sequence[str], labels: EpochLabels | ProjectorLabels | None
-) -> None:
-    """Raise a one-line `ValueError` where no augmentation robust score can be made of what is asked for."""
+def _wants_unaugmented(
+    distilled: DistilledSet,
+    protocol: TrainingProtocol,
+    baselines: Sequence[str],
+    labels: EpochLabels | ProjectorLabels | None,
+    wanted: bool | None,
+) -> bool:
+    """True where students without augmentation are trained too: as `wanted`, else as at the distillation.
+
+    They are left out, with a warning, where the protocol augments nothing, and where the distillation alone wanted them
+    and they cannot be.
+
+    Raises:
+        ValueError: They are `wanted`, and no augmentation robust score can be made of what is asked for.
+    """
+    recorded = (distilled.config.get("hyperparameters") or {}).get("eval_unaugmented") is True
+    if not (recorded if wanted is None else wanted):
+        return False
+    lacking = None
     if "random" not in baselines:
-        raise ValueError("--unaugmented compares with random images; add random to the baselines")
-    if labels is not None:
-        raise ValueError(
-            "--unaugmented is for the set's own labels, and those given are of augmented views, or of this set alone; "
-            "leave --labels or --unaugmented out"
+        lacking = "compares with random images; add random to the baselines"
+    elif labels is not None:
+        lacking = (
+            "is for the set's own labels, and those given are of augmented views, or of this set alone; leave --labels "
+            "or --unaugmented out"
         )
-    if distilled.label_source.kind != HardLabels.kind and distilled.teacher is None:
-        raise ValueError(
-            "--unaugmented compares with random images, for which the set's own labels are not known without a "
-            "teacher; leave it out"
+    elif distilled.label_source.kind != HardLabels.kind and distilled.teacher is None:
+        lacking = (
+            "compares with random images, for which the set's own labels are not known without a teacher; leave it out"
         )
+    if lacking and wanted:
+        raise ValueError(f"--unaugmented {lacking}")
+    if not lacking and not protocol.augments:
+        lacking = f"has nothing to leave out: the protocol {protocol.name} augments nothing"
+    if lacking:
+        logger.warning("no rows without augmentation: --unaugmented %s", lacking)
+    return not lacking
 
 
 def check_labels(labels: LabelSource, distilled: DistilledSet, pool: Pool, protocol: TrainingProtocol) -> None:

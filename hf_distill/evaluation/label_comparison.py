@@ -23,7 +23,7 @@ from ..hub.results import LabelRow
 from ..networks.architectures import StudentSpec
 from ..networks.projector import INDEX, LabelProjector
 from .accuracy import device_name
-from .evaluate import check_labels, distilled_pool, protocol_for, student_specs, trainer_for
+from .evaluate import check_labels, distilled_pool, learned_rates, protocol_for, student_specs, trainer_for
 from .protocols import TrainingProtocol
 from .students import check_student, student_name
 from .trainer import Case
@@ -70,7 +70,7 @@ def compare_labels(
             are of whole images, so their views are not mixed.
         test: What the accuracies are measured on.
         held_out: Real images to choose learning rates on; None takes the first: that which was learned with the set,
-            or the protocol's.
+            for a protocol of whole images, or the protocol's.
         protocol: As in `evaluate`. One that looks at no views has no use for labels that were stored of views.
         student: timm name or spec; the student that the set was made for if not given.
         num_seeds: Students per source.
@@ -122,7 +122,6 @@ def _cases(
     """The images of the set once for each source, with the same random streams for all."""
     pool = distilled_pool(distilled, device)
     rows = torch.arange(len(distilled))
-    learned = () if distilled.lr is None else (distilled.lr.item(),)
     return [
         Case(
             set="distilled",
@@ -132,7 +131,7 @@ def _cases(
             targets=_targets(source, distilled, pool, protocol),
             rows=rows.expand(num_seeds, -1),
             trial=rows,
-            lrs=(*learned, *protocol.lrs),
+            lrs=(*learned_rates(distilled, protocol), *protocol.lrs),
             epochs=protocol.epochs,
             protocol=protocol,
         )

@@ -23,6 +23,8 @@ __all__ = ["PROTOCOLS", "Budget", "CropProtocol", "EvalProtocol", "TrainingProto
 class Budget:
     """The end of a training whose length follows another one.
 
+    Rates rise and fall at the same shares of it as in the epochs of its protocol, each for its share of the steps.
+
     Attributes:
         title: What is equal for all that are compared, for people.
         steps: Of the optimizer, which end the training wherever in an epoch they do.
@@ -32,6 +34,13 @@ class Budget:
     title: str
     steps: int
     flop: int | None = None
+
+    def epoch_at(self, step: int, epochs: int) -> int:
+        """The epoch, of a training of `epochs`, in which as large a share of it is over as of this one before `step`.
+
+        Both count from 0. After the last step it stays the last.
+        """
+        return min(step, self.steps - 1) * epochs // self.steps
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,11 @@ class TrainingProtocol(ABC):
         """The protocol with the DSA that a set was made with, where students see DSA at all."""
         return self
 
+    @property
+    @abstractmethod
+    def augments(self) -> bool:
+        """True where `without_augmentation` is another training: students do not see images as they are."""
+
     @abstractmethod
     def without_augmentation(self) -> Self:
         """The protocol with images as they are, preprocessed: neither DSA nor crops, flips, mixes and shuffles.
@@ -161,7 +175,12 @@ class EvalProtocol(TrainingProtocol):
 
     def with_augmentation(self, dsa_strategy: str) -> Self:
         """The protocol with another `dsa_strategy`; one that augments nothing stays as it is."""
-        return replace(self, dsa_strategy=dsa_strategy) if DSA(self.dsa_strategy).operations else self
+        return replace(self, dsa_strategy=dsa_strategy) if self.augments else self
+
+    @property
+    def augments(self) -> bool:
+        """As of any: a strategy that is empty, or "none", does not."""
+        return bool(DSA(self.dsa_strategy).operations)
 
     def without_augmentation(self) -> Self:
         """As of any."""
@@ -253,6 +272,11 @@ class CropProtocol(TrainingProtocol):
     def for_real_images(self) -> Self:
         """The protocol without a shuffle, which would cut up what is no tile; crops and batches stay."""
         return replace(self, views=self.views.for_real_images())
+
+    @property
+    def augments(self) -> bool:
+        """As of any."""
+        return self.views != self.without_augmentation().views
 
     def without_augmentation(self) -> Self:
         """As of any."""

@@ -6,8 +6,9 @@ that decides them: the bytes of images and labels, the network, the protocol, se
 Where anything else is asked for, another file is.
 
 What they reached on all real images lies in the cache of `datasets` too, in files of the same names: another set of
-these images, with this student, protocol and seed, finds it there. After `datasets.disable_caching()` none is kept or
-found there.
+these images, with this student, protocol and seed, finds it there, whatever its size and baselines. So are the coresets
+that one such network chose, for sets with as many images of each class and the same list of coresets; for others it is
+trained again, with those side by side with it. After `datasets.disable_caching()` none is kept or found there.
 """
 
 import hashlib

@@ -191,7 +191,7 @@ def _train_side_by_side(
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
     velocity = torch.zeros_like(thetas)
     (last,) = _last_batches([epochs], rows.shape[1], spec, protocol)
-    steps = _steps(pool, targets, rows, protocol, epochs, seeds)
+    steps = _steps(pool, targets, rows, spec, protocol, epochs, seeds)
     for factor, reset, images, labels in islice(steps, last + 1):
         logits = together(model, thetas, images)  # (E, B, K)
         loss = _loss(logits.flatten(0, 1), labels.flatten(0, 1), protocol, "sum") / images.shape[1]
@@ -231,7 +231,7 @@ def _train_module(
     states: list[nn.Module] = []
     with torch.random.fork_rng(devices=[pool.device] if pool.device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
-        steps = _steps(pool, targets, rows, protocol, along[-1], [seed])
+        steps = _steps(pool, targets, rows, spec, protocol, along[-1], [seed])
         for step, (factor, reset, images, labels) in enumerate(islice(steps, max(kept) + 1)):
             if reset:
                 optimizer = new_optimizer()
@@ -267,7 +267,13 @@ _Step = tuple[float, bool, Tensor, list[DsaParams]]  # factor, reset, rows (E, B
 
 
 def _steps(
-    pool: Pool, targets: Tensor | RowTargets, rows: Tensor, protocol: EvalProtocol, epochs: int, seeds: Sequence[int]
+    pool: Pool,
+    targets: Tensor | RowTargets,
+    rows: Tensor,
+    spec: StudentSpec,
+    protocol: EvalProtocol,
+    epochs: int,
+    seeds: Sequence[int],
 ) -> Iterator[tuple[float, bool, Tensor, Tensor]]:
     """Every step of E students: factor of the rate, reset of the momentum, images (E, B, C, H, W), targets (E, B, ...).
 
@@ -276,15 +282,19 @@ def _steps(
     augment = DSA(protocol.dsa_strategy)
     streams = [generator(seed, "train") for seed in seeds]
     count, most = rows.shape[1], at_once(pool.device, PREPARED_VALUES, PREPARED_PART)
+    budget, steps = protocol.budget, Epoch.of(count, spec, protocol).steps
+    schedule = protocol.schedule(epochs if budget is None else protocol.epochs)
     plan: list[_Step] = []
-    planned = 0
-    for factor, reset in protocol.schedule(epochs):
+    planned, now = 0, -1
+    for epoch in range(epochs):
         order = rows
         if count > protocol.batch_size:
             order = torch.stack([r[torch.randperm(count, generator=s)] for r, s in zip(rows, streams, strict=True)])
         for index, batch in enumerate(order.split(protocol.batch_size, dim=1)):
             drawn = [augment.sample(batch.shape[1], stream, pool.shape[1:]) for stream in streams]
-            plan.append((factor, reset and index == 0, batch, drawn))
+            before, now = now, epoch if budget is None else budget.epoch_at(epoch * steps + index, protocol.epochs)
+            reset = any(reset for _, reset in schedule[before + 1 : now + 1])  # few steps pass several epochs at once
+            plan.append((schedule[now][0], reset, batch, drawn))
             planned += batch.numel() * pool.values
             if planned >= most:
                 yield from _prepared(pool, targets, plan, protocol)

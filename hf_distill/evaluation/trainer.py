@@ -1,8 +1,8 @@
 """`Trainer`: the students of many sets, spread over the processes, and what they reach."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ..networks.architectures import StudentSpec, sha256_of
 from ..rng import derive_seed
 from .accuracy import accuracy
 from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
+from .steps import Epoch
 from .student_results import StudentResults
 from .students import student_name, students_at_once, train_students
 
@@ -64,6 +65,14 @@ class Case:
         return self.set == "full data"
 
 
+def _without_idle_budget(case: Case) -> TrainingProtocol:
+    """The protocol of a case, without a budget that neither ends it nor moves its rates."""
+    protocol = case.protocol
+    steps = Epoch.of(case.rows.shape[1], case.spec, protocol).steps * case.epochs
+    idle = protocol.budget is not None and (steps, case.epochs) == (protocol.budget.steps, protocol.epochs)
+    return replace(protocol, budget=None) if idle else protocol
+
+
 class Result(NamedTuple):
     """The accuracies, in [0, 1], of the students of a case, and the learning rate that they were trained with."""
 
@@ -88,15 +97,21 @@ class Question(NamedTuple):
         about: All that decides the answer beside the student, as JSON types.
         ask: Gives the answer, in JSON types, by the number of the student and the student.
         may_be: True for what a student of that number may have answered.
+        first: Asked of the first student alone, number 0.
     """
 
     about: dict[str, Any]
     ask: Callable[[int, nn.Module], Any]
     may_be: Callable[[int, Any], bool]
+    first: bool = False
+
+    def numbers(self, part: slice) -> range:
+        """The students of a part of the case that are asked."""
+        return range(part.start, part.start + 1 if self.first else part.stop)
 
     def may_all_be(self, part: slice, answers: list[Any]) -> bool:
         """True for what the students of a part of the case may have answered."""
-        numbers = range(part.start, part.stop)
+        numbers = self.numbers(part)
         return len(answers) == len(numbers) and all(map(self.may_be, numbers, answers))
 
 
@@ -150,7 +165,8 @@ class Trainer:
         return chosen
 
     def train(self, cases: Sequence[Case], lrs: Sequence[float], questions: Sequence[Question]) -> list[list[Any]]:
-        """For each case the answers of its students to its question."""
+        """For each case the answers of its students to its question; those of a case that is there twice, with another
+        question, are trained once."""
         jobs = []
         for case, lr in zip(cases, lrs, strict=True):
             seeds = [derive_seed(self.seed, "student", *self._path(case), number) for number in range(len(case.rows))]
@@ -167,34 +183,44 @@ class Trainer:
         for index, (case, rows, _, seeds) in enumerate(jobs):
             # Who trains side by side depends on the case alone, so that the number of processes changes no result.
             size = students_at_once(case.spec, rows.shape[1], case.protocol, case.pool.device)
-            starts = range(0, len(seeds), size)
+            starts = range(0, 1 if questions[index].first else len(seeds), size)
             parts += [(index, slice(start, min(start + size, len(seeds)))) for start in starts]
         about, found = self._known(
             [partial(self._about, jobs[index], part, questions[index]) for index, part in parts],
             [partial(questions[index].may_all_be, part) for index, part in parts],
             [jobs[index].case.full_data for index, _ in parts],
         )
-        if any(answers is not None for answers in found):
-            number = sum(len(answers) for answers in found if answers is not None)
-            total = sum(len(job.seeds) for job in jobs)
-            logger.info("%d of %d students were there before, and are not trained again", number, total)
-        lacking = [number for number, answers in enumerate(found) if answers is None]
+        same: dict[Any, list[int]] = {}  # the places in `parts` of students of whom several questions are asked
+        for place, (index, part) in enumerate(parts):
+            job = jobs[index]
+            same.setdefault((id(job.case), *job.lrs, *job.seeds, part.start), []).append(place)
+        lacking = [places for places in same.values() if any(found[place] is None for place in places)]
+
+        def count(several: Iterable[list[int]]) -> int:
+            return sum(len(jobs[index].seeds[part]) for index, part in (parts[places[0]] for places in several))
+
+        if len(lacking) < len(same):
+            total = count(same.values())
+            known = total - count(lacking)
+            logger.info("%d of %d students were there before, and are not trained again", known, total)
         mine = lacking[self.accelerator.process_index :: self.accelerator.num_processes]
         made = []
         with tqdm(
-            total=sum(len(jobs[index].seeds[part]) for index, part in (parts[number] for number in mine)),
+            total=count(mine),
             desc=f"evaluate ({title})",
             unit="net",
             leave=False,
             disable=self.disable_tqdm or not self.accelerator.is_main_process,
         ) as bar:
-            for place in mine:
-                index, part = parts[place]
+            for places in mine:
+                index, part = parts[places[0]]
                 students = self._students(jobs[index], part)
-                answers = [questions[index].ask(number, model) for number, model in enumerate(students, part.start)]
-                if self.kept is not None and about[place] is not None:
-                    self.kept.keep(about[place], answers, jobs[index].case.full_data)
-                made.append((place, answers))
+                for place in (place for place in places if found[place] is None):
+                    question = questions[parts[place][0]]
+                    answers = [question.ask(number, students[number - part.start]) for number in question.numbers(part)]
+                    if self.kept is not None and about[place] is not None:
+                        self.kept.keep(about[place], answers, jobs[index].case.full_data)
+                    made.append((place, answers))
                 bar.update(len(students))
         for place, answers in gather_object(made):
             found[place] = answers
@@ -218,7 +244,7 @@ class Trainer:
             "images": self.kept.images(case.pool, rows),
             "labels": labels,
             "student": case.spec.to_dict(),
-            "protocol": {"kind": type(case.protocol).__name__, **asdict(case.protocol)},
+            "protocol": {"kind": type(case.protocol).__name__, **asdict(_without_idle_budget(case))},
             "epochs": case.epochs,
             "lrs": job.lrs[part],
             "seeds": job.seeds[part],

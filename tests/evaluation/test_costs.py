@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,9 @@ from hf_distill.evaluation.costs import Costs, source_flop, student_flop
 from hf_distill.evaluation.evaluate import evaluate
 from hf_distill.evaluation.protocols import Budget, CropProtocol, EvalProtocol, TrainingProtocol
 from hf_distill.evaluation.steps import Epoch
+from hf_distill.evaluation.student_results import StudentResults
 from hf_distill.evaluation.students import train_students
-from hf_distill.evaluation.trainer import Case
+from hf_distill.evaluation.trainer import Case, Trainer
 from hf_distill.hub.cards import human_flop
 from hf_distill.hub.making import Work
 from hf_distill.hub.results import EvalReport, EvalRow, RowCost
@@ -124,6 +126,17 @@ def test_a_budget_ends_a_training_after_its_very_steps(protocol, monkeypatch):
         assert cost.steps == steps, count
 
 
+@pytest.mark.parametrize(
+    ("count", "steps", "epochs", "idle"), [(20, 9, 3, True), (20, 8, 3, False), (20, 6, 2, False), (72, 9, 1, False)]
+)
+def test_a_budget_that_changes_nothing_is_no_other_training(count, steps, epochs, idle, tmp_path):
+    trainer = Trainer(Accelerator(cpu=True), 0, pool_of(5), None, True, StudentResults(tmp_path, Accelerator(cpu=True)))
+    case = replace(case_of(count, PLAIN, WHOLE), epochs=epochs)
+    trainer.measure([case])
+    trainer.measure([replace(case, protocol=replace(WHOLE, budget=Budget("budget", steps)))])
+    assert len(list((tmp_path / "students").iterdir())) == (1 if idle else 2)
+
+
 def test_students_side_by_side_end_with_their_budget(monkeypatch):
     batches = []
     side_by_side = students._side_by_side
@@ -131,6 +144,53 @@ def test_students_side_by_side_end_with_their_budget(monkeypatch):
     case = case_of(20, PLAIN, replace(WHOLE, budget=Budget("budget", 4)))
     train_students(case.pool, case.targets, case.rows.expand(2, -1), PLAIN, case.protocol, 2, [0.01] * 2, [0, 1])
     assert len(batches) == 4
+
+
+def schedule_of(count: int, steps: int | None, epochs: int = 10) -> list[tuple[float, bool]]:
+    """Factors and resets of the steps of a student of `count` images in batches of 8, of `epochs` or so many steps."""
+    protocol = replace(WHOLE, epochs=10, budget=None if steps is None else Budget("budget", steps))
+    pool = pool_of(count)
+    batches = students._steps(pool, pool.labels, torch.arange(count)[None], PLAIN, protocol, epochs, [0])
+    return [(factor, reset) for factor, reset, _, _ in batches][:steps]
+
+
+def test_rates_drop_and_momentum_is_emptied_at_the_share_of_a_budget_that_they_have_of_the_epochs():
+    alone = [(1.0, False)] * 18 + [(0.1, True)] + [(0.1, False)] * 11  # epochs 0 to 5, and 6 to 9, of three batches
+    assert schedule_of(20, None) == schedule_of(20, 30) == schedule_of(100, 30, epochs=3) == schedule_of(8, 30, 30)
+    assert schedule_of(20, 30) == alone
+    assert schedule_of(100, 5, epochs=1) == [(1.0, False)] * 3 + [(0.1, True), (0.1, False)]  # epochs 0, 2, 4, 6, 8
+    assert schedule_of(100, 3, epochs=1) == [(1.0, False)] * 2 + [(0.1, True)]  # epochs 0, 3, 6
+    assert schedule_of(100, 2, epochs=1) == [(1.0, False)] * 2
+
+
+def rates_of(count: int, protocol: TrainingProtocol, epochs: int, monkeypatch) -> list[float]:
+    """The learning rates of the steps that one student makes."""
+    rates = []
+    for optimizer in (torch.optim.SGD, torch.optim.AdamW):
+        step = optimizer.step
+
+        def recorded(self, closure=None, step=step):
+            rates.append(self.param_groups[0]["lr"])
+            return step(self, closure)
+
+        monkeypatch.setattr(optimizer, "step", recorded)
+    pool = pool_of(count)
+    train_students(pool, pool.labels, torch.arange(count)[None], NORMALISED, protocol, epochs, [1.0], [0])
+    monkeypatch.undo()
+    return rates
+
+
+@pytest.mark.parametrize("protocol", [WHOLE, replace(VIEWS, warmup_epochs=5)], ids=["whole", "views"])
+def test_real_images_have_the_rates_of_the_set_step_by_step(protocol, monkeypatch):
+    protocol = replace(protocol, epochs=10)
+    ended = replace(protocol, budget=Budget("budget", 30))
+    own = rates_of(20, protocol, 10, monkeypatch)
+    assert len(own) == 30
+    assert own == rates_of(20, ended, 10, monkeypatch) == rates_of(65, ended, 4, monkeypatch)  # 65: one is left over
+    if protocol.per_view:
+        assert own[:15:3] == pytest.approx([0.01, 0.208, 0.406, 0.604, 0.802])
+        assert own[15] == 1.0
+        assert own[29] == pytest.approx((1 + math.cos(math.pi * 4 / 5)) / 2)
 
 
 @pytest.mark.parametrize("count", [2, 8, 17, 20])
@@ -271,7 +331,10 @@ def test_all_rows_make_the_steps_of_the_set_with_its_own_labels(data, name, tmp_
     own = [row.accuracies for report in (plain, equal) for row in report.rows if row.set == "distilled"]
     assert own[:2] == own[2:]  # whose length is the same
     kept = sorted(path.name for path in (tmp_path / "students").iterdir())
-    assert len(kept) == len(plain.rows) + len(equal.rows)
+    assert evaluated(data, TINY[name], budget="steps", baselines=["random"]).rows == equal.rows  # trained, not found
+    longer = [row for row in plain.rows if row.cost.steps != 9]  # the others are trained as without a budget
+    assert {row.set for row in longer} == {"full data"}
+    assert len(kept) == len(plain.rows) + len(longer)
     assert evaluated(data, TINY[name], budget="steps", **options).rows == equal.rows
     assert sorted(path.name for path in (tmp_path / "students").iterdir()) == kept
 

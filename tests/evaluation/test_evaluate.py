@@ -42,7 +42,7 @@ from hf_distill.evaluation.evaluate import (
     validation_accuracy,
 )
 from hf_distill.evaluation.metrics import Accuracy, TopKAccuracy
-from hf_distill.evaluation.protocols import CropProtocol
+from hf_distill.evaluation.protocols import CropProtocol, TrainingProtocol
 from hf_distill.evaluation.students import train_along, train_student, train_students
 from hf_distill.hub.results import EvalReport, EvalRow
 from hf_distill.networks.architectures import FlatModel, StudentSpec, features_and_logits
@@ -240,7 +240,7 @@ def test_every_epoch_shows_each_student_each_of_its_images_once_in_a_new_order(m
     images = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 8, 8)
     pool, protocol = Pool(images, torch.zeros(20, dtype=torch.long)), replace(TINY, batch_size=4, dsa_strategy="")
     rows = torch.stack([torch.arange(10), torch.arange(10, 20)])
-    steps = list(students_module._steps(pool, torch.arange(20), rows, protocol, 3, [1, 2]))
+    steps = list(students_module._steps(pool, torch.arange(20), rows, SPEC, protocol, 3, [1, 2]))
     sizes = [batch.shape[1] for _, _, batch, _ in steps]
     assert sizes == [4, 4, 2] * 3
     orders = []
@@ -259,7 +259,8 @@ def test_augmenting_many_steps_at_once_changes_no_bit(monkeypatch):
     protocol = replace(TINY, batch_size=6)
 
     def batches() -> list[torch.Tensor]:
-        return [batch for _, _, batch, _ in students_module._steps(pool, labels, rows, protocol, 20, [1, 2])]
+        steps = students_module._steps(pool, labels, rows, SPEC, protocol, 20, [1, 2])
+        return [batch for _, _, batch, _ in steps]
 
     at_once = batches()
     monkeypatch.setattr(students_module, "PREPARED_VALUES", 1)
@@ -528,7 +529,8 @@ def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with
         return {(width, labels): lr for width, lrs in of_student.items() for labels, lr in lrs.items()}
 
     # A rate that trains nothing: used where it was learned, and beaten where it is one candidate of many.
-    hard, soft = distilled_set(train), distilled_set(train, teacher)
+    made_with = {"hyperparameters": {"eval_protocol": "tiny"}}
+    hard, soft = distilled_set(train, **made_with), distilled_set(train, teacher, **made_with)
     for distilled in (hard, soft):
         distilled.lr.data.fill_(1e-13)
     useless = hard.lr.item()
@@ -538,6 +540,24 @@ def test_the_learned_rate_is_kept_for_the_labels_and_student_it_was_learned_with
     found = chosen(soft)
     assert found["8", "distilled, soft labels"] == useless
     assert found["8", "distilled, hard labels"] in protocol.lrs
+
+
+def test_the_learned_rate_is_the_only_one_where_all_is_as_in_the_distillation(data, accelerator):
+    train, _, _ = data
+
+    def tried(protocol: TrainingProtocol, **config) -> tuple[float, ...]:
+        distilled = distilled_set(train, **{"hyperparameters": {"eval_protocol": "tiny"}, **config})
+        cases = evaluation_module._distilled_cases(distilled, [SPEC], protocol, 1, accelerator.device)
+        return tuple(round(lr, 6) for lr in cases[0].lrs)
+
+    assert tried(TINY) == tried(replace(TINY, epochs=3)) == (0.05,)
+    assert tried(TINY, hyperparameters=None) == (0.05, 0.1, 0.02)  # which means mtt
+    assert tried(replace(TINY, name="mtt"), hyperparameters={}) == (0.05,)
+    assert tried(replace(TINY, name="other")) == (0.05, 0.1, 0.02)
+    assert tried(TINY, changes=[{"select": {"ipc": 1}}]) == (0.05, 0.1, 0.02)
+    # A rate of SGD on whole images says nothing of one for views.
+    assert tried(CROPS) == tried(CROPS, hyperparameters={"eval_protocol": "crops"}) == CROPS.lrs
+    assert tried(replace(CROPS, optimizer="sgd", momentum=0.9)) == CROPS.lrs
 
 
 @pytest.mark.slow
@@ -645,6 +665,46 @@ def test_what_has_no_augmentation_robust_score_is_one_line(options, words, data,
     with pytest.raises(ValueError, match=words) as error:
         evaluate(distilled, train, test, held_out=held_out, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "words"),
+    [
+        ({"baselines": ["herding"]}, None, "add random"),
+        ({"protocol": replace(TINY, epochs=1, name="bare", dsa_strategy="none")}, None, "bare augments nothing"),
+        ({"protocol": replace(TINY, epochs=1, name="bare", dsa_strategy="none")}, True, "bare augments nothing"),
+        ({"baselines": ["herding"]}, False, ""),
+        ({}, False, ""),
+    ],
+)
+def test_what_the_distillation_had_unaugmented_is_left_out_where_it_cannot_be(
+    options, asked, words, data, accelerator, caplog
+):
+    train, held_out, test = data
+    distilled = distilled_set(train, hyperparameters={"eval_unaugmented": True})
+    options = {"protocol": replace(TINY, epochs=1), "baselines": ["random"], "unaugmented": asked, **options}
+    options |= {"accelerator": accelerator, "full_data": False, "num_seeds": 1, "disable_tqdm": True}
+    report = evaluate(distilled, train, test, held_out=held_out.subset([]), **options)
+    assert [row.set for row in report.rows] == ["distilled", *options["baselines"]]
+    assert not any("without augmentation" in row.protocol for row in report.rows)
+    assert words in caplog.text
+    assert bool(words) == ("no rows without augmentation" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [((), None), (("--unaugmented",), True), (("--unaugmented", "false"), False)]
+)
+def test_the_recipe_can_leave_unaugmented_rows_out(flags, expected, data, tmp_path, monkeypatch):
+    folder = distilled_set(data[0]).save_pretrained(tmp_path / "set")
+    given = []
+
+    def remember(*args, unaugmented, **options) -> EvalReport:
+        given.append(unaugmented)
+        return EvalReport()
+
+    monkeypatch.setattr(evaluation_module, "evaluate", remember)
+    run_recipe(monkeypatch, "--distilled_dataset", str(folder), "--max_train_samples", "100", *flags)
+    assert given == [expected]
 
 
 @pytest.mark.parametrize("protocol", [TINY, CROPS], ids=lambda protocol: protocol.name)

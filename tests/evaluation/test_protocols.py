@@ -10,6 +10,7 @@ import torch
 from hf_distill.data.feed import Pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol, rded_batch
 from hf_distill.evaluation.students import _steps
+from hf_distill.networks.architectures import StudentSpec
 from hf_distill.rng import generator
 from tests.helpers import ROOT
 
@@ -83,11 +84,20 @@ def test_views_without_augmentation_are_the_images(name):
     assert kept[0] == kept[1]
 
 
+def test_only_protocols_that_augment_lose_something_without_augmentation():
+    assert [name for name, protocol in PROTOCOLS.items() if not protocol.augments] == ["dc"]
+    assert not any(protocol.without_augmentation().augments for protocol in PROTOCOLS.values())
+    assert (
+        PROTOCOLS["rded"].for_set(10, 10, 1).augments
+    )  # of one tile: neither crops nor a shuffle, but flips and mixes
+
+
 def test_batches_without_augmentation_are_the_images_for_as_many_steps():
     images = torch.rand(10, 1, 8, 8, generator=generator(0, "images"))
     protocol = EvalProtocol("short", epochs=4, full_data_epochs=1, batch_size=4)
     pool, rows = Pool(images, torch.arange(10)), torch.arange(10)[None]
-    both = [list(_steps(pool, pool.labels, rows, each, 4, [3])) for each in (protocol, protocol.without_augmentation())]
+    known = (pool, pool.labels, rows, StudentSpec("convnet_d1", 10, 1, (8, 8)))
+    both = [list(_steps(*known, each, 4, [3])) for each in (protocol, protocol.without_augmentation())]
     assert len(both[0]) == len(both[1]) == 12
     assert all(torch.equal(seen[0], images[labels[0]]) for _, _, seen, labels in both[1])
     assert not any(torch.equal(seen[0], images[labels[0]]) for _, _, seen, labels in both[0])

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import subprocess
@@ -36,6 +37,7 @@ from hf_distill.evaluation.label_comparison import compare_labels
 from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
 from hf_distill.evaluation.student_results import StudentResults
 from hf_distill.evaluation.trainer import Case, Trainer
+from hf_distill.hub.results import EvalRow
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.teachers import Teacher
 
@@ -176,6 +178,41 @@ def test_another_set_of_the_same_images_finds_what_students_reached_on_all_of_th
     assert len(trained) - before == first
 
 
+def test_sets_of_other_sizes_and_baselines_find_what_students_reached_on_all_images(data, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "is_caching_enabled", lambda: True)
+    monkeypatch.setattr(trainer_module, "students_at_once", lambda *args: 1)
+    train, held_out, test = data
+    train_students, seen = trainer_module.train_students, []
+
+    def count(pool: Pool, targets: Any, rows: Tensor, *args: Any, **options: Any) -> list[nn.Module]:
+        seen.append(rows.shape[1] == len(train) and len(options["lrs"]) == 1)
+        return train_students(pool, targets, rows, *args, **options)
+
+    monkeypatch.setattr(trainer_module, "train_students", count)
+    calls = itertools.count()
+
+    def trained_on_all(ipc: int, *baselines: str) -> tuple[int, list[EvalRow]]:
+        """The networks that were trained on all images, and the rows of full data and herding."""
+        seen.clear()
+        rows = torch.cat([train.class_rows(label)[:ipc] for label in range(10)])
+        names, options = train.class_names, {"held_out": held_out.subset([]), "num_seeds": 2, "disable_tqdm": True}
+        config = {"student": SPEC.to_dict()}
+        distilled = DistilledSet(train.images(rows), train.labels[rows], names, train.preprocessing, config=config)
+        options |= {"protocol": TINY, "baselines": baselines, "output_dir": tmp_path / str(next(calls))}
+        report = evaluate(distilled, train, test, **options)
+        return sum(seen), [row for row in report.rows if row.set in ("full data", "herding")]
+
+    monkeypatch.setattr(student_results, "cache_folder", lambda: tmp_path / "cache")
+    first, rows = trained_on_all(1, "random")
+    assert first == 2
+    assert trained_on_all(2, "random") == trained_on_all(2) == (0, rows)
+    assert [trained_on_all(ipc, "herding")[0] for ipc in (1, 2, 1, 2)] == [1, 1, 0, 0]  # the one that chooses
+    found = trained_on_all(2, "herding", "random")[1]
+    monkeypatch.setattr(student_results, "cache_folder", lambda: tmp_path / "another")
+    assert trained_on_all(2, "herding", "random") == (2, found)  # one network for both questions
+    assert trained_on_all(1, "random") == (0, rows)
+
+
 def test_who_trains_side_by_side_is_part_of_what_is_kept(data, monkeypatch, trained, tmp_path):
     monkeypatch.setattr(trainer_module, "students_at_once", lambda *args: 2)
     options = {"full_data": False, "baselines": []}
@@ -242,9 +279,8 @@ def test_what_is_damaged_is_said_in_one_line_and_trained_again(data, accelerator
 def test_rows_of_subsets_that_cannot_be_are_chosen_again(data, trained, tmp_path, rows):
     report, before = evaluated(data, tmp_path), len(trained)
     for path in (tmp_path / "students").iterdir():
-        first, *others = json.loads(path.read_bytes())["results"]
-        if isinstance(first, list) and first[1]:  # the network that guides, and those beside it
-            path.write_bytes(forged([[first[0], rows], *others])(path.read_bytes()))
+        if isinstance(json.loads(path.read_bytes())["results"][0], dict):  # what the network that guides said
+            path.write_bytes(forged([rows])(path.read_bytes()))
     assert evaluated(data, tmp_path) == report
     assert len(trained) == before + 1
 
