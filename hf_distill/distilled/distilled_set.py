@@ -223,8 +223,8 @@ class DistilledSet(nn.Module, HubFolder):
             tasks = [shuffled.select(classes=shuffled.class_names[at : at + 2]) for at in range(0, 10, 2)]
             seen = DistilledSet.concatenate(tasks[:3])  # the classes 0 to 5 of `shuffled`
 
-        Real images have the same labels after `train.of_classes(shuffled.class_names)`, which leaves what was held out of
-        `train` before as it was.
+        Real images have the same labels after `train.of_classes(shuffled.class_names)`, which leaves what was held out
+        of `train` before as it was.
 
         Raises:
             ValueError: As `select`.

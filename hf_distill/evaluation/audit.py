@@ -78,6 +78,16 @@ def audit(
 
     What is found is evidence of copies; finding nothing shows no privacy: see the section that the card gets.
 
+    Example:
+        >>> import torch, hf_distill as hd
+        >>> train, test = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=200, max_test_samples=100))
+        >>> rows = torch.cat([train.class_rows(label)[:1] for label in range(10)])
+        >>> copied = hd.DistilledSet(train.uint8(rows), train.labels[rows], train.class_names, train.preprocessing)
+        >>> short = hd.EvalProtocol("short", epochs=3, full_data_epochs=1)
+        >>> options = {"student": "convnet_d1", "num_seeds": 2, "disable_tqdm": True}
+        >>> len(hd.audit(copied, train, test, protocol=short, **options).audit["copies"]["copies"])
+        10
+
     Args:
         distilled: The set; it keeps what is found for its card.
         train: All that the distillation may have seen.
