@@ -34,7 +34,7 @@ from hf_distill.evaluation import student_results
 from hf_distill.evaluation import trainer as trainer_module
 from hf_distill.evaluation.evaluate import evaluate
 from hf_distill.evaluation.label_comparison import compare_labels
-from hf_distill.evaluation.protocols import CropProtocol, EvalProtocol
+from hf_distill.evaluation.protocols import Budget, CropProtocol, EvalProtocol
 from hf_distill.evaluation.student_results import StudentResults
 from hf_distill.evaluation.trainer import Case, Trainer
 from hf_distill.hub.results import EvalRow
@@ -323,7 +323,8 @@ def test_every_field_of_a_protocol_decides(data, accelerator, untrained, tmp_pat
     for expected in (2, 2):
         trainer.measure([case_of(data, protocol=protocol)])
         assert len(untrained) == expected
-    object.__setattr__(protocol, field, another(getattr(protocol, field)))
+    value = Budget("budget", 1) if field == "budget" else another(getattr(protocol, field))
+    object.__setattr__(protocol, field, value)
     trainer.measure([case_of(data, protocol=protocol)])
     assert len(untrained) == 4
 
