@@ -47,7 +47,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
             a_row("random", accuracies=[0.6, 0.64]),
             a_row("full data", accuracies=[0.99], images=1295),
             a_row("random", labels="soft", accuracies=[0.7]),
-            a_row(labels="soft", accuracies=[0.83, 0.87], cost={**COST, "student_flop": 5e6, "teacher_flop": 0}),
+            a_row(labels="soft", accuracies=[0.83, 0.87], cost={**COST, "student_flop": 5_000_000, "teacher_flop": 0}),
         ],
         version=2,
         scores=[{"name": "label robust score", "values": [0.4], "mean": 0.4321, "components": {"HLR": {"mean": 0.2}}}],
