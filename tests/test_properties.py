@@ -120,7 +120,7 @@ def test_settings_come_back_from_yaml_and_from_the_words_of_a_command_line(data,
     config.save_total_limit = config.save_total_limit or 1
     words = []
     for name, value in {**values, **asdict(config)}.items():
-        if value is None:
+        if value is None or value == []:  # which no words say, and both are the default
             continue
         if isinstance(value, list):
             words += [f"--{name}", *map(str, value)]
