@@ -1166,7 +1166,7 @@ def test_the_recipe_publishes_its_teacher(recipes, hub, home):
     assert done.status == [0], done.err
     assert f'load: Teacher.from_pretrained("{repo}", revision="v1")' in done.out
     assert set(hub.files("model", repo)) - {".gitattributes"} == {
-        *("README.md", "SHA256SUMS", "config.json", "model.safetensors", "teacher_config.json")
+        *("README.md", "SHA256SUMS", "config.json", "making.json", "model.safetensors", "teacher_config.json")
     }
     assert Teacher.from_pretrained(repo, revision="v1").digest == Teacher.from_pretrained(home / "whole").digest
 
