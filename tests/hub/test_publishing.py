@@ -494,8 +494,8 @@ def test_a_recipe_publishes_what_it_saved_and_names_every_commit_it_read(hub, re
     evaluate |= {"distilled_dataset": repo, "distilled_revision": "v0.1", "student": "convnet_d2", **push}
     done = recipes("evaluate", evaluate, tmp_path)
     assert done.status == [0], done.err
-    now = hub.files("dataset", repo)
-    assert {name for name in now if now[name] != files.get(name)} == {"README.md", "SHA256SUMS", "results.json"}
+    now, about = hub.files("dataset", repo), {"README.md", "SHA256SUMS", "results.json", "assets/results.png"}
+    assert {name for name in now if now[name] != files.get(name)} == about
     rows = EvalReport.from_json(json.loads(now["results.json"])).rows
     added = [row for row in rows if row.student == "convnet_d2" and row.set == "distilled"]
     assert len(rows) > len(EvalReport.from_json(json.loads(files["results.json"])).rows)
