@@ -31,7 +31,7 @@ GAP, RIGHT, KEY = 0.12, 6.0, 6.3  # between the parts; right end of the axes; le
 DODGE = 0.16  # between points of as many bytes
 COLUMNS, BETWEEN, KEYS = 7.75, 0.25, 8.05  # of a grid: right end of its axes; between two; left end of the names
 ROOM = 0.45  # beside the first and the last of its points
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22")
 MARKERS = ("o", "s", "D", "^", "v", "P")
 REST = "#9e9e9e"  # of the points that are not named
 GRID, GRAY = "#e2e2e2", "#5f5f5f"
@@ -208,7 +208,7 @@ def _draw_keys(
     for number, (name, look) in enumerate(entries):
         y = bottom + TOP - line * (number + 0.5) + 0.1
         figure.add_artist(Line2D([KEYS / WIDTH], [y / height], markersize=7, linestyle="none", **look))
-        _write(figure, KEYS + 0.15, y, _cut(name, 24))
+        _write(figure, KEYS + 0.15, y, _cut(name, 20))
 
 
 def _draw_against(
