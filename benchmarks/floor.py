@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import conv_flop_count, flop_registry
+from torch.utils.flop_counter import flop_registry
+
+from hf_distill.evaluation.costs import convolution_backward_flop
 
 READS = ("_local_scalar_dense", "nonzero")
 FREE = ("_unsafe_view", "empty", "empty_like", "empty_strided", "lift_fresh")  # beside views
@@ -57,14 +59,9 @@ def _taken_and_given(name: str, args: Any, kwargs: Any, found: Any) -> int:
 
 
 def _flop(func: Any, args: Any, kwargs: Any, found: Any) -> int:
-    """FLOP of an operation; PyTorch's count of a convolution's gradients has those of a dense one, whatever its groups.
-
-    Each of the two gradients takes what the convolution itself did.
-    """
+    """FLOP of an operation."""
     if func is torch.ops.aten.convolution_backward.default:
-        gradient, images, weight = args[:3]
-        one = conv_flop_count(images.shape, weight.shape, gradient.shape, transposed=args[7])
-        return one * sum(args[10][:2])
+        return convolution_backward_flop(*(each.shape for each in args[:3]), *args[3:])
     counted = flop_registry.get(func.overloadpacket)
     return 0 if counted is None else counted(*args, **kwargs, out_val=found)
 

@@ -32,15 +32,16 @@ from .steps import Epoch
 from .students import student_name
 from .trainer import Case
 
-__all__ = ["BUDGETS", "Costs", "EqualCost", "asks_networks", "source_flop", "student_flop"]
+__all__ = ["BUDGETS", "Costs", "EqualCost", "asks_networks", "convolution_backward_flop", "source_flop", "student_flop"]
 
 BUDGETS = ("steps", "flops")
 
 
-def _convolution_backward(
+def convolution_backward_flop(
     grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], *args: Any, **kwargs: Any
 ) -> int:
-    """Of the gradients of a convolution's input and weights, as far as they are asked for, what its output took each.
+    """FLOP of the gradients of a convolution's input and weights, as far as they are asked for: each takes what its
+    output took.
 
     That of weights is counted once for each pair of groups by torch, as if a depthwise convolution were a dense one.
     """
@@ -51,7 +52,7 @@ def _convolution_backward(
 @contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
     """Counts FLOP of what runs within, whatever kernels a device has for attention."""
-    own = {torch.ops.aten.convolution_backward: _convolution_backward}
+    own = {torch.ops.aten.convolution_backward: convolution_backward_flop}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel, in which nothing is counted
     try:
