@@ -25,7 +25,7 @@ from ..shipped import shipped
 from .board import REGIMES, BoardRow, BoardSet, is_shown
 from .cards import human_bytes, human_seconds, render_card
 from .edits import with_edits
-from .files import atomic_write, naming, someone_elses, whole_file
+from .files import atomic_write, check_target, naming, whole_file
 from .making import Work
 from .markdown import HALF, UNSEEN, plain
 from .repository import CARD
@@ -57,14 +57,7 @@ COLUMNS = pa.schema(
 
 def check_board(folder: Path) -> None:
     """Raise a `ValueError` where no board can be saved into a folder: it is a file, or somebody else's."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; expected a folder, or a path where one can be made")
-    foreign = someone_elses(folder, (PAGE, TABLE, CARD), INDEX)
-    if foreign is not None:
-        raise ValueError(
-            f"{folder} has a {foreign} and no {INDEX}, so it holds something else; "
-            "give another folder, or move that away"
-        )
+    check_target(folder, (PAGE, TABLE, CARD), INDEX)
 
 
 def save_board(folder: str | Path, sets: Sequence[BoardSet], *, title: str = "Distilled sets") -> Path:

@@ -277,6 +277,22 @@ def someone_elses(folder: Path, patterns: Iterable[str], index: str) -> str | No
     return next((path.relative_to(folder).as_posix() for path in matches), None)
 
 
+def check_target(folder: Path, patterns: Iterable[str], index: str) -> None:
+    """Raise a `ValueError` where no such artifact can be saved into a folder: it is a file, or something else's.
+
+    Args:
+        folder, patterns, index: As of `someone_elses`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder, or a path where one can be made")
+    foreign = someone_elses(folder, patterns, index)
+    if foreign is not None:
+        raise ValueError(
+            f"{folder} has a {foreign} and no {index}, so it holds something else; "
+            "give another folder, or move that away"
+        )
+
+
 def check_format_version(path: str | Path, config: dict[str, Any], known: int, name: str = "format_version") -> None:
     """Raise a `ValueError` when the artifact or file at `path` is newer than the format this version reads.
 

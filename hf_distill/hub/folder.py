@@ -23,13 +23,13 @@ from .files import (
     STAGING,
     SUMS,
     check_sum,
+    check_target,
     folder_aside,
     load_sums,
     matches,
     naming,
     save_sums,
     sha256_of_file,
-    someone_elses,
     sweep,
     sync,
 )
@@ -171,14 +171,7 @@ class HubFolder(ABC):
     @classmethod
     def check_directory(cls, directory: Path) -> None:
         """Raise a `ValueError` where no such artifact can be saved into a folder: it is a file, or something else's."""
-        if directory.exists() and not directory.is_dir():
-            raise ValueError(f"{directory} is a file; expected a folder, or a path where one can be made")
-        foreign = someone_elses(directory, cls.owned, cls.index())
-        if foreign is not None:
-            raise ValueError(
-                f"{directory} has a {foreign} and no {cls.index()}, so it holds something else; "
-                "give another folder, or move that away"
-            )
+        check_target(directory, cls.owned, cls.index())
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write the artifact into `directory` and give its path; call it on one process only.
