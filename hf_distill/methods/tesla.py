@@ -2,7 +2,7 @@
 
 The loss is MTT's (see `methods.trajectory`); two things are new:
 
-- ∂L/∂X and ∂L/∂β with the graph of one student step in memory, whatever T is: `unroll.adjoint_unroll`.
+- ∂L/∂X and ∂L/∂β with the graph of one student step in memory, whatever T is: `methods.adjoint`.
 - Soft label assignment: Y = softmax(f(θ*; X)), from the target state of the expert that is being imitated, constant
   with respect to X. Only the images that the T steps take are labelled.
 
@@ -21,28 +21,19 @@ Differs from the authors' code, beside what `methods.trajectory` lists:
 - Real images to start from are, with soft labels, some that the teacher classifies correctly.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from ..config import HfArg, check_at_least, check_choice
-from ..data.images import Outline, RealImages
 from ..distilled.labels import TeacherLabels
 from ..hub.cards import Paper
-from ..networks.architectures import FlatModel
-from ..networks.compiling import compiled_derivatives
-from ..networks.trajectories import ExpertTrajectories
-from .trajectory import TrajectoryConfig, TrajectoryMatching
-from .unroll import MatchingGradient, Student, StudentStep, adjoint_unroll
+from .adjoint import AdjointConfig, AdjointMatching
 
 
 @dataclass
-class TESLAConfig(TrajectoryConfig):
+class TESLAConfig(AdjointConfig):
     """Hyper-parameters of TESLA.
 
     Example:
@@ -56,26 +47,14 @@ class TESLAConfig(TrajectoryConfig):
         "published, by several experts after their last epoch; hard: the classes, and no soft labels are published.",
     )
     label_experts: int = HfArg(default=4, help="Experts whose mean logits are the published soft labels.")
-    curvature: float = HfArg(default=1.0, help="1: the exact gradient; 0: the authors' truncation; between: damped.")
-    micro_batch_size: int | None = HfArg(default=None, help="Synthetic images in memory at once inside a step.")
-    theta_device: str = HfArg(default="device", help="Keep the student's T states on the device or on the host.")
-    theta_every: int = HfArg(default=1, help="Keep every k-th state, recompute the others (less memory, more time).")
-    shard_steps: bool = HfArg(
-        default=False,
-        help="Processes share the images of each step of one draw, and do not average draws of their own.",
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("label", self.label, ("expert", "teacher", "hard"))
-        check_choice("theta_device", self.theta_device, ("device", "host"))
-        for flag in ("label_experts", "micro_batch_size", "theta_every"):
-            check_at_least(flag, getattr(self, flag), 1)
-        if not 0 <= self.curvature <= 1:
-            raise ValueError(f"--curvature is {self.curvature}; expected 0 (the authors' truncation) to 1 (exact)")
+        check_at_least("label_experts", self.label_experts, 1)
 
 
-class TESLA(TrajectoryMatching):
+class TESLA(AdjointMatching):
     """Trajectory matching by one adjoint sweep, with soft label assignment.
 
     Example:
@@ -101,61 +80,6 @@ class TESLA(TrajectoryMatching):
 }""",
     )
 
-    def __init__(self, config: TESLAConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any) -> None:
-        super().__init__(config, train, experts=experts, **kwargs)
-        _check_parts(config, experts.flat_model())
-
-    @classmethod
-    def check(cls, config: TESLAConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
-        """As `TrajectoryMatching.check`; and where steps are shared there are processes, and images for each."""
-        super().check(config, train, accelerator, networks)
-        for settings in networks:
-            if settings.experts is None:
-                _check_parts(config, FlatModel.from_spec(settings.student_spec(train)))
-        if not config.shard_steps:
-            return
-        world = accelerator.num_processes
-        if world == 1:
-            raise ValueError(
-                "--shard_steps shares the images of a step among processes, and there is one; expected several "
-                "(accelerate launch --num_processes 2), or no such flag"
-            )
-        count = train.num_classes * config.ipc
-        size = min(config.batch_syn or count, count)
-        if size < world:
-            raise ValueError(
-                f"--shard_steps shares the {size} image(s) of a step (--batch_syn) among {world} processes; expected "
-                "at least one for each: use fewer processes, or larger batches"
-            )
-
-    def _student(self) -> Student:
-        return replace(
-            super()._student(),
-            micro_batch_size=self.config.micro_batch_size,
-            total=self._total if self.config.shard_steps else None,
-            compiler=partial(compiled_derivatives, accelerator=self.accelerator),
-        )
-
-    def _total(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, reduction="sum")
-
-    @property
-    def draws_per_step(self) -> int:
-        """As `Distiller.draws_per_step`; those that all processes share, where they do."""
-        return self.config.gradient_accumulation_steps if self.config.shard_steps else super().draws_per_step
-
-    def draws(self, step: int) -> range:
-        """As `Distiller.draws`; the same of each process, where they share them."""
-        count = self.draws_per_step
-        return range(step * count, (step + 1) * count) if self.config.shard_steps else super().draws(step)
-
-    def part(self, batch: int) -> slice:
-        """The places of a batch whose images this process shows to the student: an equal share, or all."""
-        if not self.config.shard_steps:
-            return super().part(batch)
-        world, own = self.accelerator.num_processes, self.accelerator.process_index
-        return slice(batch * own // world, batch * (own + 1) // world)
-
     def teacher(self) -> TeacherLabels | None:
         """The experts that label the published images."""
         if self.config.label == "hard":
@@ -164,12 +88,9 @@ class TESLA(TrajectoryMatching):
 
     @torch.no_grad()
     def assign(self, target: Tensor, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Y for the images that the steps take: probabilities (R, K), or the classes (R,) as they are.
+        """As `AdjointMatching.assign`: probabilities (R, K), or the classes (R,) as they are.
 
-        Args:
-            target: θ* (P,), which labels them with `--label expert`.
-            pixels: (R, C, H, W), not augmented.
-            labels: (R,) classes.
+        With `--label expert` the network with θ* gives them.
         """
         if self.config.label == "hard":
             return labels
@@ -179,41 +100,3 @@ class TESLA(TrajectoryMatching):
             size = self.config.micro_batch_size or self.config.batch_syn or len(pixels)
             logits = torch.cat([self.student.model(target, chunk) for chunk in pixels.split(size)])
         return logits.softmax(dim=1)
-
-    def matching_gradient(
-        self,
-        start: Tensor,
-        target: Tensor,
-        pixels: Tensor,
-        labels: Tensor,
-        steps: Sequence[StudentStep],
-        lr: Tensor,
-    ) -> MatchingGradient:
-        """One adjoint sweep over the student's states."""
-        config = self.config
-        found = adjoint_unroll(
-            self.student,
-            start,
-            target,
-            pixels,
-            self.assign(target, pixels, labels),
-            steps,
-            lr,
-            curvature=config.curvature,
-            theta_device="cpu" if config.theta_device == "host" else None,
-            keep_every=config.theta_every,
-        )
-        # Processes average what they give: the parts of one gradient are to add up.
-        world = self.accelerator.num_processes if config.shard_steps else 1
-        return found if world == 1 else replace(found, pixels=world * found.pixels)
-
-
-def _check_parts(config: TESLAConfig, model: FlatModel) -> None:
-    """Raise a `ValueError` where a student that sees whole batches would be shown parts of them."""
-    parts = {"micro_batch_size": config.micro_batch_size is not None, "shard_steps": config.shard_steps}
-    given = [flag for flag, value in parts.items() if value]
-    if given and model.sees_batches:
-        raise ValueError(
-            f"--{given[0]} shows the images of a step in parts, and the experts have BatchNorm, which makes what the "
-            "student says of one depend on all the others; leave it out, or use experts with another normalisation"
-        )

@@ -1,4 +1,4 @@
-"""What MTT and TESLA share: imitate a stretch of an expert's training with a few synthetic images.
+"""What MTT, TESLA and DATM share: imitate a stretch of an expert's training with a few synthetic images.
 
 Each draw takes an expert, a start epoch s and T batches of synthetic images; a student goes T steps from the expert's
 parameters after s epochs, and should arrive where the expert was M epochs later:
@@ -8,7 +8,7 @@ parameters after s epochs, and should arrive where the expert was M epochs later
     symbol      name                          symbol   name
     X           distilled.pixel_values        T        syn_steps (steps of the student)
     β           distilled.lr                  M        expert_epochs (epochs of the expert)
-    |I_i|       batch_syn                     s        below max_start_epoch
+    |I_i|       batch_syn                     s        below max_start_epoch, out of `TrajectoryMatching.window`
 
 How ∂L/∂X and ∂L/∂β come about is the method's business: `TrajectoryMatching.matching_gradient`.
 
@@ -208,7 +208,7 @@ class TrajectoryMatching(Distiller):
             start: θ_0 (P,).
             target: θ* (P,).
             pixels: (R, C, H, W), the images that at least one step takes.
-            labels: (R,), their classes.
+            labels: What `labels_of` has for them: their classes (R,), for most methods.
             steps: T steps with rows into `pixels`, and augmentations on the host.
             lr: β, a scalar.
         """
@@ -321,8 +321,21 @@ class TrajectoryMatching(Distiller):
         """The expert and the start epoch of a draw: experts in shuffled rounds, start epochs uniform."""
         seed, count = self.config.seed, self.experts.num_experts
         order = torch.randperm(count, generator=generator(seed, "experts", draw // count))
-        start = torch.randint(self.config.max_start_epoch, (1,), generator=generator(seed, "start", draw))
+        start = torch.randint(*self.window(draw), (1,), generator=generator(seed, "start", draw))
         return int(order[draw % count]), int(start)
+
+    def window(self, draw: int) -> tuple[int, int]:
+        """The first start epoch that a draw may have, and the one behind the last."""
+        return 0, self.config.max_start_epoch
+
+    def labels_of(self, rows: Tensor) -> Tensor:
+        """What the set has for labels of some rows (R,), on the device, as `matching_gradient` takes it."""
+        return self.distilled.labels[rows]
+
+    def add(self, rows: Tensor, gradients: MatchingGradient) -> None:
+        """Add gradients of one draw, with respect to rows (R,) on the host and to β, to those of this step."""
+        self._pixels.add(rows, gradients.pixels)
+        self.distilled.lr.grad += gradients.lr
 
     def part(self, batch: int) -> slice:
         """The places of a batch of a step whose images this process shows to the student: all of them."""
@@ -394,11 +407,9 @@ class TrajectoryMatching(Distiller):
         )
         each = places.split([len(step.rows) for step in drawn.steps])
         steps = [replace(step, rows=rows) for step, rows in zip(drawn.steps, each, strict=True)]
-        lr = self.distilled.lr
-        images, labels = self.distilled.pixel_values.detach()[rows], self.distilled.labels[rows]
-        gradients = self.matching_gradient(start, target, images, labels, steps, lr.detach())
-        self._pixels.add(drawn.rows, gradients.pixels)
-        lr.grad += gradients.lr
+        images = self.distilled.pixel_values.detach()[rows]
+        gradients = self.matching_gradient(start, target, images, self.labels_of(rows), steps, self.distilled.lr.detach())
+        self.add(drawn.rows, gradients)
         return {"loss": gradients.loss, "start_epoch": float(drawn.epoch)}
 
     def final_states(self, count: int) -> Tensor:
