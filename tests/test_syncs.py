@@ -182,6 +182,7 @@ RUNS: dict[str, tuple[Any, str, Waits]] = {
     # the host, which step was read ahead.
     "MTT": (Distiller, "_advance", Waits(reads=2)),
     "TESLA": (Distiller, "_advance", Waits(reads=2)),
+    "DATM": (Distiller, "_advance", Waits(reads=2)),
     "SRe2L": (sre2l.SRe2L, "losses", Waits(reads=3)),  # of the host: box, mirror and roll
     "CDA": (sre2l.SRe2L, "losses", Waits(reads=3)),
     "RDED": (patches, "centred", Waits()),  # an iteration is a batch of crops

@@ -70,7 +70,8 @@ class DistilledSet(nn.Module, HubFolder):
         class_names: K names.
         preprocessing: What brings real images into the same space, and these back to pixels.
         lr: Learning rate that is learned with the images, a scalar parameter.
-        soft_labels: (N, K) logits, kept as float16.
+        soft_labels: (N, K) logits, kept as float16. A method that learns them puts a parameter (float32) in their
+            place; what is trained on and stored is float16 all the same.
         teacher: The network(s) that label any image as they did these. They travel with the images, but for one that
             came from a repository, which the set then names.
         config: What `distill_config.json` says beside what is derived from the other arguments: method,
@@ -187,6 +188,11 @@ class DistilledSet(nn.Module, HubFolder):
         """One vector of logits per image, where there is."""
         return None if self.soft_labels is None else StoredLabels(self.soft_labels)
 
+    @property
+    def stored_logits(self) -> Tensor | None:
+        """The soft labels (N, K) as a file holds them, float16; where a method learns them they are so no longer."""
+        return None if self.stored_labels is None else self.stored_labels.logits
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -277,7 +283,7 @@ class DistilledSet(nn.Module, HubFolder):
     def _rows(self, name: str) -> Rows:
         channels, height, width = self.pixel_values.shape[1:]
         pixels = self.images_uint8 if name == "default" else lambda rows: self.floats(rows).cpu()
-        return Rows(name, pixels, (channels, height, width), self.labels, self.class_names, self.soft_labels)
+        return Rows(name, pixels, (channels, height, width), self.labels, self.class_names, self.stored_logits)
 
     def to_dataset(self, name: str = "default") -> Dataset:
         """The dataset that `load_dataset(folder, name, split="train")` gives, all in memory.
@@ -292,7 +298,7 @@ class DistilledSet(nn.Module, HubFolder):
     def _content_id(self) -> str:
         """8 hex digits of everything that the bulk files hold."""
         digest = hashlib.sha256(json.dumps([self.preprocessing.to_config(), self.class_names]).encode())
-        tensors = {"pixel_values": self.pixel_values, "labels": self.labels, "soft_labels": self.soft_labels}
+        tensors = {"pixel_values": self.pixel_values, "labels": self.labels, "soft_labels": self.stored_logits}
         for name, tensor in {**tensors, **self.preprocessing.tensors(), **self._teacher_tensors()}.items():
             if tensor is not None:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

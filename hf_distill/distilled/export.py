@@ -47,7 +47,7 @@ def export_pt(distilled: "DistilledSet", path: str | Path) -> Path:
     content = {
         **images,
         "labels": distilled.labels.cpu(),
-        "soft_labels": None if distilled.soft_labels is None else distilled.soft_labels.cpu(),
+        "soft_labels": None if distilled.stored_logits is None else distilled.stored_logits.cpu(),
         "lr": None if distilled.lr is None else distilled.lr.detach().cpu(),
         "mean": torch.tensor(preprocessing.mean),
         "std": torch.tensor(preprocessing.std),

@@ -56,7 +56,7 @@ class Distiller(Method):
 
     Example:
         >>> [method.__name__ for method in hd.METHODS if issubclass(method, hd.Distiller)]
-        ['MTT', 'TESLA']
+        ['MTT', 'TESLA', 'DATM']
 
     Attributes:
         optimizers: Made by `setup`; between them they hold the parameters of the set and of `modules`.
@@ -137,6 +137,14 @@ class Distiller(Method):
             return None
         return f"the loss is {loss:.4g}, and its gradient would move a value by {reach:.4g}"
 
+    def declines(self, values: dict[str, float]) -> bool:
+        """True where the step whose gradients are there is left out, and everything stays as it was before it.
+
+        Args:
+            values: What `step` returned, averaged.
+        """
+        return False
+
     def current(self) -> DistilledSet:
         """The set as it is now, for whoever looks at it while the run goes on."""
         return self.distilled
@@ -150,7 +158,8 @@ class Distiller(Method):
 
     def advice(self) -> str:
         """Advice for a run whose numbers diverged."""
-        rates = ", ".join(f"--{key} {value:g}" for key, value in vars(self.config).items() if key.startswith("lr_"))
+        given = {key: value for key, value in vars(self.config).items() if key.startswith("lr_") and value is not None}
+        rates = ", ".join(f"--{key} {value:g}" for key, value in given.items())
         return f"Lower the learning rates ({rates})"
 
     def observed(self) -> dict[str, float]:
@@ -208,15 +217,17 @@ class Distiller(Method):
         if step == 0:
             self._select(state)
         logs, foreseen, stopped = self._gradients(step, stop)
-        problem = self.objection(logs | foreseen)
+        declined = self.declines(logs)
+        problem = None if declined else self.objection(logs | foreseen)
         if problem:
             self._save(state)
             raise DistillationDiverged(
                 f"step {step + 1} of {self.name}: {problem}. The state before it is in {state.folder}. {self.advice()}"
             )
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.constrain()
+        if not declined:
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.constrain()
         state.step = state.done = step + 1
         state.values = logs | (self.observed() if self._due(config.logging_steps, state) else {})
         self.callbacks.on_step(dataclasses.replace(state))
@@ -319,7 +330,8 @@ class Distiller(Method):
         self._average_buffers()
         distilled = self.current()
         self.relabel(distilled)
-        self.distilled.soft_labels = distilled.soft_labels  # which whoever looks at this step sees
+        if distilled.teacher is not None:
+            self.distilled.soft_labels = distilled.soft_labels  # which whoever looks at this step sees
         if self._held_out_pool is None:
             self._held_out_pool = real_pool(distilled, self.held_out, self.accelerator)
         accuracy = validation_accuracy(
@@ -402,6 +414,8 @@ class Distiller(Method):
         """The settings that decide about a learned tensor, for messages."""
         if name.startswith("module."):
             return f"the settings that {name.split('.')[1]!r} is learned with"
+        if name == "soft_labels":
+            return "a run that learns labels, as --label says"
         return "the same dataset, resolution and --ipc"
 
     def _check_continues(self, folder: Any, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

@@ -190,9 +190,10 @@ def _train_side_by_side(
     thetas = thetas.to(pool.device).requires_grad_()
     rates = torch.tensor(lrs, dtype=torch.float32, device=pool.device)[:, None]  # (E, 1)
     velocity = torch.zeros_like(thetas)
+    mean = None if protocol.ema is None else thetas.detach().clone()
     (last,) = _last_batches([epochs], rows.shape[1], spec, protocol)
     steps = _steps(pool, targets, rows, spec, protocol, epochs, seeds)
-    for factor, reset, images, labels in islice(steps, last + 1):
+    for step, (factor, reset, images, labels) in enumerate(islice(steps, last + 1), start=1):
         logits = together(model, thetas, images)  # (E, B, K)
         loss = _loss(logits.flatten(0, 1), labels.flatten(0, 1), protocol, "sum") / images.shape[1]
         (gradient,) = torch.autograd.grad(loss, thetas)
@@ -201,7 +202,9 @@ def _train_side_by_side(
                 velocity.zero_()
             velocity.mul_(protocol.momentum).add_(gradient).add_(thetas, alpha=protocol.weight_decay)
             thetas.addcmul_(rates, velocity, value=-factor)
-    return [model.load(theta) for theta in thetas.detach()]
+            if mean is not None:
+                mean.lerp_(thetas, protocol.ema_weight(step))
+    return [model.load(theta) for theta in (thetas.detach() if mean is None else mean)]
 
 
 def _train_module(
@@ -227,6 +230,7 @@ def _train_module(
         )
 
     optimizer = new_optimizer()
+    mean = None if protocol.ema is None else _RunningMean(model, protocol)
     kept = _last_batches(along, rows.shape[1], spec, protocol)
     states: list[nn.Module] = []
     with torch.random.fork_rng(devices=[pool.device] if pool.device.type == "cuda" else []):
@@ -242,9 +246,30 @@ def _train_module(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                if mean is not None:
+                    mean.follow(model)
             if step in kept:
-                states.append(model.eval() if step == max(kept) else copy.deepcopy(model).eval())
+                tested = model if mean is None else mean.model
+                states.append(tested.eval() if step == max(kept) else copy.deepcopy(tested).eval())
     return states
+
+
+class _RunningMean:
+    """The running mean of a network's parameters, and of its running statistics, which are to fit them."""
+
+    def __init__(self, model: nn.Module, protocol: EvalProtocol) -> None:
+        self.model, self.protocol, self.steps = copy.deepcopy(model), protocol, 0
+        self._tensors = self._of(self.model)
+
+    @staticmethod
+    def _of(model: nn.Module) -> list[Tensor]:
+        return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        """Move towards a network that has just taken a step; its counters play no part in a test."""
+        self.steps += 1
+        torch._foreach_lerp_(self._tensors, self._of(model), self.protocol.ema_weight(self.steps))
 
 
 def _loss(logits: Tensor, targets: Tensor, protocol: EvalProtocol, reduction: str = "mean") -> Tensor:

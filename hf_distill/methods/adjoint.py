@@ -1,8 +1,8 @@
 """What TESLA and DATM share: trajectory matching with the graph of one student step in memory, whatever T is.
 
-The loss is that of `methods.trajectory`, and `unroll.adjoint_unroll` gives its gradient with respect to the images, to β
-and, where they are learned, to the labels. The T states of the student may wait on the host, a step may be seen in parts,
-and processes may share the images of a step.
+The loss is that of `methods.trajectory`, and `unroll.adjoint_unroll` gives its gradient with respect to the images, to
+β and, where they are learned, to the labels. The T states of the student may wait on the host, a step may be seen in
+parts, and processes may share the images of a step.
 
     symbol   name        meaning
     γ        curvature   1: the gradient of the unroll, exactly; 0: the path of the student counts as constant
@@ -49,21 +49,18 @@ class AdjointConfig(TrajectoryConfig):
 
 
 class AdjointMatching(TrajectoryMatching):
-    """Trajectory matching by one adjoint sweep; a subclass says what the labels of the steps are.
-
-    Attributes:
-        learns_labels: `assign` gives what is learned: the sweep gives ∂L/∂Y too.
-    """
+    """Trajectory matching by one adjoint sweep; a subclass says what the labels of the steps are."""
 
     config: AdjointConfig
-    learns_labels: bool = False
 
     def __init__(self, config: AdjointConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any) -> None:
         super().__init__(config, train, experts=experts, **kwargs)
         _check_parts(config, experts.flat_model())
 
     @classmethod
-    def check(cls, config: AdjointConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
+    def check(
+        cls, config: AdjointConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()
+    ) -> None:
         """As `TrajectoryMatching.check`; and where steps are shared there are processes, and images for each."""
         super().check(config, train, accelerator, networks)
         for settings in networks:
@@ -112,6 +109,11 @@ class AdjointMatching(TrajectoryMatching):
             return super().part(batch)
         world, own = self.accelerator.num_processes, self.accelerator.process_index
         return slice(batch * own // world, batch * (own + 1) // world)
+
+    @property
+    def learns_labels(self) -> bool:
+        """True where `labels_of` is learned, (R, K): the sweep gives ∂L/∂Y too."""
+        return False
 
     def assign(self, target: Tensor, pixels: Tensor, labels: Tensor) -> Tensor:
         """Y for the images that the steps take, as the student's loss takes it: `labels` as they are.

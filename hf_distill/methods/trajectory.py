@@ -408,7 +408,9 @@ class TrajectoryMatching(Distiller):
         each = places.split([len(step.rows) for step in drawn.steps])
         steps = [replace(step, rows=rows) for step, rows in zip(drawn.steps, each, strict=True)]
         images = self.distilled.pixel_values.detach()[rows]
-        gradients = self.matching_gradient(start, target, images, self.labels_of(rows), steps, self.distilled.lr.detach())
+        gradients = self.matching_gradient(
+            start, target, images, self.labels_of(rows), steps, self.distilled.lr.detach()
+        )
         self.add(drawn.rows, gradients)
         return {"loss": gradients.loss, "start_epoch": float(drawn.epoch)}
 

@@ -25,7 +25,7 @@ what v_i does to θ_i itself), it starts at λ_T = 2 (θ_T − θ*) / ‖θ_0 �
 of TESLA (arXiv:2211.10586): exact only for T = 1 or a student without curvature. Values between damp the sweep.
 
     symbol   name                 shape
-    X, Y     pixels, targets      (R, C, H, W); (R,) classes or (R, K) probabilities
+    X, Y     pixels, targets      (R, C, H, W); (R,) classes, or (R, K) probabilities or whatever the loss takes
     I_i      StudentStep.rows     (B,) indices into X and Y
     A_i      StudentStep.augment  what was drawn for the B images of the step
     θ, v, λ  theta, velocity, adjoint   (P,)
@@ -162,10 +162,10 @@ def full_unroll(
         start: θ_0 (P,).
         target: θ* (P,).
         pixels: X (R, C, H, W).
-        targets: Y, classes (R,) or probabilities (R, K).
+        targets: Y, classes (R,) or what the loss takes, (R, K).
         steps: The T steps, in order.
         lr: β, a scalar.
-        targets_gradient: Also return ∂L/∂Y; needs probabilities.
+        targets_gradient: Also return ∂L/∂Y; needs targets (R, K).
     """
     lr, start = lr.detach().requires_grad_(), start.detach()
     batches = _batches(pixels, targets, steps)
@@ -213,11 +213,11 @@ def adjoint_unroll(
         start: θ_0 (P,).
         target: θ* (P,).
         pixels: X (R, C, H, W).
-        targets: Y, classes (R,) or probabilities (R, K).
+        targets: Y, classes (R,) or what the loss takes, (R, K).
         steps: The T steps, in order.
         lr: β, a scalar.
         curvature: γ. 1 is the exact gradient, 0 the truncation of TESLA.
-        targets_gradient: Also return ∂L/∂Y; needs probabilities.
+        targets_gradient: Also return ∂L/∂Y; needs targets (R, K).
         theta_device: Where the T parameter vectors wait for the sweep; None leaves them where `start` is. They take
             4·P·T bytes in float32, twice that with momentum.
         keep_every: Keep every k-th θ_i and recompute the others once more on the way back: (T/k + k)·P values

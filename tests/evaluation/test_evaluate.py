@@ -229,6 +229,42 @@ def test_a_source_of_labels_is_asked_about_the_images_in_use_alone_and_teaches_w
         assert all(torch.equal(*pair) for pair in zip(parameters(one), parameters(other), strict=True))
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"], ids=["side by side", "alone"])
+def test_a_running_mean_of_the_parameters_is_what_is_tested_as_a_loop_by_hand_gives_it(norm):
+    images, labels = small_set()
+    spec = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": norm})
+    protocol = EvalProtocol("mean", 14, 1, lrs=(0.1,), dsa_strategy="none", reset_momentum=False, ema=0.4)
+    pool = Pool(images, labels)
+    found = train_students(pool, labels, torch.arange(12).expand(2, -1), spec, protocol, 14, [0.1, 0.2], [3, 4])
+    for lr, seed, student in zip([0.1, 0.2], [3, 4], found, strict=True):
+        model = spec.build(derive_seed(seed, "init")).train()
+        mean = {name: tensor.double() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+        for step, (factor, _) in enumerate(protocol.schedule(14), start=1):
+            optimizer.param_groups[0]["lr"] = lr * factor
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            decay = {1: 2 / 11, 2: 3 / 12, 3: 4 / 13, 4: 5 / 14}.get(step, 0.4)
+            for name in mean:
+                mean[name] = decay * mean[name] + (1 - decay) * model.state_dict()[name]
+        assert any("running_var" in name for name in mean) == (norm == "batch")
+        for name, value in mean.items():
+            torch.testing.assert_close(student.state_dict()[name], value.float(), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(student.state_dict()[name], model.state_dict()[name], rtol=1e-3, atol=1e-4)
+    whole = replace(protocol, ema=None)
+    along = train_along(images, labels, spec, protocol, [7, 14], lr=0.1, seed=3)
+    assert all(
+        map(
+            torch.equal, parameters(along[1]), parameters(train_student(images, labels, spec, protocol, lr=0.1, seed=3))
+        )
+    )
+    last = train_student(images, labels, spec, whole, lr=0.1, seed=3)
+    assert not torch.allclose(parameters(along[1])[0], parameters(last)[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"protocol 'mean' has ema=1; expected a decay between 0 and 1"):
+        replace(protocol, ema=1)
+
+
 def test_one_image_teaches_a_network_that_needs_no_statistics_of_others():
     images, labels = small_set(1)
     before = SPEC.build(derive_seed(7, "init"))

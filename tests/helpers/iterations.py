@@ -13,6 +13,7 @@ PROJECTED = {**PRIOR, "projector_epochs": 1, "batch_projector": 15}
 SETTINGS: dict[str, dict[str, Any]] = {
     "MTT": MATCHED,
     "TESLA": MATCHED,
+    "DATM": MATCHED,
     "SRe2L": RECOVERED,
     "CDA": RECOVERED,
     "RDED": {**TAUGHT, "num_crops": 3, "factor": 2},

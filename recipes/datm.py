@@ -1,0 +1,39 @@
+"""Distil a dataset with DATM: trajectory matching with learned labels, from start epochs in a growing window.
+
+    accelerate launch recipes/datm.py                                   # scikit-learn's digits, ten images, minutes
+    accelerate launch recipes/datm.py --config recipes/configs/datm/cifar10-ipc10.yaml
+    accelerate launch recipes/datm.py --dataset_name my/images --resolution 32 --ipc 10 --output_dir outputs/mine
+    accelerate launch recipes/datm.py --push_to_hub --hub_model_id me/digits-ipc1 --hub_tag v1.0.0
+
+Experts are trained first where there are none yet (or give --experts FOLDER_OR_REPO). Go on after an interruption
+with the same command line and --resume_from_checkpoint latest.
+"""
+
+from pathlib import Path
+
+from hf_distill.config import DataArguments, HubArguments, parse_args
+from hf_distill.data.images import RealImages
+from hf_distill.methods.datm import DATM, DATMConfig
+from hf_distill.runs.finish import finish, run_recipe
+from hf_distill.runs.start import start_run
+from hf_distill.training.experts import ExpertConfig
+
+DEMO = Path(__file__).parent / "configs" / "datm" / "digits-ipc1.yaml"
+
+
+def main() -> None:
+    classes = (DataArguments, ExpertConfig, DATMConfig, HubArguments)
+    data_args, expert_config, config, hub = parse_args(*classes, default_config=DEMO)
+    config, accelerator = start_run(config, hub, f"datm-{data_args.short_name}-ipc{config.ipc}")
+
+    networks = (expert_config,)
+    train, test = RealImages.train_and_test(
+        data_args, check=lambda outline: DATM.check(config, outline, accelerator, networks)
+    )
+    train, held_out = train.split(data_args.validation_fraction, seed=0)
+    datm = DATM.prepare(train, test, config=config, networks=networks, held_out=held_out, accelerator=accelerator)
+    finish(datm.run(), lambda: datm.evaluate(test), config.output_dir, hub, accelerator)
+
+
+if __name__ == "__main__":
+    run_recipe(main, "the same command with --resume_from_checkpoint latest goes on from the last checkpoint")
