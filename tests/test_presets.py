@@ -53,6 +53,18 @@ BORROWED = {
     "tesla/imagenet1k-64-ipc10.yaml": "tesla/imagenet1k-64-ipc1.yaml",
     "tesla/imagenet1k-64-ipc50.yaml": "tesla/imagenet1k-64-ipc1.yaml",
 }
+# Of DATM, as its authors have them. T, M, T⁻, T₀, T⁺, E, batch_syn, lr_img, lr_y, lr_lr, limit of the loss, protocol
+ALIGNED = {
+    "datm/cifar10-ipc1.yaml": (80, 2, 0, None, 4, None, None, 100, 5, 1e-7, 1.1, "datm-995"),
+    "datm/cifar10-ipc10.yaml": (80, 2, 0, 10, 20, 1000, None, 100, 2, 1e-5, 1, "datm"),
+    "datm/cifar10-ipc50.yaml": (80, 2, 0, 20, 40, 2000, None, 1000, 2, 1e-5, 1, "datm-995"),
+    "datm/cifar100-ipc1.yaml": (40, 3, 0, 10, 20, 1000, None, 1000, 10, 1e-5, 1, "datm"),
+    "datm/cifar100-ipc10.yaml": (80, 2, 0, 30, 50, 2000, None, 1000, 10, 1e-5, 1, "datm"),
+    "datm/cifar100-ipc50.yaml": (80, 2, 20, None, 70, None, 1000, 1000, 10, 1e-5, 1, "datm"),
+    "datm/tiny-imagenet-ipc1.yaml": (40, 2, 0, 15, 20, 2000, None, 10000, 10, 1e-4, 1, "datm"),
+    "datm/tiny-imagenet-ipc10.yaml": (40, 2, 10, None, 50, None, 500, 100, 10, 1e-4, 1, "datm"),
+    "datm/tiny-imagenet-ipc50.yaml": (20, 2, 40, None, 70, None, 1000, 100, 10, 1e-4, 1, "datm-995"),
+}
 # Image size, student, experts; columns and test split on the Hub
 DATASETS = {
     "cifar10": ("uoft-cs/cifar10", "img", "label", None, None, "convnet_d3", 100),
@@ -262,7 +274,7 @@ def test_a_page_that_has_rotted_is_found_out():
 
 
 def test_every_published_setting_has_its_preset():
-    assert {*PUBLISHED, *BORROWED, *RECOVERED, *TILED, *PROJECTED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
+    assert {*PUBLISHED, *BORROWED, *ALIGNED, *RECOVERED, *TILED, *PROJECTED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
     assert {recipe_of(name) for name in DEMOS} == {recipe_of(name) for name in PRESETS}
 
 
@@ -334,6 +346,26 @@ def test_a_preset_holds_the_values_of_its_source(name):
     if method == "tesla":
         assert config.curvature == 1
         assert config.label == ("expert" if short == "imagenet1k-64" else "hard")
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_a_preset_aligns_as_its_source_does(name):
+    short = Path(name).stem.rsplit("-ipc", 1)[0]
+    data, experts, config, _ = parsed(name)
+    steps, epochs, *window, batch, lr_img, lr_y, lr_lr, limit, protocol = ALIGNED[name]
+    assert (config.syn_steps, config.expert_epochs, config.batch_syn) == (steps, epochs, batch)
+    flags = ("min_start_epoch", "first_max_start_epoch", "max_start_epoch", "growing_steps")
+    assert [getattr(config, flag) for flag in flags] == window
+    assert (config.lr_img, config.lr_y, config.mom_y, config.lr_lr, config.lr_init) == (lr_img, lr_y, 0.9, lr_lr, 0.01)
+    assert (config.label, config.max_loss, config.max_steps, config.eval_protocol) == (
+        "learned",
+        limit,
+        10000,
+        protocol,
+    )
+    assert (data.normalization, experts.expert_train_epochs, experts.batch_train) == ("zca", 100, 256)
+    assert (experts.student, experts.num_experts) == DATASETS[short][5:]
+    assert experts.expert_train_epochs >= config.expert_epochs_needed
 
 
 @pytest.mark.parametrize("name", RECOVERED)

@@ -217,9 +217,8 @@ class Distiller(Method):
         if step == 0:
             self._select(state)
         logs, foreseen, stopped = self._gradients(step, stop)
-        declined = self.declines(logs)
-        problem = None if declined else self.objection(logs | foreseen)
-        if problem:
+        problem, declined = self.objection(logs | foreseen), self.declines(logs)
+        if problem and not declined:
             self._save(state)
             raise DistillationDiverged(
                 f"step {step + 1} of {self.name}: {problem}. The state before it is in {state.folder}. {self.advice()}"
