@@ -106,6 +106,7 @@ TEACHER = "--student convnet_d1 --student_width 8 --teacher_epochs 2"
 TRAJECTORY = f"{EXPERTS} --ipc 1 --max_steps 2 --save_steps 1 --syn_steps 3 --expert_epochs 1 --max_start_epoch 2"
 TINY = {
     "tesla": TRAJECTORY,
+    "datm": TRAJECTORY,
     "mtt": TRAJECTORY,
     "sre2l": f"{TEACHER} --ipc 1 --max_steps 2",
     "cda": f"{TEACHER} --ipc 1 --max_steps 2",
@@ -160,9 +161,9 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
     projector = "--images 256 --rounds 2"
     # Group, seconds, flags, and what the launcher says.
     parts: dict[str, tuple[str, float, str, dict[str, str]]] = {
-        "unroll-cifar100": ("matching", 110, f"{unroll} compiled --classes 100 --ipc 10 --syn_steps 5 20", {}),
+        "unroll-cifar100": ("matching", 140, f"{unroll} compiled --classes 100 --ipc 10 --syn_steps 5 20", {}),
         "unroll-imagenet1k": (
-            *("matching", 50),
+            *("matching", 65),
             f"{unroll} --classes 1000 --ipc 50 --batch_syn 100 --resolution 64 --student convnet_d4 --syn_steps 10",
             {},
         ),

@@ -1,4 +1,5 @@
-"""Memory and time of the unrolled gradient against the number of student steps: full unroll, exact sweep, truncated.
+"""Memory and time of the unrolled gradient against the number of student steps: full unroll (MTT), exact sweep (TESLA),
+the same with a gradient of learned labels (DATM), truncated.
 
     python benchmarks/unroll.py --output unroll.json                                    # CIFAR-10, one image per class
     python benchmarks/unroll.py --classes 100 --ipc 10 --device cuda                    # CIFAR-100
@@ -34,6 +35,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import TorchDynamoPlugin
 from floor import Floor, Rates
 from machine import describe, device_for
@@ -43,6 +45,7 @@ from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import HfArg, check_at_least, check_choice, parse_args
 from hf_distill.engine.memory import SavedBytes
 from hf_distill.hub.files import save_json
+from hf_distill.methods.datm import logit_cross_entropy
 from hf_distill.methods.unroll import MatchingGradient, Student, StudentStep, adjoint_unroll, full_unroll
 from hf_distill.networks.architectures import CONVNETS, FlatModel, StudentSpec
 from hf_distill.networks.compiling import compiled_derivatives, in_precision
@@ -51,6 +54,7 @@ from hf_distill.rng import generator
 VARIANTS: dict[str, Callable[..., MatchingGradient]] = {
     "full unroll": full_unroll,
     "exact": partial(adjoint_unroll, curvature=1.0),
+    "exact, labels": partial(adjoint_unroll, curvature=1.0, targets_gradient=True),
     "truncated": partial(adjoint_unroll, curvature=0.0),
 }
 HOW = ("eager", "norm", "bf16", "compiled", "captured")
@@ -146,6 +150,12 @@ def measure_time(iteration: Callable[[], MatchingGradient], device: torch.device
     return time.perf_counter() - start
 
 
+def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The student's, for classes (B,), and for logits (B, K) that are learned."""
+    of_targets = logit_cross_entropy if targets.is_floating_point() else F.cross_entropy
+    return of_targets(logits, targets)
+
+
 def student_for(how: str, spec: StudentSpec, args: BenchmarkArguments, device: torch.device) -> Student:
     """The student as `--how` says."""
     model = FlatModel.from_spec(spec).to(device)
@@ -160,7 +170,7 @@ def student_for(how: str, spec: StudentSpec, args: BenchmarkArguments, device: t
     if how in BACKENDS:
         launched = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(backend=BACKENDS[how])))
         compiler = partial(compiled_derivatives, accelerator=launched)
-    return Student(half if how == "bf16" else model, micro_batch_size=args.micro_batch_size, compiler=compiler)
+    return Student(half if how == "bf16" else model, loss, micro_batch_size=args.micro_batch_size, compiler=compiler)
 
 
 def problem(args: BenchmarkArguments, spec: StudentSpec, count: int, device: torch.device) -> tuple:
@@ -195,6 +205,7 @@ def measure(
 ) -> list[dict]:
     """One row per variant and student for `count` steps; what does not fit into the device's memory has no numbers."""
     inputs = problem(args, spec, count, device)
+    of_logits = (*inputs[:3], F.one_hot(inputs[3], args.classes).float(), *inputs[4:])
     work: dict[tuple[str, str], Callable[[], MatchingGradient]] = {}
     memory: dict[tuple[str, str], Memory] = {}
     floors: dict[tuple[str, str], Floor] = {}
@@ -205,9 +216,10 @@ def measure(
             if unroll is full_unroll and (too_long or how in BACKENDS):
                 continue
             case = (how, name)
-            work[case] = partial(unroll, student, *inputs)
+            given = of_logits if name == "exact, labels" else inputs
+            work[case] = partial(unroll, student, *given)
             try:
-                floors[case] = Floor.of(partial(unroll, replace(student, compiler=None), *inputs), rates[how])
+                floors[case] = Floor.of(partial(unroll, replace(student, compiler=None), *given), rates[how])
                 print(f"T = {count}, {name}, {how}: {floors[case]}", flush=True)
                 if how in BACKENDS:
                     work[case]()  # which compiles
@@ -242,10 +254,10 @@ def measure(
 
 def table(rows: list[dict]) -> str:
     """One line per row; the ratios are to the truncated sweep with as many steps, measured in the same way."""
-    heads = f"{'T':>4} {'variant':12} {'how':9} {'peak MiB':>10} {'states MiB':>10} {'s':>9} {'gap':>7}"
+    heads = f"{'T':>4} {'variant':13} {'how':9} {'peak MiB':>10} {'states MiB':>10} {'s':>9} {'gap':>7}"
     lines = [f"{heads} {'memory':>8} {'time':>8}"]
     for row in rows:
-        head = f"{row['syn_steps']:4d} {row['variant']:12} {row['how']:9}"
+        head = f"{row['syn_steps']:4d} {row['variant']:13} {row['how']:9}"
         if "seconds" not in row:
             lines.append(f"{head} {'-':>10}")
             continue

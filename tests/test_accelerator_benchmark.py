@@ -178,8 +178,8 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
     figures = {part: record["figures"] for part, record in records.items()}
     assert {row["device"] for row in figures["recipe-cda"]["rows"]} == {"cpu"}
     unrolled = figures["unroll-imagenet1k"]["rows"]
-    assert [row["variant"] for row in unrolled] == ["full unroll", "exact", "truncated"] * 3
-    assert [row["how"] for row in unrolled[::3]] == ["eager", "norm", "bf16"]
+    assert [row["variant"] for row in unrolled] == ["full unroll", "exact", "exact, labels", "truncated"] * 3
+    assert [row["how"] for row in unrolled[::4]] == ["eager", "norm", "bf16"]
     assert all(row["gap"] > 0 < row["floor_s"] for row in unrolled)
     assert [row["experts_at_once"] for row in figures["experts-cifar10"]["rows"]] == [1, 2]
     tesla = figures["cifar10-tesla-truncated-ipc10"]
