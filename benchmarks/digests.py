@@ -82,6 +82,7 @@ RUNS = {
         "--batch_train 50",
     ),
     "mtt": Run("mtt", f"{LOOP} --experts experts", ("experts",)),
+    "datm": Run("datm", f"{LOOP} --experts experts", ("experts",)),
     "apm": Run("apm", APM, ("teacher",)),
     "apm-1of2": Run("apm", f"{APM} --shard 1/2", ("teacher",)),
     "apm-2of2": Run("apm", f"{APM} --shard 2/2", ("teacher",)),

@@ -241,7 +241,7 @@ def test_a_step_of_a_student_waits_for_nothing(norm, pool, monkeypatch):
     spec = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": norm})
     rows = torch.arange(30).expand(2, -1)
     students.train_students(
-        pool, pool.labels, rows, spec, replace(PROTOCOLS["mtt"], batch_size=10), 1, [0.1] * 2, [0, 1]
+        pool, pool.labels, rows, spec, replace(PROTOCOLS["datm"], batch_size=10), 1, [0.1] * 2, [0, 1]
     )
     check(found, Waits())
 
