@@ -51,6 +51,7 @@ from .adjoint import AdjointConfig, AdjointMatching
 from .unroll import MatchingGradient, Student
 
 LEARNED = {"lr_y": 2.0, "mom_y": 0.9}  # settings of learned labels, and what they are where they are not given
+LOGIT_LIMIT = 6e4  # of learned labels: float16 ends a little above
 DECLINED_STEPS = 20  # iterations that change nothing, one after another, are worth a word
 
 logger = logging.getLogger(__name__)
@@ -275,6 +276,19 @@ class DATM(AdjointMatching):
         if self.learns_labels and found is not self.distilled:
             found.soft_labels = nn.Parameter(self._labels.now())
         return found
+
+    def foreseen(self) -> dict[str, Tensor]:
+        """As `TrajectoryMatching.foreseen`; and "logit", the largest of the labels."""
+        logits = self.distilled.soft_labels
+        found = super().foreseen()
+        return found if logits is None else {**found, "logit": torch.linalg.vector_norm(logits.detach(), math.inf)}
+
+    def objection(self, values: dict[str, float]) -> str | None:
+        """As `TrajectoryMatching.objection`, and labels that float16 could not hold."""
+        problem = super().objection(values)
+        if problem is None and values.get("logit", 0) > LOGIT_LIMIT:
+            return f"a logit of the labels is {values['logit']:.4g}, and a file holds at most {LOGIT_LIMIT:g}"
+        return problem
 
     def declines(self, values: dict[str, float]) -> bool:
         """As `Distiller.declines`: a loss above `max_loss`; one that is no number is objected to."""

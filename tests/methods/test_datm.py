@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_distill import DistillationDiverged
 from hf_distill.augmentation.dsa import DSA
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
@@ -185,6 +186,20 @@ def test_a_step_of_the_labels_is_that_of_sgd_and_the_images_are_shown_with_those
     looking = datm(train, experts, tmp_path, max_steps=3, lr_y=3)
     looking.callbacks.on_step = lambda state: seen.append(state.look().soft_labels.detach().clone())
     torch.testing.assert_close(looking.run().soft_labels.detach(), seen[-1])
+
+
+def test_labels_that_a_file_cannot_hold_end_the_run(train, experts, tmp_path):
+    method = datm(train, experts, tmp_path, max_steps=9, lr_y=1e-30)
+    setup = method.setup
+
+    def larger() -> DistilledSet:
+        distilled = setup()
+        distilled.soft_labels.data[3, 4] = -60001
+        return distilled
+
+    method.setup = larger
+    with pytest.raises(DistillationDiverged, match=r"a logit of the labels is 6e\+04, and a file .* --lr_y 1e-30"):
+        method.run()
 
 
 # With everything new switched off
