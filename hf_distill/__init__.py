@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .hub.results import EvalReport
     from .methods import METHODS
     from .methods.apm import APM, APMConfig
+    from .methods.fadrm import FADRM, FADRMConfig
     from .methods.hello import HeLlO, HeLlOConfig
     from .methods.mtt import MTT, MTTConfig
     from .methods.rded import RDED, RDEDConfig
@@ -70,6 +71,8 @@ _HOME = {
     "EvalReport": "hub.results",
     "ExpertConfig": "training.experts",
     "ExpertTrajectories": "networks.trajectories",
+    "FADRM": "methods.fadrm",
+    "FADRMConfig": "methods.fadrm",
     "HeLlO": "methods.hello",
     "HeLlOConfig": "methods.hello",
     "HfArg": "config",
@@ -103,6 +106,7 @@ _HOME = {
 __all__ = [
     "APM",
     "CDA",
+    "FADRM",
     "METHODS",
     "MTT",
     "RDED",
@@ -121,6 +125,7 @@ __all__ = [
     "EvalReport",
     "ExpertConfig",
     "ExpertTrajectories",
+    "FADRMConfig",
     "HeLlO",
     "HeLlOConfig",
     "HfArg",

@@ -1,23 +1,26 @@
 """The methods, one file each."""
 
 from .apm import APM, APMConfig
+from .fadrm import FADRM, FADRMConfig
 from .hello import HeLlO, HeLlOConfig
 from .mtt import MTT, MTTConfig
 from .rded import RDED, RDEDConfig
 from .sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
 from .tesla import TESLA, TESLAConfig
 
-METHODS = (MTT, TESLA, SRe2L, CDA, RDED, HeLlO, APM)
+METHODS = (MTT, TESLA, SRe2L, CDA, FADRM, RDED, HeLlO, APM)
 
 __all__ = [
     "APM",
     "CDA",
+    "FADRM",
     "METHODS",
     "MTT",
     "RDED",
     "TESLA",
     "APMConfig",
     "CDAConfig",
+    "FADRMConfig",
     "HeLlO",
     "HeLlOConfig",
     "MTTConfig",
