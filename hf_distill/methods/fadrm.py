@@ -188,7 +188,7 @@ class FADRM(Recovering):
             return super().initial(block)
         numbers = (block.rows % self.config.ipc).tolist()  # a class's images lie together
         rows = [self.taken(label)[number] for label, number in zip(block.labels.tolist(), numbers, strict=True)]
-        return self.preprocessing(self.train.uint8(torch.stack(rows))).to(self.device)
+        return upload(self.preprocessing(self.train.uint8(torch.stack(rows))), self.device)
 
     @torch.no_grad()
     def taken(self, label: int) -> Tensor:

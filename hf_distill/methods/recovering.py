@@ -209,6 +209,13 @@ class Recovering(BlockDistiller):
             for model, has in zip(models, have_batchnorm(models), strict=True)
         ]
         self.preprocessing = self.teachers[0].preprocessing
+        for teacher in self.teachers[1:]:
+            if teacher.preprocessing.fingerprint() != self.preprocessing.fingerprint():
+                raise ValueError(
+                    f"the teacher {teacher.name} sees images through {teacher.preprocessing.to_config()} and "
+                    f"{self.teachers[0].name} through {self.preprocessing.to_config()}; expected teachers that "
+                    "see the same images"
+                )
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
         self._answer = in_precision(forward, self.accelerator)
         self._terms = compiled(terms, self.accelerator)
