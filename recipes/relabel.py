@@ -17,7 +17,7 @@ import torch
 from hf_distill.config import HfArg, HubArguments, PathArg, ProcessArguments, check_at_least, check_choice, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
-from hf_distill.distilled.labels import BatchLabels, LabelSource, MeanLabels, NetworkLabels
+from hf_distill.distilled.labels import BatchLabels, MeanLabels, NetworkLabels, TeacherLabels
 from hf_distill.evaluation.evaluate import crop_protocol_for, distilled_pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
 from hf_distill.runs.claims import keep_claimed
@@ -64,20 +64,24 @@ class RelabelArguments(ProcessArguments, NamedTeachers):
         check_at_least("batch_statistics", self.batch_statistics, 2)
 
 
-def labeller(args: RelabelArguments, distilled: DistilledSet, device: torch.device) -> LabelSource:
+def labeller(
+    args: RelabelArguments, distilled: DistilledSet, device: torch.device
+) -> NetworkLabels | TeacherLabels | MeanLabels | BatchLabels:
     """Whose labels are stored: those of the set's own teacher, or the mean of those that are named."""
-    named = named_teachers(args.teachers, args.teacher_class_names)
+    named = [
+        NetworkLabels(teacher.narrowed(distilled.class_names)).to(device)
+        for teacher in named_teachers(args.teachers, args.teacher_class_names)
+    ]
+    for source in named:
+        source.check_fits(distilled.class_names, distilled.preprocessing)
     if not named and distilled.teacher is None:
         raise ValueError(
             f"{args.distilled_dataset} has no teacher, so nobody can label its views; give another set, or --teachers"
         )
-    sources = [NetworkLabels(teacher.narrowed(distilled.class_names)) for teacher in named]
-    for source in sources:
-        source.check_fits(distilled.class_names, distilled.preprocessing)
-    sources = [source.to(device) for source in sources or [distilled.teacher]]
+    own = None if distilled.teacher is None else distilled.teacher.to(device)
     if args.batch_statistics is not None:
-        return BatchLabels(sources, args.batch_statistics)
-    return MeanLabels(sources) if named else sources[0]
+        return BatchLabels(named or [own], args.batch_statistics)
+    return MeanLabels(named) if named else own
 
 
 def main() -> None:

@@ -545,15 +545,17 @@ class BatchLabels(LabelSource):
 
     def __init__(self, sources: Sequence[LabelSource], together: int) -> None:
         check_at_least("batch_statistics", together, 2)
+        self.sources: list[NetworkLabels] = []
         for source in sources:
             if type(source) is not NetworkLabels:
                 raise ValueError(
                     f"--batch_statistics is {together} and the labels are those of a {type(source).__name__}; expected "
                     "networks with BatchNorm: leave it out, or give some with --teachers"
                 )
-        self.sources, self.together = list(sources), together
-        if not any(isinstance(layer, _BatchNorm) for source in sources for layer in source.teacher.model.modules()):
-            names = ", ".join(source.name for source in sources)
+            self.sources.append(source)
+        self.together, models = together, [source.teacher.model for source in self.sources]
+        if not any(isinstance(layer, _BatchNorm) for model in models for layer in model.modules()):
+            names = ", ".join(source.name for source in self.sources)
             raise ValueError(
                 f"--batch_statistics is {together} and {names} has no BatchNorm, whose statistics it means; leave it "
                 "out, or give other --teachers"
