@@ -217,6 +217,10 @@ RULES: Rules = {
     "views": ("what to_config of Views or RecordedViews gives", _is_view_config),
     "bytes": ("a whole number from 1", is_whole),
     **dict.fromkeys(("teacher", "imported_from", "source", "release"), OBJECT_OR_NULL),
+    "teacher.batch_statistics": (
+        "a whole number from 2, or none",
+        lambda size: size is None or is_whole(size, least=2),
+    ),
     "versions": OBJECT,
 }
 

@@ -562,6 +562,10 @@ def test_the_card_says_that_labels_by_batches_cannot_be_asked_again_and_how_many
     sentence = "**Nobody can ask for these labels again view by view**"
     assert [sentence in (each.folder / "README.md").read_text() for each in made] == [False, True, True]
     assert "by the statistics of 6 views at a time" in (made[2].folder / "README.md").read_text()
+    index = made[2].folder / "labels_config.json"
+    index.write_text(index.read_text().replace('"batch_statistics": 6', '"batch_statistics": "6"'))
+    with pytest.raises(ValueError, match=r"has teacher.batch_statistics '6'; expected a whole number from 2"):
+        EpochLabels.from_pretrained(made[2].folder)
 
 
 def test_groups_that_cannot_be_are_one_line(tmp_path):
