@@ -110,6 +110,7 @@ TINY = {
     "mtt": TRAJECTORY,
     "sre2l": f"{TEACHER} --ipc 1 --max_steps 2",
     "cda": f"{TEACHER} --ipc 1 --max_steps 2",
+    "fadrm": f"{TEACHER} --ipc 1 --max_steps 4",
     "rded": f"{TEACHER} --ipc 1",
     "hello": f"{TEACHER} --ipc 1 --weak_teachers 1 --prior_epochs 1 --projector_epochs 1 --adapt_epochs 1 "
     "--update_steps 2 --compare_labels pruned",

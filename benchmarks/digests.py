@@ -89,6 +89,7 @@ RUNS = {
     "join": Run("join", "--shards apm-1of2 apm-2of2", ("apm-1of2", "apm-2of2")),
     "sre2l": Run("sre2l", f"{BLOCKS} {TABLE}", ("teacher",)),
     "cda": Run("cda", f"{BLOCKS} {TABLE} --compat vila", ("teacher",)),
+    "fadrm": Run("fadrm", f"{BLOCKS} {TABLE}", ("teacher",)),
     "rded": Run("rded", f"{PATCHES} --teachers teacher --ipc 2 --eval_protocol crops-quick {TABLE}", ("teacher",)),
     "hello": Run("hello", f"{PATCHES} {PRIOR} --ipc 2 --factor 2 --adapt_epochs 1 --update_steps 3 {TABLE}"),
     "projector": Run("projector", f"--distilled_dataset rded {TEACHER} {PRIOR}", ("rded",)),

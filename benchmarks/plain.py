@@ -40,15 +40,15 @@ from recover import MEAN, STD, NoImages, PlainLoop, untrained
 from torch import Tensor, nn
 
 import hf_distill as hd
-from hf_distill.augmentation.crops import draw_crops, draw_roll, uniform
+from hf_distill.augmentation.crops import CROP_DRAWS, draw_crops, draw_roll, uniform
 from hf_distill.augmentation.dsa import DSA, DsaParams
 from hf_distill.config import DataArguments, HfArg, check_at_least, check_choice, parse_args
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.engine.blocks import Block
 from hf_distill.evaluation.students import student_name
 from hf_distill.hub.files import save_json
-from hf_distill.methods import sre2l
 from hf_distill.methods.apm import kept_epochs
+from hf_distill.methods.recovering import CROP, ROLL
 from hf_distill.methods.trajectory import TrajectoryConfig, TrajectoryMatching
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.rng import derive_seed, generator
@@ -431,9 +431,9 @@ def recovered(args: BenchmarkArguments, folder: Path) -> Found:
 
     def draw(t: int) -> tuple[tuple[int, int, int, int], bool, tuple[int, int]]:
         path = derive_seed(SEED, "views", block.number)
-        crops = uniform(path, (sre2l.CROP,), torch.tensor([t]), sre2l.CROP_DRAWS)
+        crops = uniform(path, (CROP,), torch.tensor([t]), CROP_DRAWS)
         drawn = draw_crops(crops, (side, side), (0.08, 1.0), flip=config.random_flip)
-        rolls = draw_roll(uniform(path, (sre2l.ROLL,), torch.tensor([t]), 2), config.jitter)
+        rolls = draw_roll(uniform(path, (ROLL,), torch.tensor([t]), 2), config.jitter)
         return drawn.boxes[0].tolist(), bool(drawn.flip[0]), tuple(rolls[0].tolist())
 
     loop = PlainLoop(untrained(spec).requires_grad_(False), config, torch.device("cpu"), draw)

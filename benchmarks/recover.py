@@ -11,8 +11,10 @@ follows the paper: a hook for each layer of a frozen network, autograd through t
 statistics are arbitrary, which changes no time. Each round takes both, the one first that was last before, and the
 ratio is that of a round: so a slower minute of the machine touches both. The median over the rounds counts.
 
+`--stage_sizes` measures FADRM too, from noise and with the same teacher, in these stages: its ratio is to SRe2L.
+
 Beside that, on any device: the bytes that autograd holds for backward in one iteration, each storage once, without the
-weights. They are what grows with the batch.
+weights. They are what grows with the batch; those of FADRM are of its first stage.
 """
 
 import math
@@ -37,7 +39,7 @@ from hf_distill.data.images import RealImages
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.engine.blocks import Block
 from hf_distill.hub.files import package_versions, save_json
-from hf_distill.methods import SRe2L, SRe2LConfig
+from hf_distill.methods import FADRM, FADRMConfig, SRe2L, SRe2LConfig
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import generator
@@ -54,6 +56,7 @@ class BenchmarkArguments:
     resolution: int = HfArg(default=64, help="Side of the images in pixels.")
     batch: int = HfArg(default=16, help="Images of a block, each of a class of its own.")
     steps: int = HfArg(default=10, help="Iterations in a measurement.")
+    stage_sizes: list[int] | None = HfArg(default=None, help="Stages of FADRM, to measure it too.")
     rounds: int = HfArg(default=3, help="Times that each side is measured.")
     output: str | None = HfArg(default=None, help="JSON file for the numbers.")
 
@@ -196,7 +199,8 @@ def main() -> None:
     # Nothing is written: a block is all that is made.
     config = SRe2LConfig(jitter=min(32, args.resolution - 1), output_dir=".", logging_steps=10**9)
     teacher = Teacher(untrained(spec), spec, names, preprocessing)
-    sre2l = SRe2L(config, NoImages(names, preprocessing), teachers=[teacher], accelerator=accelerator)
+    data, made = NoImages(names, preprocessing), {"teachers": [teacher], "accelerator": accelerator}
+    sre2l = SRe2L(config, data, **made)
     block = Block(0, torch.arange(args.batch), torch.arange(args.batch))
     model = untrained(spec).requires_grad_(False)  # as our teacher is: only the images get a gradient
 
@@ -210,6 +214,15 @@ def main() -> None:
         loop(torch.randn(args.batch, 3, *size, device=device), steps)
 
     sides = {"plain": (plain, model), "hf_distill": (ours, teacher.model)}
+    if args.stage_sizes is not None:
+        several = {"stage_sizes": args.stage_sizes, "init": "noise", "jitter": config.jitter}
+        fadrm = FADRM(FADRMConfig(**several, output_dir=".", logging_steps=10**9), data, **made)
+
+        def in_stages(steps: int) -> None:
+            fadrm.config.max_steps = steps
+            fadrm.make(block, lambda iteration, values: None)
+
+        sides["fadrm"] = (in_stages, teacher.model)
     floor = Floor.of(lambda: ours(args.steps), Rates.measured(device, accelerator.mixed_precision))
     print(f"{args.steps} iterations: {floor}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -218,7 +231,7 @@ def main() -> None:
         for name, (run, network) in list(sides.items())[:: 1 if number % 2 == 0 else -1]:
             for _, other in sides.values():  # the network of the other side is not to count as memory of this one
                 other.to(device if other is network else "cpu")
-            torch.backends.cudnn.deterministic = name == "hf_distill"  # as the recipes do
+            torch.backends.cudnn.deterministic = name != "plain"  # as the recipes do
             taken, peaks[name] = measure(run, args.steps, device)
             seconds[name].append(taken)
     x = sre2l.initial(block).requires_grad_()
@@ -227,12 +240,19 @@ def main() -> None:
         "plain": lambda: loop.loss(x, labels),
         "hf_distill": lambda: sre2l.losses(x, labels, 0)["loss"],
     }
+    if args.stage_sizes is not None:
+        smaller = fadrm.initial(block).requires_grad_()
+        losses["fadrm"] = lambda: fadrm.losses(smaller, labels, 0)["loss"]
     held = {}
     for name, (_, network) in sides.items():
         held[name] = held_bytes(losses[name], network.to(device))
     done = args.batch * args.steps
     rates = {name: done / statistics.median(taken) for name, taken in seconds.items()}
-    ratio = statistics.median(one / other for one, other in zip(seconds["plain"], seconds["hf_distill"], strict=True))
+
+    def faster(one: str, other: str) -> float:
+        return statistics.median(there / here for here, there in zip(seconds[one], seconds[other], strict=True))
+
+    ratio, staged = faster("hf_distill", "plain"), faster("fadrm", "hf_distill") if "fadrm" in sides else None
 
     machine = machine_name(device)
     precision = accelerator.mixed_precision
@@ -244,6 +264,8 @@ def main() -> None:
         print(f"{name:12s}  {rate:23.1f}   {memory:>11s}   {held[name] / 2**30:13.3f} GiB")
     against = floor.against(statistics.median(seconds["hf_distill"]))
     print(f"\nratio: {ratio:.2f}; hf_distill takes {against['gap']:.1f} x its floor")
+    if staged is not None:
+        print(f"FADRM's iterations to SRe2L's: {staged:.2f}")
     if args.output is not None:
         save_json(
             args.output,
@@ -259,6 +281,7 @@ def main() -> None:
                 "steps": args.steps,
                 "images_iterations_per_s": rates,
                 "ratio": ratio,
+                **({} if staged is None else {"stage_sizes": args.stage_sizes, "ratio_fadrm_to_sre2l": staged}),
                 **against,
                 "seconds": seconds,
                 "peak_bytes": peaks,

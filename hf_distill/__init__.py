@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .methods import METHODS
     from .methods.apm import APM, APMConfig
     from .methods.datm import DATM, DATMConfig
+    from .methods.fadrm import FADRM, FADRMConfig
     from .methods.hello import HeLlO, HeLlOConfig
     from .methods.mtt import MTT, MTTConfig
     from .methods.rded import RDED, RDEDConfig
@@ -73,6 +74,8 @@ _HOME = {
     "EvalReport": "hub.results",
     "ExpertConfig": "training.experts",
     "ExpertTrajectories": "networks.trajectories",
+    "FADRM": "methods.fadrm",
+    "FADRMConfig": "methods.fadrm",
     "HeLlO": "methods.hello",
     "HeLlOConfig": "methods.hello",
     "HfArg": "config",
@@ -107,6 +110,7 @@ __all__ = [
     "APM",
     "CDA",
     "DATM",
+    "FADRM",
     "METHODS",
     "MTT",
     "RDED",
@@ -126,6 +130,7 @@ __all__ = [
     "EvalReport",
     "ExpertConfig",
     "ExpertTrajectories",
+    "FADRMConfig",
     "HeLlO",
     "HeLlOConfig",
     "HfArg",

@@ -4,6 +4,7 @@
     accelerate launch recipes/relabel.py --distilled_dataset org/name --label_epochs 300 --kept 10 \\
         --push_to_hub --hub_model_id org/name-labels --hub_tag v1.0.0
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --labels org/name-labels
+    python recipes/relabel.py --distilled_dataset outputs/fadrm-mine-ipc10 --teachers a b --batch_statistics 8
 
 The views are those of the set's evaluation protocol. What an interrupted run stored is kept when it is started again.
 """
@@ -11,9 +12,12 @@ The views are those of the set's evaluation protocol. What an interrupted run st
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from hf_distill.config import HfArg, HubArguments, PathArg, ProcessArguments, check_at_least, check_choice, parse_args
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
+from hf_distill.distilled.labels import BatchLabels, MeanLabels, NetworkLabels, TeacherLabels
 from hf_distill.evaluation.evaluate import crop_protocol_for, distilled_pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
 from hf_distill.runs.claims import keep_claimed
@@ -21,14 +25,25 @@ from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
 from hf_distill.runs.start import disable_progress_bars
+from hf_distill.training.teachers import NamedTeachers, named_teachers
 
 
 @dataclass
-class RelabelArguments(ProcessArguments):
-    """The set to label, and how much of the labels to keep."""
+class RelabelArguments(ProcessArguments, NamedTeachers):
+    """The set to label, who labels it, and how much of the labels to keep."""
 
     distilled_dataset: str | None = PathArg(default=None, help="Folder or Hub repository of a set with a teacher.")
     distilled_revision: str | None = HfArg(default=None, help="Branch, tag or commit of that repository.")
+    teachers: list[str] | None = PathArg(
+        default=None,
+        help="Trained networks whose mean logits label: folders, repositories, or timm:<name>. Without it: the teacher "
+        "of the set.",
+    )
+    batch_statistics: int | None = HfArg(
+        default=None,
+        help="Let BatchNorm have the statistics of so many views at a time, as FADRM's labels; nobody can ask for such "
+        "labels again. Without it: running statistics.",
+    )
     protocol: str | None = HfArg(default=None, help="Whose views to label. Without it: that of the set.")
     factor: int | None = HfArg(
         default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
@@ -46,6 +61,27 @@ class RelabelArguments(ProcessArguments):
             views = [name for name, protocol in PROTOCOLS.items() if isinstance(protocol, CropProtocol)]
             check_choice("protocol", self.protocol, views)
         check_at_least("label_epochs", self.label_epochs, 1)
+        check_at_least("batch_statistics", self.batch_statistics, 2)
+
+
+def labeller(
+    args: RelabelArguments, distilled: DistilledSet, device: torch.device
+) -> NetworkLabels | TeacherLabels | MeanLabels | BatchLabels:
+    """Whose labels are stored: those of the set's own teacher, or the mean of those that are named."""
+    named = [
+        NetworkLabels(teacher.narrowed(distilled.class_names)).to(device)
+        for teacher in named_teachers(args.teachers, args.teacher_class_names)
+    ]
+    for source in named:
+        source.check_fits(distilled.class_names, distilled.preprocessing)
+    if not named and distilled.teacher is None:
+        raise ValueError(
+            f"{args.distilled_dataset} has no teacher, so nobody can label its views; give another set, or --teachers"
+        )
+    own = None if distilled.teacher is None else distilled.teacher.to(device)
+    if args.batch_statistics is not None:
+        return BatchLabels(named or [own], args.batch_statistics)
+    return MeanLabels(named) if named else own
 
 
 def main() -> None:
@@ -60,11 +96,9 @@ def main() -> None:
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
     )
-    if distilled.teacher is None:
-        raise ValueError(f"{args.distilled_dataset} has no teacher, so nobody can label its views; give another set")
     protocol = crop_protocol_for(distilled, args.protocol, args.factor)
     labels = relabel(
-        distilled.teacher.to(accelerator.device),
+        labeller(args, distilled, accelerator.device),
         distilled_pool(distilled, accelerator.device),
         replace(protocol.views, seed=args.seed),
         args.label_epochs or protocol.epochs,

@@ -12,7 +12,7 @@ from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.data.upload import upload
 from hf_distill.distilled.epoch_labels import Codec, relabel
-from hf_distill.distilled.labels import NetworkLabels, TeacherLabels
+from hf_distill.distilled.labels import BatchLabels, NetworkLabels, TeacherLabels
 from hf_distill.distilled.targets import targets_of
 from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.protocols import PROTOCOLS, EvalProtocol
@@ -135,13 +135,16 @@ def test_images_are_fed_and_labelled(keep, data, spec):
             assert targets_of(pool, source).shape == (30, 2)
 
 
-def test_views_are_labelled_stored_and_read(data, spec, tmp_path):
+@pytest.mark.parametrize("together", [None, 7])
+def test_views_are_labelled_stored_and_read(together, data, spec, tmp_path):
     teacher = hd.Teacher(spec.build(0), spec, data[0].class_names, data[0].preprocessing)
     with fake_cuda():
         pool = pool_of(data)
         options = {"codec": Codec(kept=1), "disable_tqdm": True}
         views = PROTOCOLS["cda-cifar"].views
-        labels = relabel(NetworkLabels(teacher).to("cuda"), pool, views, 2, tmp_path / "labels", **options)
+        source = NetworkLabels(teacher).to("cuda")
+        source = source if together is None else BatchLabels([source], together)
+        labels = relabel(source, pool, views, 2, tmp_path / "labels", **options)
         rows = torch.arange(5)
         assert labels(pool.images(rows), pool.labels[upload(rows, "cuda")], rows, 1).shape == (5, 2)
 

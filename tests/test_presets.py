@@ -103,6 +103,9 @@ TRAINED = {
     "cda-21k": ("adamw", 0.002, 0.01, 32, 300, 20, False, "none", 0, 0.2),
     "rded": ("adamw", 0.001, 0.01, 100, 300, 20, False, "cutmix", 0, 0),
     "hello": ("adamw", 0.001, 0.01, 100, 300, 20, False, "cutmix", 0, 0),
+    "fadrm": ("adamw", 0.001, 0.01, 16, 300, 20, False, "cutmix", 0, 0),
+    "fadrm-cifar": ("adamw", 0.001, 0.01, 16, 1000, 20, False, "cutmix", 0, 0),
+    "fadrm-imagenette": ("adamw", 5e-4, 0.01, 10, 300, 20, False, "cutmix", 0, 0),
 }
 # Of RDED: factor, candidates, crops
 TILED = {
@@ -117,6 +120,21 @@ BATCHES = {
     "rded/tiny-imagenet-ipc50.yaml": (200, 100),
     "rded/imagenette-ipc10.yaml": (10, 50),
     **{f"rded/imagenet1k-ipc{ipc}.yaml": (1000, batch) for ipc, batch in ((1, 20), (10, 100), (50, 200))},
+}
+# Of FADRM: stages, iterations, rate, classes of a block, rolls, teachers of ImageNet-1K, protocol
+STAGED = {
+    **{
+        f"fadrm/imagenet1k-{plus}ipc{ipc}.yaml": ([200, 224] * 2, 2000, 0.25, 100, 32, teachers, "fadrm")
+        for plus, ipc, teachers in (
+            *(("", ipc, 1) for ipc in (1, 10, 50)),
+            ("plus-", 1, 2),
+            ("plus-", 10, 3),
+            ("plus-", 50, 3),
+        )
+    },
+    **{f"fadrm/cifar100-ipc{ipc}.yaml": ([32] * 4, 2000, 0.25, 100, 4, None, "fadrm-cifar") for ipc in (10, 50)},
+    **{f"fadrm/tiny-imagenet-ipc{ipc}.yaml": ([64] * 2, 1000, 0.01, 100, 4, None, "fadrm") for ipc in (10, 50)},
+    "fadrm/imagenette-ipc10.yaml": ([200, 224] * 2, 2000, 0.05, 10, 32, None, "fadrm-imagenette"),
 }
 # Of HeLlO: the CLIP model
 PROJECTED = {
@@ -274,7 +292,7 @@ def test_a_page_that_has_rotted_is_found_out():
 
 
 def test_every_published_setting_has_its_preset():
-    assert {*PUBLISHED, *BORROWED, *ALIGNED, *RECOVERED, *TILED, *PROJECTED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
+    assert {*PUBLISHED, *BORROWED, *ALIGNED, *RECOVERED, *STAGED, *TILED, *PROJECTED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
     assert {recipe_of(name) for name in DEMOS} == {recipe_of(name) for name in PRESETS}
 
 
@@ -411,7 +429,9 @@ def test_a_preset_recovers_as_its_source_does(name):
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - set(DEMOS)))
 def test_the_pretrained_networks_of_a_preset_are_in_timms_list_for_images_of_this_size(name):
     values = written(name)
-    for given in (values.get("teachers"), values.get("pretrained_weights"), values.get("model_name_or_path")):
+    teachers = values.get("teachers")
+    named = teachers if isinstance(teachers, list) else [teachers]
+    for given in (*named, values.get("pretrained_weights"), values.get("model_name_or_path")):
         if given is None or not given.startswith(("timm:", "timm/")):
             continue
         known = timm.get_pretrained_cfg(given[len("timm:") :])
@@ -506,6 +526,17 @@ def test_a_preset_matches_predictions_as_apms_table_says(name):
     assert (evaluated.momentum, evaluated.weight_decay, evaluated.decay) == (0.9, 5e-4, 0.1)
 
 
+@pytest.mark.parametrize("name", STAGED)
+def test_stages_are_those_of_the_source(name):
+    _, _, config, _ = parsed(name)
+    sizes, steps, lr, classes, jitter, teachers, protocol = STAGED[name]
+    assert (config.stage_sizes, config.max_steps, config.lr_img) == (sizes, steps, lr)
+    assert (config.batch_classes, config.jitter, config.eval_protocol) == (classes, jitter, protocol)
+    assert (config.alpha, config.r_bn, config.first_bn_multiplier, config.random_flip) == (0.5, 0.01, 10, 0.5)
+    assert (config.random_crop, config.symmetric_jitter, config.init) == (True, False, "real")
+    assert (None if config.teachers is None else len(config.teachers)) == teachers
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_students_are_trained_as_the_source_trains_them(name):
     protocol = PROTOCOLS[name]
@@ -523,7 +554,9 @@ def test_students_are_trained_as_the_source_trains_them(name):
         assert (protocol.views.crop, protocol.views.scale, protocol.views.alpha) == ("resized", (smallest, 1.0), 1.0)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.split("/")[0] in ("apm", "cda", "sre2l", "rded")])
+@pytest.mark.parametrize(
+    "name", [name for name in PRESETS if name.split("/")[0] in ("apm", "cda", "fadrm", "sre2l", "rded")]
+)
 def test_the_preset_of_a_method_says_which_teacher_to_train_and_a_misspelt_key_is_still_one(name, tmp_path, capsys):
     classes, methods = (DataArguments, TeacherConfig), [method.config_class for method in METHODS]
     words = ["--config", str(CONFIGS / name)]
@@ -544,8 +577,8 @@ def test_the_preset_of_a_method_says_which_teacher_to_train_and_a_misspelt_key_i
 NAMED = sorted(
     (name, teacher.removeprefix("timm:"))
     for name in PRESETS
-    for teacher in [written(name).get("teachers")]
-    if teacher is not None
+    for named in [written(name).get("teachers", [])]
+    for teacher in ([named] if isinstance(named, str) else named)
 )
 
 

@@ -26,7 +26,7 @@ PRESETS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 LAUNCH = re.compile(
     r"# (?:accelerate launch(?: --mixed_precision bf16)?|python) recipes/(\w+)\.py(?: --config (\S+))?\s"
 )
-METHODS = ("mtt", "tesla", "datm", "sre2l", "cda", "rded", "apm", "hello")
+METHODS = ("mtt", "tesla", "datm", "sre2l", "cda", "fadrm", "rded", "apm", "hello")
 WRITTEN = ROOT / "tests" / "artifacts-0.1"
 TINY = {
     "max_train_samples": 100,

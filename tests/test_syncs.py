@@ -27,7 +27,7 @@ from hf_distill.distilled.labels import NetworkLabels
 from hf_distill.engine.loop import Distiller
 from hf_distill.evaluation import accuracy, crop_students, students
 from hf_distill.evaluation.protocols import PROTOCOLS
-from hf_distill.methods import METHODS, apm, hello, patches, sre2l
+from hf_distill.methods import METHODS, apm, fadrm, hello, patches, sre2l
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.rng import generator
 from hf_distill.training import experts, projectors, teachers
@@ -185,6 +185,7 @@ RUNS: dict[str, tuple[Any, str, Waits]] = {
     "DATM": (Distiller, "_advance", Waits(reads=2)),
     "SRe2L": (sre2l.SRe2L, "losses", Waits(reads=3)),  # of the host: box, mirror and roll
     "CDA": (sre2l.SRe2L, "losses", Waits(reads=3)),
+    "FADRM": (fadrm.FADRM, "losses", Waits(reads=3)),  # as SRe2L
     "RDED": (patches, "centred", Waits()),  # an iteration is a batch of crops
     "HeLlO": (hello, "resized", Waits()),  # an iteration is a step of the update of tiles
     "APM": (apm, "group_gradient", Waits()),

@@ -81,9 +81,10 @@ from ..hub.files import (
 from ..hub.folder import Home, HubFolder
 from ..hub.repository import Repository
 from ..networks.batches import images_at_once
-from ..networks.compiling import backend_of, in_precision
+from ..networks.compiling import backend_of, in_precision, say_uncompiled
+from ..rng import generator
 from .label_costs import label_bytes
-from .labels import LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
+from .labels import BatchLabels, LabelSource, MeanLabels, NetworkLabels, TeacherLabels, compiled_labels
 from .tables import parquet_writer
 
 logger = logging.getLogger(__name__)
@@ -216,6 +217,10 @@ RULES: Rules = {
     "views": ("what to_config of Views or RecordedViews gives", _is_view_config),
     "bytes": ("a whole number from 1", is_whole),
     **dict.fromkeys(("teacher", "imported_from", "source", "release"), OBJECT_OR_NULL),
+    "teacher.batch_statistics": (
+        "a whole number from 2, or none",
+        lambda size: size is None or is_whole(size, least=2),
+    ),
     "versions": OBJECT,
 }
 
@@ -581,7 +586,7 @@ def images_sha256(pool: Pool, rows: Tensor | None = None) -> str:
 
 
 def relabel(
-    teacher: NetworkLabels | TeacherLabels | MeanLabels,
+    teacher: NetworkLabels | TeacherLabels | MeanLabels | BatchLabels,
     pool: Pool,
     views: Views,
     epochs: int,
@@ -602,8 +607,10 @@ def relabel(
     `images_at_once` says of 4 GB, up to 1,024; files that were made with another number are made again.
 
     Args:
-        teacher: A network, or several. It sees images in the launcher's mixed precision, compiled where the launcher
-            says so; labels that another began, or began in another way, are not gone on with.
+        teacher: A network, or several. With `BatchLabels` the views of an epoch go through in groups that are drawn
+            anew, by the seed of the views; those that are left are completed with some of the last group. It sees
+            images in the launcher's mixed precision, compiled where the launcher says so; labels that another began, or
+            began in another way, are not gone on with.
         pool: The whole set, in the order in which students will have it.
         views: What is seen of it.
         epochs: To store. A student that is trained for more sees them again.
@@ -615,7 +622,8 @@ def relabel(
         disable_tqdm: No progress bar.
 
     Raises:
-        ValueError: The folder holds something else, or the teacher's logits are not finite.
+        ValueError: The folder holds something else, the teacher's logits are not finite, or it labels groups that are
+            larger than the set.
         OSError: A file could not be written; those before it are whole.
     """
     accelerator, codec, directory = accelerator or Accelerator(), codec or Codec(), Path(directory)
@@ -634,11 +642,19 @@ def relabel(
         "teacher": _identity(teacher),
         **precision_of(accelerator),
     }
+    probe = min(2, len(pool))
+    if isinstance(teacher, BatchLabels):
+        probe = teacher.together
+        say_uncompiled(accelerator, "labels by the statistics of batches")
+        if probe > len(pool):
+            raise ValueError(
+                f"--batch_statistics is {probe} and the set has {len(pool)} images; expected at most so many"
+            )
     label = compiled_labels(teacher, accelerator, pool.device)
     if label is not teacher:
         config["compiled"] = backend_of(accelerator)  # other last bits
     with torch.no_grad():
-        first = _label(teacher, pool, views, 0, torch.arange(min(2, len(pool))), pool.black, accelerator)
+        first = _label(teacher, pool, views, 0, torch.arange(probe), pool.black, accelerator)
     config["classes"] = first.shape[1]
     if class_names is not None:
         config["class_names"] = [*class_names]
@@ -734,8 +750,9 @@ def _identity(teacher: LabelSource) -> dict[str, Any]:
     if isinstance(teacher, TeacherLabels):
         digest = hashlib.sha256(np.ascontiguousarray(teacher.thetas.cpu().numpy())).hexdigest()
         return {**teacher.to_config(), "sha256": digest}
-    if isinstance(teacher, MeanLabels):
-        return {"network": "mean", "sources": [_identity(source) for source in teacher.sources]}
+    if isinstance(teacher, MeanLabels | BatchLabels):
+        about = {"network": "mean", "sources": [_identity(source) for source in teacher.sources]}
+        return {**about, "batch_statistics": teacher.together} if isinstance(teacher, BatchLabels) else about
     raise ValueError(f"labels of kind {teacher.kind!r} cannot label views; expected a teacher")
 
 
@@ -761,7 +778,11 @@ def _at_once(teacher: LabelSource, pool: Pool, accelerator: Accelerator) -> int:
 
     It was asked before, for what it does at the first time alone is no measure.
     """
-    if pool.device.type == "cpu" or (isinstance(teacher, TeacherLabels) and teacher.model.sees_batches):
+    if (
+        pool.device.type == "cpu"
+        or isinstance(teacher, BatchLabels)
+        or (isinstance(teacher, TeacherLabels) and teacher.model.sees_batches)
+    ):
         return AT_ONCE
     answer = in_precision(teacher, accelerator)
 
@@ -786,16 +807,46 @@ def _label_file(
     """The columns of a file, batch by batch, on the device, for which the host waits once, at the end."""
     background, finite = pool.black, torch.ones((), dtype=torch.bool, device=pool.device)
     for epoch in epochs:
-        for rows in torch.arange(len(pool)).split(at_once):
-            columns = codec.encode(_label(teacher, pool, views, epoch, rows, background, accelerator))
+        if isinstance(teacher, BatchLabels):
+            parts = [_label_groups(teacher, pool, views, epoch, codec, background, accelerator)]
+        else:
+            parts = (
+                codec.encode(_label(teacher, pool, views, epoch, rows, background, accelerator))
+                for rows in torch.arange(len(pool)).split(at_once)
+            )
+        for columns in parts:
             finite &= columns["logits" if codec.kept is None else "values"].isfinite().all()
             yield columns
-            bar.update(len(rows))
+            bar.update(len(next(iter(columns.values()))))
     if not finite:
         raise ValueError(
             f"the teacher gives logits that are not finite, or beyond 65,504, in epochs {epochs.start} to "
             f"{epochs.stop - 1}; use another teacher"
         )
+
+
+def _label_groups(
+    teacher: BatchLabels,
+    pool: Pool,
+    views: Views,
+    epoch: int,
+    codec: Codec,
+    background: Tensor | float,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """The columns of an epoch in the order of the rows, whose views went through in groups of another order."""
+    count, size = len(pool), teacher.together
+    order = torch.randperm(count, generator=generator(views.seed, "groups", epoch))
+    groups, left = order[: count - count % size], count % size
+    if left:  # they are the end of a group as large as the others
+        groups = torch.cat([groups, order[-size:]])
+    encoded = [
+        codec.encode(_label(teacher, pool, views, epoch, rows, background, accelerator))
+        for rows in groups.split(max(1, AT_ONCE // size) * size)
+    ]
+    place = torch.cat([torch.arange(count - left), torch.arange(len(groups) - left, len(groups))])[order.argsort()]
+    there = upload(place, pool.device)
+    return {name: torch.cat([part[name] for part in encoded])[there] for name in encoded[0]}
 
 
 class _RowGroups:

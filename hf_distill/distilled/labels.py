@@ -4,6 +4,7 @@ Labels are logits everywhere; the loss applies the softmax. A source is called w
 their classes and their row numbers in the set, and gives either classes or logits.
 """
 
+import copy
 import fnmatch
 import functools
 import reprlib
@@ -15,10 +16,12 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from ..augmentation.views import ViewSource
+from ..config import check_at_least
 from ..data.preprocessing import Preprocessing
 from ..data.upload import upload
 from ..hub.checks import Rules, check_values, is_commit_of_repository, is_hex, is_whole
@@ -522,6 +525,72 @@ class MeanLabels(LabelSource):
         for source in self.sources[1:]:
             total = total + source(images, labels, rows, epoch)
         return total / len(self.sources)
+
+
+class BatchLabels(LabelSource):
+    """The mean logits of networks whose BatchNorm has the statistics of the views at hand, and not the running ones.
+
+    So FADRM (arXiv:2506.24125) labels. A label depends on the views that go through the networks with it: nobody can
+    ask for it again view by view, and `relabel` makes such labels once, for students to read.
+
+    Args:
+        sources: The networks, for the same classes. One without BatchNorm answers as it always does.
+        together: Views that go through the networks at once, and are each other's statistics.
+
+    Raises:
+        ValueError: No network has BatchNorm, one has no running statistics to leave aside, or `together` is below 2.
+    """
+
+    kind = "teacher"
+
+    def __init__(self, sources: Sequence[LabelSource], together: int) -> None:
+        check_at_least("batch_statistics", together, 2)
+        self.sources: list[NetworkLabels] = []
+        for source in sources:
+            if type(source) is not NetworkLabels:
+                raise ValueError(
+                    f"--batch_statistics is {together} and the labels are those of a {type(source).__name__}; expected "
+                    "networks with BatchNorm: leave it out, or give some with --teachers"
+                )
+            self.sources.append(source)
+        self.together, models = together, [source.teacher.model for source in self.sources]
+        if not any(isinstance(layer, _BatchNorm) for model in models for layer in model.modules()):
+            names = ", ".join(source.name for source in self.sources)
+            raise ValueError(
+                f"--batch_statistics is {together} and {names} has no BatchNorm, whose statistics it means; leave it "
+                "out, or give other --teachers"
+            )
+        self._models: list[nn.Module] = []
+        self._device: torch.device | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Those of all networks."""
+        return sum(source.num_bytes for source in self.sources)
+
+    def identity(self) -> dict[str, Any]:
+        """Those of all networks, and how many views go through them at once."""
+        return {"kind": self.kind, "of": [source.identity() for source in self.sources], "together": self.together}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
+        """Logits (n, K) float32 of whole groups of `together` images; raises a `ValueError` for others."""
+        if len(images) % self.together:
+            raise ValueError(f"{len(images)} views do not divide into groups of {self.together}; give whole groups")
+        if self._device != images.device:
+            teachers = [source.to(images.device).teacher for source in self.sources]
+            self._models, self._device = [_without_running(teacher.model) for teacher in teachers], images.device
+        groups = images.split(self.together)
+        return torch.cat([sum(model(x).float() for model in self._models) / len(self._models) for x in groups])
+
+
+def _without_running(network: nn.Module) -> nn.Module:
+    """A network with the parameters of `network` whose BatchNorm has the statistics of its batch, in any mode."""
+    copied = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+    for layer in copied.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.running_mean = layer.running_var = None
+    return copied
 
 
 def _check_fits(teacher: Teacher | LabelProjector, class_names: Sequence[str], preprocessing: Preprocessing) -> None:

@@ -65,7 +65,7 @@ class BlockDistiller(Method):
 
     Example:
         >>> [method.__name__ for method in hd.METHODS if issubclass(method, hd.BlockDistiller)]
-        ['SRe2L', 'CDA', 'RDED', 'HeLlO', 'APM']
+        ['SRe2L', 'CDA', 'FADRM', 'RDED', 'HeLlO', 'APM']
 
     Attributes:
         pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".
@@ -213,12 +213,13 @@ class BlockDistiller(Method):
 
         What is damaged is passed over, and that is said.
         """
-        shape = (len(block.rows), *self.train.shape)
         for checkpoint in reversed(list_checkpoints(self._unfinished(block))):
             try:
                 tensors, about = load_checkpoint(checkpoint)
                 step = about.get("step")
-                if not is_whole(step, 1, self.iterations) or "x" not in tensors or tensors["x"].shape != shape:
+                whole = is_whole(step, 1, self.iterations)
+                shape = (len(block.rows), *(self.shape_after(step) if whole else self.train.shape))
+                if not whole or "x" not in tensors or tensors["x"].shape != shape:
                     raise ValueError(f"{checkpoint} holds no images {shape} after 1 to {self.iterations} iterations")
             except ValueError as error:
                 logger.warning("block %s begins without what was kept of it: %s", block.number, error)
@@ -227,6 +228,10 @@ class BlockDistiller(Method):
                 self._clock.go_on(about.get("seconds"))
                 return tensors, step
         return {}, 0
+
+    def shape_after(self, iteration: int) -> tuple[int, ...]:
+        """(C, H, W) of the images that are kept after so many iterations of a block, from 1: that of train for most."""
+        return self.train.shape
 
     def _unfinished(self, block: Block) -> Path:
         return self.folder / f"unfinished-{block.number:06d}"

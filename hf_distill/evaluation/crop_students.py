@@ -4,6 +4,7 @@ Images stay on the device as the bytes they are; crops, flips and mixes are tens
 there are no workers. Labels come batch by batch, from a teacher that looks at the views or from what one said before.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,6 +109,11 @@ def repeat_updates(model: nn.Module, times: int) -> None:
             layer.momentum = 1 - (1 - layer.momentum) ** times
 
 
+def _parted(places: Tensor, count: int) -> Sequence[Tensor]:
+    """A batch in so many parts, of two images at least; or the whole of a smaller one."""
+    return places.tensor_split(count) if len(places) >= 2 * count else (places,)
+
+
 def train_on_crops(
     pool: Pool,
     targets: Tensor | LabelSource,
@@ -163,25 +169,26 @@ def train_on_crops(
                     factor = protocol.rate(budget.epoch_at(steps, protocol.epochs), protocol.epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = lr * factor
-                x = views(lambda chosen: pool.images(rows[chosen]), places, epoch, count, background)
-                if device.type == "cuda":
-                    x = x.contiguous(memory_format=layout)
-                chosen = rows[places]
-                if isinstance(label, Tensor):
-                    answers = label[upload(chosen, device)]
-                    loss = F.cross_entropy(look(model, x), answers, label_smoothing=protocol.label_smoothing)
-                else:
-                    with torch.no_grad():
-                        answers = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
-                    logits = look(model, x)
-                    loss = _soft_loss(logits, answers, protocol)
-                    if protocol.ce_weight:
-                        partners, share = views.mixing(places, epoch, count, pool.shape[1:])
-                        own, other = (pool.labels[upload(rows[which], device)] for which in (places, partners))
-                        classes = classes_loss(logits, own, other, upload(share, device))
-                        loss = loss + protocol.ce_weight * classes.mean()
                 optimizer.zero_grad()
-                loss.backward()
+                for part in _parted(places, protocol.accumulate):
+                    x = views(lambda chosen: pool.images(rows[chosen]), part, epoch, count, background)
+                    if device.type == "cuda":
+                        x = x.contiguous(memory_format=layout)
+                    chosen = rows[part]
+                    if isinstance(label, Tensor):
+                        answers = label[upload(chosen, device)]
+                        loss = F.cross_entropy(look(model, x), answers, label_smoothing=protocol.label_smoothing)
+                    else:
+                        with torch.no_grad():
+                            answers = label(x, pool.labels[upload(chosen, device)], upload(chosen, device), epoch)
+                        logits = look(model, x)
+                        loss = _soft_loss(logits, answers, protocol)
+                        if protocol.ce_weight:
+                            partners, share = views.mixing(part, epoch, count, pool.shape[1:])
+                            own, other = (pool.labels[upload(rows[which], device)] for which in (part, partners))
+                            classes = classes_loss(logits, own, other, upload(share, device))
+                            loss = loss + protocol.ce_weight * classes.mean()
+                    (loss if len(part) == len(places) else loss * (len(part) / len(places))).backward()
                 optimizer.step()
                 steps += 1
                 if budget is not None and steps == budget.steps:

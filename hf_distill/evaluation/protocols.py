@@ -225,6 +225,9 @@ class CropProtocol(TrainingProtocol):
         batchnorm_updates: How often each batch enters the running statistics. Code that looks at a batch once more, in
             training mode, before its step has 2.
         follows_set: Batches, crops and shuffles are functions of the set, as RDED's are: see `for_set`.
+        accumulate: Parts of a batch that go through the student one after the other: their gradients are those of the
+            whole, and BatchNorm has the statistics of each part. A batch of less than two images for each stays whole.
+        falls_from: Images per class from which on `cosine` is 1, as FADRM's follows the set; None where it does not.
     """
 
     views: Views = Views()
@@ -240,12 +243,16 @@ class CropProtocol(TrainingProtocol):
     label_smoothing: float = 0.0
     batchnorm_updates: int = 1
     follows_set: bool = False
+    accumulate: int = 1
+    falls_from: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_known("optimizer", ("adamw", "sgd"))
         self._check_known("loss", ("kl", "mse"))
         check_at_least("batchnorm_updates", self.batchnorm_updates, 1)
+        check_at_least("accumulate", self.accumulate, 1)
+        check_at_least("falls_from", self.falls_from, 1)
         if (self.momentum is None) != (self.optimizer == "adamw"):
             has = "takes no momentum" if self.optimizer == "adamw" else "needs a momentum, such as 0.9"
             raise ValueError(f"protocol {self.name!r} has momentum={self.momentum}; {self.optimizer} {has}")
@@ -259,6 +266,8 @@ class CropProtocol(TrainingProtocol):
         """As of any, with the batches of one that follows the set, and the tiles that are shuffled or, on real images,
         that say how much crops are."""
         batches = [f"batches of {self.batch_size}"] if self.follows_set else super()._details()
+        if self.falls_from is not None:
+            return [*batches, "rate to 0" if self.cosine == 1 else "rate to a half"]
         if self.views.shuffle > 1:
             return [*batches, f"{self.views.shuffle}x{self.views.shuffle} tiles"]
         if self.follows_set and self.views.crop == "resized":
@@ -267,11 +276,14 @@ class CropProtocol(TrainingProtocol):
         return batches
 
     def for_set(self, ipc: int, classes: int, factor: int = 1) -> Self:
-        """RDED's, for a set of `ipc` images of each class, each of `factor` x `factor` tiles; others follow nothing.
+        """RDED's and FADRM's, for a set of `ipc` images of each class, each of `factor` x `factor` tiles.
 
-        Batches are those of `rded_batch`. Crops have 1 / factor of the area at least, and tiles are shuffled; an image
-        of one tile is neither cropped nor shuffled.
+        FADRM's rate falls to 0 for sets of many images and to half of it for small ones, and RDED's batches are
+        those of `rded_batch`. Its crops have 1 / factor of the area at least, and tiles are shuffled; an image of one
+        tile is neither cropped nor shuffled. Others follow nothing.
         """
+        if self.falls_from is not None:
+            return replace(self, cosine=1.0) if ipc >= self.falls_from else self
         if not self.follows_set:
             return self
         crop = "resized" if factor > 1 else "none"
@@ -294,7 +306,11 @@ class CropProtocol(TrainingProtocol):
 
     def to_config(self) -> dict[str, Any]:
         """As of any; the loss "mse" has no use for a temperature."""
-        unused = ("temperature", "squared") if self.loss == "mse" else ()
+        unused = ("falls_from",)  # `cosine` says it
+        if self.loss == "mse":
+            unused += ("temperature", "squared")
+        if self.accumulate == 1:  # earlier reports say nothing of it
+            unused += ("accumulate",)
         config = {key: value for key, value in super().to_config().items() if key not in unused}
         return {**config, "views": self.views.to_config()}
 
@@ -347,6 +363,22 @@ SRE2L_TINY = CropProtocol(
     warmup_epochs=5,
     source="The code of SRe2L for Tiny-ImageNet (github.com/zeyuanyin/tiny-imagenet), and its logs: SGD, five "
     "epochs of warm-up, no mixing.",
+)
+
+FADRM = CropProtocol(
+    "fadrm",
+    epochs=300,
+    full_data_epochs=100,
+    batch_size=16,
+    weight_decay=0.01,
+    lrs=(0.001,),
+    full_data_batch_size=128,
+    cosine=2.0,
+    accumulate=2,
+    falls_from=50,
+    source="The code of FADRM (arXiv:2506.24125) for ImageNet-1K and Tiny-ImageNet: batches of 16 in two halves, "
+    "CutMix, temperature 20, a cosine that ends at half the rate below 50 images per class. It reports the best "
+    "of its tests, and here the last epoch counts.",
 )
 
 PROTOCOLS: dict[str, TrainingProtocol] = {
@@ -502,6 +534,23 @@ PROTOCOLS: dict[str, TrainingProtocol] = {
             follows_set=True,
             source="The code of RDED (arXiv:2312.03526): batches, crops and the shuffle of the tiles follow the set; "
             "CutMix, temperature 20, a cosine that ends at half the rate.",
+        ),
+        FADRM,
+        replace(
+            FADRM,
+            name="fadrm-cifar",
+            epochs=1000,
+            source="As fadrm, with the 1,000 epochs of its code for CIFAR-100.",
+        ),
+        replace(
+            FADRM,
+            name="fadrm-imagenette",
+            batch_size=10,
+            lrs=(5e-4,),
+            cosine=1.0,
+            falls_from=None,
+            source="As fadrm, with the batches and the rate of its code for Imagenette at ten images per class; at 1 "
+            "and 50 its cosine ends at half the rate.",
         ),
         CropProtocol(
             "hello",

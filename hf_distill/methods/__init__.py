@@ -2,18 +2,20 @@
 
 from .apm import APM, APMConfig
 from .datm import DATM, DATMConfig
+from .fadrm import FADRM, FADRMConfig
 from .hello import HeLlO, HeLlOConfig
 from .mtt import MTT, MTTConfig
 from .rded import RDED, RDEDConfig
 from .sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
 from .tesla import TESLA, TESLAConfig
 
-METHODS = (MTT, TESLA, DATM, SRe2L, CDA, RDED, HeLlO, APM)
+METHODS = (MTT, TESLA, DATM, SRe2L, CDA, FADRM, RDED, HeLlO, APM)
 
 __all__ = [
     "APM",
     "CDA",
     "DATM",
+    "FADRM",
     "METHODS",
     "MTT",
     "RDED",
@@ -21,6 +23,7 @@ __all__ = [
     "APMConfig",
     "CDAConfig",
     "DATMConfig",
+    "FADRMConfig",
     "HeLlO",
     "HeLlOConfig",
     "MTTConfig",

@@ -357,7 +357,7 @@ def check_teachers(config: Any, train: Outline, accelerator: Accelerator, networ
     settings = [each for each in networks if isinstance(each, TeacherConfig)]
     if config.teachers is None or not settings:
         return [check_teacher(each, train, accelerator) for each in settings]
-    teachers = _at_hand(config.teachers, config.teacher_class_names)
+    teachers = named_teachers(config.teachers, config.teacher_class_names)
     for teacher in teachers:
         teacher.check_input(train)
         teacher.rows_of(train.class_names)
@@ -369,8 +369,11 @@ def _check_named(names: Sequence[str] | None, class_names: str | None) -> None:
         raise ValueError(f"--teacher_class_names is {class_names} without --teachers, whose logits it names; give them")
 
 
-def _at_hand(names: Sequence[str], class_names: str | None) -> list[Teacher]:
-    """The teachers of these names; see `find_teachers`."""
+def named_teachers(names: Sequence[str] | None, class_names: str | None) -> list[Teacher]:
+    """The teachers of these names, if any, for `find_teachers` and for whoever labels with them; see there."""
+    _check_named(names, class_names)
+    if names is None:
+        return []
     teachers = [Teacher.start(name) for name in names]
     given = None if class_names is None else read_class_names(class_names)
     own = [bool(teacher.class_names) and teacher.spec.num_classes != len(given or ()) for teacher in teachers]
@@ -419,7 +422,7 @@ def find_teachers(
         latest["callbacks"] = callbacks
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
-    return _at_hand(names, class_names)
+    return named_teachers(names, class_names)
 
 
 def framed_by_teacher(args: DataArguments, names: Sequence[str] | None, labelled_by: int) -> DataArguments:

@@ -25,7 +25,7 @@ from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.distilled import epoch_labels
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
-from hf_distill.distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, TeacherLabels
+from hf_distill.distilled.labels import BatchLabels, HardLabels, LabelSource, MeanLabels, NetworkLabels, TeacherLabels
 from hf_distill.evaluation import crop_students
 from hf_distill.evaluation.protocols import CropProtocol
 from hf_distill.importing.epoch_labels import import_epoch_labels, sampler_order, whole_pixels
@@ -483,6 +483,108 @@ def test_on_an_accelerator_the_teacher_sees_as_many_images_as_fit_unless_its_lab
     for norm, expected in (("batch", 128), ("instance", 64)):
         spec = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 8, "norm": norm})
         assert epoch_labels._at_once(TeacherLabels(spec, torch.ones(spec.num_params())), pool, accelerator) == expected
+
+
+# --- labels by the statistics of batches ------------------------------------------------------------------------------
+
+
+def by_batch(teacher: Teacher, x: torch.Tensor) -> torch.Tensor:
+    """What convnet_d1 says of a group of views whose statistics are its own, written out in float64."""
+    weights = {name: value.double() for name, value in teacher.model.state_dict().items()}
+    hidden = F.conv2d(x.double(), weights["features.0.weight"], weights["features.0.bias"], padding=1)
+    mean = hidden.mean((0, 2, 3), keepdim=True)
+    variance = ((hidden - mean) ** 2).mean((0, 2, 3), keepdim=True)
+    scale, shift = (weights[f"features.1.{name}"].view(1, -1, 1, 1) for name in ("weight", "bias"))
+    hidden = F.avg_pool2d(((hidden - mean) / (variance + 1e-5).sqrt() * scale + shift).clamp(min=0), 2)
+    return hidden.flatten(1) @ weights["classifier.weight"].T + weights["classifier.bias"]
+
+
+def test_views_of_a_group_are_each_others_statistics_and_the_running_ones_stay():
+    wide = StudentSpec("convnet_d1", CLASSES + 2, 3, SIZE, {"width": 4, "norm": "batch"})
+    more = Teacher(wide.build(3), wide, ["x", *NAMES[::-1], "y"], make_teacher().teacher.preprocessing)
+    teachers = [make_teacher().teacher, more.narrowed(NAMES)]
+    source = BatchLabels([NetworkLabels(teacher) for teacher in teachers], 8)
+    before = [{name: value.clone() for name, value in teacher.model.state_dict().items()} for teacher in teachers]
+    x, rows = make_pool(24).source, torch.arange(24)
+    found = source(x, rows, rows, 0)
+    expected = torch.cat([sum(by_batch(each, group) for each in teachers) / 2 for group in x.split(8)])
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, MeanLabels(source.sources)(x, rows, rows), atol=0.1)
+    for teacher, tensors_ in zip(teachers, before, strict=True):
+        assert all(torch.equal(value, tensors_[name]) for name, value in teacher.model.state_dict().items())
+        assert not any(module.training for module in teacher.model.modules())
+    assert source.num_bytes == sum(teacher.num_bytes for teacher in teachers)
+
+
+class Groups(BatchLabels):
+    """Remembers the rows that went through together, with their views."""
+
+    def __call__(self, images, labels, rows, epoch=None):
+        self.calls = [*getattr(self, "calls", []), (epoch, images.clone(), rows.clone())]
+        return super().__call__(images, labels, rows, epoch)
+
+
+def test_groups_are_drawn_anew_for_each_epoch_and_what_is_left_completes_its_own(tmp_path, files_of_two):
+    teacher, size = make_teacher(), 8
+    source, pool = Groups([teacher], size), make_pool()  # 150 views: 18 groups, and 6 views
+    found = label(tmp_path / "labels", source, pool, epochs=3, codec=Codec(kept=4))
+    members: dict[int, list[tuple[int, ...]]] = {}
+    for epoch, images, rows in source.calls[1:]:  # the first says how many classes there are
+        for x, group in zip(images.split(size), rows.split(size), strict=True):
+            first = size - COUNT % size if len(members.setdefault(epoch, [])) == COUNT // size else 0
+            members[epoch].append(tuple(group.tolist()))
+            own, wanted = group[first:], by_batch(teacher.teacher, x)[first:].sort(1, descending=True)
+            stored = found(x[first:], own, own, epoch)
+            torch.testing.assert_close(
+                stored.gather(1, wanted.indices)[:, :4].double(), wanted.values[:, :4], atol=2e-2, rtol=2e-3
+            )
+    for groups in members.values():
+        once = [row for group in groups[:-1] for row in group] + list(groups[-1][2:])
+        assert sorted(once) == list(range(COUNT)) != once
+        assert set(groups[-1][:2]) <= set(groups[-2])
+    assert len({tuple(groups) for groups in members.values()}) == 3
+
+    (whole, *_), kept = sorted(found.folder.glob("soft_labels/*")), contents(found.folder)
+    whole.unlink()
+    label(found.folder, BatchLabels([teacher], size), pool, epochs=3, codec=Codec(kept=4))
+    assert {name: data for name, data in contents(found.folder).items() if "parquet" in name} == {
+        name: data for name, data in kept.items() if "parquet" in name
+    }
+
+
+def test_the_card_says_that_labels_by_batches_cannot_be_asked_again_and_how_many_count(tmp_path):
+    pool, teacher = make_pool(12), make_teacher()
+    made = [
+        label(tmp_path / f"{size}", teacher if size is None else BatchLabels([teacher], size), pool, epochs=1)
+        for size in (None, 5, 6)
+    ]
+    assert len({each.config["id"] for each in made}) == 3
+    sentence = "**Nobody can ask for these labels again view by view**"
+    assert [sentence in (each.folder / "README.md").read_text() for each in made] == [False, True, True]
+    assert "by the statistics of 6 views at a time" in (made[2].folder / "README.md").read_text()
+    index = made[2].folder / "labels_config.json"
+    index.write_text(index.read_text().replace('"batch_statistics": 6', '"batch_statistics": "6"'))
+    with pytest.raises(ValueError, match=r"has teacher.batch_statistics '6'; expected a whole number from 2"):
+        EpochLabels.from_pretrained(made[2].folder)
+
+
+def test_groups_that_cannot_be_are_one_line(tmp_path):
+    plain = StudentSpec("convnet_d1", CLASSES, 3, SIZE, {"width": 4, "norm": "instance"})
+    without = NetworkLabels(Teacher(plain.build(0), plain, NAMES, make_teacher().teacher.preprocessing))
+    thetas = TeacherLabels(plain, torch.ones(plain.num_params()))
+    for sources, size, message in (
+        ([make_teacher()], 1, r"--batch_statistics is 1; expected at least 2"),
+        ([without], 8, r"--batch_statistics is 8 and convnet_d1 has no BatchNorm, whose statistics it means"),
+        ([thetas], 8, r"the labels are those of a TeacherLabels; expected networks with BatchNorm"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            BatchLabels(sources, size)
+        assert "\n" not in str(error.value)
+    BatchLabels([make_teacher(), without], 8)  # one that has none beside one that has
+    with pytest.raises(ValueError, match=r"--batch_statistics is 8 and the set has 7 images; expected at most"):
+        label(tmp_path / "labels", BatchLabels([make_teacher()], 8), make_pool(7))
+    with pytest.raises(ValueError, match=r"7 views do not divide into groups of 8"):
+        BatchLabels([make_teacher()], 8)(make_pool(7).source, torch.arange(7), torch.arange(7))
 
 
 def test_published_labels_come_file_by_file_and_are_saved_whole(hub, tmp_path, files_of_two):

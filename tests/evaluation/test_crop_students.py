@@ -192,6 +192,26 @@ def test_a_batch_that_counts_twice_is_one_that_is_looked_at_once_more_in_trainin
         torch.testing.assert_close(once.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("count", [7, 8, 13])  # of the last one: too few for two halves, halves, and an odd number
+def test_a_batch_in_halves_has_the_gradient_of_the_whole_and_the_statistics_of_each_half(pool, teacher, count):
+    protocol, rows = replace(PROTOCOL, accumulate=2, epochs=1, optimizer="sgd", momentum=0.9), torch.arange(count)
+    found = train(pool, teacher, protocol, rows)
+
+    model = SPEC.build(derive_seed(1, "init")).train()
+    stepper = torch.optim.SGD(parameter_groups(model, 0.01), lr=0.01, momentum=0.9, foreach=False)
+    views, draw = replace(protocol.views, seed=derive_seed(1, "views")), generator(1, "order")
+    halves = {5: (3, 2), 2: (2,), 3: (3,)}
+    for places in torch.randperm(count, generator=draw).split(5):
+        x = views(lambda chosen: pool.images(rows[chosen]), places, 0, count)
+        wanted = (teacher.teacher.logits(x) / 4).softmax(1)
+        given = (torch.cat([model(part) for part in x.split(halves[len(places)])]) / 4).log_softmax(1)
+        stepper.zero_grad()
+        ((wanted * (wanted.log() - given)).sum() / len(places)).backward()
+        stepper.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, atol=2e-4, rtol=1e-3)
+
+
 def test_a_second_look_changes_running_statistics_alone(pool, teacher):
     plain, twice = (train(pool, teacher, replace(PROTOCOL, batchnorm_updates=times)) for times in (1, 2))
     before, after = plain.state_dict(), twice.state_dict()

@@ -33,6 +33,16 @@ def test_the_rate_of_rded_ends_at_half(name):
     assert rates == pytest.approx([1, 0.933, 0.75, 0.503], abs=5e-4)  # ½ (1 + cos(π t / 600)), by hand
 
 
+@pytest.mark.parametrize("name", ["fadrm", "fadrm-cifar"])
+def test_the_rate_of_fadrm_ends_at_half_for_few_images_and_at_nothing_for_fifty(name):
+    for ipc, end in ((1, 0.5), (10, 0.5), (49, 0.5), (50, 0.0), (200, 0.0)):
+        protocol = PROTOCOLS[name].for_set(ipc, 100)
+        assert protocol.rate(10**6 - 1, 10**6) == pytest.approx(end, abs=1e-5)
+        assert protocol.title == f"{name}, batches of 16, rate to {'a half' if end else '0'}"
+        assert protocol.to_config()["accumulate"] == 2
+    assert "accumulate" not in PROTOCOLS["cda"].to_config()  # earlier reports say nothing of it
+
+
 @pytest.mark.parametrize(
     ("ipc", "classes", "batch"),
     [
@@ -104,7 +114,7 @@ def test_batches_without_augmentation_are_the_images_for_as_many_steps():
 
 
 def test_protocols_that_follow_no_set_are_the_same_for_each():
-    for name in sorted(set(PROTOCOLS) - {"rded", "hello"}):
+    for name in sorted(set(PROTOCOLS) - {"rded", "hello", "fadrm", "fadrm-cifar"}):
         assert PROTOCOLS[name].for_set(1, 10, 3) is PROTOCOLS[name]
 
 
@@ -116,6 +126,8 @@ def test_protocols_that_follow_no_set_are_the_same_for_each():
         (CropProtocol, {"optimizer": "adam"}, "has optimizer='adam'; expected one of adamw, sgd"),
         (CropProtocol, {"loss": "ce"}, "has loss='ce'; expected one of kl, mse"),
         (CropProtocol, {"batchnorm_updates": 0}, "batchnorm_updates is 0; expected at least 1"),
+        (CropProtocol, {"accumulate": 0}, "accumulate is 0; expected at least 1"),
+        (CropProtocol, {"falls_from": 0}, "falls_from is 0; expected at least 1"),
         (EvalProtocol, {"loss": "kl"}, "has loss='kl'; expected one of ce, l1"),
         (EvalProtocol, {"full_data_batch_size": 1}, "full_data_batch_size is 1; expected at least 2"),
         (EvalProtocol, {"lrs": ()}, "expected some above 0"),

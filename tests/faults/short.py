@@ -34,6 +34,7 @@ FLAGS = {
     "datm": f"{DATA} {EXPERTS} {TABLE} {LOOP} --eval_protocol tiny --output_dir run",
     "apm": f"{APM} --output_dir run",
     "sre2l": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
+    "fadrm": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
     "cda": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
     "rded": f"{DATA} {TEACHER} {TABLE} --eval_protocol crops-tiny --output_dir run",
     "hello": f"{DATA} {TEACHER} {TABLE} --weak_teachers 1 {PRIOR} --adapt_epochs 1 --compare_labels none "
@@ -49,7 +50,7 @@ FLAGS = {
     "join": "--shards ../inputs/shard-1 ../inputs/shard-2 --output_dir run",
     "import": "--images ../inputs/images.pt --class_names 0 1 2 3 4 5 6 7 8 9 --mean 0.5 --std 0.5 --output_dir run",
 }
-RESUMED = {"mtt", "tesla", "datm", "apm", "sre2l", "cda", "rded", "hello", "teacher", "projector"}
+RESUMED = {"mtt", "tesla", "datm", "apm", "sre2l", "cda", "fadrm", "rded", "hello", "teacher", "projector"}
 
 
 def command(recipe: str, launcher: str = "python", processes: int = 1, *, resume: bool = False) -> list[str]:

@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "DATM": MATCHED,
     "SRe2L": RECOVERED,
     "CDA": RECOVERED,
+    "FADRM": {**RECOVERED, "max_steps": 6, "stage_sizes": [8, 8]},
     "RDED": {**TAUGHT, "num_crops": 3, "factor": 2},
     "HeLlO": {**TAUGHT, **PROJECTED, "num_crops": 2, "factor": 2, "update_steps": 3},
     "APM": {**TAUGHT, "max_steps": 3, "num_students": 2, "student_epochs": 2},

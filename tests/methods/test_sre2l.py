@@ -34,7 +34,7 @@ from hf_distill.engine.blocks import Block
 from hf_distill.engine.method import DistillationDiverged
 from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.methods import CDA, CDAConfig, SRe2L, SRe2LConfig
-from hf_distill.methods.sre2l import bounds, drowned, learning_rate, placing
+from hf_distill.methods.recovering import bounds, drowned, learning_rate, placing
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.timm_models import timm
