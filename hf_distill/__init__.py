@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .hub.results import EvalReport
     from .methods import METHODS
     from .methods.apm import APM, APMConfig
+    from .methods.dm import DM, DMConfig
     from .methods.hello import HeLlO, HeLlOConfig
     from .methods.mtt import MTT, MTTConfig
     from .methods.rded import RDED, RDEDConfig
@@ -61,6 +62,8 @@ _HOME = {
     "CDA": "methods.sre2l",
     "CDAConfig": "methods.sre2l",
     "Callback": "runs.callbacks",
+    "DM": "methods.dm",
+    "DMConfig": "methods.dm",
     "DataArguments": "config",
     "DistillationDiverged": "runs.finish",
     "DistilledSet": "distilled.distilled_set",
@@ -103,6 +106,7 @@ _HOME = {
 __all__ = [
     "APM",
     "CDA",
+    "DM",
     "METHODS",
     "MTT",
     "RDED",
@@ -112,6 +116,7 @@ __all__ = [
     "BlockDistiller",
     "CDAConfig",
     "Callback",
+    "DMConfig",
     "DataArguments",
     "DistillationDiverged",
     "DistilledSet",
