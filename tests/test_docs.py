@@ -35,7 +35,7 @@ def test_the_method_of_the_page_moves_images_to_where_random_networks_see_the_re
     assert distilled.config["method"] == "dm"
     assert {row.set for row in report.rows} == {"random", "herding", "k-center", "distilled"}
     train = page["train"]
-    spec = hd.StudentSpec("convnet_d2", 10, 1, (8, 8))
+    spec = hd.StudentSpec("convnet_d2", 10, 1, (8, 8), {"width": 32})
     network = spec.build(12345)  # one that the run has not seen
 
     def distance(images: torch.Tensor, label: int) -> float:
@@ -60,7 +60,14 @@ def test_the_method_of_the_page_moves_images_to_where_random_networks_see_the_re
 
 @pytest.mark.slow
 def test_a_step_of_the_page_is_one_of_the_method_that_the_library_has(page, tmp_path):
-    settings = {"ipc": 2, "batch_real": 30, "student": "convnet_d2", "disable_tqdm": True, "select": "last"}
+    settings = {
+        "ipc": 2,
+        "batch_real": 30,
+        "student": "convnet_d2",
+        "student_width": 8,
+        "disable_tqdm": True,
+        "select": "last",
+    }
     found = []
     for number, (kind, config) in enumerate(((page["DM"], page["DMConfig"]), (hd.DM, hd.DMConfig))):
         augmented = {"dsa_strategy": "color_crop_cutout_scale_rotate", "output_dir": str(tmp_path / str(number))}
