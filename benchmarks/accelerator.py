@@ -8,7 +8,7 @@ In order, with what all parts of a group are given together:
 
     tests, recipes  the tests marked `gpu`; two steps of every recipe on scikit-learn's digits          1.5 minutes
     matching        TESLA and MTT: exact, truncated, full unroll; as written, with the library's norm,
-                    in bf16, compiled, captured; at the shapes of CIFAR-100 and ImageNet-1K              1.5 minutes
+                    in bf16, compiled, captured; at the shapes of CIFAR-100 and ImageNet-1K; DM          2 minutes
     recovery        recover, as the paper and in bf16 and compiled; relabel and train students           1.5 minutes
     apm             an iteration of APM beside one of TESLA                                              1 minute
     throughput      experts side by side; training a projector, and students with its labels             1 minute
@@ -115,6 +115,7 @@ TINY = {
     "hello": f"{TEACHER} --ipc 1 --weak_teachers 1 --prior_epochs 1 --projector_epochs 1 --adapt_epochs 1 "
     "--update_steps 2 --compare_labels pruned",
     "apm": f"{TEACHER} --ipc 1 --max_steps 2 --num_students 2 --student_epochs 3",
+    "dm": "--student convnet_d1 --student_width 8 --ipc 1 --max_steps 2",
 }
 LEAST = "--max_train_samples 200 --max_test_samples 50 --disable_tqdm true"
 LEAST_TABLE = "--eval_seeds 1 --eval_full_data false --eval_baselines random"
@@ -168,6 +169,7 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
             f"{unroll} --classes 1000 --ipc 50 --batch_syn 100 --resolution 64 --student convnet_d4 --syn_steps 10",
             {},
         ),
+        "dm-cifar100": ("matching", 20, f"{device} --classes 100 --micro_batch_size 256 1024 4096", {}),
         "recover-imagenet1k": ("recovery", 8, recover, {}),
         "recover-imagenet1k-bf16": ("recovery", 6, recover, BF16),
         "recover-imagenet1k-compiled": ("recovery", 30, recover, BF16 | COMPILED),
@@ -202,6 +204,8 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
             "relabel": f"{small} --images 8 --network convnet_d1 --width 4 --batch_size 4 --epochs 1 --num_workers 1 "
             "--rounds 1",
             "projector": projector,
+            "dm": f"{device} {small} --student convnet_d1 --width 4 --batch_real 4 --micro_batch_size 4 100 "
+            "--repeats 1",
             "apm": f"{device} {small} --ipc 1 --student convnet_d1 --width 4 --batch_syn 3 --batch_tesla 3 "
             "--segment_size 3 --num_students 2 --student_epochs 2 --syn_steps 2",
         }

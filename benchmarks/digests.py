@@ -83,6 +83,11 @@ RUNS = {
     ),
     "mtt": Run("mtt", f"{LOOP} --experts experts", ("experts",)),
     "datm": Run("datm", f"{LOOP} --experts experts", ("experts",)),
+    "dm": Run(
+        "dm",
+        f"{DATA} --student convnet_d1 --student_width 8 --batch_real 10 --ipc 1 --max_steps 6 --save_steps 3 "
+        f"--eval_steps 3 --eval_nets 1 --eval_protocol quick {TABLE} --disable_tqdm true",
+    ),
     "apm": Run("apm", APM, ("teacher",)),
     "apm-1of2": Run("apm", f"{APM} --shard 1/2", ("teacher",)),
     "apm-2of2": Run("apm", f"{APM} --shard 2/2", ("teacher",)),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .methods import METHODS
     from .methods.apm import APM, APMConfig
     from .methods.datm import DATM, DATMConfig
+    from .methods.dm import DM, DMConfig
     from .methods.fadrm import FADRM, FADRMConfig
     from .methods.hello import HeLlO, HeLlOConfig
     from .methods.mtt import MTT, MTTConfig
@@ -65,6 +66,8 @@ _HOME = {
     "Callback": "runs.callbacks",
     "DATM": "methods.datm",
     "DATMConfig": "methods.datm",
+    "DM": "methods.dm",
+    "DMConfig": "methods.dm",
     "DataArguments": "config",
     "DistillationDiverged": "runs.finish",
     "DistilledSet": "distilled.distilled_set",
@@ -110,6 +113,7 @@ __all__ = [
     "APM",
     "CDA",
     "DATM",
+    "DM",
     "FADRM",
     "METHODS",
     "MTT",
@@ -121,6 +125,7 @@ __all__ = [
     "CDAConfig",
     "Callback",
     "DATMConfig",
+    "DMConfig",
     "DataArguments",
     "DistillationDiverged",
     "DistilledSet",

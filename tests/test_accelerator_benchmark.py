@@ -161,7 +161,7 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
         pixels = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         columns = {"img": list(pixels), "label": [row % 3 for row in range(count)]}
         Dataset.from_dict(columns, features=features).to_parquet(cifar10 / "data" / f"{split}-00000-of-00001.parquet")
-    parts = ["recipe-cda", "recipe-relabel", "unroll-imagenet1k", "experts-cifar10", "cifar10-experts"]
+    parts = ["recipe-cda", "recipe-relabel", "unroll-imagenet1k", "dm-cifar100", "experts-cifar10", "cifar10-experts"]
     parts.append("cifar10-tesla-truncated-ipc10")
     words = ["--minutes", "5", "--output", "visit", "--cifar10", str(cifar10), "--only", *parts]
     done = call(*words, cwd=tmp_path)
@@ -181,6 +181,9 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
     assert [row["variant"] for row in unrolled] == ["full unroll", "exact", "exact, labels", "truncated"] * 3
     assert [row["how"] for row in unrolled[::4]] == ["eager", "norm", "bf16"]
     assert all(row["gap"] > 0 < row["floor_s"] for row in unrolled)
+    matched = figures["dm-cifar100"]["rows"]
+    assert [row["images_at_once"] for row in matched] == ["4", "100", "plain"]
+    assert matched[0]["graph_bytes"] < matched[1]["graph_bytes"] <= matched[2]["graph_bytes"]
     assert [row["experts_at_once"] for row in figures["experts-cifar10"]["rows"]] == [1, 2]
     tesla = figures["cifar10-tesla-truncated-ipc10"]
     assert tesla["steps"] > 0

@@ -165,6 +165,11 @@ MATCHED = {
     "apm/imagenet1k-64-ipc50.yaml": (20, 0.1, 500, "apm-600", 25),
     "apm/imagenet1k-64-ipc100.yaml": (20, 0.1, 500, "apm-600", 12.5),
 }
+# Of DM: real images per class, and iterations
+MEANS = {
+    **{f"dm/{data}-ipc{ipc}.yaml": (256, 20000) for data in DATASETS for ipc in (1, 10, 50)},
+    **{f"dm/imagenet1k-64-ipc{ipc}.yaml": (64, 5000) for ipc in (1, 10, 50)},  # of which the authors say nothing
+}
 # How the authors' networks see pixels
 NORMALISED = {
     "cifar100": ("mean_std", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
@@ -292,7 +297,9 @@ def test_a_page_that_has_rotted_is_found_out():
 
 
 def test_every_published_setting_has_its_preset():
-    assert {*PUBLISHED, *BORROWED, *ALIGNED, *RECOVERED, *STAGED, *TILED, *PROJECTED, *SQUEEZED} <= set(PRESETS) - set(DEMOS)
+    assert {*PUBLISHED, *BORROWED, *ALIGNED, *RECOVERED, *STAGED, *TILED, *PROJECTED, *SQUEEZED, *MEANS} <= set(
+        PRESETS
+    ) - set(DEMOS)
     assert {recipe_of(name) for name in DEMOS} == {recipe_of(name) for name in PRESETS}
 
 
@@ -535,6 +542,23 @@ def test_stages_are_those_of_the_source(name):
     assert (config.alpha, config.r_bn, config.first_bn_multiplier, config.random_flip) == (0.5, 0.01, 10, 0.5)
     assert (config.random_crop, config.symmetric_jitter, config.init) == (True, False, "real")
     assert (None if config.teachers is None else len(config.teachers)) == teachers
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_preset_matches_means_as_the_code_of_dms_authors_does(name):
+    short = Path(name).stem.rsplit("-ipc", 1)[0]
+    data, config, _ = parsed(name)
+    assert (config.batch_real, config.max_steps) == MEANS[name]
+    assert (config.lr_img, config.mom_img, config.init, config.select) == (1, 0.5, "real", "last")
+    assert config.dsa_strategy == "color_crop_cutout_flip_scale_rotate"
+    hub, image, label, test, resolution, student, _ = DATASETS[short]
+    assert (data.dataset_name, data.image_column_name, data.label_column_name) == (hub, image, label)
+    assert (data.dataset_test_split, data.resolution) == (test, resolution)
+    assert (data.normalization, data.validation_fraction) == ("mean_std", 0)
+    assert (config.student, config.student_width, config.student_norm) == (student, 128, "instance")
+    evaluated = PROTOCOLS[config.eval_protocol]
+    assert (evaluated.epochs - 1, evaluated.lrs[0], evaluated.batch_size, evaluated.momentum) == (1000, 0.01, 256, 0.9)
+    assert (evaluated.weight_decay, evaluated.decay, evaluated.dsa_strategy) == (5e-4, 0.1, config.dsa_strategy)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -189,6 +189,8 @@ RUNS: dict[str, tuple[Any, str, Waits]] = {
     "RDED": (patches, "centred", Waits()),  # an iteration is a batch of crops
     "HeLlO": (hello, "resized", Waits()),  # an iteration is a step of the update of tiles
     "APM": (apm, "group_gradient", Waits()),
+    # Of the device one, when all is done; of the host, which operation is drawn for each of ten classes.
+    "DM": (Distiller, "_advance", Waits(reads=11)),
 }
 
 

@@ -36,6 +36,11 @@ class DsaParams:
     def __getitem__(self, part: slice) -> "DsaParams":
         return DsaParams(self.operation, {name: value[part] for name, value in self.values.items()})
 
+    def for_all(self, n: int) -> "DsaParams":
+        """The parameters of the one image that was drawn for, for each of `n`."""
+        values = {name: value.expand(n, *value.shape[1:]) for name, value in self.values.items()}
+        return DsaParams(self.operation, values)
+
     def to(self, device: torch.device | str) -> "DsaParams":
         """The same parameters on `device`."""
         return DsaParams(self.operation, {name: upload(value, device) for name, value in self.values.items()})

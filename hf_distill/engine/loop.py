@@ -55,8 +55,8 @@ class Distiller(Method):
     `modules`. See `Method` for the arguments. Without held-out images the last step is kept.
 
     Example:
-        >>> [method.__name__ for method in hd.METHODS if issubclass(method, hd.Distiller)]
-        ['MTT', 'TESLA', 'DATM']
+        >>> issubclass(hd.TESLA, hd.Distiller), issubclass(hd.SRe2L, hd.Distiller)
+        (True, False)
 
     Attributes:
         optimizers: Made by `setup`; between them they hold the parameters of the set and of `modules`.

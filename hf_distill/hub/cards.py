@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,12 @@ def render_card(template: str, **context: Any) -> str:
 
     Every value is escaped, but for numbers and for what the template calls safe, which is Markdown already.
     """
-    source = shipped("model_cards") / template
+    return marked(card_template(template).render(**context))
+
+
+@cache
+def card_template(name: str) -> jinja2.Template:
+    """`model_cards/<name>`, compiled once in a process: a run writes its card twice."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -106,7 +112,7 @@ def render_card(template: str, **context: Any) -> str:
     )
     environment.filters.update(code=code, fenced=fenced, literal=literal, url=url)
     environment.filters.update(bytes=human_bytes, count="{:,}".format)
-    return marked(environment.from_string(source.read_text(encoding="utf-8")).render(**context))
+    return environment.from_string((shipped("model_cards") / name).read_text(encoding="utf-8"))
 
 
 def on_hub(source: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..hub.checks import MOST_CLASSES, Rules, check_values, is_number, is_whole
 from .convnets import CONVNETS, NORMS, ConvNet
@@ -94,6 +95,13 @@ class StudentSpec:
     in_chans: int
     img_size: tuple[int, int]
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def for_images(cls, name: str, num_classes: int, shape: tuple[int, int, int], *, width: int, norm: str) -> Self:
+        """The network `name` for images of `shape` (C, H, W); with `width` and `norm` if it is a ConvNet."""
+        channels, *size = shape
+        kwargs = {"width": width, "norm": norm} if name in CONVNETS else {}
+        return cls(name, num_classes, channels, (size[0], size[1]), kwargs)
 
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised network, the same one for the same seed; the global generators stay as they were.

@@ -44,7 +44,7 @@ from ..hub.checks import is_number
 from ..hub.files import atomic_write, load_json, package_versions, save_json
 from ..hub.folder import Home
 from ..hub.making import MAKING, Work, read_making, save_making
-from ..networks.architectures import CONVNETS, NORMS, FlatModel, StudentSpec
+from ..networks.architectures import NORMS, FlatModel, StudentSpec
 from ..networks.compiling import backend_of, compiled, in_precision, refuse_fp16
 from ..networks.trajectories import (
     EXPERT_FILE,
@@ -113,9 +113,8 @@ class ExpertConfig:
 
     def student_spec(self, real: Outline | RealImages) -> StudentSpec:
         """The student for the classes, channels and size of `real`."""
-        channels, height, width = real.shape
-        kwargs = {"width": self.student_width, "norm": self.student_norm} if self.student in CONVNETS else {}
-        return StudentSpec(self.student, real.num_classes, channels, (height, width), kwargs)
+        options = {"width": self.student_width, "norm": self.student_norm}
+        return StudentSpec.for_images(self.student, real.num_classes, real.shape, **options)
 
 
 def _pool(real: RealImages, device: torch.device) -> Pool:

@@ -32,7 +32,7 @@ from ..data.pixels import Frame
 from ..data.precision import precision_of
 from ..evaluation.costs import student_flop
 from ..evaluation.students import check_student
-from ..networks.architectures import CONVNETS, NORMS, StudentSpec, layout_for
+from ..networks.architectures import NORMS, StudentSpec, layout_for
 from ..networks.batches import images_at_once
 from ..networks.class_names import read_class_names
 from ..networks.compiling import backend_of, refuse_fp16
@@ -124,9 +124,8 @@ class TeacherConfig:
 
     def student_spec(self, real: Outline | RealImages) -> StudentSpec:
         """The network for the classes, channels and size of `real`."""
-        channels, height, width = real.shape
-        kwargs = {"width": self.student_width, "norm": self.student_norm} if self.student in CONVNETS else {}
-        return StudentSpec(self.student, real.num_classes, channels, (height, width), kwargs)
+        options = {"width": self.student_width, "norm": self.student_norm}
+        return StudentSpec.for_images(self.student, real.num_classes, real.shape, **options)
 
     def lr(self, step: int, steps: int) -> float:
         """The learning rate of step number `step`, from 0, where an epoch has `steps` of them.

@@ -32,6 +32,8 @@ FLAGS = {
     "mtt": f"{DATA} {EXPERTS} {TABLE} {LOOP} --eval_protocol tiny --output_dir run",
     "tesla": f"{DATA} {EXPERTS} {TABLE} {LOOP} --eval_protocol tiny --output_dir run",
     "datm": f"{DATA} {EXPERTS} {TABLE} {LOOP} --eval_protocol tiny --output_dir run",
+    "dm": f"{DATA} --student convnet_d1 --student_width 8 {TABLE} --batch_real 10 --max_steps 12 --save_steps 4 "
+    "--eval_steps 6 --eval_nets 1 --eval_protocol tiny --output_dir run",
     "apm": f"{APM} --output_dir run",
     "sre2l": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
     "fadrm": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
@@ -50,7 +52,7 @@ FLAGS = {
     "join": "--shards ../inputs/shard-1 ../inputs/shard-2 --output_dir run",
     "import": "--images ../inputs/images.pt --class_names 0 1 2 3 4 5 6 7 8 9 --mean 0.5 --std 0.5 --output_dir run",
 }
-RESUMED = {"mtt", "tesla", "datm", "apm", "sre2l", "cda", "fadrm", "rded", "hello", "teacher", "projector"}
+RESUMED = {"mtt", "tesla", "datm", "dm", "apm", "sre2l", "cda", "fadrm", "rded", "hello", "teacher", "projector"}
 
 
 def command(recipe: str, launcher: str = "python", processes: int = 1, *, resume: bool = False) -> list[str]:

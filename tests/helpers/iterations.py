@@ -20,4 +20,5 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "RDED": {**TAUGHT, "num_crops": 3, "factor": 2},
     "HeLlO": {**TAUGHT, **PROJECTED, "num_crops": 2, "factor": 2, "update_steps": 3},
     "APM": {**TAUGHT, "max_steps": 3, "num_students": 2, "student_epochs": 2},
+    "DM": {**NET, "max_steps": 3, "select": "last", "batch_real": 5, "micro_batch_size": 20},
 }

@@ -24,12 +24,17 @@ import peft  # noqa: F401
 import torch
 
 import hf_distill
+from hf_distill.hub.cards import card_template
+from hf_distill.shipped import shipped
 from tests.helpers.protocols import know_short_protocols
 
 know_short_protocols()
 for module in pkgutil.walk_packages(hf_distill.__path__, "hf_distill."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+
+for path in shipped("model_cards").glob("*.md"):
+    card_template(path.name)
 
 SECONDS = 300  # a run that hangs ends here, and one on a busy machine does not
 
