@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .methods.sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
     from .methods.tesla import TESLA, TESLAConfig
     from .networks.architectures import StudentSpec
+    from .networks.backbones import Backbone
     from .networks.projector import LabelProjector
     from .networks.teachers import Teacher
     from .networks.trajectories import ExpertTrajectories
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 _HOME = {
     "APM": "methods.apm",
     "APMConfig": "methods.apm",
+    "Backbone": "networks.backbones",
     "Block": "engine.blocks",
     "BlockDistiller": "engine.blocks",
     "CDA": "methods.sre2l",
@@ -108,6 +110,7 @@ __all__ = [
     "RDED",
     "TESLA",
     "APMConfig",
+    "Backbone",
     "Block",
     "BlockDistiller",
     "CDAConfig",
