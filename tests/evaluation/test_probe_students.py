@@ -2,6 +2,8 @@
 
 import json
 import math
+import runpy
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from scipy.special import softmax
 from torch import Tensor
+from transformers import BitImageProcessor, ViTConfig, ViTModel
 
 import hf_distill as hd
 from hf_distill.augmentation.crops import CROP_DRAWS, draw_crops, uniform
@@ -26,9 +29,12 @@ from hf_distill.evaluation.protocols import PROTOCOLS, Budget, ProbeProtocol
 from hf_distill.evaluation.students import train_students
 from hf_distill.networks.probes import ProbeSpec, centre
 from hf_distill.rng import derive_seed, generator
+from tests.helpers import ROOT
+from tests.helpers.clips import save_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+RECIPE = ROOT / "recipes" / "evaluate.py"
 COUNT, CLASSES = 14, 4
 LOOK = Preprocessing(1, (8, 8), (0.4,), (0.3,))
 PROTOCOL = ProbeProtocol("heads", epochs=5, full_data_epochs=2, batch_size=4, lrs=(0.5,), scale=(0.3, 1.0))
@@ -375,3 +381,44 @@ def test_the_accuracy_of_a_probe_looks_at_each_image_once():
 
 def test_protocols_of_probes_are_known_by_name():
     assert {name for name, known in PROTOCOLS.items() if isinstance(known, ProbeProtocol)} == {"probe", "probe-quick"}
+
+
+# The recipe
+
+
+@pytest.mark.slow
+def test_the_recipe_probes_four_backbones_of_three_libraries_in_one_table(data, tmp_path, monkeypatch, capsys):
+    folders = [folder_of(tmp_path, name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    vit = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16)
+    ViTModel(vit).save_pretrained(tmp_path / "vit")
+    processor = BitImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor.save_pretrained(tmp_path / "vit")
+    folders += [str(tmp_path / "vit"), str(save_clip("vit", tmp_path / "clip"))]
+    arguments = {"max_train_samples": 120, "max_test_samples": 40}
+    made_with = {"student": {"probe": hd.Backbone.from_pretrained(folders[0]).about()}}
+    source = {"name": "digits", "arguments": {**arguments, "validation_fraction": 0.0}}
+    distilled = set_of(data[0], config={**made_with, "source": source, "method": "lgm"})
+    folder = str(distilled.save_pretrained(tmp_path / "set"))
+    monkeypatch.setitem(PROTOCOLS, "heads", replace(PROTOCOL, name="heads"))
+    flags = ["--distilled_dataset", folder, "--protocol", "heads", "--num_seeds", "2", "--disable_tqdm"]
+    flags += ["--baselines", "random", "centroid", "neighbour", "--full_data", "false", "--student"]
+    students = [f"probe:{name}" for name in folders]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, *students])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    told = capsys.readouterr().out
+    kept = hd.DistilledSet.from_pretrained(folder)
+    names = list(dict.fromkeys(row.student for row in kept.report.rows))
+    assert [name.split()[0] for name in names] == ["probe:one", "probe:two", "probe:vit", "probe:clip"]
+    assert all(name in told and name in (tmp_path / "set" / "README.md").read_text() for name in names)
+    assert len(kept.report.rows) == 4 * 4
+    for protocol, student, words in (
+        ("heads", "convnet_d1", "convnet_d1 is none"),
+        ("mtt", students[0], "use --proto"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, student, "--protocol", protocol])
+        with pytest.raises(SystemExit, match=words):
+            runpy.run_path(str(RECIPE), run_name="__main__")
+    (tmp_path / "one").rename(tmp_path / "gone")
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags[:-1]])
+    with pytest.raises(SystemExit, match=r"a backbone that is not found .* name one with --student probe:NAME"):
+        runpy.run_path(str(RECIPE), run_name="__main__")
