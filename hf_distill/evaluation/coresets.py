@@ -29,13 +29,8 @@ from ..networks.probes import Probe
 from ..rng import derive_seed, generator
 from .difficulty import Difficulty, el2n, entropy
 
-COMPARING = (
-    "herding",
-    "k-center",
-    "centroid",
-    "neighbour",
-    "bps",
-)  # compare images by features; the others but random by scores
+# Compare images by features; the others but random by scores.
+COMPARING = ("herding", "k-center", "centroid", "neighbour", "bps")
 DROPPED, STRATA = 0.3, 50  # β and k of CCS: those of its paper where it prunes most, 90 % of CIFAR-10
 
 

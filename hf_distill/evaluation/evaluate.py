@@ -162,11 +162,11 @@ def protocols_for(
 
 
 def check_views(protocols: Sequence[TrainingProtocol], labels: LabelSource | None) -> None:
-    """Raise a one-line `ValueError` where a protocol looks at no views, and labels were stored of views."""
-    blind = [protocol.name for protocol in protocols if not protocol.per_view]
+    """Raise a one-line `ValueError` where labels were stored of views, and a protocol has no use for such."""
+    blind = [f"{protocol.name} {_blind(protocol)}" for protocol in protocols if not protocol.per_view]
     if blind and isinstance(labels, EpochLabels):
         raise ValueError(
-            f"the protocol {blind[0]} looks at no views, and the labels are of views; use another: "
+            f"the protocol {blind[0]}, and the labels are of views; use another: "
             f"{', '.join(name for name, known in PROTOCOLS.items() if known.per_view)}"
         )
 
@@ -175,8 +175,13 @@ def crop_protocol_for(distilled: DistilledSet, protocol: str | None = None, fact
     """As `protocol_for`, for labels of views; a `ValueError` where the protocol looks at none."""
     known = protocol_for(distilled, protocol, factor)
     if not isinstance(known, CropProtocol):
-        raise ValueError(f"the set's protocol is {known.name}, which looks at no views; choose one with --protocol")
+        raise ValueError(f"the set's protocol is {known.name}, which {_blind(known)}; choose one with --protocol")
     return known
+
+
+def _blind(protocol: TrainingProtocol) -> str:
+    """Why a protocol has no use for labels of views."""
+    return "takes one label of each image" if isinstance(protocol, ProbeProtocol) else "looks at no views"
 
 
 def made_for(distilled: DistilledSet) -> StudentSpec | None:
@@ -197,6 +202,15 @@ def _backbone(distilled: DistilledSet) -> Any:
     """What the set says of the backbone that it was made with; None where it was made with none."""
     student = distilled.config.get("student")
     return student.get("probe") if isinstance(student, dict) else None
+
+
+def _named_probe(distilled: DistilledSet, student: str) -> ProbeSpec:
+    """The student that is named: at its commit, where the set was made with this backbone of a repository."""
+    own = _backbone(distilled)
+    same = isinstance(own, dict) and own.get("revision") is not None and student == f"{PREFIX}{own.get('name')}"
+    if same:
+        return ProbeSpec.recorded(own, *_probed(distilled))
+    return ProbeSpec.named(student, *_probed(distilled))
 
 
 def _probed(distilled: DistilledSet) -> tuple[int, Preprocessing, tuple[int, int]]:
@@ -364,23 +378,22 @@ def evaluate(
         scores,
     )
 
-    learner = _learner(distilled, specs, protocol) if full_data or real.compared else specs[0]
     if full_data:
+        learner = _learner(distilled, specs, protocol)
         results, coreset_rows = real.full_data(learner)
         network = f"{student_name(learner)}, trained on full data"
-        by = f"features of {network}"
+        by = f"features of {student_name(learner) if isinstance(learner, ProbeSpec) else network}"
     else:
         seen = _guide(distilled, guide, experts, accelerator.device) if real.compared else None
         kind = "label projector" if isinstance(seen, LabelProjector) else "teacher"
         network = "" if seen is None else f"the {kind} {seen.name} ({seen.digest})"
         by, look = f"features of {network}" if network else "pixels", None
-        if isinstance(learner, ProbeSpec) and guide is None:
-            look = _probe_look(learner, seen, real.compared, accelerator.device)
+        probed = isinstance(protocol, ProbeProtocol) and real.compared and guide is None
+        if probed and isinstance(probe := _learner(distilled, specs, protocol), ProbeSpec):
+            by, look = f"features of {student_name(probe)}", _probe_look(probe, seen, real.compared, accelerator.device)
         elif seen is not None:
             look = _look(seen, real.compared)
         results, coreset_rows = [], real.shared_coresets(look)
-    if isinstance(learner, ProbeSpec) and (full_data or guide is None):
-        by = f"features of {student_name(learner)}"
     coreset_rows |= real.scored_coresets()
     cases = [*map(equal, own), *real.baselines(coreset_rows)]
     results += trainer.measure(cases + _unaugmented(cases) if bare else cases)
@@ -648,7 +661,7 @@ def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec]
         elif own is not None and student == own.name:
             spec = own
         elif student.startswith(PREFIX):
-            spec = ProbeSpec.named(student, *_probed(distilled))
+            spec = _named_probe(distilled, student)
         else:
             spec = StudentSpec(student, distilled.num_classes, channels, (height, width))
         if spec not in specs:

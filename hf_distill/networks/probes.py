@@ -139,6 +139,7 @@ class ProbeSpec(StudentSpec):
     def to_dict(self) -> dict[str, Any]:
         """All that makes the student, as JSON types."""
         about = {**self.backbone.about(), "sha256": self.backbone.sha256}
+        del about["name"]  # of a folder it is where that lies
         sizes = {"num_classes": self.num_classes, "in_chans": self.in_chans, "img_size": list(self.img_size)}
         return {"name": self.name, "probe": about, **sizes}
 

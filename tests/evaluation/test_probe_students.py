@@ -20,11 +20,12 @@ from hf_distill.augmentation.crops import CROP_DRAWS, draw_crops, uniform
 from hf_distill.config import DataArguments
 from hf_distill.data.feed import Pool
 from hf_distill.data.preprocessing import Preprocessing, fit_zca
+from hf_distill.distilled.epoch_labels import EpochLabels
 from hf_distill.distilled.labels import StoredLabels
 from hf_distill.evaluation.accuracy import accuracy
 from hf_distill.evaluation.coresets import centroid, neighbours
 from hf_distill.evaluation.costs import backbone_flop
-from hf_distill.evaluation.evaluate import evaluate, student_specs, validation_accuracy
+from hf_distill.evaluation.evaluate import check_views, evaluate, student_specs, validation_accuracy
 from hf_distill.evaluation.protocols import PROTOCOLS, Budget, ProbeProtocol
 from hf_distill.evaluation.students import train_students
 from hf_distill.networks.probes import ProbeSpec, centre
@@ -331,6 +332,15 @@ def test_a_set_is_probed_by_the_backbone_that_it_was_made_with(data, tmp_path):
     assert next(iter(report.meta.values()))["coresets"]["centroid"] == f"features of {other.name}"
 
 
+def test_the_name_of_that_backbone_means_its_commit_and_others_may_be_asked_for(data, monkeypatch):
+    asked, made = [], backbone()
+    monkeypatch.setattr(hd.Backbone, "from_pretrained", lambda name, revision: asked.append((name, revision)) or made)
+    about = {**made.about(), "name": "org/vit", "revision": "a" * 40}
+    distilled = set_of(data[0], config={"student": {"probe": about}})
+    student_specs(distilled, ["probe:org/vit", "probe:org/vit@main", "probe:org/other"])
+    assert asked == [("org/vit", "a" * 40), ("org/vit", "main"), ("org/other", None)]
+
+
 # Mistakes
 
 
@@ -359,6 +369,15 @@ def test_labels_and_images_that_do_not_fit_are_one_line():
         probe(Preprocessing(3, (8, 8), (0.4,) * 3, (0.3,) * 3))
     with pytest.raises(ValueError, match=r"has scale=\(0, 1\) and flip=0.5; expected shares"):
         ProbeProtocol("mine", epochs=1, full_data_epochs=1, scale=(0, 1))
+
+
+def test_labels_of_views_and_sets_for_whole_networks_are_refused(data):
+    with pytest.raises(ValueError, match="the protocol heads takes one label of each image, and the labels are of"):
+        check_views([PROTOCOL], EpochLabels.__new__(EpochLabels))
+    for flags in ({"eval_protocol": "probe"}, {"eval_also": ["probe"]}):
+        words = f"--{next(iter(flags))} probe trains heads of frozen backbones, and sets of RDED are for whole networks"
+        with pytest.raises(ValueError, match=words):
+            hd.RDED.check(hd.RDEDConfig(**flags), data[0].outline, Accelerator())
 
 
 def test_enlarged_images_are_said(data, caplog):
