@@ -430,13 +430,6 @@ def test_the_recipe_probes_four_backbones_of_three_libraries_in_one_table(data, 
     assert [name.split()[0] for name in names] == ["probe:one", "probe:two", "probe:vit", "probe:clip"]
     assert all(name in told and name in (tmp_path / "set" / "README.md").read_text() for name in names)
     assert len(kept.report.rows) == 4 * 4
-    for protocol, student, words in (
-        ("heads", "convnet_d1", "convnet_d1 is none"),
-        ("mtt", students[0], "use --proto"),
-    ):
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, student, "--protocol", protocol])
-        with pytest.raises(SystemExit, match=words):
-            runpy.run_path(str(RECIPE), run_name="__main__")
     (tmp_path / "one").rename(tmp_path / "gone")
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags[:-1]])
     with pytest.raises(SystemExit, match=r"a backbone that is not found .* name one with --student probe:NAME"):
