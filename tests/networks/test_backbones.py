@@ -28,7 +28,7 @@ from transformers import (
 
 import hf_distill as hd
 from hf_distill.networks.backbones import Backbone
-from tests.networks.test_priors import MEAN, STD, random, save_open_clip, save_timm
+from tests.helpers.whole_clips import MEAN, STD, random, save_open_clip, save_timm
 
 pytestmark = pytest.mark.slow
 
