@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .methods import METHODS
     from .methods.apm import APM, APMConfig
     from .methods.hello import HeLlO, HeLlOConfig
+    from .methods.lgm import CLPDD, LGM, CLPDDConfig, LGMConfig
     from .methods.mtt import MTT, MTTConfig
     from .methods.rded import RDED, RDEDConfig
     from .methods.sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
@@ -62,6 +63,8 @@ _HOME = {
     "BlockDistiller": "engine.blocks",
     "CDA": "methods.sre2l",
     "CDAConfig": "methods.sre2l",
+    "CLPDD": "methods.lgm",
+    "CLPDDConfig": "methods.lgm",
     "Callback": "runs.callbacks",
     "DataArguments": "config",
     "DistillationDiverged": "runs.finish",
@@ -75,6 +78,8 @@ _HOME = {
     "HeLlO": "methods.hello",
     "HeLlOConfig": "methods.hello",
     "HfArg": "config",
+    "LGM": "methods.lgm",
+    "LGMConfig": "methods.lgm",
     "LabelProjector": "networks.projector",
     "LoopConfig": "config",
     "METHODS": "methods",
@@ -105,6 +110,8 @@ _HOME = {
 __all__ = [
     "APM",
     "CDA",
+    "CLPDD",
+    "LGM",
     "METHODS",
     "MTT",
     "RDED",
@@ -114,6 +121,7 @@ __all__ = [
     "Block",
     "BlockDistiller",
     "CDAConfig",
+    "CLPDDConfig",
     "Callback",
     "DataArguments",
     "DistillationDiverged",
@@ -127,6 +135,7 @@ __all__ = [
     "HeLlO",
     "HeLlOConfig",
     "HfArg",
+    "LGMConfig",
     "LabelProjector",
     "LoopConfig",
     "MTTConfig",
