@@ -75,7 +75,7 @@ def test_a_method_runs_with_all_that_it_learns_from(method, data, experts, tmp_p
     monkeypatch.chdir(tmp_path)  # where networks stay that no other test should find
     monkeypatch.setattr(hd.DistilledSet, "save_pretrained", lambda distilled, folder: None)
     settings = {**SETTINGS[method.__name__], **LESS.get(method.__name__, {})}
-    if issubclass(method, hd.Distiller):
+    if method.learns_experts:
         settings = {**NET, **PATH, "experts": experts}
     with fake_cuda() as device:
         distilled = method.distill(data[0], ipc=1, output_dir=str(tmp_path / "run"), **settings)

@@ -188,6 +188,9 @@ RUNS: dict[str, tuple[Any, str, Waits]] = {
     "RDED": (patches, "centred", Waits()),  # an iteration is a batch of crops
     "HeLlO": (hello, "resized", Waits()),  # an iteration is a step of the update of tiles
     "APM": (apm, "group_gradient", Waits()),
+    # Of the device one, as of MTT.
+    "LGM": (Distiller, "_advance", Waits(reads=1)),
+    "CLPDD": (Distiller, "_advance", Waits(reads=1)),
 }
 
 

@@ -353,7 +353,6 @@ class HeadMatching(Distiller):
         self._look = in_precision(self.backbone.features, self.accelerator)
         self.augment = config.augment("synthetic")
         self.batch = config.real_in_a_step(train.num_classes)
-        self._active = 1
 
     @classmethod
     def check(cls, config: HeadConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
@@ -362,7 +361,7 @@ class HeadMatching(Distiller):
         refuse_fp16(accelerator, cls.__name__)
         if train.whitened:
             raise ValueError(
-                f"{cls.__name__} makes pixels, which a backbone sees as they are, and --normalization zca mixes them up; "
+                f"{cls.__name__} makes pixels, as a backbone sees them, and --normalization zca mixes them up; "
                 "use --normalization mean_std"
             )
         batch, views = config.real_in_a_step(train.num_classes), config.real_views * sum(train.counts)
@@ -398,7 +397,8 @@ class HeadMatching(Distiller):
         config, train = self.config, self.train
         labels = torch.arange(train.num_classes).repeat_interleave(config.ipc)
         self.pyramids = Pyramids(len(labels), train.shape, config.seed).to(self.device)
-        self._last = len(self.pyramids.levels)
+        size, self._last = config.micro_batch_size, len(self.pyramids.levels)
+        self._parts = [slice(first, first + size) for first in range(0, len(labels), size)]
         if config.max_steps and (needed := (self._last - 1) * config.level_steps) >= config.max_steps:
             reached = self.pyramids.levels[self._due_at(config.max_steps - 1) - 1].shape[2:]
             logger.warning(
@@ -439,15 +439,15 @@ class HeadMatching(Distiller):
 
     def _follow(self, active: int) -> None:
         """Let a new Adam move the first levels, so many."""
-        self._active = active
+        self._levels = list(self.pyramids.levels[:active])
         fused = self.device.type == "cuda"
-        self.optimizers = [torch.optim.Adam(self.pyramids.levels[:active], lr=self.config.lr_img, fused=fused)]
+        self.optimizers = [torch.optim.Adam(self._levels, lr=self.config.lr_img, fused=fused)]
 
     def begin(self, step: int) -> None:
         """Let the next level join where it is due."""
-        while self._active < self._due_at(step):
-            self.pyramids.grow(self._active + 1)
-            self._follow(self._active + 1)
+        while (active := len(self._levels) + 1) <= self._due_at(step):
+            self.pyramids.grow(active)
+            self._follow(active)
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)
@@ -460,10 +460,9 @@ class HeadMatching(Distiller):
 
     @torch.no_grad()
     def _show(self, distilled: DistilledSet) -> None:
-        for part in torch.arange(len(distilled.labels)).split(self.config.micro_batch_size):
-            some = slice(int(part[0]), int(part[-1]) + 1)
-            decoded = self.pyramids.decode([level[some] for level in self.pyramids.levels[: self._active]])
-            distilled.pixel_values[some] = self.train.preprocessing(decoded)
+        for part in self._parts:
+            decoded = self.pyramids.decode([level[part] for level in self._levels])
+            distilled.pixel_values[part] = self.train.preprocessing(decoded)
 
     @abstractmethod
     def objective(self, draw: int, z: Tensor, y: Tensor) -> Objective:
@@ -477,19 +476,18 @@ class HeadMatching(Distiller):
 
     def step(self, draw: int) -> dict[str, Tensor]:
         """Add ∂L/∂levels of one draw: its real features, its crops, and its head."""
-        config, levels = self.config, list(self.pyramids.levels[: self._active])
+        config, levels = self.config, self._levels
         rows = torch.randint(len(self.real), (self.batch,), generator=generator(config.seed, "batch", draw))
         kept, classes = self.real.take(rows)
         objective = self.objective(draw, kept.flatten(1).float(), one_hot(classes, self.train.num_classes))
-        parts = [slice(a, a + config.micro_batch_size) for a in range(0, len(levels[0]), config.micro_batch_size)]
         with torch.no_grad():
-            images = torch.cat([self.pyramids.decode([level[part] for level in levels]) for part in parts])
+            images = torch.cat([self.pyramids.decode([level[part] for level in levels]) for part in self._parts])
 
         def look(some: Tensor, numbers: Tensor) -> Tensor:
             return self._look(self.augment(some, (draw,), numbers, self.backbone.size))
 
         loss, gradient = image_gradient(look, images, config.augmentations, config.micro_batch_size, objective)
-        for part in parts:
+        for part in self._parts:
             decoded = self.pyramids.decode([level[part] for level in levels])
             decoded.backward(gradient[part])
         return {"loss": loss}

@@ -93,6 +93,8 @@ def state(folder: Path, step: int = 6) -> tuple[dict[str, torch.Tensor], dict[st
 def images(folder: Path, step: int = 6) -> torch.Tensor:
     """The images of a checkpoint; those that its steps did not lately take have moves of their momentum to make."""
     tensors, _ = state(folder, step)
+    if "optimizer.0.behind" not in tensors:
+        return tensors["set.pixel_values"]  # each of its steps takes all of them
     pixels, velocity = tensors["set.pixel_values"], tensors["optimizer.0.momentum_buffer"].clone()
     rate, momentum = tensors["optimizer.0.rates"].tolist()
     behind = tensors["optimizer.0.behind"].view(-1, 1, 1, 1)
