@@ -58,8 +58,10 @@ from ..distilled.distilled_set import DistilledSet
 from ..engine.loop import Distiller
 from ..engine.method import Preparation
 from ..hub.cards import Paper
+from ..networks.architectures import StudentSpec
 from ..networks.backbones import Backbone
 from ..networks.compiling import in_precision, refuse_fp16
+from ..networks.probes import ProbeSpec
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
 from ..training.features import real_features
@@ -336,6 +338,7 @@ class HeadMatching(Distiller):
 
     learns_from = (TeacherConfig,)
     uncompiled = "the backbone"
+    probes = True
     config: HeadConfig
 
     def __init__(
@@ -350,6 +353,8 @@ class HeadMatching(Distiller):
         super().__init__(config, train, **kwargs)
         _check_fits(backbone, train.outline)
         self.backbone, self.teachers = backbone.to(self.device), list(teachers)
+        height, width = train.shape[1:]
+        self.student = ProbeSpec.of(self.backbone, train.num_classes, train.preprocessing, (height, width))
         self._look = in_precision(self.backbone.features, self.accelerator)
         self.augment = config.augment("synthetic")
         self.batch = config.real_in_a_step(train.num_classes)
@@ -418,11 +423,15 @@ class HeadMatching(Distiller):
         self.real = Pool(kept[:, :, None, None], train.labels.repeat(config.real_views), device=self.device)
         self._targets = one_hot(labels.repeat(config.augmentations).to(self.device), train.num_classes)
         pixels = torch.empty(len(labels), *train.shape)
-        about = {"student": {"probe": self.backbone.about()}}
+        about = {"student": self.student.to_dict()}
         distilled = DistilledSet(pixels, labels, train.class_names, train.preprocessing, config=about).to(self.device)
         distilled.requires_grad_(False)
         self._show(distilled)
         return distilled
+
+    def students(self) -> Sequence[StudentSpec]:
+        """Heads on the backbone."""
+        return [self.student]
 
     def modules(self) -> dict[str, nn.Module]:
         """The pyramids, of which the images of the set are made."""

@@ -40,6 +40,8 @@ TINY = {
     "batch_syn": 2,  # some of the ten images are in no step of an iteration
     "expert_epochs": 1,
     "max_start_epoch": 2,
+    "level_steps": 2,
+    "real_views": 1,
     "lr_img": 1,
     "disable_tqdm": True,
 }
@@ -55,6 +57,7 @@ class Runs:
 
     def start(self, folder: Path, processes: int = 1, before: str = "", **flags: Any) -> Any:
         tiny = {name: value for name, value in TINY.items() if name in self.known}
+        tiny |= {"eval_protocol": "probe-tiny"} if self.method.probes else {}
         flags = {**tiny, **flags, "output_dir": folder}
         return self.recipes(self.name, flags, self.home, processes=processes, before=before)
 

@@ -10,7 +10,6 @@ MATCHED = {**NET, **EXPERTS, **PATH}
 RECOVERED = {**TAUGHT, "max_steps": 3, "jitter": 1}
 HEADS = {
     **TAUGHT,
-    "eval_protocol": "quick",
     "max_steps": 3,
     "level_steps": 1,
     "select": "last",

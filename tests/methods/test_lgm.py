@@ -294,16 +294,16 @@ def test_settings_that_cannot_be_are_one_line(config, values, said):
 @pytest.mark.parametrize("method", [hd.LGM, hd.CLPDD])
 def test_images_and_backbones_that_do_not_fit_are_one_line(method, real, backbone, tmp_path, monkeypatch):
     accelerator, outline = make_accelerator(), real.outline
-    config = method.config_class(eval_protocol="quick", batch_real=700)
+    config = method.config_class(eval_protocol="probe", batch_real=700)
     with pytest.raises(ValueError, match=r"a step takes 700 real features .* 600 \(60 images in 10 --real_views\)"):
         method.check(config, outline, accelerator)
     whitened, _ = hd.RealImages.train_and_test(
         hd.DataArguments(max_train_samples=60, max_test_samples=20, normalization="zca")
     )
-    config = method.config_class(eval_protocol="quick", batch_real=10)
+    config = method.config_class(eval_protocol="probe", batch_real=10)
     with pytest.raises(ValueError, match="--normalization zca mixes them up; use --normalization mean_std"):
         method.check(config, whitened.outline, accelerator)
-    given = method.config_class(eval_protocol="quick", batch_real=10, backbone=str(tmp_path))
+    given = method.config_class(eval_protocol="probe", batch_real=10, backbone=str(tmp_path))
     with pytest.raises(ValueError, match=r"has no config\.json; expected an image network"):
         method.check(given, outline, accelerator, [hd.TeacherConfig()])
     coloured = Outline((3, 8, 8), real.class_names, outline.counts, False)
@@ -316,7 +316,7 @@ def test_images_and_backbones_that_do_not_fit_are_one_line(method, real, backbon
 
 @pytest.mark.slow
 def test_a_short_run_says_that_levels_do_not_join_and_an_image_starts_smooth(real, cache, caplog, tmp_path):
-    options = {"ipc": 1, "select": "last", "disable_tqdm": True, "eval_protocol": "quick", "real_views": 1, **NET}
+    options = {"ipc": 1, "select": "last", "disable_tqdm": True, "eval_protocol": "probe", "real_views": 1, **NET}
     folder = str(tmp_path / "run")
     distilled = hd.LGM.distill(real, max_steps=2, level_steps=5, augmentations=2, output_dir=folder, **options)
     assert "the last of 4 levels joins after 15 iterations (--level_steps 5), and there are 2: images" in caplog.text
