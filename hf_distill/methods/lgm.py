@@ -72,6 +72,7 @@ logger = logging.getLogger(__name__)
 # The square root of the covariance of ImageNet's colours that feature visualisations use, a row for each channel.
 COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
 HEAD_STD = 0.01
+REAL = 1024  # features in a step of CLP-DD
 GAIN = 2.0  # of what the sigmoid is given
 
 
@@ -283,8 +284,8 @@ class HeadConfig(LoopConfig):
             self.noise_std,
         )
 
-    def real_in_a_step(self, num_classes: int) -> int:
-        """Real features in a step."""
+    def real_in_a_step(self, num_classes: int, views: int) -> int:
+        """Real features in a step, of `views` that there are."""
         return self.batch_real or num_classes * self.ipc * self.augmentations
 
 
@@ -293,7 +294,7 @@ class LGMConfig(HeadConfig):
     """Hyper-parameters of LGM; the defaults are its authors'.
 
     Example:
-        >>> hd.LGMConfig(ipc=2).real_in_a_step(10)
+        >>> hd.LGMConfig(ipc=2).real_in_a_step(10, views=5000)
         200
     """
 
@@ -309,7 +310,7 @@ class CLPDDConfig(HeadConfig):
 
     augmentations: int = HfArg(default=1, help="Copies of each synthetic image in a step, each seen in its own way.")
     batch_real: int | None = HfArg(
-        default=1024, help="Real features in a step; classes times --ipc times --augmentations if not given."
+        default=None, help="Real features in a step; 1,024 if not given, or as many as there are."
     )
     ridge: float = HfArg(default=1e-3, help="λ of the head, times the mean squared length of synthetic features.")
     temperature: float = HfArg(default=0.07, help="τ, by which what the head says of real features is divided.")
@@ -319,6 +320,10 @@ class CLPDDConfig(HeadConfig):
         for flag in ("ridge", "temperature"):
             if not 0 < getattr(self, flag) < math.inf:
                 raise ValueError(f"--{flag} is {getattr(self, flag)}; expected a number above 0")
+
+    def real_in_a_step(self, num_classes: int, views: int) -> int:
+        """As `HeadConfig.real_in_a_step`."""
+        return self.batch_real or min(REAL, views)
 
 
 class HeadMatching(Distiller):
@@ -357,7 +362,7 @@ class HeadMatching(Distiller):
         self.student = ProbeSpec.of(self.backbone, train.num_classes, train.preprocessing, (height, width))
         self._look = in_precision(self.backbone.features, self.accelerator)
         self.augment = config.augment("synthetic")
-        self.batch = config.real_in_a_step(train.num_classes)
+        self.batch = config.real_in_a_step(train.num_classes, config.real_views * len(train))
 
     @classmethod
     def check(cls, config: HeadConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
@@ -369,11 +374,12 @@ class HeadMatching(Distiller):
                 f"{cls.__name__} makes pixels, as a backbone sees them, and --normalization zca mixes them up; "
                 "use --normalization mean_std"
             )
-        batch, views = config.real_in_a_step(train.num_classes), config.real_views * sum(train.counts)
+        views = config.real_views * len(train)
+        batch = config.real_in_a_step(train.num_classes, views)
         if batch > views:
             raise ValueError(
                 f"a step takes {batch:,} real features (--batch_real, or classes times --ipc times --augmentations), "
-                f"and there are {views:,} ({sum(train.counts):,} images in {config.real_views} --real_views); give a "
+                f"and there are {views:,} ({len(train):,} images in {config.real_views} --real_views); give a "
                 "smaller --batch_real"
             )
         settings = [each for each in networks if isinstance(each, TeacherConfig)]
