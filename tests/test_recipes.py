@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_distill.config import ProcessArguments, parse_args
+from hf_distill.methods import METHODS
 from tests.helpers import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
@@ -26,7 +27,7 @@ PRESETS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 LAUNCH = re.compile(
     r"# (?:accelerate launch(?: --mixed_precision bf16)?|python) recipes/(\w+)\.py(?: --config (\S+))?\s"
 )
-METHODS = ("mtt", "tesla", "sre2l", "cda", "rded", "apm", "hello")
+NAMES = [method.__name__.lower() for method in METHODS]
 WRITTEN = ROOT / "tests" / "artifacts-0.1"
 TINY = {
     "max_train_samples": 100,
@@ -233,7 +234,7 @@ def cut(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("recipe", "flags", "says"),
     [
-        *((name, {"ipc": 200}, "some classes lack training images: '0' has 7 of") for name in METHODS),
+        *((name, {"ipc": 200}, "some classes lack training images: '0' has 7 of") for name in NAMES),
         *(
             (name, {"student": "convnet_d7"}, "convnet_d7 halves its images")
             for name in ("tesla", "apm", "experts", "teacher")
@@ -242,6 +243,15 @@ def cut(tmp_path_factory) -> Path:
         ("tesla", {"expert_train_epochs": 2, "max_start_epoch": 9}, "--expert_train_epochs is 2, and --max_start"),
         ("rded", {"normalization": "zca"}, "crops are smaller than what --normalization zca whitens"),
         ("apm", {"teachers": "./nowhere"}, "./nowhere"),
+        ("lgm", {"backbone": "./nowhere"}, "./nowhere"),
+        ("lgm", {"backbone": WRITTEN / "teacher"}, "sees gray images, and the data have 3 channels; give --color gray"),
+        ("lgm", {"augmentations": 90}, "a step takes 180 real features"),
+        (
+            "clpdd",
+            {"normalization": "zca"},
+            "makes pixels, as a backbone sees them, and --normalization zca mixes them",
+        ),
+        ("clpdd", {"eval_protocol": "mtt"}, "--eval_protocol mtt trains whole networks"),
         ("mtt", {"experts": WRITTEN / "experts-float32"}, "are for classes 3, and this run has 2"),
         (
             "cda",

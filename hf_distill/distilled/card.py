@@ -255,10 +255,10 @@ def _grid_caption(distilled: "DistilledSet") -> str:
     return f"{' and '.join(parts) or 'All images'}{'' if distilled.is_bytes else ', rounded to 8 bits'}."
 
 
-def _backbone(config: dict[str, Any]) -> dict[str, str] | None:
+def _backbone(config: dict[str, Any]) -> dict[str, str | None] | None:
     """The backbone that a set was made with, as its configuration names it; None where it was made with none."""
     student = config.get("student")
     about = student.get("probe") if isinstance(student, dict) else None
     if not isinstance(about, dict) or not about.get("name"):
         return None
-    return {key: str(about[key]) for key in ("name", "revision", "digest") if about.get(key)}
+    return {key: str(about[key]) if about.get(key) else None for key in ("name", "revision", "digest")}

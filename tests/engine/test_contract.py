@@ -393,6 +393,8 @@ def test_on_an_accelerator_a_resumed_run_ends_near_one_that_was_not_stopped(acce
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_an_accelerator_takes_images_where_a_cpu_takes_them(accelerated, recipes, tmp_path):
+    if not accelerated.method.learns_experts:
+        pytest.skip(f"{accelerated.name} learns from no experts, which both could have")
     cpu = Runs(accelerated.method, recipes, tmp_path)
     start = DistilledSet.from_pretrained(cpu.finish(max_steps=0)).pixel_values
     expected = DistilledSet.from_pretrained(cpu.finish(max_steps=2, select="last")).pixel_values

@@ -323,4 +323,6 @@ def test_a_short_run_says_that_levels_do_not_join_and_an_image_starts_smooth(rea
     assert "stay as coarse as 1x1 pixels" in caplog.text
     spread = distilled.pixel_values.flatten(1).std(1)
     assert spread.max() < 1e-5
-    assert distilled.config["student"]["probe"]["digest"]
+    about = distilled.config["student"]["probe"]
+    card = " ".join((tmp_path / "run" / "README.md").read_text().split())
+    assert f"for linear heads on the frozen backbone `{about['name']}` (weights `{about['digest']}`), of which" in card
