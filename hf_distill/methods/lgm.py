@@ -429,7 +429,7 @@ class HeadMatching(Distiller):
         self.real = Pool(kept[:, :, None, None], train.labels.repeat(config.real_views), device=self.device)
         self._targets = one_hot(labels.repeat(config.augmentations).to(self.device), train.num_classes)
         pixels = torch.empty(len(labels), *train.shape)
-        about = {"student": self.student.to_dict()}
+        about = {"student": {**self.student.to_dict(), "probe": self.backbone.about()}}
         distilled = DistilledSet(pixels, labels, train.class_names, train.preprocessing, config=about).to(self.device)
         distilled.requires_grad_(False)
         self._show(distilled)
