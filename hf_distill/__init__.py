@@ -41,11 +41,13 @@ if TYPE_CHECKING:
     from .methods.dm import DM, DMConfig
     from .methods.fadrm import FADRM, FADRMConfig
     from .methods.hello import HeLlO, HeLlOConfig
+    from .methods.lgm import CLPDD, LGM, CLPDDConfig, LGMConfig
     from .methods.mtt import MTT, MTTConfig
     from .methods.rded import RDED, RDEDConfig
     from .methods.sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
     from .methods.tesla import TESLA, TESLAConfig
     from .networks.architectures import StudentSpec
+    from .networks.backbones import Backbone
     from .networks.projector import LabelProjector
     from .networks.teachers import Teacher
     from .networks.trajectories import ExpertTrajectories
@@ -59,10 +61,13 @@ if TYPE_CHECKING:
 _HOME = {
     "APM": "methods.apm",
     "APMConfig": "methods.apm",
+    "Backbone": "networks.backbones",
     "Block": "engine.blocks",
     "BlockDistiller": "engine.blocks",
     "CDA": "methods.sre2l",
     "CDAConfig": "methods.sre2l",
+    "CLPDD": "methods.lgm",
+    "CLPDDConfig": "methods.lgm",
     "Callback": "runs.callbacks",
     "DATM": "methods.datm",
     "DATMConfig": "methods.datm",
@@ -82,6 +87,8 @@ _HOME = {
     "HeLlO": "methods.hello",
     "HeLlOConfig": "methods.hello",
     "HfArg": "config",
+    "LGM": "methods.lgm",
+    "LGMConfig": "methods.lgm",
     "LabelProjector": "networks.projector",
     "LoopConfig": "config",
     "METHODS": "methods",
@@ -112,17 +119,21 @@ _HOME = {
 __all__ = [
     "APM",
     "CDA",
+    "CLPDD",
     "DATM",
     "DM",
     "FADRM",
+    "LGM",
     "METHODS",
     "MTT",
     "RDED",
     "TESLA",
     "APMConfig",
+    "Backbone",
     "Block",
     "BlockDistiller",
     "CDAConfig",
+    "CLPDDConfig",
     "Callback",
     "DATMConfig",
     "DMConfig",
@@ -139,6 +150,7 @@ __all__ = [
     "HeLlO",
     "HeLlOConfig",
     "HfArg",
+    "LGMConfig",
     "LabelProjector",
     "LoopConfig",
     "MTTConfig",

@@ -42,7 +42,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 NAMED = 10  # mistakes in one message
 MOST_RESIZED = 10  # times the crop that is cut out of them, images may be resized to
 # Subsets of the real images that a distilled set is compared with; the first are the usual ones, ALL stands for all.
-BASELINES = ("random", "herding", "k-center", "el2n", "forgetting", "ccs", "bps")
+BASELINES = ("random", "herding", "k-center", "centroid", "neighbour", "el2n", "forgetting", "ccs", "bps")
 USUAL, ALL = BASELINES[:3], "all"
 
 
@@ -249,8 +249,8 @@ class DistillConfig(ProcessArguments):
     eval_full_data: bool = HfArg(default=True, help="Train on all real images too, for the last line of that table.")
     eval_baselines: list[str] = HfArg(
         default_factory=lambda: list(USUAL),
-        help="What that table compares with: random, herding, k-center, el2n, forgetting, ccs, bps; or all that can be "
-        "made with what the run has. All but random look at every real image.",
+        help="What that table compares with: random, herding, k-center, centroid, neighbour, el2n, forgetting, ccs, "
+        "bps; or all that can be made with what the run has. All but random look at every real image.",
     )
     eval_unaugmented: bool = HfArg(
         default=False,

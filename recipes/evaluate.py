@@ -7,6 +7,8 @@
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --student resnet18 --push_to_hub
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --compare_labels hard own org/name-labels
     accelerate launch recipes/evaluate.py --distilled_dataset org/name --budget steps --show_cost
+    accelerate launch recipes/evaluate.py --distilled_dataset org/name --protocol probe --baselines random centroid \\
+        --student probe:facebook/dinov2-base probe:timm/vit_base_patch16_clip_224.openai
     accelerate launch recipes/evaluate.py --distilled_dataset somebody/images-ipc10 --dataset_name org/images \\
         --protocol rded cda --student resnet18 --output_dir outputs/theirs
 
@@ -52,8 +54,10 @@ from hf_distill.evaluation.evaluate import (
     check_views,
     evaluate,
     protocols_for,
+    student_specs,
 )
 from hf_distill.evaluation.label_comparison import compare_labels, find_labels, label_sources
+from hf_distill.evaluation.students import check_protocol
 from hf_distill.hub.audit import audit_text
 from hf_distill.hub.checks import is_commit_of_repository
 from hf_distill.hub.files import save_json
@@ -87,12 +91,14 @@ class EvaluateArguments(ProcessArguments):
         default=None, help="Column of the labels of anybody's dataset. Without it: the one label column."
     )
     student: list[str] | None = HfArg(
-        default=None, help="timm names, convnet_d1 to convnet_d8 among them. Without it: the student it was made for."
+        default=None,
+        help="timm names, convnet_d1 to convnet_d8 among them; for the protocol probe frozen backbones, probe:NAME or "
+        "probe:NAME@REVISION, of folders or repositories. Without it: the student it was made for.",
     )
     protocol: list[str] | None = HfArg(
         default=None,
-        help="How students are trained, such as mtt, quick or apm; of several names, each has its rows in the report. "
-        "Without it: as at the distillation, else mtt.",
+        help="How students are trained, such as mtt, quick, apm or probe; of several names, each has its rows in the "
+        "report. Without it: as at the distillation, else mtt.",
     )
     factor: int | None = HfArg(
         default=None, help="Tiles along a side of each image, for rded and hello. Without it: those of the set, else 1."
@@ -106,8 +112,8 @@ class EvaluateArguments(ProcessArguments):
     )
     baselines: list[str] | None = HfArg(
         default=None,
-        help="Among random, herding, k-center, el2n, forgetting, ccs and bps; or all that can be made with what is "
-        "there. Without it: as at the distillation, else the first three.",
+        help="Among random, herding, k-center, centroid, neighbour, el2n, forgetting, ccs and bps; or all that can be "
+        "made with what is there. Without it: as at the distillation, else the first three.",
     )
     experts: str | None = PathArg(
         default=None,
@@ -173,6 +179,9 @@ def main() -> None:
     name = args.distilled_dataset
     distilled = DistilledSet.from_pretrained(name, **where) if ours else find_foreign(args, data_args)
     protocols = protocols_for(distilled, args.protocol, args.factor)
+    students = student_specs(distilled, args.student)
+    for each in protocols:
+        check_protocol(students, each)
     if hub.push_to_hub and hub.hub_model_id is None and distilled.origin is not None:
         hub = replace(hub, hub_model_id=distilled.origin.repo_id)
     if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
@@ -180,8 +189,8 @@ def main() -> None:
     prepare_push(hub, DistilledSet, accelerator)
     labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
-    for each in (labels, *sources.values()):
-        check_views(protocols, each)
+    for source in (labels, *sources.values()):
+        check_views(protocols, source)
     teacher = None if args.teacher is None else Teacher.start(args.teacher).called(None, args.teacher)
     known = {
         "full_data": args.full_data,
@@ -198,7 +207,7 @@ def main() -> None:
 
     def check(outline: Outline) -> None:
         outline = outline.of_classes(names) if changed else outline
-        check_evaluation(distilled, outline, args.student, baselines, known["experts"])
+        check_evaluation(distilled, outline, students, baselines, known["experts"])
 
     every, test = RealImages.train_and_test(data_args, check=check, on_demand=changed)
     train, held_out = every.split(data_args.validation_fraction, seed=0)
@@ -217,20 +226,19 @@ def main() -> None:
         "output_dir": folder_of(args),
         "disable_tqdm": args.disable_tqdm,
     }
-    chosen = {"students": args.student, "baselines": baselines, "labels": labels, **known}
+    chosen = {"students": students, "baselines": baselines, "labels": labels, **known}
     chosen |= {"unaugmented": args.unaugmented, "budget": args.budget}
     report = evaluate(distilled, train, test, protocol=protocols, **chosen, **options)
     shown = [report.table(), *([report.costs_table(), making_table(distilled.making)] if args.show_cost else [])]
     try:  # results are saved before anything is shown, for which there may be no terminal any more
         kept = keep(distilled, report, args, accelerator)  # and before a comparison, which can take longer
         if sources:
-            for protocol, student in product(protocols, args.student or [None]):
+            for protocol, student in product(protocols, students):
                 report.labels += compare_labels(distilled, sources, test, protocol=protocol, student=student, **options)
             shown.append(report.labels_table())
             kept = keep(distilled, report, args, accelerator)
         if args.audit:
-            student = (args.student or [None])[0]
-            asked = {"protocol": protocols[0], "student": student, "factor": args.factor, "guide": known["guide"]}
+            asked = {"protocol": protocols[0], "student": students[0], "factor": args.factor, "guide": known["guide"]}
             report = report.merge(audit(distilled, searched, test, **asked, **{**options, "held_out": unseen}))
             shown.append(audit_text(report.audit))
             kept = keep(distilled, report, args, accelerator)

@@ -22,6 +22,7 @@ from hf_distill.methods import METHODS
 from hf_distill.methods.batchnorm import input_statistics
 from hf_distill.networks.architectures import FlatModel, StudentSpec
 from hf_distill.networks.norms import with_closed_norms
+from hf_distill.networks.probes import ProbeSpec
 from hf_distill.rng import generator
 from tests.helpers.fake_cuda import fake_cuda
 from tests.helpers.iterations import NET, PATH, SETTINGS
@@ -122,6 +123,17 @@ def test_students_are_trained_and_tested(protocol, norm, data, spec):
         for student in train_students(pool, targets, rows, network, known, 1, [0.1] * 2, [0, 1]):
             accuracy(student, pool)
             accuracy(student, pool, k=5)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_heads_of_backbones_are_trained_and_tested(once, data, spec):
+    known = replace(PROTOCOLS["probe"], batch_size=10, seen_once=once)
+    backbone = hd.Backbone.from_teacher(hd.Teacher(spec.build(0), spec, data[0].class_names, data[0].preprocessing))
+    probe = ProbeSpec.of(backbone, 2, data[0].preprocessing, (8, 8))
+    with fake_cuda():
+        pool, rows = pool_of(data), torch.arange(10).expand(2, -1)
+        for student in train_students(pool, pool.labels, rows, probe, known, 1, [0.1] * 2, [0, 1]):
+            accuracy(student, pool)
 
 
 @pytest.mark.parametrize("keep", ["floats", "nothing"])

@@ -243,6 +243,15 @@ def cut(tmp_path_factory) -> Path:
         ("tesla", {"expert_train_epochs": 2, "max_start_epoch": 9}, "--expert_train_epochs is 2, and --max_start"),
         ("rded", {"normalization": "zca"}, "crops are smaller than what --normalization zca whitens"),
         ("apm", {"teachers": "./nowhere"}, "./nowhere"),
+        ("lgm", {"backbone": "./nowhere"}, "./nowhere"),
+        ("lgm", {"backbone": WRITTEN / "teacher"}, "sees gray images, and the data have 3 channels; give --color gray"),
+        ("lgm", {"augmentations": 90}, "a step takes 180 real features"),
+        (
+            "clpdd",
+            {"normalization": "zca"},
+            "makes pixels, as a backbone sees them, and --normalization zca mixes them",
+        ),
+        ("clpdd", {"eval_protocol": "mtt"}, "--eval_protocol mtt trains whole networks"),
         ("mtt", {"experts": WRITTEN / "experts-float32"}, "are for classes 3, and this run has 2"),
         (
             "cda",

@@ -25,10 +25,11 @@ from hf_distill.data.preprocessing import Preprocessing, fit_zca
 from hf_distill.data.upload import upload
 from hf_distill.distilled.labels import NetworkLabels
 from hf_distill.engine.loop import Distiller
-from hf_distill.evaluation import accuracy, crop_students, students
+from hf_distill.evaluation import accuracy, crop_students, probe_students, students
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import METHODS, apm, fadrm, hello, patches, sre2l
 from hf_distill.networks.architectures import StudentSpec
+from hf_distill.networks.probes import ProbeSpec
 from hf_distill.rng import generator
 from hf_distill.training import experts, projectors, teachers
 from tests.helpers.iterations import SETTINGS
@@ -191,6 +192,9 @@ RUNS: dict[str, tuple[Any, str, Waits]] = {
     "APM": (apm, "group_gradient", Waits()),
     # Of the device one, when all is done; of the host, which operation is drawn for each of ten classes.
     "DM": (Distiller, "_advance", Waits(reads=11)),
+    # Of the device one, as of MTT.
+    "LGM": (Distiller, "_advance", Waits(reads=1)),
+    "CLPDD": (Distiller, "_advance", Waits(reads=1)),
 }
 
 
@@ -258,6 +262,18 @@ def test_a_step_of_a_student_on_crops_reads_nothing_of_the_device(name, data, po
     crop_students.train_on_crops(pool, label, torch.arange(30), spec, protocol, 1, 0.01, 0)
     # All of the host: partners, once more for classes of their own; the edges of tiles, of two views and two sides.
     check(found, Waits(reads=1 + (protocol.ce_weight > 0), made=4 * (protocol.views.shuffle > 1)))
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_step_of_heads_on_a_backbone_waits_for_nothing(once, data, pool, monkeypatch):
+    found = second_iteration(monkeypatch, probe_students, "loss_targets")
+    spec = StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4})
+    backbone = hd.Backbone.from_teacher(hd.Teacher(spec.build(0), spec, data[0].class_names, data[0].preprocessing))
+    probe = ProbeSpec.of(backbone, 10, data[0].preprocessing, (8, 8))
+    protocol = replace(PROTOCOLS["probe"], batch_size=10, seen_once=once)
+    rows = torch.arange(30).expand(2, -1)
+    probe_students.train_probes(pool, pool.labels, rows, probe, protocol, 1, 0.1, [0, 1])
+    check(found, Waits())
 
 
 @pytest.mark.parametrize("whitened", [False, True])

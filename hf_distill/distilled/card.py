@@ -58,6 +58,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         method=config.get("method"),
         papers=papers if isinstance(papers, list) else [papers],
         student=(config.get("student") or {}).get("name"),
+        backbone=_backbone(config),
         experts={name: value for name, value in experts.items() if name != "training"},
         imported_from=config.get("imported_from"),
         own_terms=own_terms,
@@ -252,3 +253,12 @@ def _grid_caption(distilled: "DistilledSet") -> str:
     parts = [f"{len(rows)} of {distilled.num_classes:,} classes"] if len(rows) < distilled.num_classes else []
     parts += [f"{per_class} of {distilled.ipc:,} images of each class"] if per_class < distilled.ipc else []
     return f"{' and '.join(parts) or 'All images'}{'' if distilled.is_bytes else ', rounded to 8 bits'}."
+
+
+def _backbone(config: dict[str, Any]) -> dict[str, str | None] | None:
+    """The backbone that a set was made with, as its configuration names it; None where it was made with none."""
+    student = config.get("student")
+    about = student.get("probe") if isinstance(student, dict) else None
+    if not isinstance(about, dict) or not about.get("name"):
+        return None
+    return {key: str(about[key]) if about.get(key) else None for key in ("name", "revision", "digest")}

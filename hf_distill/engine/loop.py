@@ -340,6 +340,7 @@ class Distiller(Method):
             self.config.eval_nets,
             self.config.seed,
             self.accelerator,
+            self.students(),
         )
         logger.info("step %d: %.1f %% on held-out images", state.step, 100 * accuracy)
         if accuracy > self.best.accuracy:

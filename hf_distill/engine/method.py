@@ -24,11 +24,12 @@ from ..config import DataArguments, DistillConfig, check_choice
 from ..data.images import Outline, RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import evaluate
-from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
+from ..evaluation.protocols import PROTOCOLS, ProbeProtocol, TrainingProtocol
 from ..hub.cards import Paper
 from ..hub.files import load_json, package_versions
 from ..hub.making import Making, Work, add_up
 from ..hub.results import EvalReport
+from ..networks.architectures import StudentSpec
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
@@ -176,6 +177,7 @@ class Method(ABC):
         cuts_crops: Random crops are cut out of images of `train`, which may be kept at their own shapes for that.
         takes_images: As many different images of a class are needed as are made; baselines always need them.
         uncompiled: What of making the images the launcher's --dynamo_backend does not reach, in words, if anything.
+        probes: Its sets are for linear heads on a frozen backbone, and evaluated under protocols of these.
         learns_experts: It learns from trajectories, by which images can be scored.
         experts: These, where it does.
         further_callbacks: Those that were given.
@@ -193,6 +195,7 @@ class Method(ABC):
     labelled_by: ClassVar[int] = 0
     cuts_crops: ClassVar[bool] = False
     uncompiled: ClassVar[str | None] = None
+    probes: ClassVar[bool] = False
     learns_experts: ClassVar[bool] = False
     experts: ExpertTrajectories | None = None
 
@@ -257,6 +260,14 @@ class Method(ABC):
         check_choice("eval_protocol", config.eval_protocol, list(PROTOCOLS))
         for name in config.eval_also:
             check_choice("eval_also", name, list(PROTOCOLS))
+        named = {"eval_protocol": [config.eval_protocol], "eval_also": config.eval_also}
+        for flag, name in ((flag, name) for flag, names in named.items() for name in names):
+            if isinstance(PROTOCOLS[name], ProbeProtocol) != cls.probes:
+                kind = ("whole networks", "heads of frozen backbones")
+                raise ValueError(
+                    f"--{flag} {name} trains {kind[not cls.probes]}, and sets of {cls.__name__} are for "
+                    f"{kind[cls.probes]}; expected another protocol"
+                )
         cls._check_method(config)
         if "forgetting" in config.eval_baselines and not cls.learns_experts:
             raise ValueError(
@@ -466,6 +477,10 @@ class Method(ABC):
         """
         return {}
 
+    def students(self) -> Sequence[StudentSpec] | None:
+        """The students that evaluations of the set train; None for what its configuration says."""
+        return None
+
     def guide(self) -> Teacher | None:
         """The network that coresets compare images by without full data; None for what labels the set."""
         return None
@@ -481,6 +496,7 @@ class Method(ABC):
             test,
             held_out=self.held_out or self.train.subset([]),
             protocol=[self.protocol, *(name for name in config.eval_also if name != config.eval_protocol)],
+            students=self.students(),
             num_seeds=config.eval_seeds,
             baselines=config.eval_baselines,
             full_data=config.eval_full_data,

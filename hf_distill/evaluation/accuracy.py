@@ -1,10 +1,13 @@
 """`accuracy`: how many images of a pool a network names rightly; and on what device."""
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.feed import Pool
 from ..networks.batches import images_at_once
+from ..networks.probes import Probe
 
 __all__ = ["accuracy", "device_name"]
 
@@ -18,7 +21,7 @@ def device_name(device: torch.device) -> str:
 def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
     """Top-k accuracy in [0, 1] of `model`, which is put into evaluation mode, on all images of `pool`.
 
-    As many go through it at a time as its activations leave room for.
+    As many go through it at a time as its activations leave room for; a frozen backbone looks at them once.
     The guesses of all batches stay on the device, and reach the host in one transfer.
 
     Args:
@@ -30,11 +33,17 @@ def accuracy(model: nn.Module, pool: Pool, k: int = 1) -> float:
 
     model.eval()
     guesses = []
-    for _, images in pool.batches(images_at_once(model, pool)):
-        logits = model(images)
+    for logits in _logits(model, pool):
         guesses.append(logits.topk(min(k, logits.shape[1]), dim=1).indices)
     *columns, references = torch.cat([torch.cat(guesses), pool.labels[:, None]], dim=1).cpu().T.numpy()
     if k == 1:
         return Accuracy(keep_in_memory=True).compute(predictions=columns[0], references=references)["accuracy"]
     predictions = list(zip(*columns, strict=True))
     return TopKAccuracy(keep_in_memory=True).compute(predictions=predictions, references=references)["accuracy"]
+
+
+def _logits(model: nn.Module, pool: Pool) -> Iterator[Tensor]:
+    """The logits (n, K) of all images, part by part."""
+    if isinstance(model, Probe):
+        return iter([model.logits(pool)])
+    return (model(images) for _, images in pool.batches(images_at_once(model, pool)))

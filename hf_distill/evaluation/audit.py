@@ -43,7 +43,7 @@ from .membership import are_confidences, auc, confidence, excess
 from .nearest import working
 from .protocols import TrainingProtocol
 from .spread import coverage, vendi_score
-from .students import student_name
+from .students import check_protocol, student_name
 from .trainer import Case, Question, Trainer
 
 __all__ = ["audit", "made_of_any"]
@@ -120,6 +120,7 @@ def audit(
     check_audit(distilled, train, test, held_out, num_seeds)
     protocol = protocol_for(distilled, protocol, factor)
     spec = student_specs(distilled, None if student is None else [student])[0]
+    check_protocol([spec], protocol)
     factor = tiles_of(distilled, factor)
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     unseen = [part for part in (held_out, test) if part is not None and len(part)]

@@ -3,6 +3,8 @@
     random      drawn anew for each student
     herding     the mean of those taken stays nearest to the mean of the class
     k-center    each the farthest from its nearest among those taken
+    centroid    the nearest to the mean of the class
+    neighbour   of each distilled image the nearest; two may have the same
     el2n        the highest error ‖softmax − onehot‖₂ early in training (Paul et al., arXiv:2107.07075)
     forgetting  learned and forgotten most often (Toneva et al., arXiv:1812.05159)
     ccs         evenly from all degrees of difficulty, without the hardest (Zheng et al., arXiv:2210.15809)
@@ -23,10 +25,12 @@ from torch import Tensor
 from ..data.feed import TEST_BATCH, Pool, upload
 from ..data.images import RealImages
 from ..networks.batches import images_at_once
+from ..networks.probes import Probe
 from ..rng import derive_seed, generator
 from .difficulty import Difficulty, el2n, entropy
 
-COMPARING = ("herding", "k-center", "bps")  # compare images by features; the others but random by scores
+# Compare images by features; the others but random by scores.
+COMPARING = ("herding", "k-center", "centroid", "neighbour", "bps")
 DROPPED, STRATA = 0.3, 50  # β and k of CCS: those of its paper where it prunes most, 90 % of CIFAR-10
 
 
@@ -56,6 +60,18 @@ def k_center(features: Tensor, n: int, first: int) -> Tensor:
         distances[taken] = -1  # also where images are equal
         taken.append(int(distances.argmax()))
     return torch.tensor(taken[:n], dtype=torch.long)
+
+
+def centroid(features: Tensor, n: int) -> Tensor:
+    """Rows (n,) of `features` (M, D), those that are nearest to the mean, the nearest first."""
+    features = features.double()
+    return highest(-(features - features.mean(dim=0)).square().sum(dim=1), n)
+
+
+def neighbours(features: Tensor, own: Tensor) -> Tensor:
+    """For each of `own` (n, D) the nearest row of `features` (M, D), (n,)."""
+    features, own = features.double(), own.double()
+    return (features.square().sum(dim=1) - 2 * own @ features.T).argmin(dim=1)  # ‖own‖² is the same for all
 
 
 def highest(scores: Tensor, n: int) -> Tensor:
@@ -137,8 +153,9 @@ def coresets(
     pool: Pool,
     counts: Sequence[int],
     names: Sequence[str],
-    look: Callable[[Tensor], tuple[Tensor, Tensor]] | None,
+    look: Callable[[Tensor], tuple[Tensor, Tensor]] | Probe | None,
     *,
+    own: tuple[Pool, Tensor] | None = None,
     difficulty: Difficulty | None = None,
     seed: int = 0,
     classes: Sequence[int] | None = None,
@@ -152,8 +169,10 @@ def coresets(
         pool: The same images, on the device.
         counts: How many of each class.
         names: Of the baselines.
-        look: Gives the features (n, D) and the logits (n, K) of images (n, C, H, W) as networks see them. None compares
-            pixels, and knows neither bps nor, without `difficulty`, el2n and ccs.
+        look: Gives the features (n, D) and the logits (n, K) of images (n, C, H, W) as networks see them; a probe has
+            looked at all of `pool` before. None compares pixels, and knows neither bps nor, without `difficulty`, el2n
+            and ccs.
+        own: The distilled images, whose neighbours are taken where that is asked for, and their classes on the CPU.
         difficulty: Scores of the images; without it el2n and ccs go by the errors of `look`.
         seed: Of what is drawn.
         classes: Those to look at; all if not given.
@@ -161,7 +180,7 @@ def coresets(
     if not names:
         return {}
     looks = difficulty is None or any(name in COMPARING for name in names)
-    size = TEST_BATCH if look is None or not looks else images_at_once(look, pool)
+    size = TEST_BATCH if look is None or isinstance(look, Probe) or not looks else images_at_once(look, pool)
     chosen: dict[str, list[Tensor]] = {name: [torch.empty(0, dtype=torch.long)] for name in names}
     for label in range(len(counts)) if classes is None else classes:
         n, rows = counts[label], real.class_rows(label)
@@ -173,6 +192,13 @@ def coresets(
                 picked = herding(features, n)
             elif name == "k-center":
                 picked = k_center(features, n, int((features - features.mean(dim=0)).square().sum(dim=1).argmin()))
+            elif name == "centroid":
+                picked = centroid(features, n)
+            elif name == "neighbour":
+                if own is None:
+                    raise ValueError("neighbours are asked for, and of no images; give the distilled ones (own)")
+                mine = (own[1] == label).nonzero().flatten()
+                picked = neighbours(features, _seen(own[0], mine.split(size), look)[0])
             elif name == "bps":
                 picked = bps(features, entropy(logits), n, derive_seed(seed, "bps", label))
             else:
@@ -187,9 +213,12 @@ def coresets(
 
 
 def _seen(
-    pool: Pool, parts: Sequence[Tensor], look: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+    pool: Pool, parts: Sequence[Tensor], look: Callable[[Tensor], tuple[Tensor, Tensor]] | Probe | None
 ) -> tuple[Tensor, Tensor | None]:
     """The features (M, D) of images, and their logits (M, K); the pixels of images, and None, without a `look`."""
+    if isinstance(look, Probe):
+        features = look.spec.features(pool)[upload(torch.cat([*parts]), pool.device)]
+        return features, look.head(features)
     images = (images for _, images in pool.each(parts))
     if look is None:
         return torch.cat([part.flatten(1) for part in images]), None

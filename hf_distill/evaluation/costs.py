@@ -7,6 +7,7 @@ are not in it.
 
 A student is trained on its own: what students that train side by side share is counted for each. A batch that enters
 the running statistics of BatchNorm twice is looked at once here (`crop_students.repeat_updates`), and costs once.
+Features of a frozen backbone are the student's, forward: of each view, or where it looks at each image once, of these.
 """
 
 import json
@@ -27,7 +28,8 @@ from ..distilled.labels import HardLabels, LabelSource, StoredLabels
 from ..hub.cards import human_flop
 from ..hub.results import RowCost
 from ..networks.architectures import StudentSpec
-from .protocols import Budget
+from ..networks.probes import ProbeSpec
+from .protocols import Budget, ProbeProtocol
 from .steps import Epoch
 from .students import student_name
 from .trainer import Case
@@ -63,10 +65,22 @@ def _counting() -> Iterator[FlopCounterMode]:
 
 
 def student_flop(spec: StudentSpec) -> int:
-    """FLOP of a step of a student for each of its images: forward and backward."""
+    """FLOP of a step of a student for each of its images: forward and backward; of a linear head without what its
+    backbone takes."""
+    if isinstance(spec, ProbeSpec):
+        return 4 * spec.num_classes * spec.backbone.width  # the logits, and the gradient of the weights
     student = spec.build(0).train()
     with torch.random.fork_rng(devices=[]), _counting() as counter:  # dropout draws
         student(torch.zeros(2, spec.in_chans, *spec.img_size)).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def backbone_flop(spec: ProbeSpec, device: torch.device) -> int:
+    """FLOP of the features of an image."""
+    spec.backbone.to(device)
+    images = torch.zeros(2, spec.in_chans, *spec.backbone.size, device=device)
+    with torch.no_grad(), _counting() as counter:
+        spec.backbone.features(images)
     return counter.get_total_flops() // 2
 
 
@@ -103,6 +117,16 @@ class Costs:
         self.device = device
         self._known: dict[str, int] = {}
 
+    def features_flop(self, case: Case) -> tuple[int, int]:
+        """Of the features of a frozen backbone: for each image that is seen, and before all of these."""
+        if not isinstance(case.spec, ProbeSpec):
+            return 0, 0
+        name = f"backbone {case.spec.backbone.sha256}"
+        if name not in self._known:
+            self._known[name] = backbone_flop(case.spec, self.device)
+        once = isinstance(case.protocol, ProbeProtocol) and case.protocol.seen_once
+        return (0, self._known[name] * len(case.rows[0].unique())) if once else (self._known[name], 0)
+
     def flop_per_image(self, case: Case) -> tuple[int, int]:
         """Of the student, and of what labels for it."""
         name = json.dumps(case.spec.to_dict(), sort_keys=True)
@@ -120,6 +144,7 @@ class Costs:
         epoch, budget = Epoch.of(case.rows.shape[1], case.spec, case.protocol), case.protocol.budget
         steps = case.epochs * epoch.steps if budget is None else min(budget.steps, case.epochs * epoch.steps)
         seen, (student, source) = epoch.images_in(steps), self.flop_per_image(case)
+        features, before = self.features_flop(case)
         asks, labelled = asks_networks(case.targets), _images_labelled(case, seen)
         online = asks and case.protocol.per_view
         if isinstance(case.targets, Tensor):
@@ -129,13 +154,14 @@ class Costs:
         else:
             label_bytes = case.targets.num_bytes
         values = case.spec.in_chans * case.spec.img_size[0] * case.spec.img_size[1]
-        flop = seen * student + labelled * source
+        own = before + seen * (features + student)
+        flop = own + labelled * source
         return RowCost(
             regime="hard" if case.labels == "hard" else "online" if online else "stored",
             steps=steps,
             images_seen=seen,
             teacher_images=labelled,
-            student_flop=seen * student,
+            student_flop=own,
             teacher_flop=labelled * source,
             image_bytes=case.rows.shape[1] * values * value_bytes,
             label_bytes=label_bytes,
@@ -183,4 +209,5 @@ class EqualCost:
         student, source = self.costs.flop_per_image(case)
         if case.protocol.per_view:
             return epoch.steps_for(flop / (student + source))
-        return epoch.steps_for((flop - _images_labelled(case, 0) * source) / student)
+        features, before = self.costs.features_flop(case)
+        return epoch.steps_for(max(0, flop - before - _images_labelled(case, 0) * source) / (features + student))

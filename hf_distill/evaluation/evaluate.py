@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..config import ALL, BASELINES, USUAL, check_at_least, check_choice
 from ..data.feed import Keep, Pool
 from ..data.images import Outline, RealImages
+from ..data.preprocessing import Preprocessing
 from ..distilled.arranging import changes_classes
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import EpochLabels
@@ -36,6 +37,7 @@ from ..hub.cards import human_bytes
 from ..hub.checks import is_number, is_whole
 from ..hub.results import EvalReport, EvalRow, RowCost
 from ..networks.architectures import StudentSpec, features_and_logits
+from ..networks.probes import PREFIX, Probe, ProbeSpec
 from ..networks.projector import LabelProjector
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
@@ -44,9 +46,9 @@ from .accuracy import device_name
 from .coresets import COMPARING, coresets, random_rows
 from .costs import Costs, EqualCost
 from .difficulty import Difficulty
-from .protocols import PROTOCOLS, CropProtocol, EvalProtocol, TrainingProtocol
+from .protocols import PROTOCOLS, CropProtocol, EvalProtocol, ProbeProtocol, TrainingProtocol
 from .student_results import StudentResults
-from .students import check_student, student_name
+from .students import check_protocol, check_student, student_name
 from .trainer import Case, Question, Result, Trainer
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SCORED = ("el2n", "forgetting", "ccs")  # baselines that go by scores of images
+LOGITS = {"el2n", "ccs", "bps"}  # that need guesses of a network beside its features, or in their place
 
 
 def protocol_for(
@@ -159,11 +162,11 @@ def protocols_for(
 
 
 def check_views(protocols: Sequence[TrainingProtocol], labels: LabelSource | None) -> None:
-    """Raise a one-line `ValueError` where a protocol looks at no views, and labels were stored of views."""
-    blind = [protocol.name for protocol in protocols if not protocol.per_view]
+    """Raise a one-line `ValueError` where labels were stored of views, and a protocol has no use for such."""
+    blind = [f"{protocol.name} {_blind(protocol)}" for protocol in protocols if not protocol.per_view]
     if blind and isinstance(labels, EpochLabels):
         raise ValueError(
-            f"the protocol {blind[0]} looks at no views, and the labels are of views; use another: "
+            f"the protocol {blind[0]}, and the labels are of views; use another: "
             f"{', '.join(name for name, known in PROTOCOLS.items() if known.per_view)}"
         )
 
@@ -172,13 +175,67 @@ def crop_protocol_for(distilled: DistilledSet, protocol: str | None = None, fact
     """As `protocol_for`, for labels of views; a `ValueError` where the protocol looks at none."""
     known = protocol_for(distilled, protocol, factor)
     if not isinstance(known, CropProtocol):
-        raise ValueError(f"the set's protocol is {known.name}, which looks at no views; choose one with --protocol")
+        raise ValueError(f"the set's protocol is {known.name}, which {_blind(known)}; choose one with --protocol")
     return known
 
 
+def _blind(protocol: TrainingProtocol) -> str:
+    """Why a protocol has no use for labels of views."""
+    return "takes one label of each image" if isinstance(protocol, ProbeProtocol) else "looks at no views"
+
+
 def made_for(distilled: DistilledSet) -> StudentSpec | None:
-    """The student that a set was distilled for, as far as its configuration says."""
-    return None if "student" not in distilled.config else StudentSpec.from_dict(distilled.config["student"])
+    """The student that a set was distilled for, as far as its configuration says; a backbone is read for it.
+
+    Raises:
+        ValueError: The configuration describes none, or a backbone that is not found.
+        OSError: The Hub does not answer.
+    """
+    if "student" not in distilled.config:
+        return None
+    if (backbone := _backbone(distilled)) is not None:
+        return ProbeSpec.recorded(backbone, *_probed(distilled))
+    return StudentSpec.from_dict(distilled.config["student"])
+
+
+def _backbone(distilled: DistilledSet) -> Any:
+    """What the set says of the backbone that it was made with; None where it was made with none."""
+    student = distilled.config.get("student")
+    return student.get("probe") if isinstance(student, dict) else None
+
+
+def _named_probe(distilled: DistilledSet, student: str) -> ProbeSpec:
+    """The student that is named: at its commit, where the set was made with this backbone of a repository."""
+    own = _backbone(distilled)
+    same = isinstance(own, dict) and own.get("revision") is not None and student == f"{PREFIX}{own.get('name')}"
+    if same:
+        return ProbeSpec.recorded(own, *_probed(distilled))
+    return ProbeSpec.named(student, *_probed(distilled))
+
+
+def _probed(distilled: DistilledSet) -> tuple[int, Preprocessing, tuple[int, int]]:
+    """What a backbone needs to become a student of a set: classes, preprocessing, height and width."""
+    height, width = distilled.pixel_values.shape[2:]
+    return distilled.num_classes, distilled.preprocessing, (height, width)
+
+
+def _learner(distilled: DistilledSet, specs: Sequence[StudentSpec], protocol: TrainingProtocol) -> StudentSpec:
+    """The student whose features images are compared by: that which the set was made for, where the protocol trains
+    such and it is there, else the first of `specs`."""
+    probes = isinstance(protocol, ProbeProtocol)
+    if (backbone := _backbone(distilled)) is None:
+        return (None if probes else made_for(distilled)) or specs[0]
+    if not probes:
+        return specs[0]
+    digest = backbone.get("digest") if isinstance(backbone, dict) else None
+    same = (spec for spec in specs if isinstance(spec, ProbeSpec) and spec.backbone.digest == digest)
+    if (known := next(same, None)) is not None:
+        return known
+    try:
+        return made_for(distilled) or specs[0]
+    except (ValueError, OSError) as error:
+        logger.warning("real images are compared by %s: %s", student_name(specs[0]), error)
+        return specs[0]
 
 
 def evaluate(
@@ -227,7 +284,8 @@ def evaluate(
         protocol: The schedule, as `protocol_for` takes it: a name or a protocol; if not given as at the distillation.
             Of several, each has the rows that it has alone; what is known to be wrong with one is found out first.
         students: timm names or specs; the student that the set was made for if not given. A name that equals that of
-            this student means this very student, with its width and normalisation.
+            this student means this very student, with its width and normalisation. For protocols of probes
+            `probe:NAME`, or `probe:NAME@REVISION`, of folders and repositories that `Backbone.from_pretrained` takes.
         num_seeds: Students per row; random images are drawn anew for each.
         seed: The one seed.
         accelerator: Processes and device.
@@ -235,7 +293,8 @@ def evaluate(
             given as at the distillation, else random, herding and k-center.
         full_data: Also train on all of `train`; if not given as at the distillation, else true. Herding, k-center and
             bps then compare images by what such a network has before its logits: the student that the set was made for,
-            whatever the `students` (the first of them where the set names none).
+            whatever the `students` (the first of them where the set names none). So do centroid and neighbour. Under a
+            protocol of probes it is its backbone, with full data or without.
         labels: In place of the set's own soft ones: stored labels of its views, for protocols of views, or a projector.
         guide: A network for the classes of the set, by which herding, k-center and bps compare images where there is no
             full data. If not given it is what labels the set, of several networks the first, or else the first of the
@@ -269,6 +328,11 @@ def evaluate(
     given = locals()
     protocol, *others = protocols_for(distilled, protocol)
     check_views([protocol, *others], labels)
+    _check_list("students", students)
+    specs = student_specs(distilled, students)
+    for each in (protocol, *others):
+        check_protocol(specs, each)
+    given["students"] = specs
     if others:
         report = EvalReport()
         for each in (protocol, *others):
@@ -284,7 +348,8 @@ def evaluate(
     check_at_least("num_seeds", num_seeds, 1)
     known: dict[str, Any] = {"full_data": full_data, "guide": guide, "experts": experts}
     baselines = baselines_for(distilled, baselines, **known)
-    specs = check_evaluation(distilled, train.outline, students, baselines, experts)
+    check_evaluation(distilled, train.outline, specs, baselines, experts)
+    _say_sizes(specs)
     bare = _wants_unaugmented(distilled, protocol, baselines, labels, unaugmented)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
@@ -299,23 +364,40 @@ def evaluate(
         asked.check_matches(train.seen_through(distilled.preprocessing))
         scores = Difficulty.of_experts(asked, pool, accelerator, disable_tqdm=disable_tqdm)
     real = _RealSets(
-        train, pool, distilled.teacher, counts, specs, tuple(baselines), num_seeds, protocol, trainer, equal, scores
+        train,
+        pool,
+        distilled.teacher,
+        counts,
+        specs,
+        tuple(baselines),
+        num_seeds,
+        protocol,
+        trainer,
+        equal,
+        (own[0].pool, distilled.labels.cpu()),
+        scores,
     )
 
     if full_data:
-        learner = made_for(distilled) or specs[0]
+        learner = _learner(distilled, specs, protocol)
         results, coreset_rows = real.full_data(learner)
-        compared, network = "features", f"{student_name(learner)}, trained on full data"
+        network = f"{student_name(learner)}, trained on full data"
+        by = f"features of {student_name(learner) if isinstance(learner, ProbeSpec) else network}"
     else:
         seen = _guide(distilled, guide, experts, accelerator.device) if real.compared else None
-        results, coreset_rows = [], real.shared_coresets(None if seen is None else _look(seen, real.compared))
         kind = "label projector" if isinstance(seen, LabelProjector) else "teacher"
-        compared = "pixels" if seen is None else "features"
         network = "" if seen is None else f"the {kind} {seen.name} ({seen.digest})"
+        by, look = f"features of {network}" if network else "pixels", None
+        probed = isinstance(protocol, ProbeProtocol) and real.compared and guide is None
+        if probed and isinstance(probe := _learner(distilled, specs, protocol), ProbeSpec):
+            by, look = f"features of {student_name(probe)}", _probe_look(probe, seen, real.compared, accelerator.device)
+        elif seen is not None:
+            look = _look(seen, real.compared)
+        results, coreset_rows = [], real.shared_coresets(look)
     coreset_rows |= real.scored_coresets()
     cases = [*map(equal, own), *real.baselines(coreset_rows)]
     results += trainer.measure(cases + _unaugmented(cases) if bare else cases)
-    context = {"coresets": real.chosen_by(compared, network)} if coreset_rows else {}
+    context = {"coresets": real.chosen_by(by, network)} if coreset_rows else {}
     bytes_of = {"distilled": distilled.pixel_values.element_size()}
     spent = [costs.of(case, bytes_of.get(case.set, 1)) for case, _, _ in results]
     report = _report(results, spent, trainer, str(test.provenance["split"]), labels, context)
@@ -338,6 +420,7 @@ class _RealSets:
         protocol: That of the distilled set.
         trainer: What trains and tests students.
         equal: Gives students what those of the distilled set have.
+        own: The images of the distilled set, and their classes on the CPU.
         scores: What experts say of all of them, if any are asked.
     """
 
@@ -351,6 +434,7 @@ class _RealSets:
     protocol: TrainingProtocol
     trainer: Trainer
     equal: EqualCost
+    own: tuple[Pool, Tensor]
     scores: Difficulty | None = None
 
     @property
@@ -364,10 +448,10 @@ class _RealSets:
         return [name for name in self.names if name != "random" and name not in self.scored]
 
     def coresets(
-        self, look: Callable[[Tensor], tuple[Tensor, Tensor]] | None, classes: Sequence[int] | None = None
+        self, look: Callable[[Tensor], tuple[Tensor, Tensor]] | Probe | None, classes: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
         """The rows (N,) of the subsets that look at images, by what `look` gives of them, else by pixels."""
-        some = {"seed": self.trainer.seed, "classes": classes}
+        some = {"own": self.own, "seed": self.trainer.seed, "classes": classes}
         return coresets(self.train, self.pool, self.counts, self.compared, look, **some)
 
     def shared_coresets(self, look: Callable[[Tensor], tuple[Tensor, Tensor]] | None) -> dict[str, Tensor]:
@@ -391,11 +475,10 @@ class _RealSets:
         """In words, by the names of all subsets but random ones, what they were chosen by.
 
         Args:
-            compared: What herding, k-center and bps compare: features or pixels.
-            network: The one that has these features.
+            compared: What those go by that compare images: features of a network, or pixels.
+            network: Whose errors the others go by.
         """
-        features = f"{compared} of {network}" if network else compared
-        words = {name: features if name in COMPARING else f"errors of {network}" for name in self.compared}
+        words = {name: compared if name in COMPARING else f"errors of {network}" for name in self.compared}
         return words | {name: self.scores.words(name) for name in self.scored if self.scores is not None}
 
     def full_data(self, guide: StudentSpec) -> tuple[list[Result], dict[str, Tensor]]:
@@ -413,7 +496,9 @@ class _RealSets:
                 only, classes = everything.expand(1, -1), self.pool.labels
                 length = {"epochs": protocol.full_data_epochs, "protocol": protocol}  # of no row, and so of no budget
                 cases.append(replace(cases[0], labels="hard", spec=guide, targets=classes, rows=only, **length))
-            about = {"coresets": self.compared, "counts": list(self.counts)}
+            about: dict[str, Any] = {"coresets": self.compared, "counts": list(self.counts)}
+            if "neighbour" in self.compared and self.trainer.kept is not None:
+                about["of"] = self.trainer.kept.images(self.own[0])
             asked.append((guiding, Question(about, self._chosen, self._may_be_chosen, first=True)))
         lrs = self.trainer.choose(cases)
         answers = self.trainer.train(
@@ -425,7 +510,8 @@ class _RealSets:
 
     def _chosen(self, number: int, model: nn.Module) -> dict[str, list[int]]:
         """The rows of train that a network lets the subsets take which look at images."""
-        return {name: rows.tolist() for name, rows in self.coresets(partial(features_and_logits, model)).items()}
+        look = model if isinstance(model, Probe) else partial(features_and_logits, model)
+        return {name: rows.tolist() for name, rows in self.coresets(look).items()}
 
     def _may_be_chosen(self, number: int, answer: Any) -> bool:
         """True for rows of train for each of these subsets."""
@@ -490,9 +576,20 @@ def _look(network: Teacher | LabelProjector, names: Sequence[str]) -> Callable[[
     """Gives what `network` has of images before its logits, and the logits where baselines need them."""
     if isinstance(network, Teacher):
         return partial(features_and_logits, network.model)
-    if set(names) <= {"herding", "k-center"}:  # one pass, where a projector takes two
+    if not set(names) & LOGITS:  # one pass, where a projector takes two
         return lambda images: (network.features(images),) * 2
     return lambda images: (network.features(images), network.logits(images))
+
+
+def _probe_look(
+    probe: ProbeSpec, network: Teacher | LabelProjector | None, names: Sequence[str], device: torch.device
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Gives what the backbone of `probe` has of images, and the logits of `network` where baselines need them."""
+    probe.backbone.to(device)
+    if network is None or not set(names) & LOGITS:
+        return lambda images: (probe.seen(images),) * 2
+    asked = network
+    return lambda images: (probe.seen(images), asked.logits(images))
 
 
 def _is_labelled(distilled: DistilledSet) -> bool:
@@ -528,12 +625,13 @@ def validation_accuracy(
     num_nets: int,
     seed: int,
     accelerator: Accelerator,
+    students: Sequence[StudentSpec] | None = None,
 ) -> float:
     """Mean accuracy in [0, 1] on held-out images of fresh students of the set; all processes call it and get it.
 
-    They are the students that the set is made for, with its own labels and its learned learning rate, else the first
-    of the protocol; a protocol of views takes its own. Whoever calls it again and again gives
-    `real_pool(distilled, held_out, accelerator)`, so that the images are read once.
+    They are the first of `students`, if given, else the students that the set is made for, with its own labels and its
+    learned learning rate, else the first of the protocol; a protocol of views takes its own. Whoever calls it again and
+    again gives `real_pool(distilled, held_out, accelerator)`, so that the images are read once.
 
     Raises:
         ValueError: The configuration of the set names no student.
@@ -541,14 +639,14 @@ def validation_accuracy(
     pool = held_out if isinstance(held_out, Pool) else real_pool(distilled, held_out, accelerator)
     # Streams of their own: the students that select a step are not those that report on it.
     trainer = Trainer(accelerator, derive_seed(seed, "validation"), pool, held_out=None, disable_tqdm=True)
-    own = _distilled_cases(distilled, student_specs(distilled, None), protocol, num_nets, accelerator.device)
+    own = _distilled_cases(distilled, student_specs(distilled, students), protocol, num_nets, accelerator.device)
     (result,) = trainer.measure(own[:1])
     return sum(result.accuracies) / num_nets
 
 
 def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec] | None) -> list[StudentSpec]:
-    """The architectures that `evaluate` trains for such `students`; a `ValueError` if nothing names any."""
-    own = made_for(distilled)
+    """What `evaluate` trains for such `students`; a `ValueError` if nothing names any, or there is no such backbone."""
+    own = None if students is not None and _backbone(distilled) is not None else made_for(distilled)
     if students is None:
         if own is None:
             raise ValueError(
@@ -562,6 +660,8 @@ def student_specs(distilled: DistilledSet, students: Sequence[str | StudentSpec]
             spec = student
         elif own is not None and student == own.name:
             spec = own
+        elif student.startswith(PREFIX):
+            spec = _named_probe(distilled, student)
         else:
             spec = StudentSpec(student, distilled.num_classes, channels, (height, width))
         if spec not in specs:
@@ -612,6 +712,14 @@ def baselines_for(
     if guide is not None and not full_data and set(made) - {"random"}:
         NetworkLabels(guide).check_fits(distilled.class_names, distilled.preprocessing)
     return made
+
+
+def _say_sizes(specs: Sequence[StudentSpec]) -> None:
+    """Say where backbones see images larger than they are."""
+    for spec in specs:
+        if isinstance(spec, ProbeSpec) and any(map(int.__lt__, spec.img_size, spec.backbone.size)):
+            own, seen = ("x".join(map(str, size)) for size in (spec.img_size, spec.backbone.size))
+            logger.warning("%s sees images of %s pixels enlarged to %s", student_name(spec), own, seen)
 
 
 def _check_list(name: str, several: Sequence[Any] | None) -> None:
@@ -819,6 +927,8 @@ def _report(
         images = case.rows.shape[1]
         report.rows.append(EvalRow(case.set, case.labels, student, trained, images, accuracies, device, split, cost))
         about = {"seed": trainer.seed, **protocol.to_config(), "learning_rates": {}, "epochs": {}, **context}
+        if isinstance(case.spec, ProbeSpec):
+            about["backbone"] = case.spec.to_dict()["probe"]
         about = report.meta.setdefault(f"{protocol.title}, {student}", about)
         row = f"{case.set}, {case.labels} labels"
         about["learning_rates"][row], about["epochs"][row] = lr, case.epochs

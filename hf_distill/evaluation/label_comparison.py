@@ -25,7 +25,7 @@ from ..networks.projector import INDEX, LabelProjector
 from .accuracy import device_name
 from .evaluate import check_labels, distilled_pool, learned_rates, protocol_for, student_specs, trainer_for
 from .protocols import TrainingProtocol
-from .students import check_student, student_name
+from .students import check_protocol, check_student, student_name
 from .trainer import Case
 
 __all__ = ["compare_labels", "find_labels", "label_sources"]
@@ -93,6 +93,7 @@ def compare_labels(
     protocol = protocol_for(distilled, protocol)
     (spec,) = student_specs(distilled, None if student is None else [student])
     check_student(spec)
+    check_protocol([spec], protocol)
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     results = trainer.measure(_cases(distilled, sources, spec, protocol, num_seeds, accelerator.device))
     return [

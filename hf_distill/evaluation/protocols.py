@@ -16,7 +16,7 @@ from ..distilled.labels import LabelSource, StoredLabels
 from ..hub.comparisons import UNAUGMENTED
 from ..rng import derive_seed
 
-__all__ = ["PROTOCOLS", "Budget", "CropProtocol", "EvalProtocol", "TrainingProtocol", "rded_batch"]
+__all__ = ["PROTOCOLS", "Budget", "CropProtocol", "EvalProtocol", "ProbeProtocol", "TrainingProtocol", "rded_batch"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class TrainingProtocol(ABC):
-    """What every way to train a student has: `EvalProtocol` and `CropProtocol` add the rest.
+    """What every way to train a student has: `EvalProtocol`, `CropProtocol` and `ProbeProtocol` add the rest.
 
     Attributes:
         name: What reports call it.
@@ -131,7 +131,7 @@ class TrainingProtocol(ABC):
 
     def to_config(self) -> dict[str, Any]:
         """The values in use, as JSON types, without the name, the source, and what each row of a report says."""
-        apart = ("name", "source", "epochs", "full_data_epochs", "lrs", "budget")
+        apart = ("name", "source", "epochs", "full_data_epochs", "lrs", "budget", "seen_once")
         values = {key: value for key, value in asdict(self).items() if key not in apart and value is not None}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
@@ -330,6 +330,63 @@ class CropProtocol(TrainingProtocol):
         if isinstance(targets, Tensor | StoredLabels):
             return replace(self.views, seed=derive_seed(seed, "views"), mix="none")
         return targets.views or replace(self.views, seed=derive_seed(seed, "views"))
+
+
+@dataclass(frozen=True)
+class ProbeProtocol(TrainingProtocol):
+    """The way to train a linear head on a frozen backbone: Adam, a cosine that ends at 0, and flipped crops.
+
+    Images are brought to the size of the backbone, whatever theirs is, and each has one label: classes, or logits of
+    which the softmax is learned, both with the cross-entropy. A step of B images has B / `lr_images` of the learning
+    rate, where B is the size of a whole batch.
+
+    Attributes:
+        scale: Smallest and largest area of a crop, as a share of the image.
+        flip: Probability of mirroring.
+        lr_images: Images of a step that the learning rates are of.
+        seen_once: Features are computed once, of images as they are tested, and no view is drawn: so on all real
+            images, whatever `scale` and `flip` say.
+    """
+
+    batch_size: int = 100
+    weight_decay: float = 0.0
+    lrs: tuple[float, ...] = (0.001,)
+    scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    lr_images: int = 256
+    seen_once: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("lr_images", self.lr_images, 1)
+        low, high = self.scale
+        if not (0 < low <= high <= 1 and 0 <= self.flip <= 1):
+            raise ValueError(
+                f"protocol {self.name!r} has scale={self.scale} and flip={self.flip}; expected shares of an image, the "
+                "smallest first, and a probability"
+            )
+
+    @property
+    def per_view(self) -> bool:
+        """Each image has one label."""
+        return False
+
+    def for_full_data(self) -> Self:
+        """As of any; the features of all real images are computed once."""
+        return replace(super().for_full_data(), seen_once=True)
+
+    @property
+    def augments(self) -> bool:
+        """As of any."""
+        return not self.seen_once
+
+    def without_augmentation(self) -> Self:
+        """As of any: with images as they are tested, whose features are computed once."""
+        return replace(super().without_augmentation(), scale=(1.0, 1.0), flip=0.0, seen_once=True)
+
+    def rate(self, epoch: int, epochs: int) -> float:
+        """The factor of the learning rate in `epoch`, from 0."""
+        return (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def rded_batch(ipc: int, classes: int) -> int:
@@ -590,6 +647,23 @@ PROTOCOLS: dict[str, TrainingProtocol] = {
             views=Views(scale=(0.5, 1.0), flip=0.0),
             temperature=4.0,
             source="This library's, for small gray digits on a CPU: they are not to be mirrored.",
+        ),
+        ProbeProtocol(
+            "probe",
+            epochs=1000,
+            full_data_epochs=100,
+            source="As LGM (arXiv:2511.16674) evaluates: Adam, 0.001 for 256 images, flipped crops of 8 % at least. "
+            "What heads learn of all real images, and that their features are computed once, is this library's.",
+        ),
+        ProbeProtocol(
+            "probe-quick",
+            epochs=100,
+            full_data_epochs=30,
+            lrs=(0.03,),
+            scale=(0.5, 1.0),
+            flip=0.0,
+            source="This library's, for small images and backbones on a CPU, such as digits: they are not to be "
+            "mirrored.",
         ),
     )
 }

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from typing_extensions import Self
 
 from ..networks.architectures import CONVNETS, StudentSpec
-from .protocols import CropProtocol, TrainingProtocol
+from .protocols import CropProtocol, ProbeProtocol, TrainingProtocol
 
 __all__ = ["Epoch", "is_stateless"]
 
@@ -35,7 +35,8 @@ class Epoch(NamedTuple):
         """The epoch of a student of `count` images under a protocol."""
         batch = min(count, protocol.batch_size)
         batches = -(-count // batch)
-        needs_two = isinstance(protocol, CropProtocol) or not is_stateless(spec)
+        heads = isinstance(protocol, ProbeProtocol)
+        needs_two = not heads and (isinstance(protocol, CropProtocol) or not is_stateless(spec))
         left_out = int(needs_two and count - (batches - 1) * batch == 1)
         return cls(batches - left_out, count - left_out, batches, batch)
 

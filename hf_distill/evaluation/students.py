@@ -22,14 +22,17 @@ from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import FlatModel, StudentSpec, layout_for
 from ..networks.batches import networks_at_once
 from ..networks.compiling import compiled, forward, in_precision
+from ..networks.probes import PREFIX, ProbeSpec
 from ..rng import derive_seed, generator
 from .crop_students import train_on_crops
-from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
+from .probe_students import train_probes
+from .protocols import CropProtocol, EvalProtocol, ProbeProtocol, TrainingProtocol
 from .steps import Epoch, is_stateless
 
 # Pixel values augmented at a time: on a CPU, and one for so many bytes of a GPU's memory. That is many steps of a small
 # set, and one of a large one.
 PREPARED_VALUES, PREPARED_PART = 2**20, 2048
+HEADS = 2**26  # values of linear heads that learn side by side
 
 
 def student_name(spec: StudentSpec) -> str:
@@ -38,11 +41,14 @@ def student_name(spec: StudentSpec) -> str:
 
 
 def check_student(spec: StudentSpec, flag: str = "student") -> nn.Module:
-    """The student, which a flag names, built and shown two images, before anything long begins.
+    """The student, which a flag names, built and shown two images, before anything long begins. A backbone has been
+    shown one when it was read.
 
     Raises:
         ValueError: timm has no such model, or it cannot take such images.
     """
+    if isinstance(spec, ProbeSpec):
+        return spec.build(0)
     try:
         student = spec.build(0).eval()
         student(torch.zeros(2, spec.in_chans, *spec.img_size))
@@ -54,6 +60,23 @@ def check_student(spec: StudentSpec, flag: str = "student") -> nn.Module:
             f"--{flag} {student_name(spec)} cannot take {spec.in_chans}x{height}x{width} images ({reason}); "
             "choose a student for small images, such as a convnet_d, or distil at a larger --resolution"
         ) from error
+
+
+def check_protocol(specs: Sequence[StudentSpec], protocol: TrainingProtocol) -> None:
+    """Raise a one-line `ValueError` where a protocol trains another kind of students."""
+    for spec in specs:
+        probes = isinstance(protocol, ProbeProtocol)
+        if probes == isinstance(spec, ProbeSpec):
+            continue
+        if probes:
+            raise ValueError(
+                f"--protocol {protocol.name} trains the heads of frozen backbones, and --student {student_name(spec)} "
+                f"is none; name one, such as {PREFIX}facebook/dinov2-base"
+            )
+        raise ValueError(
+            f"--student {student_name(spec)} is a frozen backbone, and --protocol {protocol.name} trains whole "
+            "networks; use --protocol probe"
+        )
 
 
 def train_student(
@@ -137,9 +160,20 @@ def train_students(
         lrs: One learning rate per student.
         seeds: One seed per student.
         accelerator: Says whether forward passes are compiled, and in what precision those of networks are that train
-            on crops. The others, which trajectories are matched with, are float32,
-            also where the caller is in autocast.
+            on crops, and those of backbones. The others, which trajectories are matched with, are float32, also where
+            the caller is in autocast.
     """
+    check_protocol([spec], protocol)
+    if isinstance(spec, ProbeSpec) and isinstance(protocol, ProbeProtocol):
+        if not isinstance(targets, Tensor):
+            targets = RowTargets(pool.holding(rows), targets, rows)
+        together = [rows] if len(set(lrs)) == 1 else rows.split(1)  # one optimizer has one rate
+        heads: list[nn.Module] = []
+        for own in together:
+            part = slice(len(heads), len(heads) + len(own))
+            lr = lrs[part.start]
+            heads += train_probes(pool, targets, own, spec, protocol, epochs, lr, seeds[part], accelerator)
+        return heads
     pool = pool.holding(rows)
     if isinstance(protocol, CropProtocol):
         each = zip(rows, lrs, seeds, strict=True)
@@ -162,6 +196,8 @@ def train_students(
 
 def students_at_once(spec: StudentSpec, count: int, protocol: TrainingProtocol, device: torch.device) -> int:
     """The number of students worth training side by side, on `count` images each; 1 for those that cannot."""
+    if isinstance(spec, ProbeSpec):
+        return max(1, HEADS // spec.num_params())
     if isinstance(protocol, CropProtocol) or not is_stateless(spec):
         return 1
     return networks_at_once(spec, min(count, protocol.batch_size), device)

@@ -17,7 +17,7 @@ from ..hub.checks import is_share
 from ..networks.architectures import StudentSpec, sha256_of
 from ..rng import derive_seed
 from .accuracy import accuracy
-from .protocols import CropProtocol, EvalProtocol, TrainingProtocol
+from .protocols import CropProtocol, EvalProtocol, ProbeProtocol, TrainingProtocol
 from .steps import Epoch
 from .student_results import StudentResults
 from .students import student_name, students_at_once, train_students
@@ -231,7 +231,7 @@ class Trainer:
 
     def _about(self, job: _Job, part: slice, question: Question) -> dict[str, Any] | None:
         """All that decides the answers of students who train side by side; None where they are not to be kept."""
-        case, rows, known = job.case, job.rows[part], (EvalProtocol, CropProtocol)
+        case, rows, known = job.case, job.rows[part], (EvalProtocol, CropProtocol, ProbeProtocol)
         if self.kept is None or type(case.protocol) not in known:  # another one may have another schedule, unsaid
             return None
         targets = case.targets

@@ -174,6 +174,14 @@ def _work(work: Work | None) -> str:
     return f"{human_seconds(work.seconds)}, {work.steps:,} steps, {work.device}"
 
 
+def _made_for(student: Any) -> Any:
+    """The name of the network that a set was made for, or of its frozen backbone with the digest of its weights."""
+    known = student if isinstance(student, dict) else {}
+    if isinstance(backbone := known.get("probe"), dict):
+        return f"probe:{backbone.get('name')} ({backbone.get('digest')})"
+    return known.get("name")
+
+
 def _set_context(each: BoardSet) -> dict[str, Any]:
     """A set for the template."""
     config, first = each.config, each.rows[0]
@@ -184,7 +192,7 @@ def _set_context(each: BoardSet) -> dict[str, Any]:
         "dataset": first.task,
         "images": config.get("images"),
         "images per class": config.get("ipc"),
-        "made for": (config.get("student") or {}).get("name") if isinstance(config.get("student"), dict) else None,
+        "made for": _made_for(config.get("student")),
         "labels": (config.get("label_source") or {}).get("kind"),
         "seed": config.get("seed"),
         "revision": each.revision,

@@ -12,7 +12,10 @@ from .comparisons import Comparison, RobustScore, comparisons, difference_lines,
 from .files import check_format_version
 
 VERSION = 2  # of results.json, which results.schema.json describes; 1 had neither a version nor scores
-SETS = ("random", "herding", "k-center", "el2n", "forgetting", "ccs", "bps", "distilled", "full data")
+SETS = (
+    *("random", "herding", "k-center", "centroid", "neighbour", "el2n", "forgetting", "ccs", "bps"),
+    *("distilled", "full data"),
+)
 GREEDY = SETS[1:-2]  # coresets: chosen by something, which reports say
 # Where labels come from, the cheapest first, and for people. A network that labels each image once, before a training,
 # gives labels that could be stored.

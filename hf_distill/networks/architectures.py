@@ -66,7 +66,7 @@ def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
 
 def before_logits(model: nn.Module, images: Tensor) -> Tensor:
     """The features (n, D) that a timm model has of `images` (n, C, H, W) before its logits."""
-    return features_and_logits(model, images)[0]
+    return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -392,12 +392,20 @@ class Teacher(HubFolder):
         return teacher
 
     @classmethod
-    def start(cls, name: str, commit: str | None = None) -> Self:
+    def start(
+        cls,
+        name: str,
+        commit: str | None = None,
+        *,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
         """The network that a training starts from, whose classes nobody need name.
 
         Args:
             name: A folder, a repository, or `timm:<name>` for pretrained weights that timm knows.
             commit: The version of a repository, in place of what the name says.
+            token, local_files_only: As `from_pretrained`.
 
         Raises:
             ValueError, OSError: As `from_pretrained` and `from_timm`.
@@ -405,7 +413,7 @@ class Teacher(HubFolder):
         revision = None
         if name.startswith("timm:"):
             name, revision = _timm_repository(name.removeprefix("timm:"))
-        return cls._open(name, revision=commit or revision)
+        return cls._open(name, revision=commit or revision, token=token, local_files_only=local_files_only)
 
     @classmethod
     def frame_of(cls, name: str) -> Frame:

@@ -1,5 +1,6 @@
 """Folders in timm's own format: `config.json` that says what builds a network, and `model.safetensors` beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ def is_transformers(folder: Path) -> bool:
     return "architecture" not in config and isinstance(config.get("model_type"), str)
 
 
-def read_timm(folder: Path) -> tuple[nn.Module, StudentSpec, Preprocessing, dict[str, Any]]:
+def read_timm(folder: Path, *, headless: bool = False) -> tuple[nn.Module, StudentSpec, Preprocessing, dict[str, Any]]:
     """The content of timm's two files: the network, what builds it, its preprocessing, and all they say of it.
+
+    Args:
+        folder: That has them.
+        headless: Read a network without logits too, which has 0 classes.
 
     Raises:
         ValueError: A file is damaged, or does not fit the other.
@@ -41,18 +46,20 @@ def read_timm(folder: Path) -> tuple[nn.Module, StudentSpec, Preprocessing, dict
     config = load_json(path)
     known = config.get("pretrained_cfg", config)  # long ago it was all one object
     both = {**known, **config} if isinstance(known, dict) else config
-    check_values(path, both, PLAIN)
+    without = headless and type(both.get("num_classes")) is int and both["num_classes"] == 0
+    check_values(path, {**both, "num_classes": 1} if without else both, PLAIN)
     options = {k: v for k, v in (both.get("model_args") or {}).items() if k not in ("num_classes", "img_size")}
     channels, *size = known["input_size"]
     spec = StudentSpec.from_dict(
         {
             "name": both["architecture"],
-            "num_classes": both["num_classes"],
+            "num_classes": 1 if without else both["num_classes"],
             "in_chans": options.pop("in_chans", channels),
             "img_size": (both.get("model_args") or {}).get("img_size", size),
             "kwargs": options,
         }
     )
+    spec = replace(spec, num_classes=0) if without else spec
     preprocessing = Preprocessing.from_config(
         {"channels": spec.in_chans, "image_size": list(spec.img_size), "mean": known["mean"], "std": known["std"]}
     )

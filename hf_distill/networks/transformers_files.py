@@ -1,15 +1,15 @@
-"""Image classifiers in transformers' format: `config.json`, `model.safetensors`, and what their images go through."""
+"""Image networks in transformers' format: `config.json`, `model.safetensors`, and what their images go through."""
 
 import json
 import math
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoImageProcessor
 
 from ..data.preprocessing import Preprocessing
@@ -18,8 +18,19 @@ from ..hub.files import load_json
 from .architectures import StudentSpec, read_shapes
 from .class_names import imagenet_order
 from .timm_files import PROCESSOR, TIMM_CONFIG, WEIGHTS
-from .transformers_models import CLASSES, KINDS, MISTAKES, configuration, most_layers
+from .transformers_models import (
+    CLASSES,
+    FEATURES,
+    KINDS,
+    MISTAKES,
+    POOLER,
+    TransformersClassifier,
+    TransformersFeatures,
+    configuration,
+    most_layers,
+)
 
+Network = TypeVar("Network", TransformersClassifier, TransformersFeatures)
 # Of a configuration: what says nothing of the network, or says it in another place.
 LEFT_OUT = (
     *("model_type", "id2label", "label2id", "num_labels", "transformers_version", "torch_dtype", "dtype"),
@@ -30,7 +41,7 @@ RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # 
 
 def read_transformers(
     folder: Path,
-) -> tuple[nn.Module, StudentSpec, Preprocessing, list[str] | None, dict[str, Any]]:
+) -> tuple[TransformersClassifier, StudentSpec, Preprocessing, list[str] | None, dict[str, Any]]:
     """The classifier in a folder of transformers: the network, what builds it, its preprocessing, its classes and how
     its test images are cut.
 
@@ -65,7 +76,11 @@ def read_transformers(
             "kwargs": {"description": json.dumps(about, sort_keys=True)},
         }
     )
-    return _load(folder / WEIGHTS, spec), spec, preprocessing, _names(labels, count), test_images
+    configuration(kind, spec.kwargs["description"], count)
+    model = _load(
+        folder / WEIGHTS, lambda: cast(TransformersClassifier, spec.build(0)), spec, f"{name} for {count} classes"
+    )
+    return model, spec, preprocessing, _names(labels, count), test_images
 
 
 def _names(labels: Any, count: int) -> list[str] | None:
@@ -75,25 +90,45 @@ def _names(labels: Any, count: int) -> list[str] | None:
     return texts if are_names(texts) else imagenet_order(texts)
 
 
-def _load(path: Path, spec: StudentSpec) -> nn.Module:
-    """The network of `spec` with the weights in a file of transformers."""
+def read_features(folder: Path) -> tuple[TransformersFeatures, Preprocessing]:
+    """The network without a head in a folder of transformers, and what its images go through.
+
+    Raises:
+        ValueError: It holds no network that has features of images, or a file is absent, damaged or does not fit.
+    """
+    path = folder / TIMM_CONFIG
+    config = load_json(path)
+    kind = config.get("model_type")
+    if kind not in FEATURES:
+        raise ValueError(
+            f"{path} describes {str(kind)[:80]!r}, whose features of images are not known; expected an image network "
+            f"of transformers, of {', '.join(FEATURES)}"
+        )
+    description = json.dumps({name: value for name, value in config.items() if name not in LEFT_OUT}, sort_keys=True)
+    preprocessing, _ = read_processor(folder)
+    configuration(kind, description, 1)
+    spec = StudentSpec(kind, 0, preprocessing.channels, preprocessing.image_size, {"description": description})
+    return _load(folder / WEIGHTS, lambda: TransformersFeatures(kind, description), spec, kind), preprocessing
+
+
+def _load(path: Path, build: Callable[[], Network], spec: StudentSpec, what: str) -> Network:
+    """The network that `build` gives, and `spec` describes, with the weights in a file of transformers."""
     try:
-        shapes, description = read_shapes(path), spec.kwargs["description"]
-        configuration(KINDS[spec.name], description, spec.num_classes)
-        if (layers := most_layers(description)) > len(shapes):
+        shapes = read_shapes(path)
+        if (layers := most_layers(spec.kwargs["description"])) > len(shapes):
             raise ValueError(
                 f"{path} has {len(shapes):,} tensors, and {spec.name} is described with {layers:,} layers; expected "
                 "the weights of that network: fetch the repository again"
             )
         with torch.device("meta"):  # a description can ask for a network of any size
-            model = spec.build(0)
+            model = build()
             _check_output(model, spec)
-        needed = sum(parameter.numel() for parameter in model.parameters())
+        needed = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(POOLER))
         given = sum(math.prod(shape) for shape in shapes.values())
         if needed > given:
             raise ValueError(
-                f"{path} has {given:,} values, and {spec.name} for {spec.num_classes} classes takes {needed:,}; "
-                "expected the weights of that network: fetch the repository again"
+                f"{path} has {given:,} values, and {what} takes {needed:,}; expected the weights of that network: "
+                "fetch the repository again"
             )
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -102,7 +137,8 @@ def _load(path: Path, spec: StudentSpec) -> nn.Module:
     broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if broken is not None:
         raise ValueError(f"{path} has values in {broken} that are not finite; fetch or train the network again")
-    model = spec.build(0)
+    with torch.random.fork_rng(devices=[]):
+        model = build()
     try:
         model.load_checkpoint({name: tensor.float() for name, tensor in tensors.items()})
     except ValueError as error:
@@ -110,7 +146,7 @@ def _load(path: Path, spec: StudentSpec) -> nn.Module:
     return model
 
 
-def _check_output(model: nn.Module, spec: StudentSpec) -> None:
+def _check_output(model: TransformersClassifier | TransformersFeatures, spec: StudentSpec) -> None:
     """Raise a `ValueError` unless the network, which is on no device, takes images of its size."""
     try:
         shape = tuple(model.eval()(torch.zeros(2, spec.in_chans, *spec.img_size)).shape)
@@ -119,6 +155,8 @@ def _check_output(model: nn.Module, spec: StudentSpec) -> None:
     except MISTAKES as error:
         reason = reprlib.repr(" ".join(str(error).split()))
         raise ValueError(f"{spec.name} cannot take images of {spec.img_size} pixels ({reason})") from error
+    if spec.num_classes == 0 and len(shape) == 2:
+        return
     if shape != (2, spec.num_classes):
         raise ValueError(f"{spec.name} gives {shape} for two images; expected {spec.num_classes} logits of each")
 

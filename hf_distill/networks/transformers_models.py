@@ -1,4 +1,5 @@
 """Image classifiers of transformers as networks that timm builds: one name for each kind, such as `transformers_vit`.
+And its networks without a head, which have features alone.
 
 What else such a network is goes with it as the text of a JSON object, `description`: transformers' configuration. Only
 classes that are part of transformers are built from it, no file is loaded, and no code of a repository runs.
@@ -14,10 +15,20 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
-__all__ = ["CLASSES", "KINDS", "MISTAKES", "TransformersClassifier", "configuration", "most_layers"]
+__all__ = [
+    "CLASSES",
+    "FEATURES",
+    "KINDS",
+    "MISTAKES",
+    "POOLER",
+    "TransformersClassifier",
+    "TransformersFeatures",
+    "configuration",
+    "most_layers",
+]
 
 # Some see no pixels, or texts beside them; timm's own networks are read as such.
 OTHERS = ("imagegpt", "shieldgemma2", "timm_wrapper")
@@ -28,6 +39,12 @@ CLASSES = {
     if kind not in OTHERS
     for name in ([names] if isinstance(names, str) else names)
 }
+FEATURES = (  # networks without a head that have features of one image
+    *("beit", "bit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2"),
+    *("dinov2_with_registers", "dinov3_convnext", "dinov3_vit", "efficientnet", "hiera", "mobilenet_v1"),
+    *("mobilenet_v2", "regnet", "resnet", "siglip_vision_model", "swin", "swinv2", "vit", "vit_msn"),
+)
+POOLER = "network.pooler."  # of `TransformersFeatures`
 LARGEST = 1_000_000  # of a number in a description; what asks for more asks for a machine's memory
 MOST_LAYERS = 1_000  # also entries of a list, most of which are of layers
 LAYERS = re.compile(r"layers|depth|blocks|stages|repeats|experts|^len\(")
@@ -150,19 +167,63 @@ class TransformersClassifier(nn.Module):
         Raises:
             ValueError: They are those of another network.
         """
-        size, given = (
-            sum(value.numel() for value in self.state_dict().values()),
-            sum(map(torch.numel, tensors.values())),
-        )
+        self.network, report = _with_weights(self.network, tensors)
+        _check_report(report)
+
+
+class TransformersFeatures(nn.Module):
+    """The features of images that a network of transformers without a head has: what it pools.
+
+    Where it pools nothing, or its file has no weights for it, they are those of the first token of its last layer, or
+    the mean of its last maps.
+
+    Args:
+        kind: transformers' `model_type`, of `FEATURES`.
+        description: The rest of its configuration, as the text of a JSON object.
+
+    Raises:
+        ValueError: As `configuration`.
+    """
+
+    def __init__(self, kind: str, description: str) -> None:
+        super().__init__()
+        config = configuration(kind, description, 1)
         try:
-            network, report = type(self.network).from_pretrained(
-                None, config=self.network.config, state_dict=tensors, output_loading_info=True
-            )
+            self.network = AutoModel.from_config(config)
         except MISTAKES as error:
             reason = reprlib.repr(" ".join(str(error).split()))
-            raise ValueError(f"are not those of its description, {size:,} values of {given:,} ({reason})") from error
-        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-            if report[kind]:
-                what = kind.partition("_")[0]
-                raise ValueError(f"have {len(report[kind])} {what} tensors, such as {min(map(str, report[kind]))}")
-        self.network = network
+            raise ValueError(f"transformers cannot build a {kind} as it is described ({reason})") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, D) of images (N, C, H, W)."""
+        given = self.network(pixel_values=x)
+        pooled, last = given.get("pooler_output"), given.last_hidden_state
+        if pooled is None:
+            pooled = last[:, 0] if last.ndim == 3 else last.mean((2, 3))
+        return pooled.flatten(1)
+
+    def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
+        """As `TransformersClassifier.load_checkpoint`."""
+        self.network, report = _with_weights(self.network, tensors)
+        missing = list(report["missing_keys"])
+        if missing and all(f"network.{name}".startswith(POOLER) for name in missing):
+            self.network.pooler, report["missing_keys"] = None, []
+        _check_report(report)
+
+
+def _with_weights(network: nn.Module, tensors: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
+    """A network like `network` of transformers that has the weights of a checkpoint, and transformers' report on it."""
+    size = sum(value.numel() for value in network.state_dict().values())
+    given = sum(map(torch.numel, tensors.values()))
+    try:
+        return type(network).from_pretrained(None, config=network.config, state_dict=tensors, output_loading_info=True)
+    except MISTAKES as error:
+        reason = reprlib.repr(" ".join(str(error).split()))
+        raise ValueError(f"are not those of its description, {size:,} values of {given:,} ({reason})") from error
+
+
+def _check_report(report: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if report[kind]:
+            what = kind.partition("_")[0]
+            raise ValueError(f"have {len(report[kind])} {what} tensors, such as {min(map(str, report[kind]))}")

@@ -1,1 +1,1 @@
-"""Networks that methods learn from: experts, teachers, projectors, a small CLIP."""
+"""What methods learn from: experts, teachers, projectors, a small CLIP, and features of real images."""

@@ -37,7 +37,7 @@ CONFIG = ExpertConfig(
 )
 EPOCHS = 3
 SHORT = EvalProtocol("short", epochs=2, full_data_epochs=1)
-ALL = ["random", "herding", "k-center", "el2n", "forgetting", "ccs", "bps"]
+ALL = ["random", "herding", "k-center", "centroid", "neighbour", "el2n", "forgetting", "ccs", "bps"]
 
 
 @pytest.fixture(scope="module")
@@ -350,13 +350,16 @@ def test_a_report_has_all_baselines_and_says_by_what_each_was_chosen(experts, di
     expert = Teacher.from_expert(experts, 0)
     features = f"features of the teacher convnet_d1 ({expert.digest})"
     assert context["coresets"] == {
-        **dict.fromkeys(("herding", "k-center", "bps"), features),
+        **dict.fromkeys(("herding", "k-center", "centroid", "neighbour", "bps"), features),
         "el2n": "errors after epoch 3 of 2 experts of convnet_d1",
         "forgetting": "counts in 3 epochs of 2 experts of convnet_d1",
         "ccs": "margins in 3 epochs of 2 experts of convnet_d1",
     }
     table = " ".join(report.table().split())
-    assert f" · herding, k-center and bps by {features} · el2n by errors after epoch 3 of 2 experts" in table
+    assert (
+        f" · herding, k-center, centroid, neighbour and bps by {features} · el2n by errors after epoch 3 of 2 experts"
+        in table
+    )
     again = evaluate(distilled, train, test, full_data=False, output_dir=tmp_path / "run", **options)
     assert again == report
 
@@ -378,7 +381,7 @@ def test_all_are_those_that_can_be_made_and_one_line_says_which_are_left_out(dis
     assert len(caplog.records) == 2
     assert "left out: forgetting (needs experts (--experts), and none are given)" in caplog.records[0].getMessage()
     caplog.clear()
-    assert chosen_with(distilled, ["all", "random"]) == ["random", "herding", "k-center"]
+    assert chosen_with(distilled, ["all", "random"]) == ALL[:5]
     (told,) = caplog.records
     assert all(name in told.getMessage() for name in ("el2n", "forgetting", "ccs", "bps"))
     labelled = DistilledSet(
@@ -407,7 +410,7 @@ def test_what_the_set_was_compared_with_is_no_demand_later(distilled, caplog):
     distilled.config["hyperparameters"] = {"eval_baselines": ["forgetting", "random"], "eval_full_data": True}
     assert baselines_for(distilled) == ["random"]
     assert "forgetting" in caplog.text
-    with pytest.raises(ValueError, match="one of random, herding, k-center, el2n, forgetting, ccs, bps, all"):
+    with pytest.raises(ValueError, match=f"one of {', '.join(ALL)}, all"):
         baselines_for(distilled, ["kmeans"])
 
 

@@ -242,6 +242,21 @@ def test_any_value_in_any_place_is_shown_or_the_set_is_named(tmp_path, name):
         page_of(sets, "Sets").encode()
 
 
+@pytest.mark.parametrize(
+    ("student", "told"),
+    [
+        ({"name": "convnet_d3"}, "convnet_d3"),
+        ({"probe": {"name": "org/vit", "digest": "0a1b2c3d"}}, "probe:org/vit (0a1b2c3d)"),
+        ({"probe": ["vit"]}, None),
+        ("convnet_d3", None),
+    ],
+)
+def test_the_page_says_what_network_or_backbone_a_set_was_made_for(student, told, tmp_path):
+    page = page_of(read_sets([a_set(tmp_path / "set", student=student)]), "Sets")
+    assert ("made for" in page) is (told is not None)
+    assert told is None or told in page
+
+
 def test_a_set_without_config_picture_or_card_is_shown_with_what_is_known(tmp_path):
     folder = a_set(tmp_path / "bare", [a_row(labels="soft")])
     (folder / "distill_config.json").unlink()

@@ -612,7 +612,8 @@ def test_a_run_with_experts_can_be_compared_with_all_coresets(full_data, train, 
     last = ["full data"] if full_data else []
     assert [row.set for row in report.rows] == [*last, "distilled", *BASELINES]
     (context,) = report.meta.values()
-    assert list(context["coresets"]) == ["herding", "k-center", "bps", "el2n", "forgetting", "ccs"]
+    comparing = ["herding", "k-center", "centroid", "neighbour", "bps"]
+    assert list(context["coresets"]) == [*comparing, "el2n", "forgetting", "ccs"]
     assert len(list(experts.folder.glob("scores-*.safetensors"))) == 1
 
 
