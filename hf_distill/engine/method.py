@@ -158,11 +158,11 @@ class Method(ABC):
     is what `learn` returns (nothing, experts, teachers, a prior). `prepare` does both, `distill` everything.
 
     Example:
-        >>> for method in hd.METHODS[:3]:
+        >>> for method in (hd.TESLA, hd.SRe2L, hd.DM):
         ...     print(method.__name__, method.paper.year, [kind.__name__ for kind in method.learns_from])
-        MTT 2022 ['ExpertConfig']
         TESLA 2023 ['ExpertConfig']
         SRe2L 2023 ['TeacherConfig']
+        DM 2023 []
 
     Args:
         config: The hyper-parameters; `output_dir` must be given here (`prepare` makes sure).

@@ -54,7 +54,7 @@ class Backbone:
     Example:
         >>> spec = hd.StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 4, "norm": "batch"})
         >>> backbone = hd.Backbone.from_teacher(hd.Teacher(spec.build(0), spec, train.class_names, train.preprocessing))
-        >>> backbone.features(torch.rand(2, 1, 8, 8)).shape, backbone.width
+        >>> backbone.features(train.uint8(train.class_rows(0)[:2]) / 255).shape, backbone.width
         (torch.Size([2, 64]), 64)
 
     Args:
