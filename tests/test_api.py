@@ -150,7 +150,7 @@ def test_the_nearest_preset_is_of_the_same_dataset_then_size_then_ipc(name, size
     assert nearest_preset("tesla", train, ipc) == preset
 
 
-@pytest.mark.parametrize("method", ["sre2l", "cda", "rded"])
+@pytest.mark.parametrize("method", ["sre2l", "cda", "fadrm", "rded"])
 def test_images_as_large_as_tiny_imagenets_are_nearest_to_its_preset(method):
     train = hd.RealImages.from_dataset(pictures(size=64))
     train.provenance["name"] = "elsewhere"
