@@ -108,7 +108,7 @@ def work(args: BenchmarkArguments, device: torch.device) -> dict[str, Callable[[
     targets = {"y": one_hot(of_several, args.classes), "targets": one_hot(all_labels, args.classes)}
     distance = partial(gradient_distance, weight=weight, z=several, **targets)
     classed = {"y": one_hot(classes, args.classes), "targets": one_hot(labels, args.classes)}
-    ridge = partial(ridge_loss, z=kept, **classed, ridge=1e-3, temperature=0.07)
+    ridge = partial(ridge_loss, z=kept, **classed, ridge=1.0, temperature=0.07)
     return {
         "LGM": lambda: image_gradient(look, images, copies, shown, distance),
         "LGM, in parts": lambda: image_gradient(look, images, copies, args.micro_batch_size, distance),

@@ -32,7 +32,9 @@ Differs from the authors' code of LGM:
 - The best step is selected on held-out images unless `--select last`, which is theirs.
 
 Of CLP-DD only the abstract was there to build from: λ relative to the features, τ, the batch, the steps and the rate
-are this library's, and so is that its images are pyramids too.
+are this library's, and so is that its images are pyramids too. λ is large on purpose: with a thousandth of it the head
+lives on small differences between images, which heads that are trained by steps do not find (53 % for 93 % of held-out
+digits, with τ 0.07; a tenth gives 75 %, and τ 0.2 in place of it 89 %).
 """
 
 import logging
@@ -312,7 +314,7 @@ class CLPDDConfig(HeadConfig):
     batch_real: int | None = HfArg(
         default=None, help="Real features in a step; 1,024 if not given, or as many as there are."
     )
-    ridge: float = HfArg(default=1e-3, help="λ of the head, times the mean squared length of synthetic features.")
+    ridge: float = HfArg(default=1.0, help="λ of the head, times the mean squared length of synthetic features.")
     temperature: float = HfArg(default=0.07, help="τ, by which what the head says of real features is divided.")
 
     def __post_init__(self) -> None:
