@@ -244,7 +244,11 @@ def cut(tmp_path_factory) -> Path:
         ("rded", {"normalization": "zca"}, "crops are smaller than what --normalization zca whitens"),
         ("apm", {"teachers": "./nowhere"}, "./nowhere"),
         ("lgm", {"backbone": "./nowhere"}, "./nowhere"),
-        ("lgm", {"backbone": WRITTEN / "teacher"}, "sees gray images, and the data have 3 channels; give --color gray"),
+        (
+            "lgm",
+            {"backbone": WRITTEN / "teacher", "color": "rgb"},
+            "sees gray images, and the data have 3 channels; give --color gray",
+        ),
         ("lgm", {"augmentations": 90}, "a step takes 180 real features"),
         (
             "clpdd",
