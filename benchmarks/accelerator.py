@@ -8,8 +8,10 @@ In order, with what all parts of a group are given together:
 
     tests, recipes  the tests marked `gpu`; two steps of every recipe on scikit-learn's digits          1.5 minutes
     matching        TESLA and MTT: exact, truncated, full unroll; as written, with the library's norm,
-                    in bf16, compiled, captured; at the shapes of CIFAR-100 and ImageNet-1K; DM          2 minutes
-    recovery        recover, as the paper and in bf16 and compiled; relabel and train students           1.5 minutes
+                    in bf16, compiled, captured; at the shapes of CIFAR-100 and ImageNet-1K; DM; LGM and
+                    CLP-DD, with a ViT-B in bf16                                                         2.5 minutes
+    recovery        recover, as the paper and in bf16 and compiled, and in FADRM's stages; relabel and
+                    train students                                                                       1.5 minutes
     apm             an iteration of APM beside one of TESLA                                              1 minute
     throughput      experts side by side; training a projector, and students with its labels             1 minute
     cifar10         where a folder of CIFAR-10 that `load_dataset` reads is given: experts, TESLA with the
@@ -170,9 +172,16 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
             {},
         ),
         "dm-cifar100": ("matching", 20, f"{device} --classes 100 --micro_batch_size 256 1024 4096", {}),
+        "heads-vit-224": (
+            *("matching", 40),
+            f"{device} --backbone vit_base_patch16_224 --resolution 224 --side 224 --classes 100 --augmentations 3 "
+            "--micro_batch_size 50 --precision bf16 --repeats 2",
+            {},
+        ),
         "recover-imagenet1k": ("recovery", 8, recover, {}),
         "recover-imagenet1k-bf16": ("recovery", 6, recover, BF16),
         "recover-imagenet1k-compiled": ("recovery", 30, recover, BF16 | COMPILED),
+        "recover-fadrm-imagenet1k": ("recovery", 12, f"{recover} --stage_sizes 200 224 200 224", {}),
         "relabel-imagenet1k": (
             *("recovery", 25),
             "--images 1000 --resolution 224 --classes 1000 --network resnet18 --batch_size 128 --num_workers 16 "
@@ -201,6 +210,8 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
             "experts": "--random_images 30 --resolution 8 --student convnet_d1 --student_width 4 --sizes 1 2 "
             "--rounds 1 --steps 1 --batch_train 8",
             "recover": recover,
+            "heads": f"{device} --backbone test_vit --resolution 32 --side 32 --classes 3 --augmentations 2 "
+            "--batch_real 4 --micro_batch_size 4 --repeats 1",
             "relabel": f"{small} --images 8 --network convnet_d1 --width 4 --batch_size 4 --epochs 1 --num_workers 1 "
             "--rounds 1",
             "projector": projector,
