@@ -215,7 +215,7 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
             "relabel": f"{small} --images 8 --network convnet_d1 --width 4 --batch_size 4 --epochs 1 --num_workers 1 "
             "--rounds 1",
             "projector": projector,
-            "dm": f"{device} {small} --student convnet_d1 --width 4 --batch_real 4 --micro_batch_size 4 100 "
+            "dm": f"{device} {small} --ipc 2 --student convnet_d1 --width 4 --batch_real 4 --micro_batch_size 4 100 "
             "--repeats 1",
             "apm": f"{device} {small} --ipc 1 --student convnet_d1 --width 4 --batch_syn 3 --batch_tesla 3 "
             "--segment_size 3 --num_students 2 --student_epochs 2 --syn_steps 2",

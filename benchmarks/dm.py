@@ -94,7 +94,7 @@ def main() -> None:
     device = device_for(args.device)
     about, rates = describe(args, device), Rates.measured(device)
     resolution = DataArguments(resolution=[args.resolution])
-    real = random_images(resolution, args.classes * args.batch_real, args.classes)
+    real = random_images(resolution, args.classes * max(args.batch_real, args.ipc), args.classes)
     methods = {size: begun(args, real, size) for size in args.micro_batch_size}
     variants: dict[str, Callable[[], object]] = {str(size): partial(each.step, 0) for size, each in methods.items()}
     variants["plain"] = partial(plain, next(iter(methods.values())))

@@ -207,3 +207,10 @@ def test_what_cannot_be_distilled_is_refused_in_a_line(settings, says, train, tm
         hd.DM.distill(train, output_dir=str(tmp_path / "run"), **{**NET, "max_steps": 1, **settings})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_half_precision_that_needs_a_loss_scaler_is_refused(train, launch):
+    with pytest.raises(
+        ValueError, match=r"^mixed precision fp16 needs a loss scaler, and there is none for distribution"
+    ):
+        hd.DM.check(hd.DMConfig(**NET), train.outline, launch("fp16"))
