@@ -106,6 +106,7 @@ def gpu_tests(toy: bool) -> Part:
 EXPERTS = "--student convnet_d1 --student_width 8 --num_experts 2 --expert_train_epochs 2 --experts_at_once 2"
 TEACHER = "--student convnet_d1 --student_width 8 --teacher_epochs 2"
 TRAJECTORY = f"{EXPERTS} --ipc 1 --max_steps 2 --save_steps 1 --syn_steps 3 --expert_epochs 1 --max_start_epoch 2"
+HEADS = f"{TEACHER} --ipc 1 --max_steps 2 --level_steps 1 --real_views 1"
 TINY = {
     "tesla": TRAJECTORY,
     "datm": TRAJECTORY,
@@ -118,6 +119,8 @@ TINY = {
     "--update_steps 2 --compare_labels pruned",
     "apm": f"{TEACHER} --ipc 1 --max_steps 2 --num_students 2 --student_epochs 3",
     "dm": "--student convnet_d1 --student_width 8 --ipc 1 --max_steps 2",
+    "lgm": f"{HEADS} --augmentations 2",
+    "clpdd": HEADS,
 }
 LEAST = "--max_train_samples 200 --max_test_samples 50 --disable_tqdm true"
 LEAST_TABLE = "--eval_seeds 1 --eval_full_data false --eval_baselines random"

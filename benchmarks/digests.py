@@ -38,6 +38,10 @@ APM = (
     f"{TABLE} --disable_tqdm true"
 )
 BLOCKS = f"{TEACHER} --teachers teacher --ipc 2 --max_steps 6 --batch_classes 5 --jitter 1 --eval_protocol crops-quick"
+HEADS = (
+    f"{TEACHER} --ipc 1 --max_steps 6 --save_steps 3 --eval_steps 3 --eval_nets 1 --level_steps 2 --real_views 1 "
+    f"--eval_protocol probe-quick {TABLE}"
+)
 PATCHES = f"{TEACHER} --num_candidates 10 --num_crops 2"
 PRIOR = "--prior_epochs 1 --prompts simple --lora_r 2 --weak_teachers 2 --projector_epochs 2 --batch_projector 50"
 
@@ -88,6 +92,8 @@ RUNS = {
         f"{DATA} --student convnet_d1 --student_width 8 --batch_real 10 --ipc 1 --max_steps 6 --save_steps 3 "
         f"--eval_steps 3 --eval_nets 1 --eval_protocol quick {TABLE} --disable_tqdm true",
     ),
+    "lgm": Run("lgm", f"{HEADS} --augmentations 2"),
+    "clpdd": Run("clpdd", HEADS),
     "apm": Run("apm", APM, ("teacher",)),
     "apm-1of2": Run("apm", f"{APM} --shard 1/2", ("teacher",)),
     "apm-2of2": Run("apm", f"{APM} --shard 2/2", ("teacher",)),

@@ -26,6 +26,7 @@ TABLE = "--ipc 2 --eval_seeds 1 --eval_baselines random --eval_full_data false"
 LOOP = "--max_steps 12 --save_steps 4 --eval_steps 6 --eval_nets 1 --syn_steps 2 --expert_epochs 1 --max_start_epoch 2"
 RECOVER = "--max_steps 30 --batch_classes 4 --jitter 1"
 PRIOR = "--prior_epochs 1 --lora_r 2 --lora_head_r 1 --projector_epochs 3 --batch_projector 50"
+HEADS = f"{DATA} {TEACHER} {TABLE} --max_steps 12 --save_steps 4 --eval_steps 6 --eval_nets 1 --level_steps 2"
 APM = f"{DATA} {TEACHER} {TABLE} --eval_protocol tiny --max_steps 6 --batch_syn 10 --num_students 2 --student_epochs 3"
 # In the folder of a run, with what `inputs` made in `../inputs`.
 FLAGS = {
@@ -34,6 +35,8 @@ FLAGS = {
     "datm": f"{DATA} {EXPERTS} {TABLE} {LOOP} --eval_protocol tiny --output_dir run",
     "dm": f"{DATA} --student convnet_d1 --student_width 8 {TABLE} --batch_real 10 --max_steps 12 --save_steps 4 "
     "--eval_steps 6 --eval_nets 1 --eval_protocol tiny --output_dir run",
+    "lgm": f"{HEADS} --real_views 1 --augmentations 2 --eval_protocol probe-tiny --output_dir run",
+    "clpdd": f"{HEADS} --real_views 1 --eval_protocol probe-tiny --output_dir run",
     "apm": f"{APM} --output_dir run",
     "sre2l": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
     "fadrm": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
@@ -52,7 +55,7 @@ FLAGS = {
     "join": "--shards ../inputs/shard-1 ../inputs/shard-2 --output_dir run",
     "import": "--images ../inputs/images.pt --class_names 0 1 2 3 4 5 6 7 8 9 --mean 0.5 --std 0.5 --output_dir run",
 }
-RESUMED = {"mtt", "tesla", "datm", "dm", "apm", "sre2l", "cda", "fadrm", "rded", "hello", "teacher", "projector"}
+RESUMED = FLAGS.keys() - {"experts", "relabel", "evaluate", "join", "import"}
 
 
 def command(recipe: str, launcher: str = "python", processes: int = 1, *, resume: bool = False) -> list[str]:
