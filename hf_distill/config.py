@@ -130,8 +130,9 @@ class DataArguments:
     )
     keep_side: str | None = HfArg(
         default=None,
-        help="Take the random crops of RDED, HeLlO and a teacher's rrc from images kept on disk with this shorter "
-        "side (pixels; none is enlarged), or from `source`, decoded on demand. Without it: from the resized centres.",
+        help="Take the random crops of RDED, HeLlO, FADRM and a teacher's rrc from images kept on disk with this "
+        "shorter side (pixels; none is enlarged), or from `source`, decoded on demand. Without it: from the resized "
+        "centres.",
     )
     color: str = HfArg(default="auto", help="rgb, gray, or auto (gray only when every inspected image is gray).")
     value_range: list[float] | None = HfArg(

@@ -121,10 +121,10 @@ BATCHES = {
     "rded/imagenette-ipc10.yaml": (10, 50),
     **{f"rded/imagenet1k-ipc{ipc}.yaml": (1000, batch) for ipc, batch in ((1, 20), (10, 100), (50, 200))},
 }
-# Of FADRM: stages, iterations, rate, classes of a block, rolls, teachers of ImageNet-1K, protocol
+# Of FADRM: stages, iterations, rate, classes of a block, rolls, teachers of ImageNet-1K, crops along a side, protocol
 STAGED = {
     **{
-        f"fadrm/imagenet1k-{plus}ipc{ipc}.yaml": ([200, 224] * 2, 2000, 0.25, 100, 32, teachers, "fadrm")
+        f"fadrm/imagenet1k-{plus}ipc{ipc}.yaml": ([200, 224] * 2, 2000, 0.25, 100, 32, teachers, 2, "fadrm")
         for plus, ipc, teachers in (
             *(("", ipc, 1) for ipc in (1, 10, 50)),
             ("plus-", 1, 2),
@@ -132,9 +132,9 @@ STAGED = {
             ("plus-", 50, 3),
         )
     },
-    **{f"fadrm/cifar100-ipc{ipc}.yaml": ([32] * 4, 2000, 0.25, 100, 4, None, "fadrm-cifar") for ipc in (10, 50)},
-    **{f"fadrm/tiny-imagenet-ipc{ipc}.yaml": ([64] * 2, 1000, 0.01, 100, 4, None, "fadrm") for ipc in (10, 50)},
-    "fadrm/imagenette-ipc10.yaml": ([200, 224] * 2, 2000, 0.05, 10, 32, None, "fadrm-imagenette"),
+    **{f"fadrm/cifar100-ipc{ipc}.yaml": ([32] * 4, 2000, 0.25, 100, 4, None, 1, "fadrm-cifar") for ipc in (10, 50)},
+    **{f"fadrm/tiny-imagenet-ipc{ipc}.yaml": ([64] * 2, 1000, 0.01, 100, 4, None, 1, "fadrm") for ipc in (10, 50)},
+    "fadrm/imagenette-ipc10.yaml": ([200, 224] * 2, 2000, 0.05, 10, 32, None, 2, "fadrm-imagenette"),
 }
 # Of HeLlO: the CLIP model
 PROJECTED = {
@@ -472,12 +472,12 @@ def test_a_preset_tiles_as_the_scripts_of_rdeds_authors_do(name):
     assert (data.mean, data.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
-@pytest.mark.parametrize("name", [*RECOVERED, *TILED, *PROJECTED])
+@pytest.mark.parametrize("name", [*RECOVERED, *STAGED, *TILED, *PROJECTED])
 def test_test_images_of_224_pixels_are_cut_out_of_256_and_crops_out_of_the_images_themselves(name):
     data, (method, short) = parsed(name)[0], name.split("/")
     if short.startswith(("imagenet1k-", "imagenette")):
         assert (data.resolution, data.resize, data.interpolation) == ([224], 256, "bilinear")
-        crops = {"rded": "source", "hello": "source"}.get(method)
+        crops = None if method in ("sre2l", "cda") else "source"
         assert data.keep_side == ("384" if short.startswith("imagenette") else crops)
     elif name == "rded/tiny-imagenet-ipc50.yaml":
         assert (data.resolution, data.resize, data.interpolation) == (None, 64 // 7 * 8, "bilinear")
@@ -536,11 +536,11 @@ def test_a_preset_matches_predictions_as_apms_table_says(name):
 @pytest.mark.parametrize("name", STAGED)
 def test_stages_are_those_of_the_source(name):
     _, _, config, _ = parsed(name)
-    sizes, steps, lr, classes, jitter, teachers, protocol = STAGED[name]
+    sizes, steps, lr, classes, jitter, teachers, factor, protocol = STAGED[name]
     assert (config.stage_sizes, config.max_steps, config.lr_img) == (sizes, steps, lr)
     assert (config.batch_classes, config.jitter, config.eval_protocol) == (classes, jitter, protocol)
     assert (config.alpha, config.r_bn, config.first_bn_multiplier, config.random_flip) == (0.5, 0.01, 10, 0.5)
-    assert (config.random_crop, config.symmetric_jitter, config.init) == (True, False, "real")
+    assert (config.random_crop, config.symmetric_jitter, config.init, config.factor) == (True, False, "real", factor)
     assert (None if config.teachers is None else len(config.teachers)) == teachers
 
 

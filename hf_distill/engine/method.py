@@ -79,8 +79,8 @@ def warn_of_keeping(train: RealImages, used: bool) -> None:
     """Warn where images are kept at their own shapes, unless random crops are cut out of them."""
     if train.keep_side is not None and not used:
         logger.warning(
-            "nothing here cuts random crops out of images, so keep_side=%s changes nothing; it is for RDED, HeLlO and "
-            "--teacher_augment rrc",
+            "nothing here cuts random crops out of images, so keep_side=%s changes nothing; it is for RDED, HeLlO, "
+            "FADRM and --teacher_augment rrc",
             train.keep_side,
         )
 

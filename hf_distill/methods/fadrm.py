@@ -6,21 +6,25 @@ Cui et al., NeurIPS 2025, arXiv:2506.24125. The loss, the views and the step are
     x  <- α resize(x, s_k+1) + (1 − α) resize(p, s_k+1)                where stage k ends, but for the last one
 
     symbol   name             meaning
-    p        originals        the real image that an image starts from; the start is resize(p, s_1)
+    p        originals        crops of real images, tiled, that an image starts from; the start is resize(p, s_1)
+    f        factor           crops along a side of p; 1 are whole images
     s_k      stage_sizes      side of the images in stage k; the last is that of the set
     T        max_steps        iterations of all stages together, of which each has as many, to one
     α        alpha            share of what was recovered
     φ_t      teachers         of iteration t number t modulo their count, over all stages; several make it FADRM+
 
 The learning rate is one cosine over all stages, and Adam's moments are new in each. Boxes are of 0.08 to 1 of the area
-of the stage's images, and rolls of up to `jitter` of its pixels. Image number i of a class starts from the i-th of its
-real images, counted from the median of the first teacher's probability of the class: the median itself, the one below
-it, the one above it, the second below it, and so on; so fewer images per class are the first of more. A teacher without
-BatchNorm has R_BN = 0, where another one has it.
+of the stage's images, and rolls of up to `jitter` of its pixels. A teacher without BatchNorm has R_BN = 0, where
+another one has it.
+
+p is RDED's mosaic (`patches`) of other crops than its best: one random crop of each of `num_candidates` images of the
+class is ranked by the first teacher's probability of it, who sees it as small as its tile, and they are taken from the
+median outwards: the median itself, the one below it, the one above it, the second below it, and so on. Image number i
+of a class has the i-th f² of them, so fewer images per class are the first of more. With f = 1 they are whole images.
 
 Differs from the authors' code:
-- Their p are files of which it is known that they are of "medium" probability, and not how they were made: here they
-  are whole images, of `num_candidates` of a class.
+- Their p are files, of which it is known that they are "patches" of "medium" difficulty, and not how they were made.
+  f = 2, and 1 for images of 64 pixels and fewer, is what RDED's scripts have for the patches that the word comes from.
 - Images are kept rounded to bytes; theirs are cut off to them.
 - Half precision is the launcher's bfloat16; theirs is float16 with a scaler.
 - A set's own teacher, its first, labels views one by one (`--init noise`, one stage and one teacher is SRe2L to the
@@ -34,8 +38,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..augmentation.shrinking import take_crops
 from ..config import HfArg, check_at_least
 from ..data.images import Outline, RealImages
 from ..data.precision import without_autocast
@@ -44,6 +50,7 @@ from ..engine.blocks import Block
 from ..hub.cards import Paper
 from ..networks.compiling import in_precision
 from ..rng import generator
+from .patches import boxes_of, centred, check_factor, images_to_cut, mosaic
 from .recovering import Recovering, RecoveringConfig
 
 AT_ONCE = 100  # images that are ranked together: the last bits of logits depend on them
@@ -90,7 +97,7 @@ class FADRMConfig(RecoveringConfig):
         [0, 0, 1, 3]
     """
 
-    init: str = HfArg(default="real", help="Start from real images around the median of probability, or from noise.")
+    init: str = HfArg(default="real", help="Start from real crops around the median of probability, or from noise.")
     max_steps: int = HfArg(default=2000, help="Iterations of each block, shared evenly among the stages.")
     stage_sizes: list[int] | None = HfArg(
         default=None,
@@ -99,21 +106,29 @@ class FADRMConfig(RecoveringConfig):
     alpha: float = HfArg(
         default=0.5, help="Share of the recovered images where a stage ends; the rest is what they started from."
     )
+    factor: int = HfArg(
+        default=2, help="Crops along each side of what an image starts from; 1, for small images: a whole image."
+    )
     num_candidates: int = HfArg(default=300, help="Images of a class that are ranked; all where it has fewer.")
     eval_protocol: str = HfArg(default="fadrm", help="How students are trained on the set, such as fadrm or rded.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_share("alpha")
-        for flag in ("max_steps", "num_candidates"):
+        for flag in ("max_steps", "factor", "num_candidates"):
             check_at_least(flag, getattr(self, flag), 1)
         if self.stage_sizes is not None and not (self.stage_sizes and min(self.stage_sizes) >= 1):
             raise ValueError(f"--stage_sizes is {self.stage_sizes}; expected one side for each stage, from 1")
-        if self.init == "real" and self.num_candidates < self.ipc:
+        if self.init == "real" and self.num_candidates < self.per_class:
             raise ValueError(
-                f"--num_candidates is {self.num_candidates} and --ipc {self.ipc} starts from as many images of a "
-                "class; raise the one, or lower the other"
+                f"--num_candidates is {self.num_candidates} and --ipc {self.ipc} with --factor {self.factor} starts "
+                f"from {self.per_class} images of a class; raise the first, or lower one of the others"
             )
+
+    @property
+    def per_class(self) -> int:
+        """Real images of which those of a class start."""
+        return self.ipc * self.factor**2
 
     @property
     def num_stages(self) -> int:
@@ -146,6 +161,7 @@ class FADRM(Recovering):
             has BatchNorm; or as `check`.
     """
 
+    cuts_crops = True
     config_class = FADRMConfig
     config: FADRMConfig
     paper = Paper(
@@ -168,6 +184,15 @@ class FADRM(Recovering):
         self._taken: dict[int, Tensor] = {}  # rows of a class, in the order in which its images start from them
 
     @classmethod
+    def check(cls, config: FADRMConfig, train: Outline, accelerator: Accelerator, networks: Sequence[Any] = ()) -> None:
+        """As `Recovering.check`; and every class has enough real images to start from, an image room for its tiles."""
+        if config.init == "real":
+            check_factor(config.factor, train)
+            takes = f"--ipc {config.ipc} with --factor {config.factor} starts from {config.per_class} images,"
+            train.require([config.per_class] * train.num_classes, takes, "lower --ipc or --factor")
+        super().check(config, train, accelerator, networks)
+
+    @classmethod
     def check_networks(cls, config: FADRMConfig, train: Outline | RealImages, networks: Sequence[nn.Module]) -> None:
         """Raise a `ValueError` where one of the teachers cannot look at the images of a stage."""
         for size in {*sizes_of(config, train.shape)} - {tuple(train.shape[1:])}:
@@ -186,9 +211,18 @@ class FADRM(Recovering):
         """p of the images of a block, (B, C, H, W) float32 on the device: noise where they start from it."""
         if self.config.init == "noise":
             return super().initial(block)
-        numbers = (block.rows % self.config.ipc).tolist()  # a class's images lie together
-        rows = [self.taken(label)[number] for label, number in zip(block.labels.tolist(), numbers, strict=True)]
-        return upload(self.preprocessing(self.train.uint8(torch.stack(rows))), self.device)
+        factor, numbers = self.config.factor, (block.rows % self.config.ipc).tolist()  # a class's images lie together
+        own = zip(block.labels.tolist(), numbers, strict=True)
+        rows = torch.stack([self.taken(label).split(factor**2)[number] for label, number in own], dim=1).flatten()
+        images = mosaic(self.train.shape, factor, len(numbers), lambda crops, size: self.crops(rows[crops], size))
+        return upload(self.preprocessing(images), self.device)
+
+    def crops(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """A crop of each of the images `rows` (n,), or with one to an original the whole image, (n, C, *size) uint8."""
+        if self.config.factor == 1:
+            return upload(self.train.uint8(rows), self.device)
+        boxes = boxes_of(self.train, rows, self.config.seed, 0)
+        return take_crops(images_to_cut(self.train, rows, self.device), boxes, size)
 
     @torch.no_grad()
     def taken(self, label: int) -> Tensor:
@@ -199,8 +233,9 @@ class FADRM(Recovering):
             draw = generator(self.config.seed, "candidates", label)
             rows = rows[torch.randperm(len(rows), generator=draw)[: self.config.num_candidates]]
             answer, losses = in_precision(teacher.logits, self.accelerator), []
+            height, width = (side // self.config.factor for side in self.train.shape[1:])
             for part in rows.split(AT_ONCE):
-                logits = answer(self.preprocessing(upload(self.train.uint8(part), self.device)))
+                logits = answer(centred(self.crops(part, (height, width)), self.preprocessing))
                 losses.append(F.cross_entropy(logits, target.expand(len(part)), reduction="none"))
             self._taken[label] = rows[from_the_middle(torch.cat(losses).cpu())]
         return self._taken[label]

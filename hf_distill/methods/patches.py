@@ -1,7 +1,7 @@
 """What methods share that tile crops of real images: crops are drawn, scored by a teacher, and put together.
 
-RDED (`rded`) defines them, and HeLlO (`hello`) begins with them; their symbols are in `rded`. A change here
-changes both.
+RDED (`rded`) defines them, and HeLlO (`hello`) begins with them; their symbols are in `rded`. What FADRM (`fadrm`)
+starts from is made by the functions. A change here changes all three.
 """
 
 import math
@@ -40,6 +40,54 @@ def centred(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
     (height, width), (tall, wide) = preprocessing.image_size, crops.shape[2:]
     top, left = (height - tall) // 2, (width - wide) // 2
     return F.pad(preprocessing(crops), (left, width - wide - left, top, height - tall - top))
+
+
+def boxes_of(train: RealImages, rows: Tensor, seed: int, number: int, min_scale: float = MIN_SCALE) -> Tensor:
+    """The box of crop `number` of each of the images `rows` (n,), (n, 4) int64: it has the shape of a distilled image.
+
+    It is a function of the seed, the number, the image's row and its shape.
+    """
+    height, width = train.shape[1:]
+    sizes = (height, width) if train.keep_side is None else train.kept_sizes(rows)
+    u, ratio = uniform(derive_seed(seed, "crops"), (number,), rows, CROP_DRAWS), (width / height, width / height)
+    return draw_crops(u, sizes, (min_scale, 1.0), ratio, flip=0.0).boxes
+
+
+def images_to_cut(train: RealImages, rows: Tensor, device: torch.device) -> Tensor | Ragged:
+    """The images `rows` (n,) that crops are cut from, on the device: at their own shapes where train keeps them."""
+    return train.kept(rows).to(device) if train.keep_side is not None else upload(train.uint8(rows), device)
+
+
+def mosaic(shape: Sequence[int], factor: int, count: int, tiles: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
+    """Images of `factor` x `factor` tiles, (count, C, H, W) uint8 on the CPU: tile k of image i is crop k count + i.
+
+    Tiles of one size are made together, whatever their images and their places are.
+
+    Args:
+        shape: (C, H, W).
+        factor, count: Tiles along a side, and images.
+        tiles: Gives the crops of these numbers (m,) in this size, (m, C, *size) uint8.
+    """
+    canvas = torch.empty((count, *shape), dtype=torch.uint8)
+    down, across = (list(pairwise(edges(side, factor))) for side in shape[1:])
+    places: dict[tuple[int, int], list[tuple[int, slice, slice]]] = {}  # by the size of the tile there
+    for number, ((top, bottom), (left, right)) in enumerate(product(down, across)):
+        there = (number * count, slice(top, bottom), slice(left, right))
+        places.setdefault((bottom - top, right - left), []).append(there)
+    for size, alike in places.items():
+        crops = torch.cat([torch.arange(first, first + count) for first, _, _ in alike])
+        for (_, y, x), own in zip(alike, tiles(crops, size).cpu().split(count), strict=True):
+            canvas[:, :, y, x] = own
+    return canvas
+
+
+def check_factor(factor: int, train: Outline) -> None:
+    """Raise a `ValueError` unless an image has room for its tiles."""
+    if factor > min(train.shape[1:]):
+        raise ValueError(
+            f"--factor is {factor} for images of {train.shape[1]}x{train.shape[2]} pixels; expected at most "
+            f"{min(train.shape[1:])}"
+        )
 
 
 def choose(losses: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -87,11 +135,7 @@ class PatchConfig(NamedTeachers, DistillConfig):
 
     def check_fits(self, train: Outline) -> None:
         """Raise a `ValueError` unless every class has enough crops, and an image room for its tiles."""
-        if self.factor > min(train.shape[1:]):
-            raise ValueError(
-                f"--factor is {self.factor} for images of {train.shape[1]}x{train.shape[2]} pixels; expected at most "
-                f"{min(train.shape[1:])}"
-            )
+        check_factor(self.factor, train)
         images = math.ceil(self.per_class / self.num_crops)
         takes = (
             f"--ipc {self.ipc} with --factor {self.factor} takes {self.per_class} crops, {self.num_crops} of an image,"
@@ -180,21 +224,15 @@ class PatchMethod(BlockDistiller):
 
     def boxes(self, rows: Tensor) -> Tensor:
         """The boxes of the crops of images, (M, m, 4) int64: functions of the seed, the image's row and its shape."""
-        height, width = self.train.shape[1:]
-        seed = derive_seed(self.config.seed, "crops")
-        scale, ratio = (self.config.min_scale, 1.0), (width / height, width / height)
-        sizes = (height, width) if self.train.keep_side is None else self.train.kept_sizes(rows)
+        config = self.config
         drawn = [
-            draw_crops(uniform(seed, (number,), rows, CROP_DRAWS), sizes, scale, ratio, flip=0.0)
-            for number in range(self.config.num_crops)
+            boxes_of(self.train, rows, config.seed, number, config.min_scale) for number in range(config.num_crops)
         ]
-        return torch.stack([crops.boxes for crops in drawn], dim=1)
+        return torch.stack(drawn, dim=1)
 
     def images(self, rows: Tensor) -> Tensor | Ragged:
-        """The images `rows` (n,) that crops are cut from, on the device: at their own shapes where train keeps them."""
-        if self.train.keep_side is not None:
-            return self.train.kept(rows).to(self.device)
-        return upload(self.train.uint8(rows), self.device)
+        """As `images_to_cut`, of the images to distil."""
+        return images_to_cut(self.train, rows, self.device)
 
     @torch.no_grad()
     def crop_losses(self, rows: Tensor, boxes: Tensor, label: int) -> Tensor:
@@ -224,31 +262,16 @@ class PatchMethod(BlockDistiller):
     def tiled(self, rows: Tensor, boxes: Tensor) -> Tensor:
         """Images of crops, (n, C, H, W) uint8 on the CPU: tile k of image i is the crop k n + i.
 
-        Tiles of one size are made together, whatever their images and their places are.
-
         Args:
             rows: (n f²,) of the images that the crops are from.
             boxes: (n f², 4).
         """
-        factor, (channels, height, width) = self.config.factor, self.train.shape
-        count = len(rows) // factor**2
-        canvas = torch.empty((count, channels, height, width), dtype=torch.uint8)
-        down, across = (list(pairwise(edges(side, factor))) for side in (height, width))
-        places: dict[tuple[int, int], list[tuple[int, slice, slice]]] = {}  # by the size of the tile there
-        for number, ((top, bottom), (left, right)) in enumerate(product(down, across)):
-            there = (number * count, slice(top, bottom), slice(left, right))
-            places.setdefault((bottom - top, right - left), []).append(there)
-        for size, alike in places.items():
-            crops = torch.cat([torch.arange(first, first + count) for first, _, _ in alike])
-            tiles = torch.cat(
-                [
-                    self.tile(self.images(rows[part]), boxes[part], size).cpu()
-                    for part in crops.split(self.config.batch_score)
-                ]
-            )
-            for (_, y, x), own in zip(alike, tiles.split(count), strict=True):
-                canvas[:, :, y, x] = own
-        return canvas
+
+        def tiles(crops: Tensor, size: tuple[int, int]) -> Tensor:
+            parts = crops.split(self.config.batch_score)
+            return torch.cat([self.tile(self.images(rows[part]), boxes[part], size).cpu() for part in parts])
+
+        return mosaic(self.train.shape, self.config.factor, len(rows) // self.config.factor**2, tiles)
 
     def tile(self, images: Tensor | Ragged, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """The tiles (n, C, *size) uint8 that the boxes (n, 4), on the CPU, of n `images` become."""

@@ -1,9 +1,12 @@
 """FADRM: its stages, what they begin with, and whose turn it is, against SRe2L, NumPy and Adam written out."""
 
+import itertools
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,8 @@ from hf_distill.networks.teachers import Teacher
 from hf_distill.rng import derive_seed, generator
 from hf_distill.runs.finish import run_recipe
 from tests.helpers.events import Signals
+from tests.helpers.pets import random_teacher
+from tests.helpers.photographs import cache_in, cropped, photographs, store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,11 +42,13 @@ def train() -> RealImages:
 class Pooled(nn.Sequential):
     """One convolution, whatever the size of the image."""
 
-    def __init__(self, seed: int, norm: bool) -> None:
+    def __init__(self, seed: int, norm: bool, count: int = 10, channels: int = 1) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layer = nn.BatchNorm2d(5) if norm else nn.Identity()
-            super().__init__(nn.Conv2d(1, 5, 3), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 10))
+            super().__init__(
+                nn.Conv2d(channels, 5, 3), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, count)
+            )
         if norm:
             layer.running_mean.copy_(torch.randn(5, generator=generator(seed)))
             layer.running_var.uniform_(0.5, 1.5, generator=generator(seed, 1))
@@ -194,7 +201,7 @@ def test_images_are_taken_from_the_median_of_probability_outwards():
 
 def test_image_number_i_starts_from_the_ith_image_of_its_class_by_probability(make, train):
     teacher = make_teacher(train)
-    method = make(teacher, ipc=3, batch_classes=4)
+    method = make(teacher, ipc=3, factor=1, batch_classes=4)
     for block in method.blocks():
         for image, label, row in zip(method.originals(block), block.labels.tolist(), block.rows.tolist(), strict=True):
             images = train.images(train.class_rows(label))
@@ -203,15 +210,80 @@ def test_image_number_i_starts_from_the_ith_image_of_its_class_by_probability(ma
             middle, by_chance = len(images) // 2, np.argsort(chances)
             expected = by_chance[middle + {0: 0, 1: -1, 2: 1}[row % 3]]
             assert torch.equal(image, images[expected])
-    few, block = make(teacher, ipc=1), method.blocks()[0]
+    few, block = make(teacher, ipc=1, factor=1), method.blocks()[0]
     assert torch.equal(few.originals(few.blocks()[0])[:4], method.originals(block))  # fewer are the first of more
 
 
 def test_of_many_images_of_a_class_so_many_are_ranked(make, train):
-    method = make(num_candidates=3, ipc=2)
+    method = make(num_candidates=3, ipc=2, factor=1)
     for label in range(10):
         assert len(method.taken(label)) == min(3, len(train.class_rows(label)))
         assert set(method.taken(label).tolist()) <= set(train.class_rows(label).tolist())
+
+
+@pytest.mark.parametrize(("side", "shape"), [(None, (8, 8)), ("source", (9, 7))])
+def test_a_mosaic_is_of_the_crops_around_the_median_four_after_four(make, tmp_path, monkeypatch, side, shape):
+    cache_in(tmp_path / "cache", monkeypatch)
+    tints = torch.randint(
+        0, 200, (42, 3), generator=generator(1)
+    ).numpy()  # losses far apart, and Pillow's rounding near
+    grainy = (np.asarray(photo) // 5 + tint for photo, tint in zip(photographs(42), tints, strict=True))
+    photos = [PIL.Image.fromarray(photo.astype(np.uint8)) for photo in grainy]
+    store(tmp_path / "photos", "train", photos, classes=3)
+    arguments = DataArguments(dataset_name=str(tmp_path / "photos"), resolution=list(shape), keep_side=side)
+    train = RealImages.from_arguments(arguments)
+    teacher = Teacher(
+        Pooled(0, True, 3, 3), random_teacher(train, train.class_names).spec, train.class_names, train.preprocessing
+    )
+    accelerator = Accelerator(cpu=True)
+    flags = {"jitter": 1, "disable_tqdm": True, "output_dir": str(tmp_path / "run"), "batch_classes": 2}
+    methods = [
+        FADRM(FADRMConfig(ipc=ipc, **flags), train, teachers=[teacher], accelerator=accelerator) for ipc in (1, 3)
+    ]
+    height, width = shape
+    rows, columns = (np.array_split(np.arange(length), 2) for length in shape)
+
+    def box(row: int, size: tuple[int, int]) -> list[int]:
+        u = uniform(derive_seed(0, "crops"), (0,), torch.tensor([row]), CROP_DRAWS)
+        return draw_crops(u, size, ratio=(width / height,) * 2, flip=0.0).boxes[0].tolist()
+
+    def crop(row: int, size: tuple[int, int]) -> np.ndarray:
+        image = photos[row] if side else PIL.Image.fromarray(train.uint8([row])[0].permute(1, 2, 0).numpy())
+        return cropped(image, box(row, image.size[::-1]), size)
+
+    @cache
+    def loss(row: int, label: int) -> float:
+        small = torch.from_numpy(crop(row, (height // 2, width // 2)).round()).to(torch.uint8)
+        seen, tall, wide = torch.zeros(3, *shape), height // 2, width // 2
+        top, left = (height - tall) // 2, (width - wide) // 2
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1) for values in (teacher.preprocessing.mean, teacher.preprocessing.std)
+        )
+        seen[:, top : top + tall, left : left + wide] = (small / 255 - mean) / std
+        with torch.no_grad():
+            return -teacher.model(seen[None]).double().log_softmax(1)[0, label].item()
+
+    for method in methods:
+        for block in method.blocks():
+            found = method.preprocessing.to_uint8(method.originals(block)).double().numpy()
+            for image, label, place in zip(found, block.labels.tolist(), block.rows.tolist(), strict=True):
+                likely = sorted(train.class_rows(label).tolist(), key=lambda row: -loss(row, label))
+                middle, number = len(likely) // 2, place % method.config.ipc
+                outwards = sorted(range(len(likely)), key=lambda at: (abs(at - middle), at))
+                own = [likely[at] for at in outwards[4 * number : 4 * number + 4]]
+                for row, (y, x) in zip(own, itertools.product(rows, columns), strict=True):
+                    wanted = crop(row, (len(y), len(x)))
+                    assert np.abs(image[:, y[0] : y[-1] + 1, x[0] : x[-1] + 1] - wanted).max() <= 1
+
+
+def test_images_that_have_no_room_for_their_tiles_or_too_few_beside_them_are_one_line(make):
+    with pytest.raises(ValueError, match="--factor is 9 for images of 8x8 pixels; expected at most 8"):
+        make(factor=9)
+    with pytest.raises(
+        ValueError, match=r"--ipc 3 with --factor 2 starts from 12 images, .* lack .*; lower --ipc or --factor"
+    ):
+        make(ipc=3)
+    make(ipc=3, factor=9, init="noise")  # which has neither
 
 
 # Runs
@@ -271,7 +343,11 @@ def test_a_last_stage_of_another_size_than_the_set_is_one_line(make):
         ({"stage_sizes": [0, 8]}, r"--stage_sizes is \[0, 8\]; expected one side"),
         ({"max_steps": 0}, "--max_steps is 0; expected at least 1"),
         ({"num_candidates": 0}, "--num_candidates is 0; expected at least 1"),
-        ({"num_candidates": 3, "ipc": 5}, "--num_candidates is 3 and --ipc 5 starts from as many"),
+        ({"factor": 0}, "--factor is 0; expected at least 1"),
+        (
+            {"num_candidates": 9, "ipc": 3},
+            "--num_candidates is 9 and --ipc 3 with --factor 2 starts from 12 images of a",
+        ),
         ({"init": "median"}, "--init is 'median'; expected one of real, noise"),
     ],
 )
