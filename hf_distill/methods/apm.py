@@ -71,7 +71,7 @@ from ..hub.checks import is_whole
 from ..hub.files import load_json, save_json
 from ..networks.architectures import StudentSpec, layout_for
 from ..networks.compiling import compiled, forward, in_precision, refuse_fp16
-from ..networks.teachers import Teacher, expert_teachers
+from ..networks.teachers import Teacher, check_alike, expert_teachers
 from ..rng import derive_seed, generator
 from ..runs.processes import on_main
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
@@ -342,11 +342,7 @@ class APM(BlockDistiller):
         self.preprocessing = self.teachers[0].preprocessing
         for teacher in self.teachers:
             teacher.check_input(train)
-            if teacher.preprocessing.fingerprint() != self.preprocessing.fingerprint():
-                raise ValueError(
-                    f"the teachers {self.teachers[0].digest} and {teacher.digest} see images through different "
-                    "preprocessing; expected teachers of one"
-                )
+        check_alike(self.teachers)
         self.parts = [teacher.rows_of(train.class_names) for teacher in self.teachers]
         whole = [list(range(teacher.spec.num_classes)) for teacher in self.teachers]
         self.narrows = self.parts != whole  # where not, nothing is picked out

@@ -27,7 +27,7 @@ from ..distilled.labels import NetworkLabels
 from ..engine.blocks import Block, BlockDistiller
 from ..engine.method import Preparation
 from ..networks.compiling import compiled, forward, in_precision
-from ..networks.teachers import Teacher
+from ..networks.teachers import Teacher, check_alike
 from ..rng import derive_seed, generator
 from ..runs.checkpoints import pack_optimizers, unpack_optimizers
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
@@ -209,13 +209,7 @@ class Recovering(BlockDistiller):
             for model, has in zip(models, have_batchnorm(models), strict=True)
         ]
         self.preprocessing = self.teachers[0].preprocessing
-        for teacher in self.teachers[1:]:
-            if teacher.preprocessing.fingerprint() != self.preprocessing.fingerprint():
-                raise ValueError(
-                    f"the teacher {teacher.name} sees images through {teacher.preprocessing.to_config()} and "
-                    f"{self.teachers[0].name} through {self.preprocessing.to_config()}; expected teachers that "
-                    "see the same images"
-                )
+        check_alike(self.teachers)
         self.low, self.high = (bound.to(self.device) for bound in bounds(self.preprocessing))
         self._answer = in_precision(forward, self.accelerator)
         self._terms = compiled(terms, self.accelerator)

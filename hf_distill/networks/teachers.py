@@ -653,6 +653,17 @@ class Teacher(HubFolder):
         return teacher
 
 
+def check_alike(teachers: Sequence[Teacher]) -> None:
+    """Raise a `ValueError` unless all of the teachers see images through the same preprocessing."""
+    for teacher in teachers[1:]:
+        if teacher.preprocessing.fingerprint() != teachers[0].preprocessing.fingerprint():
+            one, other = ((each.name, each.digest, each.preprocessing.to_config()) for each in (teachers[0], teacher))
+            raise ValueError(
+                f"the teacher {other[0]} ({other[1]}) sees images through {other[2]} and {one[0]} ({one[1]}) through "
+                f"{one[2]}; expected teachers that see the same images"
+            )
+
+
 @cache
 def _say_called_otherwise(teacher: str, pairs: str, unknown: bool) -> None:
     """Log once which classes of data a teacher knows by other names, or by their place alone."""

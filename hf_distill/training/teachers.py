@@ -36,7 +36,7 @@ from ..networks.architectures import NORMS, StudentSpec, layout_for
 from ..networks.batches import images_at_once
 from ..networks.class_names import read_class_names
 from ..networks.compiling import backend_of, refuse_fp16
-from ..networks.teachers import INDEX, Teacher, classifiers
+from ..networks.teachers import INDEX, Teacher, check_alike, classifiers
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, ProgressBar
 from ..runs.claims import claimed
@@ -360,6 +360,7 @@ def check_teachers(config: Any, train: Outline, accelerator: Accelerator, networ
     for teacher in teachers:
         teacher.check_input(train)
         teacher.rows_of(train.class_names)
+    check_alike(teachers)
     return [teacher.model for teacher in teachers]
 
 

@@ -33,7 +33,7 @@ from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.engine.blocks import Block
 from hf_distill.engine.method import DistillationDiverged
 from hf_distill.evaluation.accuracy import accuracy
-from hf_distill.methods import CDA, CDAConfig, SRe2L, SRe2LConfig
+from hf_distill.methods import APM, CDA, FADRM, CDAConfig, SRe2L, SRe2LConfig
 from hf_distill.methods.recovering import bounds, drowned, learning_rate, placing
 from hf_distill.networks.architectures import StudentSpec
 from hf_distill.networks.teachers import Teacher
@@ -520,6 +520,25 @@ def test_it_is_told_once_while_the_images_take_shape(make, caplog):
 def test_a_teacher_without_batch_norm_is_one_line(make, train):
     with pytest.raises(ValueError, match=r"has no BatchNorm2d layer; expected a network with BatchNorm") as error:
         make(make_teacher(train, norm="instance"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", [SRe2L, CDA, FADRM, APM])
+def test_teachers_that_see_images_differently_are_one_line_before_an_image_is_decoded(
+    method, train, accelerator, tmp_path
+):
+    known = train.preprocessing
+    brighter = Preprocessing(known.channels, known.image_size, (0.9,), known.std)
+    for name, own in {"first": known, "alike": known, "other": brighter}.items():
+        make_teacher(train, preprocessing=own).save_pretrained(tmp_path / name)
+
+    def check(*names: str) -> None:
+        config = method.config_class(ipc=1, teachers=[str(tmp_path / name) for name in names])
+        method.check(config, train.outline, accelerator, [TeacherConfig()])
+
+    check("first", "alike")
+    with pytest.raises(ValueError, match=r"^the teacher convnet_d2 .*0\.9.* and convnet_d2 .* same images$") as error:
+        check("first", "alike", "other")
     assert "\n" not in str(error.value)
 
 
