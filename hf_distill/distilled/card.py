@@ -56,6 +56,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         width=width,
         class_names=distilled.class_names,
         method=config.get("method"),
+        variant=config.get("variant"),
         papers=papers if isinstance(papers, list) else [papers],
         student=(config.get("student") or {}).get("name"),
         backbone=_backbone(config),

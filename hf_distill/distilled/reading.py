@@ -96,7 +96,9 @@ RULES: Rules = {
     "label_source.kind": ("hard, soft, teacher or projector", lambda kind: kind in KINDS),
     **dict.fromkeys(("label_source.teacher", "student", "projector", "hyperparameters", "versions"), OBJECT_OR_NULL),
     **dict.fromkeys(("source", "experts", "experts.training", "imported_from", "release"), OBJECT_OR_NULL),
-    **dict.fromkeys(("method", "source.name", "source.config", "source.split", "source.revision"), TEXT_OR_NULL),
+    **dict.fromkeys(
+        ("method", "variant", "source.name", "source.config", "source.split", "source.revision"), TEXT_OR_NULL
+    ),
     **dict.fromkeys(("source.num_images", "source.num_corrupt"), COUNT_OR_NULL),
     **dict.fromkeys(("projector.text_head_bytes", "projector.prior_bytes"), COUNT_OR_NULL),
     "seed": ("a whole number, or null", lambda seed: seed is None or type(seed) is int),

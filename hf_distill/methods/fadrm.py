@@ -46,6 +46,7 @@ from ..config import HfArg, check_at_least
 from ..data.images import Outline, RealImages
 from ..data.precision import without_autocast
 from ..data.upload import upload
+from ..distilled.distilled_set import DistilledSet
 from ..engine.blocks import Block
 from ..hub.cards import Paper
 from ..networks.compiling import in_precision
@@ -239,6 +240,13 @@ class FADRM(Recovering):
                 losses.append(F.cross_entropy(logits, target.expand(len(part)), reduction="none"))
             self._taken[label] = rows[from_the_middle(torch.cat(losses).cpu())]
         return self._taken[label]
+
+    def assemble(self, images: Tensor, labels: Tensor) -> DistilledSet:
+        """As `Recovering.assemble`; of several teachers people call it FADRM+."""
+        distilled = super().assemble(images, labels)
+        if len(self.teachers) > 1:
+            distilled.config["variant"] = "FADRM+"
+        return distilled
 
     def merged(self, block: Block, x: Tensor, t: int) -> Tensor | None:
         """Where a stage begins, but for the first one: α of `x` and 1 − α of p, in its size."""

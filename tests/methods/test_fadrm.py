@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_distill.augmentation.crops import CROP_DRAWS, draw_crops, draw_roll, uniform
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
+from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.methods import FADRM, FADRMConfig, SRe2L, SRe2LConfig
 from hf_distill.methods.fadrm import from_the_middle, resized, sizes_of
 from hf_distill.networks.architectures import StudentSpec
@@ -309,6 +310,19 @@ def test_a_teacher_without_batch_norm_has_no_statistics_where_another_one_has_th
     method = make(make_teacher(train), make_teacher(train, 1, norm=False), logging_steps=1)
     method.make(method.blocks()[0], lambda iteration, values: said.append(values["bn"]))
     assert all((value == 0) == (t % 2 == 1) for t, value in enumerate(said))
+
+
+@pytest.mark.parametrize(
+    ("count", "says"), [(1, "distilled with `fadrm` (["), (2, "distilled with `fadrm` as `FADRM+` ([")]
+)
+def test_the_card_calls_a_set_of_several_teachers_fadrm_plus(make, train, tmp_path, count, says):
+    distilled = make(*[make_convnet(train)] * count, max_steps=1, stage_sizes=[8]).run()
+    assert distilled.config["method"] == "fadrm"
+    distilled.save_pretrained(tmp_path / "set")
+    again = DistilledSet.from_pretrained(tmp_path / "set")
+    again.save_pretrained(tmp_path / "again")
+    for folder in ("set", "again"):
+        assert says in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
 
 
 # What cannot be
