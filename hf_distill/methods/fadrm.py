@@ -17,10 +17,11 @@ The learning rate is one cosine over all stages, and Adam's moments are new in e
 of the stage's images, and rolls of up to `jitter` of its pixels. A teacher without BatchNorm has R_BN = 0, where
 another one has it.
 
-p is RDED's mosaic (`patches`) of other crops than its best: one random crop of each of `num_candidates` images of the
-class is ranked by the first teacher's probability of it, who sees it as small as its tile, and they are taken from the
-median outwards: the median itself, the one below it, the one above it, the second below it, and so on. Image number i
-of a class has the i-th f² of them, so fewer images per class are the first of more. With f = 1 they are whole images.
+p is RDED's mosaic (`patches`) of other crops than its best: one random crop of each of `num_candidates` images of a
+class, as small as its tile, is ranked by the probability that the first teacher gives the class, and crops are taken
+from the median outwards: the median itself, the one below it, the one above it, the second below it, and so on. Image
+number i of a class has the i-th f² of them, so fewer images per class are the first of more. With f = 1 they are whole
+images.
 
 Differs from the authors' code:
 - Their p are files, of which it is known that they are "patches" of "medium" difficulty, and not how they were made.
