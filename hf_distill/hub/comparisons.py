@@ -34,6 +34,7 @@ GIVEN = re.compile(r", (stored labels|label projector [0-9a-f]+) \(.*\)$")
 TILES = re.compile(r", (?:crops as of )?([0-9]+x[0-9]+) tiles")  # of the images, or for real ones of those beside them
 KINDS = {"soft": "method's labels", "hard": "hard labels"}
 PLACE = ("student", "protocol", "split", "images")
+ALWAYS = ("random", "centroid", "neighbour")  # what a set is compared with wherever they are
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def _place(of: Comparison | RobustScore) -> dict[str, Any]:
 
 
 def comparisons(rows: Sequence["EvalRow"]) -> list[Comparison]:
-    """The distilled set beside random images, and beside the best other subset: that with the highest mean here.
+    """The distilled set beside random images, beside the best other subset, that with the highest mean here, and beside
+    centroid and neighbour.
 
     Of rows with different numbers of seeds those are paired that both have. Rows of one report are of one seed, and
     students of a number start from the same weights; in rows that were merged from reports of several seeds, or of
@@ -108,14 +110,12 @@ def comparisons(rows: Sequence["EvalRow"]) -> list[Comparison]:
     """
     found = []
     for own in (row for row in rows if row.set == "distilled"):
-        names = dict.fromkeys(row.set for row in rows if row.set not in ("random", "distilled", "full data"))
-        random, *chosen = (_arm(rows, own, name, own.labels) for name in ("random", *names))
-        best = max((row for row in chosen if row is not None), key=lambda row: row.mean, default=None)
-        for other in (row for row in (random, best) if row is not None):
-            difference = paired(own.accuracies, other.accuracies)
-            found.append(
-                Comparison(other.set, own.labels, own.student, own.protocol, own.split, own.images, difference)
-            )
+        names = dict.fromkeys(row.set for row in rows if row.set not in ("distilled", "full data"))
+        arms = {name: arm for name in names if (arm := _arm(rows, own, name, own.labels)) is not None}
+        best = max((name for name in arms if name != "random"), key=lambda name: arms[name].mean, default="random")
+        for name in (name for name in dict.fromkeys(("random", best, *ALWAYS)) if name in arms):
+            difference = paired(own.accuracies, arms[name].accuracies)
+            found.append(Comparison(name, own.labels, own.student, own.protocol, own.split, own.images, difference))
     return found
 
 
@@ -216,8 +216,8 @@ def difference_lines(found: Sequence[Comparison]) -> tuple[list[list[str]], str]
     caption = (
         "points of accuracy, mean over pairs of students that start alike (number of pairs) · paired t-interval over "
         "students: it says nothing of other test images, nor of another run of the method · none for one pair or pairs "
-        "that are all equal · beside random the best other subset, by its mean here · seeds that show a difference of "
-        "one point in four of five evaluations, by the spread of these pairs"
+        "that are all equal · beside random the best other subset, by its mean here, and any of centroid and neighbour "
+        "· seeds that show a difference of one point in four of five evaluations, by the spread of these pairs"
     )
     return table, " · ".join([caption, *shared])
 

@@ -420,6 +420,11 @@ class HeadMatching(Distiller):
                 *(self._last, f"{needed:,}", config.level_steps, f"{config.max_steps:,}", *reached),
             )
         self._follow(1)
+        logger.info(
+            "an iteration takes %s crops of %s synthetic images through the backbone, and %s of %s real features",
+            *(f"{count:,}" for count in (len(labels) * config.augmentations, len(labels), self.batch)),
+            f"{config.real_views * len(train):,}",
+        )
         kept = real_features(
             train,
             self.backbone,

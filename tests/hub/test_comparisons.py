@@ -51,6 +51,21 @@ def test_the_set_is_compared_with_random_images_and_the_best_other_subset_by_lab
     assert (low, high) == pytest.approx((0.2 - 0.12421, 0.2 + 0.12421), abs=1e-5)
 
 
+def test_centroid_and_neighbour_are_compared_with_whether_or_not_they_are_the_best():
+    own = row("distilled", accuracies=(0.5, 0.6))
+    means = {"neighbour": 0.4, "el2n": 0.3, "centroid": 0.45, "herding": 0.2, "random": 0.1}
+    rows = [own, *(row(name, accuracies=(mean, mean)) for name, mean in means.items())]
+    found = EvalReport(rows).differences
+    assert [each.against for each in found] == ["random", "centroid", "neighbour"]
+    assert [each.difference.values for each in found] == [
+        pytest.approx((0.4, 0.5)),
+        pytest.approx((0.05, 0.15)),
+        pytest.approx((0.1, 0.2)),
+    ]
+    better = [*rows, row("el2n", accuracies=(0.9, 0.9))]  # the later row of el2n counts
+    assert [each.against for each in EvalReport(better).differences] == ["random", "el2n", "centroid", "neighbour"]
+
+
 def test_rows_of_another_student_split_size_or_protocol_are_no_partners():
     own = row("distilled")
     others = [{"student": "convnet_d3"}, {"split": "validation"}, {"images": 20}, {"protocol": "mtt"}]

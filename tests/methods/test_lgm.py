@@ -321,6 +321,7 @@ def test_a_short_run_says_that_levels_do_not_join_and_an_image_starts_smooth(rea
     distilled = hd.LGM.distill(real, max_steps=2, level_steps=5, augmentations=2, output_dir=folder, **options)
     assert "the last of 4 levels joins after 15 iterations (--level_steps 5), and there are 2: images" in caplog.text
     assert "stay as coarse as 1x1 pixels" in caplog.text
+    assert "takes 20 crops of 10 synthetic images through the backbone, and 20 of 50 real features" in caplog.text
     spread = distilled.pixel_values.flatten(1).std(1)
     assert spread.max() < 1e-5
     about = distilled.config["student"]["probe"]
