@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -487,14 +487,27 @@ class _Parser(HfArgumentParser):
         return "\n  ".join([f"{super().format_help()}\n{demo}\n\npresets for --config:", *lines]) + "\n"
 
     def add_argument(self, *names: Any, path: bool = False, **options: Any) -> argparse.Action:
-        """As that of `ArgumentParser`; the value of a `path` is expanded, and a flag that is true, false or neither may
-        stand without one, which means true."""
-        if options.get("type") is string_to_bool:
+        """As that of `ArgumentParser`; the value of a `path` is expanded, a flag that is true, false or neither may
+        stand without one, which means true, and a number that may be absent may be `none`, where a preset has it."""
+        kind = options.get("type")
+        if kind is string_to_bool:
             options = {"nargs": "?", "const": True, **options}
+        elif kind in (int, float) and "nargs" not in options and options.get("default", 0) is None:
+            options["type"] = _or_none(kind)
         return super().add_argument(*names, **options | ({"type": _expanded} if path else {}))
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
+
+
+def _or_none(kind: type[int] | type[float]) -> Callable[[str], float | None]:
+    """What reads a number, or `none`."""
+
+    def read(text: str) -> float | None:
+        return None if text.lower() == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # which messages say
+    return read
 
 
 def _parser(config_classes: Sequence[type], presets: Iterable[str] = (), **options: Any) -> _Parser:

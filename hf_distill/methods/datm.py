@@ -50,7 +50,7 @@ from ..hub.cards import Paper
 from .adjoint import AdjointConfig, AdjointMatching
 from .unroll import MatchingGradient, Student
 
-LEARNED = {"lr_y": 2.0, "mom_y": 0.9}  # settings of learned labels, and what they are where they are not given
+LR_Y = 2.0  # of learned labels, where none is given
 LOGIT_LIMIT = 6e4  # of learned labels: float16 ends a little above
 DECLINED_STEPS = 20  # iterations that change nothing, one after another, are worth a word
 
@@ -108,7 +108,7 @@ class DATMConfig(AdjointConfig):
         help="learned: logits, which start from what experts say and are published; hard: the classes.",
     )
     lr_y: float | None = HfArg(default=None, help="Learning rate of learned labels; 2 if not given.")
-    mom_y: float | None = HfArg(default=None, help="Momentum of learned labels; 0.9 if not given.")
+    mom_y: float = HfArg(default=0.9, help="Momentum of learned labels.")
     max_loss: float | None = HfArg(
         default=None, help="An iteration whose loss is above this changes nothing; none is left out if not given."
     )
@@ -117,19 +117,17 @@ class DATMConfig(AdjointConfig):
         super().__post_init__()
         check_choice("label", self.label, ("learned", "hard"))
         self._check_window()
-        if self.label == "hard":
-            given = [flag for flag in LEARNED if getattr(self, flag) is not None]
-            if given:
-                raise ValueError(
-                    f"--{given[0]} is {getattr(self, given[0])} and --label is hard, which learns no labels; leave it "
-                    "out, or give --label learned"
-                )
-        else:
-            for flag, value in LEARNED.items():
-                setattr(self, flag, value if getattr(self, flag) is None else getattr(self, flag))
-                check_at_least(flag, getattr(self, flag), 0)
-            if self.mom_y is not None and self.mom_y > 1:
-                raise ValueError(f"--mom_y is {self.mom_y}; expected a number from 0 to 1")
+        check_at_least("lr_y", self.lr_y, 0)
+        check_at_least("mom_y", self.mom_y, 0)
+        if self.mom_y > 1:
+            raise ValueError(f"--mom_y is {self.mom_y}; expected a number from 0 to 1")
+        if self.label == "hard" and self.lr_y is not None:
+            raise ValueError(
+                f"--lr_y is {self.lr_y} and --label is hard, which learns no labels; leave it out (--lr_y none where a "
+                "preset has it), or give --label learned"
+            )
+        if self.label == "learned":
+            self.lr_y = LR_Y if self.lr_y is None else self.lr_y
             if self.init != "real":
                 raise ValueError(
                     f"--init is {self.init}, and learned labels start from what experts say of real images; give "

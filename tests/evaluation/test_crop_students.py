@@ -209,7 +209,7 @@ def test_a_batch_in_halves_has_the_gradient_of_the_whole_and_the_statistics_of_e
         ((wanted * (wanted.log() - given)).sum() / len(places)).backward()
         stepper.step()
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name], tensor, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(found.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_a_second_look_changes_running_statistics_alone(pool, teacher):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_distill import DistillationDiverged
 from hf_distill.augmentation.dsa import DSA
-from hf_distill.config import DataArguments
+from hf_distill.config import DataArguments, HubArguments, find_preset, parse_args
 from hf_distill.data.images import RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.methods import DATM, MTT, TESLA, DATMConfig, MTTConfig, TESLAConfig
@@ -280,9 +280,8 @@ def test_the_mean_loss_of_an_iteration_decides_and_what_is_no_number_is_objected
     [
         (
             {"label": "hard", "lr_y": 2},
-            "--lr_y is 2 and --label is hard, which learns no labels; leave it out, or give",
+            r"--lr_y is 2 and --label is hard, which learns no labels; leave it out \(--lr_y none where a",
         ),
-        ({"label": "hard", "mom_y": 0.9}, "--mom_y is 0.9 and --label is hard"),
         ({"label": "expert"}, "--label is 'expert'; expected one of learned, hard"),
         ({"lr_y": -1}, "--lr_y is -1; expected at least 0"),
         ({"mom_y": 1.5}, "--mom_y is 1.5; expected a number from 0 to 1"),
@@ -312,6 +311,13 @@ def test_a_wrong_hyper_parameter_is_named(flags, says):
     with pytest.raises(ValueError, match=says) as raised:
         DATMConfig(**flags)
     assert "\n" not in str(raised.value)
+
+
+def test_a_preset_with_hard_labels_needs_one_more_word():
+    preset = str(find_preset("cifar10-ipc10", "datm"))
+    classes = (DataArguments, ExpertConfig, DATMConfig, HubArguments)
+    *_, config, _ = parse_args(*classes, args=["--config", preset, "--label", "hard", "--lr_y", "none", "--batch_syn=none"])
+    assert (config.label, config.lr_y, config.batch_syn) == ("hard", None, None)
 
 
 def test_experts_with_too_few_epochs_for_the_whole_window_are_refused(train, experts, tmp_path):
