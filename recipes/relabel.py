@@ -51,7 +51,11 @@ class RelabelArguments(ProcessArguments, NamedTeachers):
     label_epochs: int | None = HfArg(default=None, help="Epochs to store. Without it: those of the protocol.")
     kept: int | None = HfArg(default=None, help="Largest logits to keep of each label, with the mass of the rest.")
     seed: int = HfArg(default=0, help="Of the views.")
-    output_dir: str | None = PathArg(default=None, help="Folder of the labels. Without it: outputs/labels-<set>.")
+    output_dir: str | None = PathArg(
+        default=None,
+        help="Folder of the labels, where finished ones of other labellers are replaced. Without it: "
+        "outputs/labels-<set>, with -<number>teachers and -batch<views> where these are given.",
+    )
     disable_tqdm: bool = HfArg(default=False, help="No progress bars.")
 
     def __post_init__(self) -> None:
@@ -62,6 +66,15 @@ class RelabelArguments(ProcessArguments, NamedTeachers):
             check_choice("protocol", self.protocol, views)
         check_at_least("label_epochs", self.label_epochs, 1)
         check_at_least("batch_statistics", self.batch_statistics, 2)
+
+    @property
+    def folder(self) -> Path:
+        """Where the labels go."""
+        if self.output_dir is not None:
+            return Path(self.output_dir)
+        teachers = f"-{len(self.teachers)}teachers" if self.teachers else ""
+        statistics = f"-batch{self.batch_statistics}" if self.batch_statistics else ""
+        return Path("outputs", f"labels-{Path(str(self.distilled_dataset)).name}{teachers}{statistics}")
 
 
 def labeller(
@@ -89,8 +102,7 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(**args.for_processes)
-    folder = args.output_dir or Path("outputs", f"labels-{Path(args.distilled_dataset).name}")
-    keep_claimed(folder, accelerator)
+    keep_claimed(args.folder, accelerator)
     prepare_push(hub, EpochLabels, accelerator)
 
     distilled = DistilledSet.from_pretrained(
@@ -102,7 +114,7 @@ def main() -> None:
         distilled_pool(distilled, accelerator.device),
         replace(protocol.views, seed=args.seed),
         args.label_epochs or protocol.epochs,
-        folder,
+        args.folder,
         codec=Codec(kept=args.kept),
         class_names=distilled.class_names,
         source=distilled.config.get("source"),

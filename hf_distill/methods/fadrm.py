@@ -34,7 +34,7 @@ Differs from the authors' code:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -193,6 +193,11 @@ class FADRM(Recovering):
             takes = f"--ipc {config.ipc} with --factor {config.factor} starts from {config.per_class} images,"
             train.require([config.per_class] * train.num_classes, takes, "lower --ipc or --factor")
         super().check(config, train, accelerator, networks)
+
+    @classmethod
+    def looks_once(cls, config: FADRMConfig) -> bool:
+        """As `Recovering.looks_once`: of real images too, the candidates are ranked once, and few begin a stage."""
+        return super().looks_once(replace(config, init="noise"))
 
     @classmethod
     def check_networks(cls, config: FADRMConfig, train: Outline | RealImages, networks: Sequence[nn.Module]) -> None:

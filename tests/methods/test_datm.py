@@ -316,7 +316,8 @@ def test_a_wrong_hyper_parameter_is_named(flags, says):
 def test_a_preset_with_hard_labels_needs_one_more_word():
     preset = str(find_preset("cifar10-ipc10", "datm"))
     classes = (DataArguments, ExpertConfig, DATMConfig, HubArguments)
-    *_, config, _ = parse_args(*classes, args=["--config", preset, "--label", "hard", "--lr_y", "none", "--batch_syn=none"])
+    words = ["--config", preset, "--label", "hard", "--lr_y", "none", "--batch_syn=none"]
+    *_, config, _ = parse_args(*classes, args=words)
     assert (config.label, config.lr_y, config.batch_syn) == ("hard", None, None)
 
 

@@ -374,3 +374,10 @@ def test_sizes_that_are_the_same_are_left_alone():
     x: Tensor = torch.rand(1, 1, 4, 4)
     assert resized(x, (4, 4)) is x
     assert SRe2LConfig().weights == {"bn": 0.01, "tv": 0.0, "l2": 0.0}
+
+
+def test_real_images_of_a_large_set_are_decoded_when_they_are_asked_for():
+    flags = {"teachers": ["somewhere"], "eval_full_data": False, "eval_baselines": ["random"]}
+    assert FADRM.looks_once(FADRMConfig(**flags))
+    assert not FADRM.looks_once(FADRMConfig(**{**flags, "teachers": None}))
+    assert not FADRM.looks_once(FADRMConfig(**{**flags, "eval_full_data": True}))
