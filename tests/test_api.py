@@ -112,7 +112,7 @@ def test_a_loop_over_the_methods_finds_what_is_wrong_before_anything_is_trained(
     for method in hd.METHODS:
         with pytest.raises(
             ValueError,
-            match=r"^--ipc (is 5|5 with .*) and some classes lack training images: 'kind 0' has 3 of [45], 'kind 1' ",
+            match=r"^--ipc (is 5|5 with .*) and some classes lack training images: 'kind 0' has 3 of (4|5|20), 'k",
         ):
             method.prepare(train, config=method.config_class(ipc=5, output_dir="x"))
     assert not (here / "x").exists()

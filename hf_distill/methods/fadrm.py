@@ -111,7 +111,9 @@ class FADRMConfig(RecoveringConfig):
     factor: int = HfArg(
         default=2, help="Crops along each side of what an image starts from; 1, for small images: a whole image."
     )
-    num_candidates: int = HfArg(default=300, help="Images of a class that are ranked; all where it has fewer.")
+    num_candidates: int = HfArg(
+        default=300, help="Images of a class that are ranked, or as many as are needed; all where it has fewer."
+    )
     eval_protocol: str = HfArg(default="fadrm", help="How students are trained on the set, such as fadrm or rded.")
 
     def __post_init__(self) -> None:
@@ -121,11 +123,6 @@ class FADRMConfig(RecoveringConfig):
             check_at_least(flag, getattr(self, flag), 1)
         if self.stage_sizes is not None and not (self.stage_sizes and min(self.stage_sizes) >= 1):
             raise ValueError(f"--stage_sizes is {self.stage_sizes}; expected one side for each stage, from 1")
-        if self.init == "real" and self.num_candidates < self.per_class:
-            raise ValueError(
-                f"--num_candidates is {self.num_candidates} and --ipc {self.ipc} with --factor {self.factor} starts "
-                f"from {self.per_class} images of a class; raise the first, or lower one of the others"
-            )
 
     @property
     def per_class(self) -> int:
@@ -238,7 +235,8 @@ class FADRM(Recovering):
             teacher, target = self.teachers[0], self.targets[0][label]
             rows = self.train.class_rows(label)
             draw = generator(self.config.seed, "candidates", label)
-            rows = rows[torch.randperm(len(rows), generator=draw)[: self.config.num_candidates]]
+            most = max(self.config.num_candidates, self.config.per_class)
+            rows = rows[torch.randperm(len(rows), generator=draw)[:most]]
             answer, losses = in_precision(teacher.logits, self.accelerator), []
             height, width = (side // self.config.factor for side in self.train.shape[1:])
             for part in rows.split(AT_ONCE):
