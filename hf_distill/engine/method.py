@@ -20,10 +20,10 @@ from accelerate import Accelerator
 from torch import nn
 from typing_extensions import Self
 
-from ..config import DataArguments, DistillConfig, check_choice
+from ..config import ALL, DataArguments, DistillConfig, check_choice
 from ..data.images import Outline, RealImages
 from ..distilled.distilled_set import DistilledSet
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import LOGITS, evaluate
 from ..evaluation.protocols import PROTOCOLS, ProbeProtocol, TrainingProtocol
 from ..hub.cards import Paper
 from ..hub.files import load_json, package_versions
@@ -269,14 +269,36 @@ class Method(ABC):
                     f"{kind[cls.probes]}; expected another protocol"
                 )
         cls._check_method(config)
-        if "forgetting" in config.eval_baselines and not cls.learns_experts:
-            raise ValueError(
-                f"--eval_baselines has forgetting, which needs the epochs of experts, and {cls.__name__} learns from "
-                "none; leave it out, or give all"
-            )
+        cls._check_baselines(config, experts=cls.learns_experts, network=bool(cls.learns_from) and not cls.probes)
         if cls.takes_images or config.eval_baselines:
             needed = [config.ipc] * train.num_classes
             train.require(needed, f"--ipc is {config.ipc}", "lower --ipc, or choose --classes")
+
+    @classmethod
+    def _check_baselines(cls, config: DistillConfig, *, experts: bool, network: bool) -> None:
+        """Raise a `ValueError` for a baseline that nothing can choose.
+
+        Args:
+            config: The hyper-parameters.
+            experts: There are some that know an image alone.
+            network: So does a network that is there without full data.
+        """
+        if ALL in config.eval_baselines:  # that can be made
+            return
+        if "forgetting" in config.eval_baselines and not experts:
+            there = (
+                "those with BatchNorm lack its statistics" if cls.learns_experts else f"{cls.__name__} learns from none"
+            )
+            raise ValueError(
+                f"--eval_baselines has forgetting, which needs the epochs of experts, and {there}; leave it out, or "
+                "give all"
+            )
+        for name in config.eval_baselines:
+            if name in LOGITS and not (network or config.eval_full_data):
+                raise ValueError(
+                    f"--eval_baselines has {name}, which needs a network that knows such images, and without "
+                    f"--eval_full_data {cls.__name__} has none here; give --eval_full_data true, or leave {name} out"
+                )
 
     @classmethod
     def _check_method(cls, config: DistillConfig) -> None:

@@ -614,7 +614,7 @@ def _lacking(
         lacking["forgetting"] = f"experts (--experts), and {there}"
     if not (usable or full_data or guide is not None or _is_labelled(distilled)):
         network = "a network: experts (--experts), a teacher (--teacher), or --full_data"
-        lacking |= dict.fromkeys(("el2n", "ccs", "bps"), network)
+        lacking |= dict.fromkeys(LOGITS, network)
     return lacking
 
 

@@ -131,6 +131,8 @@ class TrajectoryMatching(Distiller):
     ) -> None:
         super().__init__(config, train, **kwargs)
         experts.check_matches(train)
+        if experts.flat_model().sees_batches:
+            self._check_baselines(config, experts=False, network=False)
         if experts.num_epochs < config.expert_epochs_needed:
             raise ValueError(
                 f"the experts hold {experts.num_epochs} epochs and --max_start_epoch {config.max_start_epoch} with "
@@ -167,7 +169,8 @@ class TrajectoryMatching(Distiller):
                     f"--expert_epochs {config.expert_epochs} reads {config.expert_epochs_needed}; leave it out, or "
                     "raise it"
                 )
-            check_experts(settings, train, accelerator)
+            if check_experts(settings, train, accelerator).sees_batches:
+                cls._check_baselines(config, experts=False, network=False)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:

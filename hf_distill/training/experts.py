@@ -612,14 +612,15 @@ def _seconds(folder: _Folder, expert: int, epochs: int) -> float | None:
     return None if work is None else work.seconds
 
 
-def check_experts(config: ExpertConfig, train: Outline, accelerator: Accelerator) -> None:
-    """Raise a `ValueError` for what `train_experts` would refuse, as far as it is known before an image is decoded."""
+def check_experts(config: ExpertConfig, train: Outline, accelerator: Accelerator) -> FlatModel:
+    """The form of such experts; raises a `ValueError` for what `train_experts` would refuse, as far as it is known
+    before an image is decoded."""
     if config.experts is not None:
         experts = ExpertTrajectories.from_pretrained(config.experts, revision=config.experts_revision)
         experts.check_matches(train, config.student_spec(train))
-        return
+        return experts.flat_model()
     refuse_fp16(accelerator, "expert training")
-    check_student(config.student_spec(train))
+    return FlatModel(check_student(config.student_spec(train)))
 
 
 def train_experts(

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from hf_distill.evaluation.coresets import bps, ccs, coresets, highest, random_r
 from hf_distill.evaluation.difficulty import Difficulty, el2n, entropy, forgetting, margin
 from hf_distill.evaluation.evaluate import EvalProtocol, baselines_for, evaluate
 from hf_distill.evaluation.trainer import Result, Trainer
-from hf_distill.methods import MTT, RDED, MTTConfig, RDEDConfig
+from hf_distill.methods import CLPDD, DM, LGM, MTT, RDED, MTTConfig, RDEDConfig
 from hf_distill.networks.architectures import features_and_logits
 from hf_distill.networks.teachers import Teacher
 from hf_distill.networks.trajectories import ExpertTrajectories
@@ -432,6 +433,36 @@ def test_a_method_without_experts_refuses_forgetting_before_it_looks_at_an_image
         ValueError, match=r"--eval_baselines has forgetting, which needs the epochs of experts, and RDED"
     ):
         RDED.check(RDEDConfig(eval_baselines=["forgetting"]), outline, accelerator)
+
+
+@pytest.mark.parametrize("name", ["el2n", "ccs", "bps"])
+@pytest.mark.parametrize("method", [DM, LGM, CLPDD])
+def test_a_method_without_a_network_that_knows_images_refuses_scores_without_full_data(method, name, data, accelerator):
+    outline, wanted = data[0].outline, {"eval_baselines": ["random", name]}
+    method.check(method.config_class(**wanted), outline, accelerator)
+    method.check(method.config_class(eval_full_data=False, eval_baselines=["all"]), outline, accelerator)
+    with pytest.raises(
+        ValueError, match=f"--eval_baselines has {name}, .*{method.__name__} has none here; give --eval_full_data true"
+    ) as error:
+        method.check(method.config_class(eval_full_data=False, **wanted), outline, accelerator)
+    assert "\n" not in str(error.value)
+
+
+def test_experts_with_batch_norm_are_refused_for_scores_before_images_are_made(data, accelerator, tmp_path):
+    train, batch = data[0], ExpertConfig(**{**vars(CONFIG), "student_norm": "batch", "num_experts": 1})
+    scored = {name: MTTConfig(eval_baselines=[name], eval_full_data=False) for name in ("forgetting", "el2n")}
+    for config in scored.values():
+        MTT.check(config, train.outline, accelerator, [CONFIG])
+    epochs = scored["el2n"].expert_epochs_needed
+    folder = tmp_path / "batch"
+    experts = train_experts(train, batch, folder, epochs=epochs, accelerator=accelerator, disable_tqdm=True)
+    for name, config in scored.items():
+        for settings in (batch, ExpertConfig(**{**vars(batch), "experts": str(folder)})):
+            with pytest.raises(ValueError, match=f"--eval_baselines has {name}, which needs"):
+                MTT.check(config, train.outline, accelerator, [settings])
+        with pytest.raises(ValueError, match=f"--eval_baselines has {name}, which needs"):
+            MTT(replace(config, output_dir=str(tmp_path)), train, experts=experts, accelerator=accelerator)
+    MTT.check(MTTConfig(eval_baselines=["el2n"]), train.outline, accelerator, [batch])
 
 
 def test_experts_of_other_images_are_refused(experts, distilled, data, accelerator):
