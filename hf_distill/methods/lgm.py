@@ -101,13 +101,16 @@ def head_gradient(z: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 def ridge_head(z: Tensor, y: Tensor, ridge: float | Tensor) -> Tensor:
     """W_s (K, D), the head that ridge regression without an intercept gives, by its dual; differentiable in `z`.
 
+    It is NaN where `ridge` is too small for the precision of `z`.
+
     Args:
         z: Features Z (n, D).
         y: Y (n, K).
         ridge: λ, above 0.
     """
     kernel = z @ z.T + ridge * torch.eye(len(z), dtype=z.dtype, device=z.device)
-    root, _ = torch.linalg.cholesky_ex(kernel)
+    root, failed = torch.linalg.cholesky_ex(kernel)
+    root = torch.where(failed == 0, root, math.nan)  # what is left of it there looks like a head
     return torch.cholesky_solve(y, root).T @ z
 
 
@@ -455,6 +458,10 @@ class HeadMatching(Distiller):
         about = {name: value for name, value in self.backbone.about().items() if name not in ("name", "revision")}
         return {**super().identity(), "student": about}
 
+    def advice(self) -> str:
+        """Lower rates, or another backbone."""
+        return f"{super().advice()}, or use another --backbone"
+
     def _due_at(self, step: int) -> int:
         """Levels that count in a step, from 0."""
         return min(self._last, 1 + step // self.config.level_steps)
@@ -593,6 +600,11 @@ class CLPDD(HeadMatching):
   year={2026}
 }""",
     )
+
+    def advice(self) -> str:
+        """More of what keeps the head tame, or as for LGM."""
+        ridge, temperature = self.config.ridge, self.config.temperature
+        return f"Raise --ridge {ridge:g} or --temperature {temperature:g}. {super().advice()}"
 
     def objective(self, draw: int, z: Tensor, y: Tensor) -> Objective:
         """The cross-entropy of real features in the head of the synthetic ones."""

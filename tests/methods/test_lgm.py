@@ -25,6 +25,7 @@ from hf_distill.methods.lgm import (
     sides,
 )
 from hf_distill.networks.backbones import Backbone
+from hf_distill.runs.finish import DistillationDiverged
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training import features as kept_features
 from hf_distill.training.features import features_folder, real_features
@@ -123,6 +124,19 @@ def test_the_ridge_head_is_that_of_scikit_learn(count):
     z, y = drawn(count, D), one_hot(classes(count), K).double()
     expected = Ridge(alpha=0.3, fit_intercept=False).fit(z.numpy(), y.numpy()).coef_
     np.testing.assert_allclose(ridge_head(z, y, 0.3).numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [1e-5, 1e-6, 1e-7, 1e-8, 1e-9])
+@pytest.mark.parametrize("apart", [0, 1e-4])
+def test_the_ridge_head_of_nearly_equal_copies_is_right_or_no_number(ridge, apart):
+    z, y = (drawn(10, 64).repeat(20, 1) + apart * drawn(200, 64, seed=1)).float(), one_hot(torch.arange(200) % 10, 10)
+    scaled = ridge * z.square().sum(1).mean().item()
+    expected = Ridge(alpha=scaled, fit_intercept=False).fit(z.double().numpy(), y.double().numpy()).coef_
+    found = ridge_head(z, y, scaled).numpy()
+    lost = np.isnan(found).all()
+    assert lost or np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+    assert lost or ridge > 1e-8
+    assert not lost or ridge < 1e-5
 
 
 def test_the_loss_of_the_ridge_head_is_the_cross_entropy_of_real_features_and_can_be_differentiated():
@@ -264,6 +278,22 @@ def test_features_that_float16_does_not_hold_are_one_line(real, backbone, cache,
     monkeypatch.setattr(backbone, "features", lambda images: torch.full((len(images), 1), 1e6))
     with pytest.raises(ValueError, match="not finite in float16; expected a backbone with features up to 65,504"):
         real_features(real, backbone, NoisyCrops(9), 1, accelerator=make_accelerator(), disable_tqdm=True)
+
+
+# Steps
+
+
+def prepared(method: type, real, backbone, folder, **settings):
+    """A method on a backbone, at its beginning."""
+    options = {"real_views": 2, "batch_real": 40, "max_steps": 9, "level_steps": 2, "select": "last", **settings}
+    config = method.config_class(output_dir=str(folder), eval_protocol="probe", disable_tqdm=True, **options)
+    return method(config, real, backbone=backbone, accelerator=make_accelerator())
+
+
+def test_a_ridge_that_is_too_small_ends_a_run_of_clpdd_with_what_to_raise(real, backbone, cache, tmp_path):
+    clpdd = prepared(hd.CLPDD, real, backbone, tmp_path, ridge=1e-12, augmentations=20, random_flip=0, noise=0)
+    with pytest.raises(DistillationDiverged, match=r"the loss is nan.* Raise --ridge 1e-12 or --temperature 0\.07\."):
+        clpdd.run()
 
 
 # Mistakes
