@@ -25,6 +25,7 @@ from hf_distill.methods.lgm import (
     sides,
 )
 from hf_distill.networks.backbones import Backbone
+from hf_distill.rng import generator
 from hf_distill.runs.finish import DistillationDiverged
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.training import features as kept_features
@@ -288,6 +289,67 @@ def prepared(method: type, real, backbone, folder, **settings):
     options = {"real_views": 2, "batch_real": 40, "max_steps": 9, "level_steps": 2, "select": "last", **settings}
     config = method.config_class(output_dir=str(folder), eval_protocol="probe", disable_tqdm=True, **options)
     return method(config, real, backbone=backbone, accelerator=make_accelerator())
+
+
+def matched(weight: Tensor, z: Tensor, labels: Tensor, synthetic: Tensor, own: Tensor) -> Tensor:
+    """L of LGM by a graph through the gradient of a head."""
+    head, bias = weight.clone().requires_grad_(), torch.zeros(len(weight), requires_grad=True)
+    sides = []
+    for features, their in ((z, labels), (synthetic, own)):
+        ce = F.cross_entropy(F.linear(features, head, bias), their)
+        sides.append(torch.cat([g.flatten() for g in torch.autograd.grad(ce, (head, bias), create_graph=True)]))
+    return 1 - F.cosine_similarity(*sides, dim=0)
+
+
+def ridged(config, z: Tensor, labels: Tensor, synthetic: Tensor, own: Tensor) -> Tensor:
+    """L of CLP-DD by the normal equations of D features."""
+    scale = config.ridge * (synthetic**2).sum() / len(synthetic)
+    normal = synthetic.T @ synthetic + scale * torch.eye(synthetic.shape[1])
+    head = torch.linalg.solve(normal, synthetic.T @ F.one_hot(own, 10).float())
+    return F.cross_entropy(z @ head / config.temperature, labels)
+
+
+@pytest.mark.parametrize("method", [hd.LGM, hd.CLPDD])
+def test_a_step_has_the_gradient_of_levels_by_autograd_through_everything(method, real, backbone, cache, tmp_path):
+    step = 5  # of which 1 + 5 // 2 levels count
+    made = prepared(method, real, backbone, tmp_path, ipc=2, augmentations=2, micro_batch_size=7)
+    made.distilled = made.setup()
+    fresh = [level.detach().clone() for level in made.pyramids.levels]
+    made.begin(step)
+    assert [tuple(level.shape[1:]) for level in made._levels] == [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
+    made._clear()
+    loss = made.step(step)["loss"]
+
+    levels = [(level / 3).requires_grad_() for level in fresh[:3]]
+    large = [F.interpolate(level, (8, 8), mode="bilinear", align_corners=False) for level in levels]
+    images = (2 * sum(large)).sigmoid()
+    own, seed = torch.arange(10).repeat_interleave(2), made.config.seed
+    seen = [
+        backbone.features(made.config.augment("synthetic")(images, (step,), torch.arange(20) + 20 * copy, (8, 8)))
+        for copy in range(2)
+    ]
+    rows, look = torch.randint(120, (40,), generator=generator(seed, "batch", step)), made.config.augment("real")
+    z = torch.cat(
+        [
+            backbone.features(
+                look(real.uint8(torch.tensor([row % 60])), (row // 60,), torch.tensor([row % 60]), (8, 8))
+            )
+            for row in rows.tolist()
+        ]
+    )
+    told = {"z": z.half().float(), "labels": real.labels[rows % 60], "synthetic": torch.cat(seen), "own": own.repeat(2)}
+    if method is hd.LGM:
+        drawn_head = 0.01 * torch.randn(10, backbone.width, generator=generator(seed, "head", step))
+        expected = matched(drawn_head, **told)
+    else:
+        expected = ridged(made.config, **told)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=0)
+    for level, gradient in zip(made._levels, torch.autograd.grad(expected, levels), strict=True):
+        assert (level.grad - gradient).norm() < 1e-3 * gradient.norm()
+
+    made.constrain()
+    shown = real.preprocessing.inverse(made.distilled.pixel_values)
+    torch.testing.assert_close(shown, images.detach(), rtol=0, atol=1e-5)
 
 
 def test_a_ridge_that_is_too_small_ends_a_run_of_clpdd_with_what_to_raise(real, backbone, cache, tmp_path):
