@@ -75,6 +75,7 @@ logger = logging.getLogger(__name__)
 COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
 HEAD_STD = 0.01
 REAL = 1024  # features in a step of CLP-DD
+NOISIEST = 10.0  # mean or deviation
 GAIN = 2.0  # of what the sigmoid is given
 
 
@@ -273,8 +274,10 @@ class HeadConfig(LoopConfig):
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"--min_crop is {self.min_crop}; expected above 0, and at most 1")
         for flag in ("noise_mean", "noise_std"):
-            if not math.isfinite(getattr(self, flag)):
-                raise ValueError(f"--{flag} is {getattr(self, flag)}; expected a number")
+            if not abs(getattr(self, flag)) <= NOISIEST:
+                raise ValueError(
+                    f"--{flag} is {getattr(self, flag)}; expected at most {NOISIEST:g} either way: pixels are in [0, 1]"
+                )
         if self.backbone_revision is not None and self.backbone is None:
             raise ValueError(f"--backbone_revision {self.backbone_revision} without --backbone, whose it is; give both")
 

@@ -17,7 +17,7 @@ from ..augmentation.noisy_crops import NoisyCrops
 from ..data.feed import Pool
 from ..data.files import cache_folder
 from ..data.images import RealImages
-from ..hub.files import naming, sync
+from ..hub.files import load_sums, naming, save_sums, sha256_of_file, sync
 from ..networks.backbones import Backbone
 from ..networks.batches import images_at_once
 from ..networks.compiling import in_precision
@@ -63,7 +63,8 @@ def real_features(
 ) -> Tensor:
     """The features of `views` crops of each of N images, (views · N, D) float16 on the CPU, mapped; view after view.
 
-    All processes call it. The main one computes what is not in the cache yet, and goes on where another run left it.
+    All processes call it. The main one computes what is not in the cache yet, or is damaged there, and goes on where
+    another run left it.
 
     Args:
         real: The images.
@@ -80,7 +81,7 @@ def real_features(
     folder = Path(on_main(accelerator, lambda: str(features_folder(real, backbone, augment, views, accelerator))))
     rows = views * len(real)
     with claimed(folder, accelerator, wait=True):
-        if not on_main(accelerator, (folder / FEATURES).is_file):
+        if not on_main(accelerator, lambda: _is_whole(folder / FEATURES, 2 * rows * backbone.width)):
             logger.info(
                 "features of %s views of %s images in %s: %.3g MB, which stay in %s",
                 views,
@@ -92,6 +93,19 @@ def real_features(
             on_main(accelerator, lambda: _compute(folder, real, backbone, augment, views, accelerator, disable_tqdm))
     values = torch.from_file(str(folder / FEATURES), size=rows * backbone.width, dtype=torch.float16)
     return values.view(rows, backbone.width)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """True where features are there as they were written: of so many bytes, with their checksum."""
+    if not path.is_file():
+        return False
+    try:
+        if path.stat().st_size == size and load_sums(path.parent).get(path.name) == sha256_of_file(path):
+            return True
+    except ValueError:  # of the checksum's own file
+        pass
+    logger.warning("%s is damaged: its size or its checksum is another; the features are computed again", path)
+    return False
 
 
 @torch.no_grad()
@@ -131,4 +145,5 @@ def _compute(
         bar.close()
         file.flush()
         sync(path)
+        save_sums(folder, {FEATURES: sha256_of_file(path)})
         os.replace(path, folder / FEATURES)

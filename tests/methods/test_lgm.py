@@ -263,7 +263,7 @@ def test_features_are_those_of_views_computed_once_and_gone_on_with(real, backbo
     again = real_features(real, backbone, look, 2, **options)
     assert torch.equal(again[16:], features[16:])
     assert (folder / "features.f16").read_bytes()[: 32 * backbone.width] == b"\1" * 32 * backbone.width
-    assert sorted(path.name for path in folder.iterdir()) == ["features.f16"]
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "features.f16"]
 
     monkeypatch.setattr(kept_features, "_compute", None)  # what is there is not computed
     assert torch.equal(real_features(real, backbone, look, 2, **options), again)
@@ -273,6 +273,29 @@ def test_features_are_those_of_views_computed_once_and_gone_on_with(real, backbo
         features_folder(real.subset(torch.arange(59, -1, -1)), backbone, look, 2, accelerator),
     ]
     assert len({folder, *others}) == 4
+
+
+def test_damaged_features_are_computed_again_with_a_warning(real, backbone, cache, caplog):
+    look, accelerator = NoisyCrops(11), make_accelerator()
+    options = {"accelerator": accelerator, "disable_tqdm": True}
+    features = real_features(real, backbone, look, 1, **options).clone()
+    folder = features_folder(real, backbone, look, 1, accelerator)
+    path, sums = folder / "features.f16", folder / "SHA256SUMS"
+    whole, told = path.read_bytes(), sums.read_bytes()
+    ways = {
+        path: (whole[:100], b"", whole + b"\0\0", whole[:-1] + bytes([whole[-1] ^ 1])),
+        sums: (b"", told[:30], b"\xff" * 80, told.replace(b"features", b"filtered")),
+    }
+    for damaged, contents in ways.items():
+        for content in contents:
+            caplog.clear()
+            damaged.write_bytes(content)
+            assert torch.equal(real_features(real, backbone, look, 1, **options), features)
+            assert f"{path} is damaged: its size or its checksum is another" in caplog.text
+            assert (path.read_bytes(), sums.read_bytes()) == (whole, told)
+    caplog.clear()
+    real_features(real, backbone, look, 1, **options)
+    assert "damaged" not in caplog.text
 
 
 def test_features_that_float16_does_not_hold_are_one_line(real, backbone, cache, monkeypatch):
@@ -372,6 +395,13 @@ def test_a_ridge_that_is_too_small_ends_a_run_of_clpdd_with_what_to_raise(real, 
         (hd.LGMConfig, {"min_crop": 0}, "--min_crop is 0; expected above 0, and at most 1"),
         (hd.LGMConfig, {"noise": 1.5}, "--noise is 1.5; expected 0 to 1"),
         (hd.LGMConfig, {"noise_mean": math.inf}, "--noise_mean is inf"),
+        (
+            hd.LGMConfig,
+            {"noise_mean": -1e38},
+            r"--noise_mean is -1e\+38; expected at most 10 either way: pixels are in \[0, 1\]",
+        ),
+        (hd.CLPDDConfig, {"noise_std": 11}, "--noise_std is 11; expected at most 10"),
+        (hd.CLPDDConfig, {"noise_std": math.nan}, "noise_std"),
         (hd.LGMConfig, {"augmentations": 0}, "augmentations"),
         (hd.LGMConfig, {"level_steps": 0}, "level_steps"),
         (hd.LGMConfig, {"backbone_revision": "main"}, "--backbone_revision main without --backbone"),
