@@ -85,6 +85,12 @@ class Distiller(Method):
     def setup(self) -> DistilledSet:
         """The initial set on `self.device`; also makes `self.optimizers` and what `modules` returns."""
 
+    def ready(self) -> None:
+        """Make what takes long and steps alone need, once nothing is left that a run could be refused for.
+
+        All processes call it, unless no step is left to do; its time is none of the steps'.
+        """
+
     @abstractmethod
     def step(self, draw: int) -> Mapping[str, float | Tensor]:
         """Add the gradient of one draw to the `.grad` of what is optimised, and return what to log.
@@ -180,6 +186,9 @@ class Distiller(Method):
         self._share_state()
         self.distilled.config |= self._provenance()
         start = self._resume()
+        if start < config.max_steps:
+            self.ready()
+            self._clock.go_on(self._clock.kept)
         state = RunState(
             f"distil ({self.name})",
             step=start,

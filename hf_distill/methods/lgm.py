@@ -412,7 +412,7 @@ class HeadMatching(Distiller):
         return self.teachers
 
     def setup(self) -> DistilledSet:
-        """Pyramids of noise, their images, Adam on the levels that count, and the features of real images."""
+        """Pyramids of noise, their images, and Adam on the levels that count."""
         config, train = self.config, self.train
         labels = torch.arange(train.num_classes).repeat_interleave(config.ipc)
         self.pyramids = Pyramids(len(labels), train.shape, config.seed).to(self.device)
@@ -431,6 +431,17 @@ class HeadMatching(Distiller):
             *(f"{count:,}" for count in (len(labels) * config.augmentations, len(labels), self.batch)),
             f"{config.real_views * len(train):,}",
         )
+        self._targets = one_hot(labels.repeat(config.augmentations).to(self.device), train.num_classes)
+        pixels = torch.empty(len(labels), *train.shape)
+        about = {"student": {**self.student.to_dict(), "probe": self.backbone.about()}}
+        distilled = DistilledSet(pixels, labels, train.class_names, train.preprocessing, config=about).to(self.device)
+        distilled.requires_grad_(False)
+        self._show(distilled)
+        return distilled
+
+    def ready(self) -> None:
+        """Have the features of real images."""
+        config, train = self.config, self.train
         kept = real_features(
             train,
             self.backbone,
@@ -440,13 +451,6 @@ class HeadMatching(Distiller):
             disable_tqdm=config.disable_tqdm,
         )
         self.real = Pool(kept[:, :, None, None], train.labels.repeat(config.real_views), device=self.device)
-        self._targets = one_hot(labels.repeat(config.augmentations).to(self.device), train.num_classes)
-        pixels = torch.empty(len(labels), *train.shape)
-        about = {"student": {**self.student.to_dict(), "probe": self.backbone.about()}}
-        distilled = DistilledSet(pixels, labels, train.class_names, train.preprocessing, config=about).to(self.device)
-        distilled.requires_grad_(False)
-        self._show(distilled)
-        return distilled
 
     def students(self) -> Sequence[StudentSpec]:
         """Heads on the backbone."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import hf_distill as hd
 from hf_distill.augmentation.noisy_crops import NoisyCrops, normal
 from hf_distill.data.images import Outline
+from hf_distill.methods import lgm
 from hf_distill.methods.lgm import (
     Pyramids,
     _check_fits,
@@ -337,6 +338,7 @@ def test_a_step_has_the_gradient_of_levels_by_autograd_through_everything(method
     step = 5  # of which 1 + 5 // 2 levels count
     made = prepared(method, real, backbone, tmp_path, ipc=2, augmentations=2, micro_batch_size=7)
     made.distilled = made.setup()
+    made.ready()
     fresh = [level.detach().clone() for level in made.pyramids.levels]
     made.begin(step)
     assert [tuple(level.shape[1:]) for level in made._levels] == [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
@@ -379,6 +381,24 @@ def test_a_ridge_that_is_too_small_ends_a_run_of_clpdd_with_what_to_raise(real, 
     clpdd = prepared(hd.CLPDD, real, backbone, tmp_path, ridge=1e-12, augmentations=20, random_flip=0, noise=0)
     with pytest.raises(DistillationDiverged, match=r"the loss is nan.* Raise --ridge 1e-12 or --temperature 0\.07\."):
         clpdd.run()
+
+
+def test_going_on_with_another_backbone_is_refused_before_its_features_are_computed(
+    real, backbone, cache, tmp_path, monkeypatch
+):
+    prepared(hd.LGM, real, backbone, tmp_path, max_steps=2, save_steps=1).run()
+    wider = hd.StudentSpec("convnet_d1", 10, 1, (8, 8), {"width": 5, "norm": "none"})
+    other = Backbone.from_teacher(hd.Teacher(wider.build(0), wider, real.class_names, real.preprocessing))
+    again = {"max_steps": 3, "resume_from_checkpoint": "latest"}
+    with monkeypatch.context() as patch:
+        patch.setattr(lgm, "real_features", None)
+        with pytest.raises(ValueError, match=r"is of another run: its student\.digest is"):
+            prepared(hd.LGM, real, other, tmp_path, **again).run()
+        finished = prepared(hd.LGM, real, backbone, tmp_path, max_steps=2, resume_from_checkpoint="latest").run()
+    gone_on = prepared(hd.LGM, real, backbone, tmp_path, **again).run()
+    whole = prepared(hd.LGM, real, backbone, tmp_path / "whole", max_steps=3).run()
+    assert torch.equal(gone_on.pixel_values, whole.pixel_values)
+    assert not torch.equal(finished.pixel_values, whole.pixel_values)
 
 
 # Mistakes
