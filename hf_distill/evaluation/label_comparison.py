@@ -5,6 +5,7 @@ see the images in the same order, and those labelled as they are seen or by whol
 labels bring the views that they were made for. The learning rate is chosen for each source, among the same ones.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -171,7 +172,7 @@ def find_labels(name: str | Path, *, token: str | bool | None = None) -> EpochLa
 
 
 def _holds_projector(name: str | Path, token: str | bool | None) -> bool:
-    if Path(name).exists():
+    if os.path.exists(name):
         return Path(name, INDEX).is_file()
     try:
         return (Repository(str(name), LabelProjector.repo_type, token=token).snapshot([INDEX]) / INDEX).is_file()

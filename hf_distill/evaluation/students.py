@@ -45,10 +45,15 @@ def check_student(spec: StudentSpec, flag: str = "student") -> nn.Module:
     shown one when it was read.
 
     Raises:
-        ValueError: timm has no such model, or it cannot take such images.
+        ValueError: timm has no such model, or it cannot take such images; or it is a backbone that is to learn.
     """
     if isinstance(spec, ProbeSpec):
         return spec.build(0)
+    if spec.name.startswith(PREFIX):
+        raise ValueError(
+            f"--{flag} {spec.name} is a frozen backbone, and a whole network is trained here; such students are for "
+            "sets of lgm and clpdd (--backbone there), and for evaluate --protocol probe"
+        )
     try:
         student = spec.build(0).eval()
         student(torch.zeros(2, spec.in_chans, *spec.img_size))

@@ -106,17 +106,18 @@ def locate(
     Raises:
         ValueError: It is a file, or a folder, which has no revision.
     """
-    folder = Path(repo_id_or_path)
-    if folder.is_dir() and revision is not None:
+    name = str(repo_id_or_path)
+    folder, is_folder = Path(name), os.path.isdir(name)  # which a name that no file can have is not, as "" is not
+    if is_folder and revision is not None:
         raise ValueError(
             f"{folder} is a folder here, which has no revision {revision!r}; leave the revision out, or call from "
             "another place to get the repository of that name"
         )
-    if folder.is_dir():
+    if is_folder:
         return folder
-    if folder.exists():
+    if os.path.exists(name):
         raise ValueError(f"{folder} is a file; expected the folder that holds it, or a repository id")
-    return Repository(str(repo_id_or_path), repo_type, revision, token, local_files_only)
+    return Repository(name, repo_type, revision, token, local_files_only)
 
 
 class HubFolder(ABC):

@@ -56,6 +56,7 @@ WAITS = (1.0, 2.0, 4.0)  # seconds between attempts, unless the Hub says how lon
 LONGEST_WAIT = 300.0  # seconds that the Hub may ask for
 PASSING = (408, 429, 500, 502, 503, 504)
 CARD = "README.md"
+LONGEST_NAME = 200  # characters that a message shows of what no repository can be called
 # What a repository has that somebody has only just made, on the Hub's own page or with git.
 EMPTY = {CARD, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.md", "LICENSE.txt"}
 # What git takes for a name, and nobody for a commit or a branch.
@@ -475,8 +476,8 @@ class Repository:
         what = f"{name} of {self}{at}" if name else f"{self}{at}"
         if isinstance(error, HFValidationError):
             raise ValueError(
-                f"{self.repo_id!r} is no folder here and cannot be a repository id; expected a path that exists, or "
-                "owner/name"
+                f"{self.repo_id[:LONGEST_NAME]!r} is no folder here and cannot be a repository id; expected a path "
+                "that exists, or owner/name"
             ) from error
         if isinstance(error, OfflineModeIsEnabled):
             raise ValueError(f"{what} needs the Hub, and HF_HUB_OFFLINE is set; unset it") from error

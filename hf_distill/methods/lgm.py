@@ -395,14 +395,14 @@ class HeadMatching(Distiller):
             for each in settings:
                 check_teacher(each, train, accelerator)
         elif settings:
-            _check_fits(Backbone.from_pretrained(config.backbone, revision=config.backbone_revision), train)
+            _check_fits(_named(config), train)
 
     @classmethod
     def learn(cls, having: Preparation) -> dict[str, Any]:
         """The backbone that is named, or else the teacher of these settings, trained unless it is there."""
         (settings,), config = having.networks, having.config
         if config.backbone is not None:
-            return {"backbone": Backbone.from_pretrained(config.backbone, revision=config.backbone_revision)}
+            return {"backbone": _named(config)}
         teachers = find_teachers(None, having.train, having.test, settings, **having.options)
         folder = teacher_folder(having.train, settings, config.seed, having.accelerator)
         return {"backbone": Backbone.from_teacher(teachers[0], str(folder)), "teachers": teachers}
@@ -527,6 +527,14 @@ class HeadMatching(Distiller):
             decoded = self.pyramids.decode([level[part] for level in levels])
             decoded.backward(gradient[part])
         return {"loss": loss}
+
+
+def _named(config: HeadConfig) -> Backbone:
+    """The backbone of `--backbone`, which the message of an error begins with."""
+    try:
+        return Backbone.from_pretrained(str(config.backbone), revision=config.backbone_revision)
+    except ValueError as error:
+        raise ValueError(f"--backbone {config.backbone}: {error}") from error
 
 
 def _check_fits(backbone: Backbone, train: Outline) -> None:

@@ -4,6 +4,7 @@ Of such a student only the head learns, W (K, D) and b (K,), so features are wha
 tested are computed once for each pool of images, whatever the number of students.
 """
 
+import os
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ class ProbeSpec(StudentSpec):
             OSError: The Hub does not answer.
         """
         name, revision = student.removeprefix(PREFIX), None
-        if not Path(name).exists():
+        if not os.path.exists(name):
             name, _, revision = name.partition("@")
         if not name:
             raise ValueError(f"--student {student} names no backbone; expected such as {PREFIX}facebook/dinov2-base")

@@ -324,6 +324,12 @@ def test_a_set_is_probed_by_the_backbone_that_it_was_made_with(data, tmp_path):
     distilled.config["student"]["probe"] = {**about, "name": str(tmp_path / "gone")}
     with pytest.raises(ValueError, match=r"a backbone that is not found \(.*gone.*\); name one with --student probe"):
         student_specs(distilled, None)
+    for name in ("", "long" * 1250):
+        distilled.config["student"]["probe"] = {**about, "name": name}
+        with pytest.raises(ValueError, match=r"not found \('.*' is no folder here .*\); name one with --student probe"):
+            student_specs(distilled, None)
+        with pytest.raises(ValueError, match=r"--student probe:.*(names no backbone|is no folder here)"):
+            student_specs(distilled, [f"probe:{name}"])
     distilled.config["student"]["probe"] = ["nothing"]
     with pytest.raises(ValueError, match=r"made with the backbone \['nothing'\]; name one"):
         student_specs(distilled, None)

@@ -415,6 +415,9 @@ def test_files_have_the_permissions_of_the_user(tmp_path):
     ("name", "says"),
     [
         ("not/a/repo/at/all", "is no folder here and cannot be a repository id"),
+        ("", "'' is no folder here and cannot be a repository id"),
+        ("long" * 1250, "^'longlong(long)*' is no folder here and cannot be a repository id"),
+        ("nul\0nul", "is no folder here and cannot be a repository id"),
         ("nobody/nothing", "not in the local cache"),
         ("file", "is a file"),
         ("empty", r"has no note\.json"),

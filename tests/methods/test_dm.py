@@ -197,6 +197,7 @@ def test_a_student_without_features_is_refused(train, monkeypatch):
         ({"ipc": 60}, r"^--ipc is 60 and some classes lack training images: "),
         ({"student": "convnet_d5"}, r"convnet_d5 halves its images 5 times"),
         ({"student": "convnet"}, r"'convnet' is no timm model; did you mean"),
+        ({"student": "probe:me/vit"}, r"^--student probe:me/vit is a frozen backbone, .* lgm and clpdd \(--backbone"),
         ({"experts": "somewhere"}, r"experts"),
         ({"eval_baselines": ["forgetting"]}, r"forgetting, which needs the epochs of experts, and DM learns from none"),
     ],

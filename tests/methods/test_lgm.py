@@ -1,6 +1,8 @@
 """The maths of LGM and CLP-DD against autograd of everything, NumPy and scikit-learn; and mistakes told in a line."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -446,8 +448,22 @@ def test_images_and_backbones_that_do_not_fit_are_one_line(method, real, backbon
     with pytest.raises(ValueError, match="--normalization zca mixes them up; use --normalization mean_std"):
         method.check(config, whitened.outline, accelerator)
     given = method.config_class(eval_protocol="probe", batch_real=10, backbone=str(tmp_path))
-    with pytest.raises(ValueError, match=r"has no config\.json; expected an image network"):
+    said = rf"--backbone {tmp_path}: .* has no config\.json; expected an image network"
+    with pytest.raises(ValueError, match=said):
         method.check(given, outline, accelerator, [hd.TeacherConfig()])
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(ValueError, match=rf"--backbone {tmp_path}: .* has no model\.safetensors"):
+        method.check(given, outline, accelerator, [hd.TeacherConfig()])
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"--backbone {tmp_path}: .*preprocessor_config\.json"):
+        method.check(given, outline, accelerator, [hd.TeacherConfig()])
+    for name, what in {"not/a/repository": "no folder here", "x" * 300: "no folder here", "": "no folder here"}.items():
+        with pytest.raises(ValueError, match=f"--backbone {name}: .*{what}") as caught:
+            method.learn(SimpleNamespace(networks=[None], config=replace(given, backbone=name)))
+        assert "\n" not in str(caught.value)
+    revised = replace(given, backbone_revision="v1")
+    with pytest.raises(ValueError, match=rf"--backbone {tmp_path}: .* has no revision 'v1'"):
+        method.check(revised, outline, accelerator, [hd.TeacherConfig()])
     coloured = Outline((3, 8, 8), real.class_names, outline.counts, False)
     with pytest.raises(ValueError, match="sees gray images, and the data have 3 channels"):
         _check_fits(backbone, coloured)
