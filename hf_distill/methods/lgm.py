@@ -27,7 +27,9 @@ through φ.
 
 Differs from the authors' code of LGM:
 - Real features come from crops that are drawn once; theirs are drawn anew, from images that are cropped to 256 pixels.
-- A real batch is drawn with replacement; theirs goes through all images in an order.
+- A real batch is drawn with replacement; theirs goes through all images in an order. Its size is theirs by default,
+  K·IPC·A, and was set by what looking at images costs. Features that are kept cost next to nothing in a step: more of
+  them (`batch_real`) take noise out of g_real.
 - Batches of several processes are averaged as gradients of the images, each of a draw of its own.
 - The best step is selected on held-out images unless `--select last`, which is theirs.
 
@@ -244,7 +246,9 @@ class HeadConfig(LoopConfig):
     )
     augmentations: int = HfArg(default=10, help="Copies of each synthetic image in a step, each seen in its own way.")
     batch_real: int | None = HfArg(
-        default=None, help="Real features in a step; classes times --ipc times --augmentations if not given."
+        default=None,
+        help="Real features in a step; classes times --ipc times --augmentations if not given, which is the authors' "
+        "number. More cost next to nothing here, and take noise out of the gradient of real images.",
     )
     real_views: int = HfArg(
         default=10, help="Crops of each real image whose features are computed, once, and kept on disk in float16."
