@@ -9,7 +9,8 @@ It comes from a folder or a repository, and its files tell what it is:
     config.json of transformers, a classifier       before its logits
     config.json of transformers, another network    what it pools, or its first token
 
-That library's own classes are built, and no file of code or pickle is read, as teachers and priors are.
+That library's own classes are built, and no file of code is read, as for teachers and priors. Nor is a pickle, but for
+a CLIP whose weights are a pytorch_model.bin alone: plain tensors are read of it, and whatever else it holds is refused.
 """
 
 import copy
