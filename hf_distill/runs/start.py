@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import datasets
 import huggingface_hub.utils
 from accelerate import Accelerator
+from transformers.utils import logging as transformers_logging
 
 from ..config import DataArguments, DistillConfig, HubArguments, check_choice
 from ..distilled.distilled_set import DistilledSet
@@ -105,6 +106,7 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
 
 
 def disable_progress_bars() -> None:
-    """Silence the bars of `datasets` and of the Hub client."""
+    """Silence the bars of `datasets`, of transformers and of the Hub client."""
     datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
     huggingface_hub.utils.disable_progress_bars()

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import datasets
+import huggingface_hub.utils
 import pytest
 import timm
 import torch
@@ -25,9 +27,11 @@ from transformers import (
     ViTForImageClassification,
     ViTModel,
 )
+from transformers.utils import logging as transformers_logging
 
 import hf_distill as hd
 from hf_distill.networks.backbones import Backbone
+from hf_distill.runs.start import disable_progress_bars
 from tests.helpers.whole_clips import MEAN, STD, random, save_open_clip, save_timm
 
 pytestmark = pytest.mark.slow
@@ -75,6 +79,27 @@ def test_networks_of_transformers_without_a_head_give_what_they_pool(tmp_path, k
         "size": [8, 8],
     }
     assert json.loads(json.dumps(backbone.about())) == backbone.about()
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "classifier"])
+def test_no_bar_is_shown_where_bars_are_disabled(tmp_path, kind, capsys, request):
+    if kind == "classifier":
+        random(ViTForImageClassification(ViTConfig(**SMALL, patch_size=4))).save_pretrained(tmp_path)
+        size = {"height": 8, "width": 8}
+        BitImageProcessor(image_mean=MEAN, image_std=STD, size=size, do_center_crop=False).save_pretrained(tmp_path)
+    else:
+        save_transformers(tmp_path, kind)
+    for enabled in (
+        transformers_logging.enable_progress_bar,
+        datasets.enable_progress_bars,
+        huggingface_hub.utils.enable_progress_bars,
+    ):
+        request.addfinalizer(enabled)
+    transformers_logging.enable_progress_bar()
+    disable_progress_bars()
+    capsys.readouterr()
+    Backbone.from_pretrained(tmp_path)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_vit_whose_pooler_was_never_stored_gives_its_first_token(tmp_path):
