@@ -285,19 +285,18 @@ class Method(ABC):
         """
         if ALL in config.eval_baselines:  # that can be made
             return
+        lost = "experts with BatchNorm lack its statistics" if cls.learns_experts else None
         if "forgetting" in config.eval_baselines and not experts:
-            there = (
-                "those with BatchNorm lack its statistics" if cls.learns_experts else f"{cls.__name__} learns from none"
-            )
             raise ValueError(
-                f"--eval_baselines has forgetting, which needs the epochs of experts, and {there}; leave it out, or "
-                "give all"
+                "--eval_baselines has forgetting, which needs the epochs of experts, and "
+                f"{lost or f'{cls.__name__} learns from none'}; leave it out, or give all"
             )
         for name in config.eval_baselines:
             if name in LOGITS and not (network or config.eval_full_data):
                 raise ValueError(
                     f"--eval_baselines has {name}, which needs a network that knows such images, and without "
-                    f"--eval_full_data {cls.__name__} has none here; give --eval_full_data true, or leave {name} out"
+                    f"--eval_full_data {lost or f'{cls.__name__} has none'}; give --eval_full_data true, or leave "
+                    f"{name} out"
                 )
 
     @classmethod
