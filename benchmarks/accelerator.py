@@ -119,7 +119,7 @@ TINY = {
     "--update_steps 2 --compare_labels pruned",
     "apm": f"{TEACHER} --ipc 1 --max_steps 2 --num_students 2 --student_epochs 3",
     "dm": "--student convnet_d1 --student_width 8 --ipc 1 --max_steps 2",
-    "lgm": f"{HEADS} --augmentations 2",
+    "lgm": f"{HEADS} --augmentations 2 --batch_real 20",
     "clpdd": HEADS,
 }
 LEAST = "--max_train_samples 200 --max_test_samples 50 --disable_tqdm true"

@@ -92,7 +92,7 @@ RUNS = {
         f"{DATA} --student convnet_d1 --student_width 8 --batch_real 10 --ipc 1 --max_steps 6 --save_steps 3 "
         f"--eval_steps 3 --eval_nets 1 --eval_protocol quick {TABLE} --disable_tqdm true",
     ),
-    "lgm": Run("lgm", f"{HEADS} --augmentations 2"),
+    "lgm": Run("lgm", f"{HEADS} --augmentations 2 --batch_real 20"),
     "clpdd": Run("clpdd", HEADS),
     "apm": Run("apm", APM, ("teacher",)),
     "apm-1of2": Run("apm", f"{APM} --shard 1/2", ("teacher",)),

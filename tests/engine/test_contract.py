@@ -44,6 +44,7 @@ TINY = {
     "max_start_epoch": 2,
     "level_steps": 2,
     "real_views": 1,
+    "batch_real": 50,
     "lr_img": 1,
     "disable_tqdm": True,
 }

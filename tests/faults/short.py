@@ -35,7 +35,7 @@ FLAGS = {
     "datm": f"{DATA} {EXPERTS} {TABLE} {LOOP} --eval_protocol tiny --output_dir run",
     "dm": f"{DATA} --student convnet_d1 --student_width 8 {TABLE} --batch_real 10 --max_steps 12 --save_steps 4 "
     "--eval_steps 6 --eval_nets 1 --eval_protocol tiny --output_dir run",
-    "lgm": f"{HEADS} --real_views 1 --augmentations 2 --eval_protocol probe-tiny --output_dir run",
+    "lgm": f"{HEADS} --real_views 1 --augmentations 2 --batch_real 20 --eval_protocol probe-tiny --output_dir run",
     "clpdd": f"{HEADS} --real_views 1 --eval_protocol probe-tiny --output_dir run",
     "apm": f"{APM} --output_dir run",
     "sre2l": f"{DATA} {TEACHER} {TABLE} {RECOVER} --eval_protocol crops-tiny --output_dir run",
