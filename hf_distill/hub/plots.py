@@ -208,7 +208,7 @@ def _draw_keys(
     for number, (name, look) in enumerate(entries):
         y = bottom + TOP - line * (number + 0.5) + 0.1
         figure.add_artist(Line2D([KEYS / WIDTH], [y / height], markersize=7, linestyle="none", **look))
-        _write(figure, KEYS + 0.15, y, _cut(name, 20))
+        _write(figure, KEYS + 0.15, y, _cut(_without_home(name), 20))
 
 
 def _draw_against(
@@ -363,6 +363,11 @@ def _draw_key(
 def _write(figure: "Figure", x: float, y: float, text: str, size: float = 9.5, **look: Any) -> None:
     """Write a text at a place in inches; what looks like a formula in it is none."""
     figure.text(x / WIDTH, y / figure.get_figheight(), text, fontsize=size, va="center", parse_math=False, **look)
+
+
+def _without_home(name: str) -> str:
+    """The name of a network of a probe without what many of them begin with: `probe:`, and whose it is."""
+    return name.rpartition("/")[2] if name.startswith("probe:") and "/" in name else name.removeprefix("probe:")
 
 
 def _cut(text: str, most: int) -> str:

@@ -86,3 +86,11 @@ def test_the_set_keeps_the_picture_of_a_grid_as_long_as_there_is_one(tmp_path, m
     distilled.save_pretrained(tmp_path)
     assert not picture.exists()
     assert "results.png" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_key_tells_backbones_apart_whose_names_begin_alike():
+    def drawn(backbone: str) -> np.ndarray:
+        names = ("probe:vit (89abcdef)", f"probe:facebook/dinov2-{backbone} (01234567)")
+        return np.asarray(results_plot([row("distilled", 0.5, student=name) for name in names]))
+
+    assert not np.array_equal(drawn("base"), drawn("large"))
