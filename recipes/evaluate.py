@@ -179,14 +179,14 @@ def main() -> None:
     name = args.distilled_dataset
     distilled = DistilledSet.from_pretrained(name, **where) if ours else find_foreign(args, data_args)
     protocols = protocols_for(distilled, args.protocol, args.factor)
-    students = student_specs(distilled, args.student)
-    for each in protocols:
-        check_protocol(students, each)
     if hub.push_to_hub and hub.hub_model_id is None and distilled.origin is not None:
         hub = replace(hub, hub_model_id=distilled.origin.repo_id)
     if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
         distilled.check_published(hub.hub_model_id, token=hub.hub_token)
     prepare_push(hub, DistilledSet, accelerator)
+    students = student_specs(distilled, args.student)
+    for each in protocols:
+        check_protocol(students, each)
     labels = None if args.labels is None else find_labels(args.labels, token=hub.hub_token)
     sources = label_sources(distilled, args.compare_labels, token=hub.hub_token)
     for source in (labels, *sources.values()):

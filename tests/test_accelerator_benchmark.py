@@ -183,7 +183,7 @@ def test_on_a_cpu_the_same_parts_run_at_toy_size(tmp_path):
     assert all(row["gap"] > 0 < row["floor_s"] for row in unrolled)
     matched = figures["dm-cifar100"]["rows"]
     assert [row["images_at_once"] for row in matched] == ["4", "100", "plain"]
-    assert matched[0]["graph_bytes"] < matched[1]["graph_bytes"] <= matched[2]["graph_bytes"]
+    assert matched[0]["graph_bytes"] < matched[1]["graph_bytes"] == pytest.approx(matched[2]["graph_bytes"], rel=0.05)
     assert [row["experts_at_once"] for row in figures["experts-cifar10"]["rows"]] == [1, 2]
     tesla = figures["cifar10-tesla-truncated-ipc10"]
     assert tesla["steps"] > 0

@@ -168,7 +168,7 @@ def network(train: RealImages) -> Teacher:
 def students_of_apm(train: RealImages, accelerator: Accelerator, folder: str) -> None:
     config = APMConfig(ipc=1, max_steps=1, student_epochs=4, num_students=1, output_dir=folder, disable_tqdm=True)
     apm = APM(config, train, teachers=[network(train)], accelerator=accelerator)
-    apm.students(apm.initial(apm.blocks()[0]), apm._logits(apm.teachers[0].model), 5)
+    apm.train_students(apm.initial(apm.blocks()[0]), apm._logits(apm.teachers[0].model), 5)
 
 
 def students_on_crops(train: RealImages, accelerator: Accelerator, folder: str) -> None:

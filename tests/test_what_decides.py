@@ -89,7 +89,8 @@ def run(recipes: Any, method: type, home: Path, before: str) -> tuple[dict[str, 
     name = method.__name__.lower()
     known = {field.name for part in recipes.dataclasses(name) for field in dataclasses.fields(part)}
     flags = {flag: value for flag, value in TINY.items() if flag in known}
-    flags |= {"eval_protocol": "tiny" if issubclass(method, Distiller) else "crops-tiny", "output_dir": "run"}
+    students = "tiny" if issubclass(method, Distiller) else "crops-tiny"
+    flags |= {"eval_protocol": "probe-quick" if method.probes else students, "output_dir": "run"}
     done = recipes(name, flags, home, before=CHOICES + before)
     assert done.status == [0], done.err
     files = {

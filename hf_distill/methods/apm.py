@@ -507,7 +507,7 @@ class APM(BlockDistiller):
     def _frozen(self, model: nn.Module) -> Network:
         return self._logits(model.requires_grad_(False))
 
-    def students(self, x: Tensor, teacher: Network, seed: int) -> list[Network]:
+    def train_students(self, x: Tensor, teacher: Network, seed: int) -> list[Network]:
         """f_1 to f_K: one student along its training on (A(X), f_T(X)), frozen."""
         config = self.config
         with torch.no_grad():
@@ -544,7 +544,7 @@ class APM(BlockDistiller):
                 drawn = int(torch.randint(len(self.teachers), (1,), generator=generator(seed, "teacher")))
                 teacher, rows = self._logits(self.teachers[drawn].folded), self.logits_of[drawn]
                 students = []  # those before it need not stay in memory while it is trained
-                students = self.students(x, teacher if rows is None else _columns(teacher, rows), seed)
+                students = self.train_students(x, teacher if rows is None else _columns(teacher, rows), seed)
                 self.keep(block, t, lambda: {"x": x, "velocity": velocity})  # their training takes long
             options = {"segment_size": self.segment_size, "reduce": config.reduce_k, "rows": rows}
             gradient, apart, ce = group_gradient(teacher, students, x, labels, config.alpha, **options)

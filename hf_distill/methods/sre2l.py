@@ -71,7 +71,7 @@ class SRe2LConfig(RecoveringConfig):
     @property
     def weights(self) -> dict[str, float]:
         """Those of the terms of L beside the cross-entropy."""
-        return {**super().weights, "tv": self.r_tv, "l2": self.r_l2}
+        return {"bn": self.r_bn, "tv": self.r_tv, "l2": self.r_l2}  # without super(), which is not compiled
 
 
 @dataclass

@@ -246,7 +246,7 @@ def test_students_begin_anew_after_so_many_iterations(data, teacher, tmp_path, f
     (block,) = apm.blocks()
     seen = []
 
-    def students(x, network, seed, known=apm.students):
+    def train_students(x, network, seed, known=apm.students):
         seen.append(len(steps))
         return known(x, network, seed)
 
@@ -260,7 +260,7 @@ def test_each_group_has_students_of_its_own(data, teacher, tmp_path):
     apm = make(data, teacher, tmp_path, batch_syn=4, max_steps=4, refresh_every=2)
     seeds: list[int] = []
 
-    def students(x, network, seed, known=apm.students):
+    def train_students(x, network, seed, known=apm.students):
         seeds.append(seed)
         return known(x, network, seed)
 
@@ -304,7 +304,7 @@ def test_each_student_has_a_teacher_that_was_drawn_and_the_first_one_labels(data
     drawn: list[int] = []
     trained = apm.students
 
-    def students(x, network, seed):
+    def train_students(x, network, seed):
         said = [torch.equal(network(x), each.logits(x)) for each in (teacher, other)]
         drawn.append(said.index(True))
         return trained(x, network, seed)
@@ -322,7 +322,7 @@ def test_students_see_augmented_images(data, teacher, tmp_path):
         (block,) = apm.blocks()
         seen: list[nn.Module] = []
         apm._frozen = seen.append
-        apm.students(apm.initial(block), teacher.logits, 7)
+        apm.train_students(apm.initial(block), teacher.logits, 7)
         return torch.cat([parameter.flatten() for parameter in seen[-1].parameters()])
 
     assert not torch.allclose(parameters(""), parameters("scale"))
@@ -366,7 +366,7 @@ def test_the_launchers_precision_gives_nearly_the_same_students_and_gradient(dat
         apm = make(data, teacher, tmp_path, **flags)
         (block,) = apm.blocks()
         x, network = apm.initial(block), apm._logits(teacher.model)
-        students = apm.students(x, network, 7)
+        students = apm.train_students(x, network, 7)
         gradient, *_ = group_gradient(network, students, x, block.labels, 0.1)
         return network(x), students[1](x), gradient
 
@@ -722,7 +722,7 @@ def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(
     class Stop(Exception):
         pass
 
-    def students(x, network, seed, known=stopped.students, calls=[]):  # noqa: B006
+    def train_students(x, network, seed, known=stopped.students, calls=[]):  # noqa: B006
         calls.append(seed)
         if len(calls) == 5:  # the student of iteration 12
             raise Stop

@@ -583,7 +583,7 @@ def test_statistics_that_are_not_numbers_are_one_line(make, train):
         ({"r_bn": -1.0}, "--r_bn is -1.0; expected at least 0"),
         (
             {"eval_baselines": ["kmeans"]},
-            "--eval_baselines is 'kmeans'; expected one of random, herding, k-center, el2n",
+            "--eval_baselines is 'kmeans'; expected one of random, herding, k-center, centroid",
         ),
     ],
 )
