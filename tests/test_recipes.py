@@ -249,7 +249,6 @@ def cut(tmp_path_factory) -> Path:
             {"backbone": WRITTEN / "teacher", "color": "rgb"},
             "sees gray images, and the data have 3 channels; give --color gray",
         ),
-        ("lgm", {"augmentations": 90}, "a step takes 180 real features"),
         (
             "clpdd",
             {"normalization": "zca"},

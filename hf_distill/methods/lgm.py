@@ -247,8 +247,8 @@ class HeadConfig(LoopConfig):
     augmentations: int = HfArg(default=10, help="Copies of each synthetic image in a step, each seen in its own way.")
     batch_real: int | None = HfArg(
         default=None,
-        help="Real features in a step; classes times --ipc times --augmentations if not given, which is the authors' "
-        "number. More cost next to nothing here, and take noise out of the gradient of real images.",
+        help="Real features in a step, or all that there are; classes times --ipc times --augmentations if not given, "
+        "which is the authors' number. More cost next to nothing here, and take noise out of the real gradient.",
     )
     real_views: int = HfArg(
         default=10, help="Crops of each real image whose features are computed, once, and kept on disk in float16."
@@ -298,7 +298,7 @@ class HeadConfig(LoopConfig):
 
     def real_in_a_step(self, num_classes: int, views: int) -> int:
         """Real features in a step, of `views` that there are."""
-        return self.batch_real or num_classes * self.ipc * self.augmentations
+        return min(self.batch_real or num_classes * self.ipc * self.augmentations, views)
 
 
 @dataclass
@@ -322,7 +322,7 @@ class CLPDDConfig(HeadConfig):
 
     augmentations: int = HfArg(default=1, help="Copies of each synthetic image in a step, each seen in its own way.")
     batch_real: int | None = HfArg(
-        default=None, help="Real features in a step; 1,024 if not given, or as many as there are."
+        default=None, help="Real features in a step, or all that there are; 1,024 if not given."
     )
     ridge: float = HfArg(default=1.0, help="λ of the head, times the mean squared length of synthetic features.")
     temperature: float = HfArg(default=0.07, help="τ, by which what the head says of real features is divided.")
@@ -335,7 +335,7 @@ class CLPDDConfig(HeadConfig):
 
     def real_in_a_step(self, num_classes: int, views: int) -> int:
         """As `HeadConfig.real_in_a_step`."""
-        return self.batch_real or min(REAL, views)
+        return min(self.batch_real or REAL, views)
 
 
 class HeadMatching(Distiller):
@@ -349,8 +349,7 @@ class HeadMatching(Distiller):
         kwargs: See `Method`.
 
     Raises:
-        ValueError: The images have colours and the backbone sees gray ones; there are fewer real views than a step
-            takes; or as `check`.
+        ValueError: The images have colours and the backbone sees gray ones; or as `check`.
     """
 
     learns_from = (TeacherConfig,)
@@ -385,14 +384,6 @@ class HeadMatching(Distiller):
             raise ValueError(
                 f"{cls.__name__} makes pixels, as a backbone sees them, and --normalization zca mixes them up; "
                 "use --normalization mean_std"
-            )
-        views = config.real_views * len(train)
-        batch = config.real_in_a_step(train.num_classes, views)
-        if batch > views:
-            raise ValueError(
-                f"a step takes {batch:,} real features (--batch_real, or classes times --ipc times --augmentations), "
-                f"and there are {views:,} ({len(train):,} images in {config.real_views} --real_views); give a "
-                "smaller --batch_real"
             )
         settings = [each for each in networks if isinstance(each, TeacherConfig)]
         if config.backbone is None:

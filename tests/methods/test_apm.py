@@ -246,12 +246,12 @@ def test_students_begin_anew_after_so_many_iterations(data, teacher, tmp_path, f
     (block,) = apm.blocks()
     seen = []
 
-    def train_students(x, network, seed, known=apm.students):
+    def students(x, network, seed, known=apm.train_students):
         seen.append(len(steps))
         return known(x, network, seed)
 
     steps: list[int] = []
-    apm.students = students
+    apm.train_students = students
     apm.make(block, lambda iteration, values: steps.append(iteration))
     assert seen == wanted
 
@@ -260,11 +260,11 @@ def test_each_group_has_students_of_its_own(data, teacher, tmp_path):
     apm = make(data, teacher, tmp_path, batch_syn=4, max_steps=4, refresh_every=2)
     seeds: list[int] = []
 
-    def train_students(x, network, seed, known=apm.students):
+    def students(x, network, seed, known=apm.train_students):
         seeds.append(seed)
         return known(x, network, seed)
 
-    apm.students = students
+    apm.train_students = students
     blocks = list(apm.blocks())
     for block in blocks:
         apm.make(block, lambda *_: None)
@@ -284,7 +284,7 @@ def test_images_move_against_the_objective_with_momentum_and_a_rate_that_falls(d
     flags = {"alpha": 0.7, "mom_img": 0.6, "lr_img": 0.5, "reduce_k": reduce, "segment_size": 7, "max_steps": 4}
     apm = make(data, teacher, tmp_path, refresh_every=2, **flags)
     students = [SPEC.build(seed).eval().requires_grad_(False) for seed in (5, 6)]
-    apm.students = lambda x, network, seed: students
+    apm.train_students = lambda x, network, seed: students
     (block,) = apm.blocks()
     found = apm.make(block, lambda *_: None)
     x, v = apm.initial(block), 0.0
@@ -302,14 +302,14 @@ def test_each_student_has_a_teacher_that_was_drawn_and_the_first_one_labels(data
     other = Teacher(SPEC.build(8), SPEC, data[0].class_names, teacher.preprocessing)
     apm = make(data, [teacher, other], tmp_path, max_steps=12, refresh_every=1, lr_img=0.0)
     drawn: list[int] = []
-    trained = apm.students
+    trained = apm.train_students
 
-    def train_students(x, network, seed):
+    def students(x, network, seed):
         said = [torch.equal(network(x), each.logits(x)) for each in (teacher, other)]
         drawn.append(said.index(True))
         return trained(x, network, seed)
 
-    apm.students = students
+    apm.train_students = students
     distilled = apm.run()
     assert set(drawn) == {0, 1}
     said = teacher.logits(distilled.pixel_values.detach())
@@ -722,13 +722,13 @@ def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(
     class Stop(Exception):
         pass
 
-    def train_students(x, network, seed, known=stopped.students, calls=[]):  # noqa: B006
+    def students(x, network, seed, known=stopped.train_students, calls=[]):  # noqa: B006
         calls.append(seed)
         if len(calls) == 5:  # the student of iteration 12
             raise Stop
         return known(x, network, seed)
 
-    stopped.students = students
+    stopped.train_students = students
     with pytest.raises(Stop):
         stopped.run()
     kept = tmp_path / "stopped" / "blocks" / "unfinished-000000"
@@ -736,11 +736,11 @@ def test_a_group_that_was_stopped_goes_on_from_what_was_kept_with_the_same_bits(
     goes_on = make(data, teacher, tmp_path / "stopped", **flags)
     begun = []
 
-    def from_there(x, network, seed, known=goes_on.students):
+    def from_there(x, network, seed, known=goes_on.train_students):
         begun.append(seed)
         return known(x, network, seed)
 
-    goes_on.students = from_there
+    goes_on.train_students = from_there
     assert torch.equal(goes_on.run().pixel_values, whole.pixel_values)
     assert len(begun) == 1
     assert not kept.exists()
