@@ -27,7 +27,7 @@ from ..data.upload import upload
 from ..hub.checks import Rules, check_values, is_commit_of_repository, is_hex, is_whole
 from ..hub.files import load_json
 from ..hub.repository import Repository
-from ..networks.architectures import FlatModel, StudentSpec, sha256_of
+from ..networks.architectures import FlatModel, StudentSpec, sees_batches, sha256_of
 from ..networks.compiling import compiled
 from ..networks.projector import INDEX, LabelProjector
 from ..networks.teachers import Teacher
@@ -554,7 +554,7 @@ class BatchLabels(LabelSource):
                 )
             self.sources.append(source)
         self.together, models = together, [source.teacher.model for source in self.sources]
-        if not any(isinstance(layer, _BatchNorm) for model in models for layer in model.modules()):
+        if not any(map(sees_batches, models)):
             names = ", ".join(source.name for source in self.sources)
             raise ValueError(
                 f"--batch_statistics is {together} and {names} has no BatchNorm, whose statistics it means; leave it "

@@ -438,52 +438,49 @@ FADRM = CropProtocol(
     "of its tests, and here the last epoch counts.",
 )
 
+MTT = EvalProtocol(
+    "mtt",
+    epochs=1001,
+    full_data_epochs=101,
+    lrs=(0.01, 0.003, 0.03, 0.1),
+    source="The code of MTT (arXiv:2203.11932) and TESLA (arXiv:2211.10586): epochs 0 to 1000, after 501 a "
+    "tenth of the learning rate and a new optimizer. Their learning rate is the learned one; what the other "
+    "sets choose from, and the epochs on all real images, are this library's.",
+)
+
+QUICK = EvalProtocol(
+    "quick",
+    epochs=200,
+    full_data_epochs=30,
+    batch_size=128,
+    lrs=(0.03, 0.01, 0.1),
+    source="This library's, for small images on a CPU: on all of scikit-learn's digits convnet_d2 of width 32 "
+    "reaches 99.0 % in the 3 s of 30 epochs, and with many more, in batches of 256, 99.4 % to 100 %.",
+)
+
 PROTOCOLS: dict[str, TrainingProtocol] = {
     protocol.name: protocol
     for protocol in (
-        EvalProtocol(
-            "mtt",
-            epochs=1001,
-            full_data_epochs=101,
-            lrs=(0.01, 0.003, 0.03, 0.1),
-            source="The code of MTT (arXiv:2203.11932) and TESLA (arXiv:2211.10586): epochs 0 to 1000, after 501 a "
-            "tenth of the learning rate and a new optimizer. Their learning rate is the learned one; what the other "
-            "sets choose from, and the epochs on all real images, are this library's.",
-        ),
-        EvalProtocol(
-            "quick",
-            epochs=200,
-            full_data_epochs=30,
-            batch_size=128,
-            lrs=(0.03, 0.01, 0.1),
-            source="This library's, for small images on a CPU: on all of scikit-learn's digits convnet_d2 of width 32 "
-            "reaches 99.0 % in the 3 s of 30 epochs, and with many more, in batches of 256, 99.4 % to 100 %.",
-        ),
-        EvalProtocol(
-            "datm",
-            epochs=1001,
-            full_data_epochs=101,
-            lrs=(0.01, 0.003, 0.03, 0.1),
+        MTT,
+        QUICK,
+        replace(
+            MTT,
+            name="datm",
             ema=0.9995,
             source="DATM (arXiv:2310.05773): as mtt, and what is tested is the running mean of a student's parameters, "
             "with a decay of 0.9995. That the decay of step i is at most (1 + i) / (10 + i) is this library's: without "
             "it the mean of a thousand steps is mostly the initialisation; with it 0.9995 is reached at step 17,990.",
         ),
-        EvalProtocol(
-            "datm-995",
-            epochs=1001,
-            full_data_epochs=101,
-            lrs=(0.01, 0.003, 0.03, 0.1),
+        replace(
+            MTT,
+            name="datm-995",
             ema=0.995,
             source="As datm, with the decay of 0.995 that its authors give CIFAR-10 at 1 and 50 images per class, and "
             "Tiny-ImageNet at 50.",
         ),
-        EvalProtocol(
-            "datm-quick",
-            epochs=200,
-            full_data_epochs=30,
-            batch_size=128,
-            lrs=(0.03, 0.01, 0.1),
+        replace(
+            QUICK,
+            name="datm-quick",
             ema=0.995,
             source="This library's, for small images on a CPU: as quick, with the running mean of datm-995.",
         ),

@@ -40,7 +40,7 @@ from ..distilled.distilled_set import DistilledSet
 from ..engine.loop import Distiller
 from ..evaluation.students import check_student
 from ..hub.cards import Paper
-from ..networks.architectures import NORMS, StudentSpec, before_logits
+from ..networks.architectures import NORMS, StudentSpec, before_logits, sees_batches
 from ..networks.compiling import compiled, in_precision, refuse_fp16
 from ..rng import derive_seed, generator
 
@@ -191,11 +191,10 @@ class DM(Distiller):
         # BatchNorm of a network that nothing has trained has the statistics of a batch, and no others.
         self.network = torch.func.replace_all_batch_norm_modules_(self.student.build(0)).eval()
         self.network.to(self.device).requires_grad_(False)
-        sees_batches = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.network.modules())
         self.real = Pool(train, train.labels, preprocessing=train.preprocessing, device=self.device, keep="floats")
         self.counts = [min(config.batch_real, len(train.class_rows(label))) for label in range(train.num_classes)]
         sizes = [max(count, config.ipc) for count in self.counts]
-        self.parts = [slice(0, len(sizes))] if sees_batches else parts_of(sizes, config.micro_batch_size)
+        self.parts = [slice(0, len(sizes))] if sees_batches(self.network) else parts_of(sizes, config.micro_batch_size)
         self._means = [
             (averaging(counts).to(self.device), averaging([config.ipc] * len(counts)).to(self.device))
             for counts in (self.counts[part] for part in self.parts)

@@ -64,6 +64,11 @@ def layout_for(model: nn.Module, device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" and not grouped else torch.contiguous_format
 
 
+def sees_batches(model: nn.Module) -> bool:
+    """True where what a network in training says of an image depends on its batch: it has BatchNorm of some kind."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def before_logits(model: nn.Module, images: Tensor) -> Tensor:
     """The features (n, D) that a timm model has of `images` (n, C, H, W) before its logits."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
@@ -296,7 +301,7 @@ class FlatModel:
     @property
     def sees_batches(self) -> bool:
         """True where BatchNorm makes what it says of an image depend on the others of the batch."""
-        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.module.modules())
+        return sees_batches(self.module)
 
     def to(self, device: torch.device | str) -> "FlatModel":
         """Move the buffers of the architecture, where it has any; `theta` brings its own device."""

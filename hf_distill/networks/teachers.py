@@ -495,7 +495,7 @@ class Teacher(HubFolder):
             ValueError: There is no such expert, or its network has running statistics, which trajectories do not hold.
         """
         model = FlatModel.from_spec(experts.spec)
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.module.modules()):
+        if model.sees_batches:
             raise ValueError(
                 f"the experts in {experts.folder} have BatchNorm, whose running statistics are not stored; expected "
                 "experts with --student_norm instance or none, or a teacher that recipes/teacher.py trained"

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from ..augmentation.dsa import DEFAULT_STRATEGY, DSA, DsaParams
@@ -159,8 +159,7 @@ class ExpertTrainer:
         self.flat = FlatModel.from_spec(spec).to(accelerator.device)
         self.dsa = DSA(config.dsa_strategy)
         self.images = _pool(real, accelerator.device)
-        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.flat.module.modules())
-        self._only_alone = normalised and accelerator.mixed_precision != "no"
+        self._only_alone = self.flat.sees_batches and accelerator.mixed_precision != "no"
         self._logits = in_precision(self.flat, accelerator)
         self._one, self._many = compiled(_measured, accelerator), compiled(_gradients, accelerator)
 
