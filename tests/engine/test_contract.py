@@ -211,6 +211,8 @@ Distiller.objection = objection
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "processes"), [("SIGTERM", 1), ("SIGUSR1", 2)])
 def test_a_run_that_a_cluster_ends_keeps_its_next_step_and_goes_on_as_it_says(runs, whole, double, name, processes):
+    if processes == 1 and runs.method is not LOOPED[0]:
+        pytest.skip("two processes are ended as one is, and more")
     folder = runs.home / f"ended by {name}"
     ended = runs.start(folder, processes, before=SIGNAL.format(name=name))
     assert ended.status == [1] * processes
@@ -219,9 +221,8 @@ def test_a_run_that_a_cluster_ends_keeps_its_next_step_and_goes_on_as_it_says(ru
     assert "Traceback" not in ended.err
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
     assert not (folder / ".claim").exists()
-    if processes > 1 or runs.method is LOOPED[0]:
-        uninterrupted = whole if processes == 1 else double
-        check_same_bits(runs.finish(folder, processes, resume_from_checkpoint="latest"), uninterrupted)
+    uninterrupted = whole if processes == 1 else double
+    check_same_bits(runs.finish(folder, processes, resume_from_checkpoint="latest"), uninterrupted)
 
 
 # Dies while the second checkpoint, that of step 6, is being written.
@@ -356,8 +357,8 @@ hf_distill.engine.loop.validation_accuracy = lambda *args: next(said)
     [([0.1, 0.3, 0.2, 0.3], 2), ([0.5, 0.4, 0.3, 0.2], 0), ([0.1, 0.2, 0.3, 0.4], 6)],
 )
 def test_the_first_of_the_best_steps_on_held_out_images_is_kept(runs, accuracies, step, tmp_path):
-    if step == 6 and runs.method is not LOOPED[0]:
-        pytest.skip("nothing is put back")
+    if step != 2 and runs.method is not LOOPED[0]:
+        pytest.skip("one step to put back is enough")
     flags = {"eval_steps": 2, "save_steps": 2, "save_total_limit": 9, **LEAN}
     done = runs.start(tmp_path, before=SAID.format(accuracies=accuracies), **flags)
     assert done.status == [0], done.err
@@ -369,7 +370,7 @@ def test_the_first_of_the_best_steps_on_held_out_images_is_kept(runs, accuracies
         assert not torch.allclose(distilled.pixel_values, images(tmp_path, 2), rtol=1e-3, atol=1e-3)
 
 
-def test_without_selection_or_held_out_images_the_last_step_is_kept_and_nothing_is_asked(runs, half, tmp_path):
+def test_without_selection_or_held_out_images_the_last_step_is_kept_and_nothing_is_asked(runs, half, once, tmp_path):
     resumed = shutil.copytree(half, tmp_path / "resumed")  # it selected, and what it remembers is in its checkpoint
     flags = {"select": "last", "resume_from_checkpoint": "latest"}
     done = runs.start(resumed, before=SAID.format(accuracies=[]), **LEAN, **flags)
