@@ -62,9 +62,7 @@ def _uri(target: Path) -> str:
 
 def _listing(folder: Path) -> str:
     names = [f"{path.name}/index.html" if path.is_dir() else path.name for path in sorted(folder.iterdir())]
-    rows = "".join(
-        f'<li><a href="{html.escape(name)}">{html.escape(name)}</a></li>' for name in names if name[0] != "."
-    )
+    rows = "".join(f"<li><a href='{name}'>{name}</a></li>" for name in map(html.escape, names) if name[0] not in "._")
     return f"<!doctype html><meta charset=utf-8><title>{folder.name}</title><h1>{folder.name}</h1><ul>{rows}</ul>"
 
 
@@ -156,11 +154,9 @@ def _flags(config: griffe.Class) -> list[griffe.DocstringParameter]:
     flags = []
     for member in filter(_is_flag, config.members.values()):
         given = {word.name: word.value for word in member.value.arguments}
-        default = given.get("default") or given["default_factory"]
+        about = {"annotation": member.annotation, "value": given.get("default") or given["default_factory"]}
         text = _text(ast.parse(str(given["help"]), mode="eval").body)
-        flags.append(
-            griffe.DocstringParameter(member.name, annotation=member.annotation, description=text, value=default)
-        )
+        flags.append(griffe.DocstringParameter(member.name, description=text, **about))
     return flags
 
 
