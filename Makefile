@@ -39,7 +39,7 @@ lint: $(BIN)/.installed
 	$(BIN)/mypy
 
 docs: $(BIN)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 screenshot: $(BIN)/.installed
 	$(BIN)/hf-distill board $(SETS) --output_dir outputs/board

@@ -125,8 +125,10 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = obj.docstring.value.replace("Example:\n", "Examples:\n")
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        exported = [_class(pkg.members[str(name)]) for name in pkg.exports or ()]
-        shown = [config for config in exported if config is not None]
+        exported = [_target(pkg.members[str(name)]) for name in pkg.exports or ()]
+        if bare := [target.path for target in exported if target and not target.docstring]:
+            raise PluginError(f"exported names without a docstring: {', '.join(bare)}")
+        shown = [target for target in exported if isinstance(target, griffe.Class)]
         tables = [[config, *(parent for parent in config.mro() if parent not in shown)] for config in shown]
         flags = [[flag for part in reversed(parts) for flag in _flags(part)] for parts in tables]
         for config, parts, found in zip(shown, tables, flags, strict=True):
@@ -136,13 +138,12 @@ class Docstrings(griffe.Extension):
                 part.members = {name: member for name, member in part.members.items() if not _is_flag(member)}
 
 
-def _class(member: griffe.Object | griffe.Alias) -> griffe.Class | None:
-    """The class that an exported name stands for; None for what is none, or of another package."""
+def _target(member: griffe.Object | griffe.Alias) -> griffe.Object | None:
+    """What an exported name stands for; None for what is of another package."""
     try:
-        target = member.final_target if isinstance(member, griffe.Alias) else member
+        return member.final_target if isinstance(member, griffe.Alias) else member
     except griffe.AliasResolutionError:
         return None
-    return target if isinstance(target, griffe.Class) else None
 
 
 def _is_flag(member: griffe.Object | griffe.Alias) -> bool:
