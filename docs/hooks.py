@@ -126,9 +126,10 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         exported = [_target(pkg.members[str(name)]) for name in pkg.exports or ()]
-        if bare := [target.path for target in exported if target and not target.docstring]:
+        made = [target for target in exported if isinstance(target, griffe.Class | griffe.Function)]
+        if bare := [target.path for target in made if not target.docstring]:
             raise PluginError(f"exported names without a docstring: {', '.join(bare)}")
-        shown = [target for target in exported if isinstance(target, griffe.Class)]
+        shown = [target for target in made if isinstance(target, griffe.Class)]
         tables = [[config, *(parent for parent in config.mro() if parent not in shown)] for config in shown]
         flags = [[flag for part in reversed(parts) for flag in _flags(part)] for parts in tables]
         for config, parts, found in zip(shown, tables, flags, strict=True):
