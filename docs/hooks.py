@@ -118,7 +118,7 @@ def on_post_build(config: MkDocsConfig, **_: Any) -> None:
 
 
 class Docstrings(griffe.Extension):
-    """Shows examples as code, and the fields of a config that are flags, its unexported parents' too, as one table."""
+    """Shows examples as code, and the fields of a config that are flags, and those of its parents, as one table."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
@@ -130,13 +130,11 @@ class Docstrings(griffe.Extension):
         if bare := [target.path for target in made if not target.docstring]:
             raise PluginError(f"exported names without a docstring: {', '.join(bare)}")
         shown = [target for target in made if isinstance(target, griffe.Class)]
-        tables = [[config, *(parent for parent in config.mro() if parent not in shown)] for config in shown]
-        flags = [[flag for part in reversed(parts) for flag in _flags(part)] for parts in tables]
-        for config, parts, found in zip(shown, tables, flags, strict=True):
+        flags = [[flag for part in (config, *config.mro()) for flag in _flags(part)] for config in shown]
+        for config, found in zip(shown, flags, strict=True):
             if found and config.docstring:
                 config.docstring.parsed.append(griffe.DocstringSectionParameters(found, title="Flags:"))
-            for part in parts:
-                part.members = {name: member for name, member in part.members.items() if not _is_flag(member)}
+            config.members = {name: member for name, member in config.members.items() if not _is_flag(member)}
 
 
 def _target(member: griffe.Object | griffe.Alias) -> griffe.Object | None:
