@@ -1,10 +1,13 @@
 """The README and the pages of docs/: their code runs as it stands there, in order, and their commands are there."""
 
+import json
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -78,6 +81,24 @@ def test_the_readme_fits_its_lines_and_links_to_what_is_there():
     pages = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert link.removeprefix("docs/") in pages or (ROOT / link).exists(), link  # `make docs` looks for the pages
+
+
+def accuracies(stored: object) -> Iterator[str]:
+    """Mean and deviation of all rows of a report, wherever in a JSON file they are, as the README writes them."""
+    if isinstance(stored, dict) and isinstance(stored.get("accuracies"), list):
+        percents = [100 * value for value in stored["accuracies"]]
+        yield f"{mean(percents):.1f} ± {stdev(percents):.1f}"
+    for value in stored.values() if isinstance(stored, dict) else stored if isinstance(stored, list) else ():
+        yield from accuracies(value)
+
+
+def test_the_accuracies_of_the_readmes_methods_are_those_of_the_files_beside_them():
+    rows = re.findall(
+        r"^\|.* (\d+\.\d ± \d\.\d) .*\((benchmarks/\S+\.json)\)", PAGES[0].read_text(), flags=re.MULTILINE
+    )
+    assert len(rows) == 8
+    for told, file in rows:
+        assert told in accuracies(json.loads((ROOT / file).read_text())), f"{file}: {told}"
 
 
 def test_the_ten_lines_are_those_of_the_readme_wherever_they_stand():
