@@ -24,6 +24,7 @@ from mkdocs.structure.pages import Page
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 PAGES = ("CONTRIBUTING.md", "AGENTS.md", "SECURITY.md", "CHANGELOG.md")
+SHOWN = (".json", ".ipynb", ".png", ".jpg", ".html", ".txt")  # browsers fetch other files in place of showing them
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 ELSEWHERE = re.compile(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
@@ -57,12 +58,12 @@ def _uri(target: Path) -> str:
     if not target.is_relative_to(ROOT) or any(part.startswith((".", "__")) for part in target.relative_to(ROOT).parts):
         return target.as_posix()
     uri = f"files/{target.relative_to(ROOT).as_posix()}"
-    return f"{uri}/index.html" if target.is_dir() else f"{uri}.txt" if target.suffix == ".md" else uri
+    return f"{uri}/index.html" if target.is_dir() else uri if target.suffix in SHOWN else f"{uri}.txt"
 
 
 def _listing(folder: Path) -> str:
-    names = [f"{path.name}/index.html" if path.is_dir() else path.name for path in sorted(folder.iterdir())]
-    rows = "".join(f"<li><a href='{name}'>{name}</a></li>" for name in map(html.escape, names) if name[0] not in "._")
+    names = {path.name: posixpath.relpath(_uri(path), posixpath.dirname(_uri(folder))) for path in folder.iterdir()}
+    rows = "".join(f"<li><a href='{names[name]}'>{name}</a></li>" for name in sorted(names) if name[0] not in "._")
     return f"<!doctype html><meta charset=utf-8><title>{folder.name}</title><h1>{folder.name}</h1><ul>{rows}</ul>"
 
 
