@@ -118,7 +118,8 @@ def flags() -> dict[str, set[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_commands_of_a_page_name_recipes_flags_and_presets_that_are_there(page, flags):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    console = re.findall(r'^[A-Z]+ = "(\w+)"', (ROOT / "hf_distill" / "__main__.py").read_text(), flags=re.MULTILINE)
+    entry = (ROOT / "hf_distill" / "__main__.py").read_text()
+    console = re.findall(r'"(\w+)"', "".join(re.findall(r"^[A-Z, ]+ = (\".*)$", entry, flags=re.MULTILINE)))
     for words in commands_of(page):
         said = " ".join(words)
         for word in words:
