@@ -4,6 +4,7 @@
 # make test-lowest  those of them that touch other packages, with the oldest versions that pyproject.toml allows
 # make hub          serve a Hub on this machine, to try a push without an account
 # make lint         ruff, and mypy over the package
+# make docs         the site, in site/; fails on a broken link, and on what the reference lacks
 # make screenshot   docs/images/board.png of the sets in outputs/ (or SETS=...), by chromium
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ OTHERS := $(addprefix tests/,data distilled hub importing networks runs training
 # Two workers, each with whole files, in the order of tests/conftest.py: long ones first.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast test-lowest hub lint screenshot clean
+.PHONY: quickstart test test-fast test-lowest hub lint docs screenshot clean
 
 quickstart: $(BIN)/.installed
 	$(BIN)/hf-distill tesla
@@ -37,6 +38,9 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(BIN)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 screenshot: $(BIN)/.installed
 	$(BIN)/hf-distill board $(SETS) --output_dir outputs/board
 	$(BIN)/python -m tests.helpers.browser outputs/board/index.html docs/images/board.png
@@ -49,6 +53,12 @@ $(BIN)/.installed: pyproject.toml
 		|| $(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
+# The site reads the package's source and imports none of it.
+$(BIN)/.docs: $(BIN)/.installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]' \
+		|| $(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 # Other people's packages in their oldest versions, but for those that only test.
 .venv-lowest/bin/.installed: pyproject.toml $(BIN)/.installed
 	$(PYTHON) -m venv .venv-lowest
@@ -57,4 +67,4 @@ $(BIN)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest outputs build dist *.egg-info
+	rm -rf .venv .venv-lowest outputs site build dist *.egg-info

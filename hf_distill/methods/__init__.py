@@ -12,6 +12,7 @@ from .sre2l import CDA, CDAConfig, SRe2L, SRe2LConfig
 from .tesla import TESLA, TESLAConfig
 
 METHODS = (MTT, TESLA, DATM, SRe2L, CDA, FADRM, RDED, HeLlO, APM, DM, LGM, CLPDD)
+"""Every method of the library, for loops over them."""
 
 __all__ = [
     "APM",
