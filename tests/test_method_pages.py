@@ -1,9 +1,11 @@
 """The pages of methods: alike, true of the code, and run as they stand there; and what which-method.md says of each."""
 
 import inspect
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import yaml
@@ -59,6 +61,37 @@ def test_the_symbols_of_a_page_have_the_names_that_the_code_has(method):
     for row in rows_of(section_of(PAGES[method], "Equation")):
         for name in re.findall(r"`(\w+)", row[1]):
             assert name in flags_of(method) or re.search(rf"\b{name}\b", source), name
+
+
+def measured_in(files: list[Path]) -> set[str]:
+    """Means and deviations of all students in files of results, as pages write them."""
+    found, parts = set(), [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    while parts:
+        part = parts.pop()
+        parts.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else [])
+        if isinstance(part, dict) and len(accuracies := part.get("accuracies") or []) > 1:
+            found.add(f"{100 * mean(accuracies):.1f} ± {100 * stdev(accuracies):.1f}")
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), WHICH], ids=lambda page: page.stem)
+def test_accuracies_in_rows_with_a_file_of_results_are_in_that_file(page):
+    files: list[Path] = []
+    for row in rows_of(section_of(page, "Measured") or section_of(page, "What was measured here")):
+        line = " | ".join(row)
+        named = [page.parent / link for link in re.findall(r"\]\((\S+/results/\S+\.json)\)", line)]
+        files = named or (files if "the same" in row[0] or "the same" in row[1] else [])
+        if files:
+            assert set(re.findall(r"\d+\.\d ± \d+\.\d", line)) <= measured_in(files), line
+
+
+def test_the_figures_of_the_demos_stand_on_the_pages_of_their_methods():
+    demos, text = section_of(WHICH, "What was measured here").partition("\n### On ")[0], ""
+    for method, *row in rows_of(demos)[2:]:
+        if link := re.search(r"\((methods/\w+\.md)", method):
+            text = (DOCS / link[1]).read_text(encoding="utf-8")
+        for figure in re.findall(r"\d+\.\d(?: ± \d+\.\d)?", " ".join(row)):
+            assert figure in text, row
 
 
 @pytest.fixture(scope="module")

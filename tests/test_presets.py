@@ -18,6 +18,7 @@ from hf_distill.methods import METHODS
 from hf_distill.networks.class_names import imagenet_names
 from hf_distill.training.teachers import TeacherConfig
 from tests.helpers import ROOT
+from tests.helpers.pages import DOCS, section_of
 from tests.helpers.recipes import Recipes
 
 CONFIGS = ROOT / "recipes" / "configs"
@@ -177,9 +178,8 @@ NORMALISED = {
     "imagenet1k": ("mean_std", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "imagenet21k": ("none", None, None),
 }
-SHARED = ROOT / "docs" / "presets.md"
-PAGES = {path.stem: path for path in sorted((ROOT / "docs" / "methods").glob("*.md"))}
-VALUES = "\n## Preset values\n"
+SHARED = DOCS / "presets.md"
+PAGES = {path.stem: path for path in sorted((DOCS / "methods").glob("*.md"))}
 ELSEWHERE = {"ipc", "eval_protocol"}  # in a preset's name, and in the docstrings of protocols
 # Keys that say which data, and how many images, and so need no source
 DATA = ("dataset_", "image_column_name", "label_column_name", "ipc")
@@ -229,7 +229,7 @@ def sections() -> list[tuple[str, str]]:
 
     The recipe is `*` where a section is for all of them.
     """
-    own = [(recipe, page.read_text(encoding="utf-8").partition(VALUES)[2]) for recipe, page in PAGES.items()]
+    own = [(recipe, section_of(page, "Preset values")) for recipe, page in PAGES.items()]
     parts = SHARED.read_text(encoding="utf-8").split("\n## ")[1:]
     named = [(re.match(r"`(\w+)`\n", part), part) for part in parts]
     return [*own, *((recipe[1] if recipe else "*", part) for recipe, part in named)]
@@ -318,8 +318,7 @@ def test_a_page_that_has_rotted_is_found_out():
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 def test_the_page_of_a_method_lists_its_presets_and_no_other(method):
     page = PAGES[method.__name__.lower()]
-    table = page.read_text(encoding="utf-8").partition("\n## Presets\n")[2].partition("\n## ")[0]
-    listed = [name for line in table.splitlines() for name in re.findall(r"`([\w-]+-ipc\d+)`", line)]
+    listed = re.findall(r"`([\w-]+-ipc\d+)`", section_of(page, "Presets"))
     assert sorted(listed) == sorted(path.stem for path in (CONFIGS / page.stem).glob("*.yaml"))
 
 
