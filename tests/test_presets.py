@@ -18,6 +18,7 @@ from hf_distill.methods import METHODS
 from hf_distill.networks.class_names import imagenet_names
 from hf_distill.training.teachers import TeacherConfig
 from tests.helpers import ROOT
+from tests.helpers.pages import DOCS, section_of
 from tests.helpers.recipes import Recipes
 
 CONFIGS = ROOT / "recipes" / "configs"
@@ -177,7 +178,8 @@ NORMALISED = {
     "imagenet1k": ("mean_std", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "imagenet21k": ("none", None, None),
 }
-PAGE = ROOT / "docs" / "presets.md"
+SHARED = DOCS / "presets.md"
+PAGES = {path.stem: path for path in sorted((DOCS / "methods").glob("*.md"))}
 ELSEWHERE = {"ipc", "eval_protocol"}  # in a preset's name, and in the docstrings of protocols
 # Keys that say which data, and how many images, and so need no source
 DATA = ("dataset_", "image_column_name", "label_column_name", "ipc")
@@ -222,31 +224,49 @@ def value_of(text: str) -> Any:
         return yaml.safe_load(text)
 
 
-def rows_of(page: str) -> dict[tuple[str, str], list[Row]]:
-    """The rows of a page by preset and setting; those of a section that names no recipe are for all recipes."""
+def sections() -> list[tuple[str, str]]:
+    """The recipe and the text of all sections with values: those of methods' pages, and of the page that all share.
+
+    The recipe is `*` where a section is for all of them.
+    """
+    own = [(recipe, section_of(page, "Preset values")) for recipe, page in PAGES.items()]
+    parts = SHARED.read_text(encoding="utf-8").split("\n## ")[1:]
+    named = [(re.match(r"`(\w+)`\n", part), part) for part in parts]
+    return [*own, *((recipe[1] if recipe else "*", part) for recipe, part in named)]
+
+
+def rows_of(recipe: str, section: str) -> dict[tuple[str, str], list[Row]]:
+    """The rows of a section by preset and setting."""
     rows: dict[tuple[str, str], list[Row]] = {}
-    for section in page.split("\n## ")[1:]:
-        recipe = re.match(r"`(\w+)`\n", section)
-        columns: list[str] = []
-        for line in section.splitlines():
-            first, *cells = cells_of(line)
-            if first == "setting":
-                columns = [cell.strip("`") for cell in cells[:-2]]
-            elif not line.startswith("|"):
-                columns = []
-            elif columns and first.startswith("`"):
-                *values, theirs, why = cells
-                assert len(values) == len(columns), line
-                for pattern, value in zip(columns, values, strict=True):
-                    names = fnmatch.filter(set(PRESETS) - set(DEMOS), f"{recipe[1] if recipe else '*'}/{pattern}.yaml")
-                    assert names, f"no preset is called {pattern}"
-                    for name in names:
-                        row = Row(value_of(value), theirs, why, section)
-                        rows.setdefault((name, first.strip("`")), []).append(row)
+    columns: list[str] = []
+    for line in section.splitlines():
+        first, *cells = cells_of(line)
+        if first == "setting":
+            columns = [cell.strip("`") for cell in cells[:-2]]
+        elif not line.startswith("|"):
+            columns = []
+        elif columns and first.startswith("`"):
+            *values, theirs, why = cells
+            assert len(values) == len(columns), line
+            for pattern, value in zip(columns, values, strict=True):
+                names = fnmatch.filter(set(PRESETS) - set(DEMOS), f"{recipe}/{pattern}.yaml")
+                assert names, f"no preset is called {pattern}"
+                for name in names:
+                    row = Row(value_of(value), theirs, why, section)
+                    rows.setdefault((name, first.strip("`")), []).append(row)
     return rows
 
 
-PAGE_ROWS = rows_of(PAGE.read_text(encoding="utf-8"))
+def all_rows() -> dict[tuple[str, str], list[Row]]:
+    """The rows of all sections, of which one may have a setting that another has too."""
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for recipe, section in sections():
+        for place, found in rows_of(recipe, section).items():
+            rows.setdefault(place, []).extend(found)
+    return rows
+
+
+PAGE_ROWS = all_rows()
 
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - set(DEMOS)))
@@ -286,14 +306,20 @@ def test_a_value_that_was_borrowed_from_mtt_is_said_to_be_the_same_where_it_is(n
 
 
 def test_a_page_that_has_rotted_is_found_out():
-    page = PAGE.read_text(encoding="utf-8")
-    other = rows_of(page.replace("| `syn_steps` | 50 |", "| `syn_steps` | 51 |", 1))
-    changed = {
-        place for place, rows in other.items() if [row.value for row in rows] != [r.value for r in PAGE_ROWS[place]]
-    }
+    (section,) = (text for recipe, text in sections() if recipe == "mtt")
+    known = rows_of("mtt", section)
+    other = rows_of("mtt", section.replace("| `syn_steps` | 50 |", "| `syn_steps` | 51 |", 1))
+    changed = {place for place, rows in other.items() if [row.value for row in rows] != [r.value for r in known[place]]}
     assert changed == {("mtt/cifar10-ipc1.yaml", "syn_steps")}
-    fewer = rows_of("\n".join(line for line in page.splitlines() if not line.startswith("| `lr_lr`")))
-    assert {key for _, key in PAGE_ROWS.keys() - fewer.keys()} == {"lr_lr"}
+    fewer = rows_of("mtt", "\n".join(line for line in section.splitlines() if not line.startswith("| `lr_lr`")))
+    assert {key for _, key in known.keys() - fewer.keys()} == {"lr_lr"}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_the_page_of_a_method_lists_its_presets_and_no_other(method):
+    page = PAGES[method.__name__.lower()]
+    listed = re.findall(r"`([\w-]+-ipc\d+)`", section_of(page, "Presets"))
+    assert sorted(listed) == sorted(path.stem for path in (CONFIGS / page.stem).glob("*.yaml"))
 
 
 def test_every_published_setting_has_its_preset():

@@ -1,0 +1,143 @@
+"""The pages of methods: alike, true of the code, and run as they stand there; and what which-method.md says of each."""
+
+import inspect
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import yaml
+
+import hf_distill as hd
+from hf_distill.methods import adjoint, batchnorm, patches, recovering, trajectory, unroll
+from hf_distill.runs.settings import SIDES
+from tests.helpers import ROOT
+from tests.helpers.pages import DOCS, python_of, rows_of, section_of
+
+PAGES = {method: DOCS / "methods" / f"{method.__name__.lower()}.md" for method in hd.METHODS}
+WHICH = DOCS / "which-method.md"
+SHARED = [inspect.getsource(module) for module in (adjoint, batchnorm, patches, recovering, trajectory, unroll)]
+HEADINGS = [
+    *("Equation", "When to choose it", "From Python", "Recipe", "Presets", "Cost", "Measured"),
+    *("What differs from the paper", "Preset values"),
+]
+FACTS = {
+    row[1].strip("`"): row
+    for row in rows_of(section_of(WHICH, "What each needs, and what it makes"))
+    if row[1].startswith("`")
+}
+
+
+def of_each(test):
+    return pytest.mark.parametrize("method", hd.METHODS, ids=lambda method: method.__name__)(test)
+
+
+def flags_of(method: type[hd.Method]) -> set[str]:
+    """The flags of a method and of what it learns from."""
+    return {
+        field.name for part in (hd.DataArguments, *method.learns_from, method.config_class) for field in fields(part)
+    }
+
+
+def test_every_method_has_a_page_and_a_row():
+    assert sorted(PAGES.values()) == sorted((DOCS / "methods").glob("*.md"))
+    assert FACTS.keys() == {page.stem for page in PAGES.values()}
+
+
+@of_each
+def test_pages_have_the_same_parts_in_the_same_order(method):
+    text = PAGES[method].read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == HEADINGS
+    assert f"https://huggingface.co/papers/{method.paper.arxiv_id}" in text
+    for link in re.findall(r"\]\((\.\./\.\./[^)#]+)", text):
+        assert (PAGES[method].parent / link).exists(), link
+
+
+@of_each
+def test_the_symbols_of_a_page_have_the_names_that_the_code_has(method):
+    source = "".join([inspect.getsource(inspect.getmodule(method)), *SHARED])
+    for row in rows_of(section_of(PAGES[method], "Equation")):
+        for name in re.findall(r"`(\w+)", row[1]):
+            assert name in flags_of(method) or re.search(rf"\b{name}\b", source), name
+
+
+def measured_in(files: list[Path]) -> set[str]:
+    """Means and deviations of all students in files of results, as pages write them."""
+    found, parts = set(), [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    while parts:
+        part = parts.pop()
+        parts.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else [])
+        if isinstance(part, dict) and len(accuracies := part.get("accuracies") or []) > 1:
+            found.add(f"{100 * mean(accuracies):.1f} ± {100 * stdev(accuracies):.1f}")
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), WHICH], ids=lambda page: page.stem)
+def test_accuracies_in_rows_with_a_file_of_results_are_in_that_file(page):
+    files: list[Path] = []
+    for row in rows_of(section_of(page, "Measured") or section_of(page, "What was measured here")):
+        line = " | ".join(row)
+        named = [page.parent / link for link in re.findall(r"\]\((\S+/results/\S+\.json)\)", line)]
+        files = named or (files if "the same" in row[0] or "the same" in row[1] else [])
+        if files:
+            assert set(re.findall(r"\d+\.\d ± \d+\.\d", line)) <= measured_in(files), line
+
+
+def test_the_figures_of_the_demos_stand_on_the_pages_of_their_methods():
+    demos, text = section_of(WHICH, "What was measured here").partition("\n### On ")[0], ""
+    for method, *row in rows_of(demos)[2:]:
+        if link := re.search(r"\((methods/\w+\.md)", method):
+            text = (DOCS / link[1]).read_text(encoding="utf-8")
+        for figure in re.findall(r"\d+\.\d(?: ± \d+\.\d)?", " ".join(row)):
+            assert figure in text, row
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where all pages run: experts and teachers that one has trained are there for the next."""
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.mark.slow
+@of_each
+def test_the_code_of_a_page_runs_and_makes_the_labels_that_which_method_says(method, folder, monkeypatch, one_thread):
+    monkeypatch.chdir(folder)
+    names = {"__name__": "page"}
+    for block in python_of(PAGES[method]):
+        exec(compile(block, PAGES[method], "exec"), names)
+    distilled = names["distilled"]
+    assert distilled.config["method"] == PAGES[method].stem
+    assert {row.set for row in names["report"].rows} == {"random", "distilled"}
+    labels = "classes"
+    if distilled.teacher is not None:
+        labels = "of every view, by a projector" if distilled.teacher.kind == "projector" else "of every view"
+    if distilled.soft_labels is not None:
+        labels = "one for each image"
+    _, _, _, makes, alone, _ = FACTS[PAGES[method].stem]
+    assert makes == labels
+    assert (alone == "always") == (labels == "classes")
+
+
+@of_each
+def test_which_method_says_what_a_method_needs_and_which_sizes_its_presets_have(method):
+    name = PAGES[method].stem
+    _, _, needs, _, alone, sizes = FACTS[name]
+    learns = {kind.__name__ for kind in method.learns_from}
+    if method.probes:
+        wanted = ["backbone"]
+    else:
+        kinds = {"ExpertConfig": "experts", "TeacherConfig": "teacher", "PriorArguments": "CLIP"}
+        wanted = [word for kind, word in kinds.items() if kind in learns] or ["nothing"]
+    assert needs == ", ".join(wanted)
+    assert (ROOT / "recipes" / f"{name}.py").exists()
+    if alone.startswith("`"):
+        flag, value = alone.strip("`").removeprefix("--").split()
+        method.config_class(**{flag: value})
+    found = set()
+    for path in (ROOT / "recipes" / "configs" / name).glob("*.yaml"):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = values.get("resolution") or SIDES[Path(values.get("dataset_name", "digits")).name]
+        found.add(given[0] if isinstance(given, list) else given)
+    assert sizes == ", ".join(map(str, sorted(found)))
