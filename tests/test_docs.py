@@ -1,13 +1,10 @@
 """The README and the pages of docs/: their code runs as it stands there, in order, and their commands are there."""
 
-import json
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
 
 import pytest
 import torch
@@ -19,20 +16,13 @@ from hf_distill.networks.trajectories import ExpertTrajectories
 from tests.helpers import ROOT
 from tests.helpers.experts import make_experts
 from tests.helpers.loopback import LoopbackHub
+from tests.helpers.pages import DOCS, measured_in, python_of
 from tests.helpers.recipes import Recipes
 from tests.helpers.sets import files
 
-DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 # Of these all Python runs, but what is behind `<!-- not run: why -->`, and the ten lines, which test_api.py runs.
 RUN = ("../README.md", "index.md", "quickstart.md", "your-data.md", "evaluating.md", "publishing.md")
-
-
-def python_of(page: Path) -> list[str]:
-    """The Python blocks of a page, each on the lines that it has there."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.finditer(r"^(<!-- not run: .*-->\n)?```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return ["\n" * text[: block.start(2)].count("\n") + block[2] for block in blocks if not block[1]]
 
 
 def commands_of(page: Path) -> list[list[str]]:
@@ -83,22 +73,13 @@ def test_the_readme_fits_its_lines_and_links_to_what_is_there():
         assert link.removeprefix("docs/") in pages or (ROOT / link).exists(), link  # `make docs` looks for the pages
 
 
-def accuracies(stored: object) -> Iterator[str]:
-    """Mean and deviation of all rows of a report, wherever in a JSON file they are, as the README writes them."""
-    if isinstance(stored, dict) and isinstance(stored.get("accuracies"), list):
-        percents = [100 * value for value in stored["accuracies"]]
-        yield f"{mean(percents):.1f} ± {stdev(percents):.1f}"
-    for value in stored.values() if isinstance(stored, dict) else stored if isinstance(stored, list) else ():
-        yield from accuracies(value)
-
-
 def test_the_accuracies_of_the_readmes_methods_are_those_of_the_files_beside_them():
     rows = re.findall(
         r"^\|.* (\d+\.\d ± \d\.\d) .*\((benchmarks/\S+\.json)\)", PAGES[0].read_text(), flags=re.MULTILINE
     )
     assert len(rows) == 8
     for told, file in rows:
-        assert told in accuracies(json.loads((ROOT / file).read_text())), f"{file}: {told}"
+        assert told in measured_in([ROOT / file]), f"{file}: {told}"
 
 
 def test_the_ten_lines_are_those_of_the_readme_wherever_they_stand():

@@ -1,11 +1,9 @@
 """The pages of methods: alike, true of the code, and run as they stand there; and what which-method.md says of each."""
 
 import inspect
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from statistics import mean, stdev
 
 import pytest
 import yaml
@@ -14,7 +12,7 @@ import hf_distill as hd
 from hf_distill.methods import adjoint, batchnorm, patches, recovering, trajectory, unroll
 from hf_distill.runs.settings import SIDES
 from tests.helpers import ROOT
-from tests.helpers.pages import DOCS, python_of, rows_of, section_of
+from tests.helpers.pages import DOCS, measured_in, python_of, rows_of, section_of
 
 PAGES = {method: DOCS / "methods" / f"{method.__name__.lower()}.md" for method in hd.METHODS}
 WHICH = DOCS / "which-method.md"
@@ -61,17 +59,6 @@ def test_the_symbols_of_a_page_have_the_names_that_the_code_has(method):
     for row in rows_of(section_of(PAGES[method], "Equation")):
         for name in re.findall(r"`(\w+)", row[1]):
             assert name in flags_of(method) or re.search(rf"\b{name}\b", source), name
-
-
-def measured_in(files: list[Path]) -> set[str]:
-    """Means and deviations of all students in files of results, as pages write them."""
-    found, parts = set(), [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    while parts:
-        part = parts.pop()
-        parts.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else [])
-        if isinstance(part, dict) and len(accuracies := part.get("accuracies") or []) > 1:
-            found.add(f"{100 * mean(accuracies):.1f} ± {100 * stdev(accuracies):.1f}")
-    return found
 
 
 @pytest.mark.parametrize("page", [*PAGES.values(), WHICH], ids=lambda page: page.stem)
