@@ -119,6 +119,15 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known) or 'none, for it is the first'}"
 
 
+def choose(listed: Listed, patterns: Sequence[str]) -> list[Artifact]:
+    """The artifacts of the list whose names fit one of the patterns; a `ValueError` for one that fits none."""
+    names = [each.name for each in listed.artifacts]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"--only {pattern} is none of the list; {_nearest(pattern, names)}")
+    return [each for each in listed.artifacts if any(fnmatch.fnmatch(each.name, pattern) for pattern in patterns)]
+
+
 def check_owner(api: HfApi, org: str) -> None:
     """Raise a `ValueError` unless somebody is logged in who belongs to that account."""
     if get_token() is None:
@@ -236,9 +245,8 @@ def page(org: str, listed: Listed, there: Sequence[Artifact], told: dict[str, li
     return "\n\n".join(parts) + "\n"
 
 
-def publish_page(org: str, listed: Listed, there: Sequence[Artifact]) -> Iterator[str]:
+def publish_page(api: HfApi, org: str, listed: Listed, there: Sequence[Artifact]) -> Iterator[str]:
     """Put the page on the Hub, and all artifacts into a collection; a line for each."""
-    api = HfApi()
     told = {each.name: results(f"{org}/{each.name}") for each in there if each.repo_type == "dataset"}
     place = Repository(f"{org}/{listed.page}", "dataset")
     owned = ("README.md", INDEX)
@@ -297,9 +305,7 @@ def main(words: Sequence[str] | None = None, run: Run | None = None) -> int:
     args = parser.parse_args(words)
     try:
         listed = read_list(args.list)
-        chosen = [each for each in listed.artifacts if any(fnmatch.fnmatch(each.name, name) for name in args.only)]
-        if not chosen:
-            raise ValueError(f"--only {' '.join(args.only)} is none of {', '.join(x.name for x in listed.artifacts)}")
+        chosen = choose(listed, args.only)
         api = HfApi()
         check_owner(api, args.org)
         if args.plan:
@@ -310,15 +316,18 @@ def main(words: Sequence[str] | None = None, run: Run | None = None) -> int:
             return 0
         args.output_dir.mkdir(parents=True, exist_ok=True)
         failed = build(api, args.org, listed, chosen, args.output_dir, run or runs(shlex.split(args.launch)))
+        if failed:
+            print(f"{len(failed)} of {len(chosen)} are not there; the same command tries them again:")
+            print(*(f"  {name}: {reason}" for name, reason in failed.items()), sep="\n", flush=True)
         there = [each for each in listed.artifacts if is_there(api, args.org, each, listed.tag)]
         if there:
-            print(*publish_page(args.org, listed, there), sep="\n")
+            print(*publish_page(api, args.org, listed, there), sep="\n")
     except (ValueError, OSError, HTTPError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
-    if failed:
-        print(f"{len(failed)} of {len(chosen)} are not there; the same command tries them again:")
-        print(*(f"  {name}: {reason}" for name, reason in failed.items()), sep="\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: the same command goes on\n")
+        return 1
     return int(bool(failed))
 
 

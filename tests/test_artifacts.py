@@ -159,8 +159,14 @@ def test_who_builds_for_whom_is_asked_before_anything_runs(build, listed, hub, m
             monkeypatch.setenv("HF_TOKEN", token)
         assert build.main(["--org", "me", *where]) == 1
         assert says in capsys.readouterr().err
-    assert build.main(["--org", "tester", *where, "--only", "imagnette-*"]) == 1
-    assert "--only imagnette-* is none of digits-experts" in capsys.readouterr().err
+    assert build.main(["--org", "tester", *where, "--only", "digits-dm", "digits-tsla"]) == 1
+    assert "--only digits-tsla is none of the list; did you mean digits-tesla?" in capsys.readouterr().err
+
+
+def test_a_recipe_is_started_as_the_console_entry_and_what_it_says_is_kept(build, tmp_path):
+    for words, status, says in [(["--version"], 0, hd.__version__), (["tesle"], 2, "did you mean tesla?")]:
+        assert build.runs([sys.executable])(words, tmp_path / "log") == status
+        assert says in (tmp_path / "log").read_text()
 
 
 def test_make_asks_whose_artifacts_they_are():
