@@ -20,7 +20,7 @@ SCRIPT = ROOT / "artifacts" / "build.py"
 DATA = "--max_train_samples 100 --max_test_samples 30 --cpu_threads 1"
 NETWORK = "--student convnet_d1 --student_width 4"
 EXPERTS = "--num_experts 1 --experts_at_once 1 --expert_train_epochs 2 --batch_train 50"
-TABLE = "--eval_nets 1 --eval_seeds 1 --eval_protocol tiny --eval_full_data false --eval_baselines random"
+TABLE = "--select last --eval_seeds 1 --eval_protocol tiny --eval_full_data false --eval_baselines random"
 TINY = {
     "title": "Tiny sets",
     "description": "Sets of a test.",
