@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
 import hf_distill
@@ -323,7 +323,9 @@ def main(words: Sequence[str] | None = None, run: Run | None = None) -> int:
         if there:
             print(*publish_page(api, args.org, listed, there), sep="\n")
     except (ValueError, OSError, HTTPError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        unheard = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+        where = f"the Hub at {constants.ENDPOINT} does not answer; try again: " if unheard else ""
+        sys.stderr.write(f"error: {where}{' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command goes on\n")

@@ -159,6 +159,10 @@ def test_who_builds_for_whom_is_asked_before_anything_runs(build, listed, hub, m
             monkeypatch.setenv("HF_TOKEN", token)
         assert build.main(["--org", "me", *where]) == 1
         assert says in capsys.readouterr().err
+    hub.stop()
+    assert build.main(["--org", "tester", *where]) == 1
+    assert f"error: the Hub at {hub.url} does not answer; try again: " in capsys.readouterr().err
+    hub.start()
     assert build.main(["--org", "tester", *where, "--only", "digits-dm", "digits-tsla"]) == 1
     assert "--only digits-tsla is none of the list; did you mean digits-tesla?" in capsys.readouterr().err
 
