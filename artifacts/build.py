@@ -29,7 +29,6 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 import hf_distill
 from hf_distill.__main__ import recipes
 from hf_distill.hub.board import BoardRow, read_sets
-from hf_distill.hub.cards import markdown_table
 from hf_distill.hub.repository import Repository
 
 LIST = Path(__file__).parent / "project.yaml"
@@ -225,24 +224,32 @@ def results(repo_id: str) -> list[tuple[str, str, str]]:
 
 def page(org: str, listed: Listed, there: Sequence[Artifact], told: dict[str, list[tuple[str, str, str]]]) -> str:
     """The README that lists all artifacts that are there."""
-    sets = [["set", "labels", "accuracy in %", "random images"]]
-    for name, rows in told.items():
-        sets += [[f"{org}/{name}", *row] for row in rows or [("", "", "")]]
-    others = [["repository", "what"]]
-    others += [[f"{org}/{each.name}", each.recipe] for each in there if each.repo_type == "model"]
-    others += [[f"{org}/{each.name}-projector", "label projector"] for each in there if each.recipe == "hello"]
-    about = "students on the set and on as many random real images, under the same protocol; the cards say which"
+
+    def linked(name: str, kind: str) -> str:
+        return f"[{name}]({constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{org}/{name})"
+
+    sets = [(linked(name, "dataset"), *row) for name, rows in told.items() for row in rows or [("", "", "")]]
+    others = [(linked(each.name, "model"), each.recipe) for each in there if each.repo_type == "model"]
+    others += [(linked(f"{each.name}-projector", "model"), "projector") for each in there if each.recipe == "hello"]
+    call = f'load_dataset("{org}/{next(iter(told), "")}", revision="{listed.tag}", split="train")'
+    about = "Students on the set, and on as many random real images under the same protocol, which the card names."
     metadata = {"pretty_name": listed.title, "tags": ["dataset-distillation", "hf_distill"], "viewer": False}
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {listed.title}",
         listed.description,
-        "Each is one call away: the card of each repository has it, and what it was made of, and how.",
-        *(["## Sets", markdown_table(sets, about)] if len(sets) > 1 else []),
-        *(["## Networks", markdown_table(others, f"at the tag {listed.tag}")] if len(others) > 1 else []),
+        *([_table("## Sets", ("set", "labels", "accuracy in %", "random images"), sets), about] if sets else []),
+        *([f"```python\nfrom datasets import load_dataset\n\nimages = {call}\n```"] if sets else []),
+        *([_table("## Networks", ("repository", "what"), others)] if others else []),
+        "The card of each repository says what it was made of, how, and which call loads it.",
         f"Made by `make artifacts` of hf_distill {hf_distill.__version__}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join([title, "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def publish_page(api: HfApi, org: str, listed: Listed, there: Sequence[Artifact]) -> Iterator[str]:
