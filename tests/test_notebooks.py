@@ -73,6 +73,7 @@ os.environ["HF_TOKEN"] = {hub.token!r}
     return run
 
 
+@pytest.mark.slow
 def test_the_digits_are_distilled_evaluated_and_loaded(toy, tmp_path):
     cells = toy("digits")
     assert len(pictures(cells)) == 3  # real ones, distilled ones, and one that was loaded
@@ -81,6 +82,7 @@ def test_the_digits_are_distilled_evaluated_and_loaded(toy, tmp_path):
     assert distilled.report.table() in texts(cells)
 
 
+@pytest.mark.slow
 def test_a_folder_of_photographs_is_read_distilled_and_published(toy, hub):
     repo = f"{hub.namespace}/photographs"
     cells = toy("photographs", repo=repo)
@@ -93,6 +95,7 @@ def test_a_folder_of_photographs_is_read_distilled_and_published(toy, hub):
     assert picture.convert("RGB").tobytes() == images[0]["image"].resize((128, 128)).convert("RGB").tobytes()
 
 
+@pytest.mark.slow
 def test_a_set_is_evaluated_audited_and_taken_for_one_of_pictures_alone(toy):
     cells = toy("evaluate")
     shown = texts(cells)
