@@ -5,6 +5,8 @@
 # make hub          serve a Hub on this machine, to try a push without an account
 # make lint         ruff, and mypy over the package
 # make docs         the site, in site/; fails on a broken link, and on what the reference lacks
+# make artifacts    build and push what artifacts/project.yaml lists: ORG=me, and ONLY="digits-*" or PLAN=1
+# make notebooks    run the notebooks as they are, and keep what they show (minutes)
 # make screenshot   docs/images/board.png of the sets in outputs/ (or SETS=...), by chromium
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ OTHERS := $(addprefix tests/,data distilled hub importing networks runs training
 # Two workers, each with whole files, in the order of tests/conftest.py: long ones first.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast test-lowest hub lint docs screenshot clean
+.PHONY: quickstart test test-fast test-lowest hub lint docs artifacts notebooks screenshot clean
 
 quickstart: $(BIN)/.installed
 	$(BIN)/hf-distill tesla
@@ -40,6 +42,13 @@ lint: $(BIN)/.installed
 
 docs: $(BIN)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+artifacts: $(BIN)/.installed
+	$(if $(ORG),,$(error whose are they? make artifacts ORG=me, with your name on the Hub))
+	$(BIN)/python artifacts/build.py --org $(ORG) $(if $(ONLY),--only $(ONLY:%='%')) $(if $(PLAN),--plan)
+
+notebooks: $(BIN)/.installed
+	$(BIN)/python -m tests.helpers.notebooks $(NOTEBOOKS)
 
 screenshot: $(BIN)/.installed
 	$(BIN)/hf-distill board $(SETS) --output_dir outputs/board

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with APM: images on which students of the images still disagree with a trained teacher.
 
     accelerate launch recipes/apm.py                                   # scikit-learn's digits, minutes on two cores

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with CDA: SRe2L whose crops begin as the whole image and get smaller.
 
     accelerate launch recipes/cda.py                                   # scikit-learn's digits, minutes on two cores

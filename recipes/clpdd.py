@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with CLP-DD: images from which ridge regression learns a linear head on a frozen backbone.
 
     accelerate launch recipes/clpdd.py                                   # scikit-learn's digits, minutes on two cores

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with DATM: trajectory matching with learned labels, from start epochs in a growing window.
 
     accelerate launch recipes/datm.py                                   # scikit-learn's digits, ten images, minutes

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with DM: images with the mean features of their class, in networks that nothing has trained.
 
     accelerate launch recipes/dm.py                                   # scikit-learn's digits, ten images, a minute

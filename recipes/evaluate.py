@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Evaluate a distilled set: students trained on it, beside random images, coresets and all images of its source.
 
     python recipes/evaluate.py --distilled_dataset outputs/tesla

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Train experts: networks trained on the real images, with their parameters kept at the start and after every epoch.
 
     python recipes/experts.py                            # scikit-learn's digits, a minute on two cores

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with FADRM: SRe2L in stages that begin with part of the real image; FADRM+ with several teachers.
 
     accelerate launch recipes/fadrm.py                                   # scikit-learn's digits, minutes on two cores

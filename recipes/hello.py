@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with HeLlO: tiled crops of real images, and a projector that computes their soft labels.
 
     accelerate launch recipes/hello.py                       # scikit-learn's digits and a CLIP of their own, in minutes

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Import what other projects saved: images from `.pt` files or folders, labels of every epoch, and trajectories.
 
     python recipes/import.py --images logged_files/CIFAR10/run/images_best.pt --method mtt \

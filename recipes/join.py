@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Put the shards of a distilled set together: what runs with --shard 1/3, 2/3 and 3/3 left becomes one set.
 
     python recipes/join.py --shards outputs/apm-1of3 outputs/apm-2of3 outputs/apm-3of3 --output_dir outputs/apm

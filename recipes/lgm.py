@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with LGM: images whose gradients of linear heads on a frozen backbone are those of real ones.
 
     accelerate launch recipes/lgm.py                                   # scikit-learn's digits, minutes on two cores

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with MTT: trajectory matching through the full unroll, with hard labels.
 
     accelerate launch recipes/mtt.py                                   # scikit-learn's digits, ten images, minutes

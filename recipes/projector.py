@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Train a label projector for a distilled set of any method: CLIP with LoRA that labels what its students see.
 
     python recipes/projector.py --distilled_dataset outputs/rded-digits-ipc5     # with a CLIP and teachers of its own

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with RDED: crops of real images that a trained network recognises best, tiled.
 
     accelerate launch recipes/rded.py                                   # scikit-learn's digits, minutes on two cores

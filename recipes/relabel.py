@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Store what the teacher of a set says of every view of its images: students then train without the teacher.
 
     python recipes/relabel.py --distilled_dataset outputs/cda-digits-ipc5

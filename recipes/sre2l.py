@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with SRe2L: images that a trained network recognises, with the statistics it remembers.
 
     accelerate launch recipes/sre2l.py                                   # scikit-learn's digits, minutes on two cores

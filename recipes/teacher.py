@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Train a teacher: one network on all real images, with its running statistics. Methods distil from what it knows.
 
     python recipes/teacher.py                            # scikit-learn's digits, half a minute on one core

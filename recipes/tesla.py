@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_distill"]
+#
+# [tool.uv.sources]
+# hf_distill = { path = "..", editable = true }
+# ///
 """Distil a dataset with TESLA: trajectory matching in the memory of one student step, with soft labels.
 
     accelerate launch recipes/tesla.py                                   # scikit-learn's digits, ten images, minutes

@@ -150,7 +150,8 @@ def installed(wheel, tmp_path_factory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
     python = env / "bin" / "python"
     options = ["--no-deps", "--no-index", "--quiet"]
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(wheel)], check=True)
+    # Not seeing PYTHONPATH, where a checkout with the traces of an editable install would pass for the wheel.
+    run([sys.executable, "-m", "pip", "--python", python, "install", *options, wheel], env).check_returncode()
     purelib = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,

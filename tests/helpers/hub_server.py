@@ -1017,6 +1017,64 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"success": True, "commitOid": oid, "commitUrl": f"{url}/commit/{oid}", "hookOutput": ""}
         return _json({**answer, **({"pullRequestUrl": f"{url}/discussions/{number}"} if number else {})})
 
+    # Collections
+
+    def _collections(self) -> Path:
+        return self.hub.folder / "collections"
+
+    @route("GET", "/api/collections")
+    def collections(self) -> Answer:
+        owners = self.query.get("owner", ["*"])
+        files = sorted(path for owner in owners for path in self._collections().glob(f"{owner}/[!.]*"))
+        found = [json.loads(path.read_bytes()) for path in files]
+        listed = [{name: value for name, value in each.items() if name != "position"} for each in found]
+        return _json([{**each, "items": each["items"][:4]} for each in listed])
+
+    @route("POST", "/api/collections")
+    def make_collection(self) -> Answer:
+        asked = self._json_body()
+        self._may_write(asked["namespace"])
+        if len(asked.get("description") or "") > 150:
+            raise Refusal(400, "The description of a collection has at most 150 characters")
+        digest = hashlib.sha1(asked["title"].encode()).hexdigest()[:24]
+        slug = f"{asked['namespace']}/{re.sub('[^a-z0-9]+', '-', asked['title'].lower())}-{digest}"
+        made = {"slug": slug, "title": asked["title"], "owner": {"name": asked["namespace"]}, "items": []}
+        made |= {"lastUpdated": _now(), "position": 0, "theme": "green", "upvotes": 0}
+        made |= {"private": asked["private"], "description": asked.get("description")}
+        with self.hub._lock:
+            if (self._collections() / slug).exists():
+                return _json({"error": "This collection already exists", "slug": slug}, 409)
+            _write(self._collections() / slug, json.dumps(made).encode())
+        return _json(made)
+
+    def _collection(self, slug: str) -> dict[str, Any]:
+        path = self._collections() / slug
+        if ".." in slug or not path.exists():
+            raise Refusal(404, "Collection not found")
+        return json.loads(path.read_bytes())
+
+    @route("GET", "/api/collections/(?P<slug>[^/]+/[^/]+)")
+    def collection(self, slug: str) -> Answer:
+        return _json(self._collection(slug))
+
+    @route("POST", "/api/collections/(?P<slug>[^/]+/[^/]+)/items")
+    def add_to_collection(self, slug: str) -> Answer:
+        asked = self._json_body()
+        self._may_write(slug)
+        with self.hub._lock:
+            found = self._collection(slug)
+            item, note = asked["item"], asked.get("note")
+            self._repo(item["type"], item["id"])
+            if len(note or "") > 500:
+                raise Refusal(400, "A note has at most 500 characters")
+            if any((each["type"], each["id"]) == (item["type"], item["id"]) for each in found["items"]):
+                return _json({"error": "This item is already in the collection"}, 409)
+            number = len(found["items"])
+            told = {"note": {"text": note}} if note else {}
+            found["items"].append({"_id": f"{number:024x}", "position": number, **item, **told})
+            _write(self._collections() / slug, json.dumps(found).encode())
+        return _json(found)
+
     # For people
 
     @route("GET", "/")
