@@ -20,10 +20,11 @@ from .tables import FOLDER, pictures
 if TYPE_CHECKING:
     from .distilled_set import DistilledSet
 
-__all__ = ["AUDIT", "GRID", "PLOT", "RESULTS_PLOT", "config_entry", "fidelity", "grid", "set_card"]
+__all__ = ["AUDIT", "GRID", "PLOT", "RESULTS_PLOT", "config_entry", "fidelity", "grid", "set_card", "small_grid"]
 
 GRID, PLOT, RESULTS_PLOT = "assets/grid.png", "assets/labels.png", "assets/results.png"
 AUDIT = "assets/audit.png"
+SMALL_CELL, SMALL_WIDTH = 48, 400  # pixels of an image and of the whole, in a picture that is seen often
 
 
 def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int) -> str:
@@ -231,6 +232,14 @@ def grid(distilled: "DistilledSet") -> Image.Image:
         captions += [""] * columns * (per_class - 1)
         captions += [*names[first : first + columns], *[""] * columns][:columns]
     return image_grid(images, columns, captions=captions)
+
+
+def small_grid(distilled: "DistilledSet") -> Image.Image:
+    """A small picture of the first image of each of the first ten classes, without a word: for what is seen often."""
+    rows = [torch.nonzero(distilled.labels == label)[0].item() for label in distilled.labels.unique()[:10]]
+    picture = image_grid([_picture(distilled, int(row)) for row in rows], min(len(rows), 5), cell=SMALL_CELL)
+    picture.thumbnail((SMALL_WIDTH, SMALL_WIDTH))  # of photographs
+    return picture
 
 
 def _shown(distilled: "DistilledSet") -> tuple[list[list[int | None]], int]:
