@@ -36,7 +36,7 @@ from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
 from ..runs.checkpoints import ARTIFACT_FILE
 from ..runs.finish import DistillationDiverged
 from ..runs.folder import describe_images
-from ..runs.frames import FRAMES, Frames
+from ..runs.frames import Frames
 from ..runs.held_out import say_held_out, say_learned_from
 from ..runs.processes import make_accelerator, on_main
 from ..runs.settings import nearest_preset, other_images, settings_of
@@ -222,7 +222,7 @@ class Method(ABC):
         self.output_dir = Path(config.output_dir)
         self.further_callbacks = list(callbacks)
         kept = isinstance(config, OptimizedConfig) and config.save_frames
-        frames = [Frames(self.output_dir / FRAMES)] if kept else []
+        frames = [Frames(self.output_dir)] if kept else []
         self.callbacks = Callbacks([ProgressBar(config.disable_tqdm), self._trackers(), *frames, *callbacks])
         self.distilled: DistilledSet
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..distilled.card import small_grid
+from ..hub.cards import ANIMATION
 from ..hub.files import whole_file
 from .callbacks import Callback, RunState
 
-__all__ = ["ANIMATION", "FRAMES", "Frames", "frames_of", "remove_frames"]
+__all__ = ["FRAMES", "Frames", "frames_of", "remove_frames"]
 
-FRAMES, ANIMATION = "frames", "animation.webp"
+FRAMES = ANIMATION.rpartition("/")[0]
 NAME = re.compile(r"step-(\d+)\.png")
 SHOWN, LAST_SHOWN = 150, 2000  # milliseconds of a frame, and of the last one
 SMOOTH = 90  # quality of frames that are photographs; those of small images are kept to the bit
@@ -22,11 +23,11 @@ class Frames(Callback):
     """Keeps a picture of the images wherever they are to be looked at, and at the end makes an animation of all.
 
     Args:
-        folder: That `step-<step>.png` and the animation are written into, each whole or not at all.
+        run: The folder of the run, in which `frames/step-<step>.png` and the animation are written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._lossless = folder, True
+    def __init__(self, run: Path) -> None:
+        self.folder, self._lossless = run / FRAMES, True
 
     def on_images(self, state: RunState) -> None:
         if not state.is_main_process:
@@ -45,7 +46,7 @@ class Frames(Callback):
             return
         first, *rest = [Image.open(path).convert("RGB") for path in paths]
         how = {"lossless": True} if self._lossless else {"quality": SMOOTH}
-        with whole_file(self.folder / ANIMATION) as aside:
+        with whole_file(self.folder.parent / ANIMATION) as aside:
             times = [SHOWN] * len(rest) + [LAST_SHOWN]
             first.save(aside, "WEBP", save_all=True, append_images=rest, duration=times, loop=0, **how)
 
@@ -59,5 +60,5 @@ def frames_of(folder: Path) -> dict[Path, int]:
 def remove_frames(run: Path) -> None:
     """Remove the frames of a run and their animation from its folder; what else lies there stays."""
     folder = run / FRAMES
-    for path in (*frames_of(folder), folder / ANIMATION):
+    for path in (*frames_of(folder), run / ANIMATION):
         path.unlink(missing_ok=True)
