@@ -83,6 +83,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         projector=fidelity(distilled),
         label_loss=config.get("label_loss"),
         learned_lr=None if distilled.lr is None else distilled.lr.item(),
+        first_results=None if distilled.report is None else distilled.report.short_markdown(),
         results=None if distilled.report is None else distilled.report.markdown(),
         compared=None if distilled.report is None else distilled.report.compared_markdown(),
         results_plot=RESULTS_PLOT if can_plot() and distilled.report and is_grid(distilled.report.rows) else None,

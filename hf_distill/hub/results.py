@@ -280,8 +280,7 @@ class EvalReport:
         varying, caption = _context(self.rows, CONTEXT)
         there = {self.regime_of(row) for row in self.rows}
         kinds = [regime for regime in reversed(REGIMES) if regime in there]
-        several = there >= {"stored", "online"}
-        titles = {kind: REGIMES[kind] if several or kind == "hard" else "method's labels" for kind in kinds}
+        titles = _titles(kinds)
         lines: dict[tuple[Any, ...], dict[str, EvalRow]] = {}
         for row in sorted(self.rows, key=lambda row: SETS.index(row.set)):
             place = (*(getattr(row, name) for name in varying), row.set)
@@ -307,7 +306,7 @@ class EvalReport:
             if row.images == own.images or row.set == "full data":
                 cells.setdefault(row.set, {}).setdefault(self.regime_of(row), row)
         kinds = [kind for kind in REGIMES if any(kind in each for each in cells.values())]
-        titles = {"hard": "hard labels", "stored": "stored labels", "online": "online labels"}
+        titles = _titles(kinds)
         others = [name for name in cells if name not in ("random", "distilled", "full data")]
         best = max(others, key=lambda name: max(row.mean for row in cells[name].values()), default=None)
         table = [["trained on", *(titles[kind] for kind in kinds)]]
@@ -418,6 +417,12 @@ class EvalReport:
     def labels_markdown(self) -> str:
         """The comparison of labels as a table for a card."""
         return markdown_table(*self._label_lines()) if self.labels else ""
+
+
+def _titles(kinds: Sequence[str]) -> dict[str, str]:
+    """The titles of columns by regime: labels beside the classes are the method's, unless there are two kinds of them."""
+    several = {*kinds} >= {"stored", "online"}
+    return {kind: REGIMES[kind] if several or kind == "hard" else "method's labels" for kind in kinds}
 
 
 def _context(rows: Sequence[EvalRow | LabelRow], names: Sequence[str]) -> tuple[list[str], str]:

@@ -198,7 +198,7 @@ def test_the_first_results_are_of_one_student_under_one_protocol_in_four_columns
     ]
     cells, caption = EvalReport(rows).short_lines()
     assert cells == [
-        ["trained on", "hard labels", "stored labels"],
+        ["trained on", "hard labels", "method's labels"],
         ["distilled", "55.0 ± 7.1", "85.0 ± 7.1"],
         ["random", "40.0 ± 0.0", ""],
         ["k-center", "48.0", ""],
