@@ -83,4 +83,4 @@ def _drawn(arguments: DataArguments, ipc: int, seed: int) -> RealPicture:
     labels = torch.cat([torch.full((len(own),), label) for label, own in enumerate(rows)])
     source = real.provenance
     picture = grid(DistilledSet(images, labels, real.class_names, real.preprocessing))
-    return RealPicture(picture, str(source.get("license") or "licence unknown"), bool(source.get("gated")))
+    return RealPicture(picture, str(source.get("license") or "unknown"), bool(source.get("gated")))

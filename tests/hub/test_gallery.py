@@ -127,7 +127,7 @@ def test_real_images_stand_where_those_of_their_class_do_and_only_of_what_is_nam
         found = real_beside(sets, [str(place)])
     assert found.keys() == {"one", "two"}
     assert found["one"] is found["two"]
-    assert found["one"].licence == "licence unknown"
+    assert found["one"].licence == "unknown"
     pixels = np.asarray(found["one"].picture).astype(int)
     columns = [pixels[:, :100], pixels[:, 104:]]  # two classes, and below each other their images
     for column, (own, other) in zip(columns, ((0, 2), (2, 0)), strict=True):
