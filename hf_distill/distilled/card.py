@@ -20,7 +20,18 @@ from .tables import FOLDER, pictures
 if TYPE_CHECKING:
     from .distilled_set import DistilledSet
 
-__all__ = ["AUDIT", "GRID", "PLOT", "RESULTS_PLOT", "config_entry", "fidelity", "grid", "set_card", "small_grid"]
+__all__ = [
+    "AUDIT",
+    "GRID",
+    "PLOT",
+    "RESULTS_PLOT",
+    "config_entry",
+    "fidelity",
+    "grid",
+    "room_in_grid",
+    "set_card",
+    "small_grid",
+]
 
 GRID, PLOT, RESULTS_PLOT = "assets/grid.png", "assets/labels.png", "assets/results.png"
 AUDIT = "assets/audit.png"
@@ -243,10 +254,16 @@ def small_grid(distilled: "DistilledSet") -> Image.Image:
     return picture
 
 
+def room_in_grid(ipc: int) -> tuple[int, int]:
+    """How many classes a picture has room for, and how many images of each, of a set of `ipc` images per class."""
+    per_class = min(10, ipc)
+    return 10 * max(1, 5 // per_class), per_class
+
+
 def _shown(distilled: "DistilledSet") -> tuple[list[list[int | None]], int]:
     """The rows that a picture has room for, by class, each as long as the other (None where there is no image)."""
-    per_class = min(10, distilled.ipc)
-    classes = distilled.labels.unique()[: 10 * max(1, 5 // per_class)]
+    count, per_class = room_in_grid(distilled.ipc)
+    classes = distilled.labels.unique()[:count]
     rows: list[list[int | None]] = []
     for label in classes:
         of_class = torch.nonzero(distilled.labels == label).flatten()[:per_class].tolist()

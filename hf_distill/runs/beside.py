@@ -10,7 +10,7 @@ import torch
 
 from ..config import DataArguments
 from ..data.images import RealImages
-from ..distilled.card import grid
+from ..distilled.card import grid, room_in_grid
 from ..distilled.distilled_set import DistilledSet
 from ..hub.board import BoardSet
 from ..hub.gallery import RealPicture
@@ -21,7 +21,6 @@ __all__ = ["real_beside"]
 logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
-MOST_SHOWN = 50  # classes in a picture
 
 
 def real_beside(sets: Sequence[BoardSet], places: Sequence[str], *, seed: int = 0) -> dict[str, RealPicture]:
@@ -56,7 +55,7 @@ def real_beside(sets: Sequence[BoardSet], places: Sequence[str], *, seed: int = 
             key = repr((arguments, ipc))  # sets of one source and size share a picture
             if key not in drawn:
                 drawn[key] = _drawn(arguments, ipc, seed)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:  # what a set says of its source may be of any kind
             logger.warning("no real images beside %s: %s", each.name, error)
         else:
             found[each.name] = drawn[key]
@@ -71,9 +70,11 @@ def _arguments(config: dict[str, Any], place: str | None) -> tuple[DataArguments
     if not (names and ipc and size and channels):
         raise ValueError("its distill_config.json does not say its classes, their images, and the size of these")
     given = DataArguments(dataset_name=place)
-    arguments = arguments_of(config.get("source") or {}, names[:MOST_SHOWN], (channels, *size), given)
-    count = ipc * len(names[:MOST_SHOWN])
-    return replace(arguments, max_train_samples=count, validation_fraction=0.0, keep_side=None), ipc
+    classes, per_class = room_in_grid(ipc)
+    names = names[:classes]
+    arguments = arguments_of(config.get("source") or {}, names, (channels, *size), given)
+    count = per_class * len(names)
+    return replace(arguments, max_train_samples=count, validation_fraction=0.0, keep_side=None), per_class
 
 
 def _drawn(arguments: DataArguments, ipc: int, seed: int) -> RealPicture:
