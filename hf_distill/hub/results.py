@@ -420,7 +420,7 @@ class EvalReport:
 
 
 def _titles(kinds: Sequence[str]) -> dict[str, str]:
-    """The titles of columns by regime: labels beside the classes are the method's, unless there are two kinds of them."""
+    """The titles of columns by regime: labels that are no classes are the method's, unless there are two kinds."""
     several = {*kinds} >= {"stored", "online"}
     return {kind: REGIMES[kind] if several or kind == "hard" else "method's labels" for kind in kinds}
 

@@ -39,19 +39,21 @@ def real_beside(sets: Sequence[BoardSet], places: Sequence[str], *, seed: int = 
         ValueError: A place is that of no set.
     """
     by_name = {Path(place).name: place for place in places}
-    made_of = {each.name: Path(str((each.config.get("source") or {}).get("name"))).name for each in sets}
+    made_of = {each.name: str((each.config.get("source") or {}).get("name")) for each in sets}
     for name, place in by_name.items():
-        if name not in made_of.values():
-            known = ", ".join(sorted(set(made_of.values())))
-            raise ValueError(f"--dataset_name {place}: no set here was made of it; they were made of {known}")
-    found, drawn = {}, {}
+        if name not in (known := {Path(source).name for source in made_of.values()}):
+            raise ValueError(f"--dataset_name {place}: no set here was made of it, but of {', '.join(sorted(known))}")
+    found: dict[str, RealPicture] = {}
+    drawn: dict[str, RealPicture] = {}
     for each in sets:
-        name = made_of[each.name]
-        if name not in by_name and name != DIGITS:
-            logger.warning("no real images beside %s: give --dataset_name with the place of %s", each.name, name)
+        source = made_of[each.name]
+        place = by_name.get(Path(source).name)
+        if place is None and source != DIGITS:
+            called = Path(source).name
+            logger.warning("no real images beside %s: give --dataset_name with the place of %s", each.name, called)
             continue
         try:
-            arguments, ipc = _arguments(each.config, by_name.get(name))
+            arguments, ipc = _arguments(each.config, place)
             key = repr((arguments, ipc))  # sets of one source and size share a picture
             if key not in drawn:
                 drawn[key] = _drawn(arguments, ipc, seed)

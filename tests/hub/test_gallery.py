@@ -122,6 +122,7 @@ def test_real_images_stand_where_those_of_their_class_do_and_only_of_what_is_nam
         a_set(tmp_path / "sets" / name, ipc=2, source={"name": f"/home/somebody/{place.name}"}, **about)
     a_set(tmp_path / "sets" / "bare", ipc=2, source={"name": place.name})
     a_set(tmp_path / "sets" / "else", ipc=2, source={"name": "org/else"}, **about)
+    a_set(tmp_path / "sets" / "theirs", ipc=2, source={"name": "org/digits"}, **about)  # and not scikit-learn's
     sets = read_sets([tmp_path / "sets"])
     with caplog.at_level(logging.WARNING):
         found = real_beside(sets, [str(place)])
@@ -137,7 +138,9 @@ def test_real_images_stand_where_those_of_their_class_do_and_only_of_what_is_nam
         assert not shades[:, other].any()
     assert "no real images beside else: give --dataset_name with the place of else" in caplog.text
     assert "no real images beside bare: its distill_config.json does not say" in caplog.text
-    with pytest.raises(ValueError, match=r"^--dataset_name org/none: no set here was made of it; .* else, photos$"):
+    with pytest.raises(
+        ValueError, match=r"^--dataset_name org/none: no set here was made of it, but of digits, else, photos$"
+    ):
         real_beside(sets, ["org/none"])
 
 
@@ -155,7 +158,7 @@ def test_real_digits_come_without_being_named(tmp_path, one_thread):
         (["nowhere"], "error: there is neither a folder nor"),
         ([], "the following arguments are required: SETS; see hf-distill gallery --help"),
         (["sets", "--no_real", "--dataset_name", "x"], "error: --no_real and --dataset_name exclude each other"),
-        (["sets", "--dataset_name", "org/x"], "error: --dataset_name org/x: no set here was made of it"),
+        (["sets", "--dataset_name", "org/x"], "error: --dataset_name org/x: no set here was made of it, but of digits"),
         (["sets", "--output_dir", "sets/one"], "holds something else"),
     ],
 )
