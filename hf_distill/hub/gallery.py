@@ -16,6 +16,7 @@ from PIL import Image
 from .board import BoardSet
 from .board_page import drawn_anew, rendered
 from .cards import markdown_table, render_card
+from .comparisons import schedule
 from .edits import with_edits
 from .files import atomic_write, check_target, load_json, naming, save_json, whole_file
 from .plots import can_plot, results_plot
@@ -155,10 +156,11 @@ def _is_animation(path: Path) -> bool:
         return False
 
 
-def _plot(folder: Path, files: list[str], sets: Sequence[BoardSet], name: str) -> str | None:
+def _plot(folder: Path, files: list[str], sets: Sequence[BoardSet], file: str) -> str | None:
     """Accuracy of some sets of one task against images, label bytes and FLOP; None for one set, or without matplotlib.
 
-    Random images and full data of all their reports that are one measurement are one point.
+    Random images and full data of all their reports that are one measurement are one point. Protocols that most sets
+    share come first.
     """
     points: dict[Any, tuple[str, EvalRow]] = {}
     for each in sets:
@@ -169,6 +171,10 @@ def _plot(folder: Path, files: list[str], sets: Sequence[BoardSet], name: str) -
                 points.setdefault((*row.key, *row.accuracies), (row.set, row))
     if len(sets) < 2 or not can_plot():
         return None
-    ordered = sorted(points.values(), key=lambda point: point[0] in ("random", "full data"))
+    under: dict[str, set[str]] = {}
+    for name, row in points.values():
+        under.setdefault(schedule(row.protocol), set()).add(name)
+    ordered = sorted(points.values(), key=lambda point: -len(under[schedule(point[1].protocol)]))
+    ordered.sort(key=lambda point: point[1].set != "distilled")
     plot = results_plot([row for _, row in ordered], [point for point, _ in ordered])
-    return None if plot is None else _save(folder, files, name, plot)
+    return None if plot is None else _save(folder, files, file, plot)

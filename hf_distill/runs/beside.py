@@ -40,9 +40,9 @@ def real_beside(sets: Sequence[BoardSet], places: Sequence[str], *, seed: int = 
     """
     by_name = {Path(place).name: place for place in places}
     made_of = {each.name: str((each.config.get("source") or {}).get("name")) for each in sets}
-    for name, place in by_name.items():
+    for name, given in by_name.items():
         if name not in (known := {Path(source).name for source in made_of.values()}):
-            raise ValueError(f"--dataset_name {place}: no set here was made of it, but of {', '.join(sorted(known))}")
+            raise ValueError(f"--dataset_name {given}: no set here was made of it, but of {', '.join(sorted(known))}")
     found: dict[str, RealPicture] = {}
     drawn: dict[str, RealPicture] = {}
     for each in sets:
