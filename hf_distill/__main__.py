@@ -1,7 +1,8 @@
 """The console entry: `hf-distill tesla --ipc 1` is `python recipes/tesla.py --ipc 1` wherever the package is installed.
 
 `python -m hf_distill tesla` is the same. `accelerate launch -m hf_distill tesla` is what `accelerate launch
-recipes/tesla.py` is in a checkout. `hf-distill board` is no recipe: it reads what these left, and needs no torch.
+recipes/tesla.py` is in a checkout. `hf-distill board` and `hf-distill gallery` are no recipes: they read what these
+left, and need no torch, but for real images.
 """
 
 import argparse
@@ -21,8 +22,9 @@ USAGE = """\
 usage: hf-distill RECIPE [--config PRESET] [--flag value ...]   (hf-distill RECIPE --help)
        accelerate launch ... -m hf_distill RECIPE ...           (devices, processes, mixed precision)
        hf-distill board SETS ...                                (the results of many sets on one page)
+       hf-distill gallery SETS ...                              (their images, beside real ones)
 """
-BOARD = "board"
+BOARD, GALLERY = "board", "gallery"
 
 
 def recipes() -> dict[str, Path]:
@@ -45,29 +47,34 @@ def _first_line(path: Path) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """The flags of what puts many sets on one page."""
+
+    def __init__(self, name: str, description: str, title: str) -> None:
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"hf-distill {name}", allow_abbrev=False, formatter_class=shape, description=description)
+        where = "Folders of sets, folders that contain such, and repositories: owner/name, or owner/name@revision."
+        self.add_argument("sets", nargs="+", metavar="SETS", help=where)
+        self.add_argument("--output_dir", default=name, help=f"Folder to write ({name}).")
+        self.add_argument("--title", default=title, help=f'Heading of the page ("{title}").')
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see hf-distill {BOARD} --help\n")
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def _places(given: Sequence[str]) -> list[str | Path]:
+    return [Path(place).expanduser() if place.startswith("~") else place for place in given]
 
 
 def board(words: Sequence[str]) -> None:
     """Put the results of the sets that the words name on one page; a mistake ends the process as a recipe's does."""
     parser = _Parser(
-        prog=f"hf-distill {BOARD}",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Put the results of many sets on one page, index.html, which needs no server and is fit to be a\n"
+        BOARD,
+        "Put the results of many sets on one page, index.html, which needs no server and is fit to be a\n"
         "static Space, and into one table, board.parquet.\n\n"
         f"  hf-distill {BOARD} outputs\n"
         f"  hf-distill {BOARD} outputs/mine org/name org/name@v1.0.0 --output_dir my-board",
+        "Distilled sets",
     )
-    parser.add_argument(
-        "sets",
-        nargs="+",
-        metavar="SETS",
-        help="Folders of sets, folders that contain such, and repositories: owner/name, or owner/name@revision.",
-    )
-    parser.add_argument("--output_dir", default="board", help="Folder of the page and the table (board).")
-    parser.add_argument("--title", default="Distilled sets", help='Heading of the page ("Distilled sets").')
     args = parser.parse_args(words)
     from .hub.board import read_sets
     from .hub.board_page import PAGE, check_board, save_board
@@ -75,12 +82,53 @@ def board(words: Sequence[str]) -> None:
     try:
         folder = Path(args.output_dir).expanduser()
         check_board(folder)  # before anything is fetched
-        sets = read_sets([Path(place).expanduser() if place.startswith("~") else place for place in args.sets])
+        sets = read_sets(_places(args.sets))
         save_board(folder, sets, title=args.title)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     rows = sum(len(each.rows) for each in sets)
     print(f"{len(sets):,} sets with {rows:,} rows of results: open {folder / PAGE}")
+
+
+def gallery(words: Sequence[str]) -> None:
+    """Put the pictures of the sets that the words name on one page; a mistake ends the process as a recipe's does."""
+    parser = _Parser(
+        GALLERY,
+        "Put the images of many sets on one page, index.html, beside random real ones of the same classes and with\n"
+        "what students reach. It needs no server and is fit to be a static Space; images/ holds the pictures.\n\n"
+        f"  hf-distill {GALLERY} outputs\n"
+        f"  hf-distill {GALLERY} outputs/mine org/name --dataset_name uoft-cs/cifar10 path/to/photographs",
+        "Distilled images",
+    )
+    parser.add_argument(
+        "--dataset_name",
+        nargs="+",
+        default=[],
+        help="Where the real images are that sets were made of: Hub names or folders, each called as the source of a "
+        "set. Without it: only those of scikit-learn's digits are shown. Their terms hold for who publishes the page.",
+    )
+    parser.add_argument("--no_real", action="store_true", help="No real images, not even digits.")
+    parser.add_argument("--seed", type=int, default=0, help="Draws the real images (0).")
+    args = parser.parse_args(words)
+    if args.no_real and args.dataset_name:
+        parser.error("--no_real and --dataset_name exclude each other")
+    from .hub.board import read_sets
+    from .hub.gallery import PAGE, check_gallery, save_gallery
+
+    try:
+        folder = Path(args.output_dir).expanduser()
+        check_gallery(folder)  # before anything is fetched
+        sets = read_sets(_places(args.sets))
+        if args.no_real:
+            real = {}
+        else:
+            from .runs.beside import real_beside
+
+            real = real_beside(sets, list(map(str, _places(args.dataset_name))), seed=args.seed)
+        save_gallery(folder, sets, real, title=args.title)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(sets):,} sets, {len(real):,} of them beside real images: open {folder / PAGE}")
 
 
 def main() -> None:
@@ -96,12 +144,12 @@ def main() -> None:
         print(f"hf_distill {__version__}")
         return
     begin()  # the recipe takes seconds to import
-    if name == BOARD:
-        board(flags)
+    if name in (BOARD, GALLERY):
+        (board if name == BOARD else gallery)(flags)
         return
     known = recipes()
     if name not in known:
-        words = sorted([*known, BOARD])
+        words = sorted([*known, BOARD, GALLERY])
         nearest = difflib.get_close_matches(name, words, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(words)}"
         sys.stderr.write(f"error: {name!r} is no recipe; {hint}\n")

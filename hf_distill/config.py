@@ -44,6 +44,7 @@ MOST_RESIZED = 10  # times the crop that is cut out of them, images may be resiz
 # Subsets of the real images that a distilled set is compared with; the first are the usual ones, ALL stands for all.
 BASELINES = ("random", "herding", "k-center", "centroid", "neighbour", "el2n", "forgetting", "ccs", "bps")
 USUAL, ALL = BASELINES[:3], "all"
+LOOKS = 10  # at images on the way, of methods that evaluate nothing there
 
 
 def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
@@ -278,12 +279,23 @@ class OptimizedConfig(DistillConfig):
     init: str = HfArg(default="real", help="Start from real images or from noise.")
     max_steps: int = HfArg(default=5000, help="Distillation iterations.")
     logging_steps: int = HfArg(default=10, help="Iterations between two lines in the trackers.")
+    save_frames: int | None = HfArg(
+        default=None,
+        help="Iterations between two pictures of the images as they form, in frames/ of the output folder, with an "
+        "animation of them. Without it: none; trackers show some at evaluations, or ten.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_least("save_frames", self.save_frames, 1)
         check_choice("init", self.init, ("real", "noise"))
         check_at_least("max_steps", self.max_steps, 0)
         check_at_least("logging_steps", self.logging_steps, 1)
+
+    @property
+    def look_steps(self) -> int:
+        """Iterations between two looks at the images."""
+        return self.save_frames or max(1, self.max_steps // LOOKS)
 
 
 @dataclass
@@ -312,6 +324,11 @@ class LoopConfig(OptimizedConfig):
         for flag in ("gradient_accumulation_steps", "save_steps", "eval_steps", "eval_nets"):
             check_at_least(flag, getattr(self, flag), 1)
         check_at_least("save_total_limit", self.save_total_limit, 1)
+
+    @property
+    def look_steps(self) -> int:
+        """As of `OptimizedConfig`; at evaluations, unless frames are kept."""
+        return self.save_frames or self.eval_steps
 
 
 @dataclass(repr=False)

@@ -67,7 +67,7 @@ def test_the_list_is_there_before_torch_and_transformers_are_loaded():
 
 
 def test_a_misspelt_recipe_is_one_line_with_the_nearest(monkeypatch, capsys):
-    known = ", ".join(sorted([*RECIPES, "board"]))
+    known = ", ".join(sorted([*RECIPES, "board", "gallery"]))
     for name, hint in [("tesle", "did you mean tesla?"), ("zzzz", f"expected one of {known}")]:
         with pytest.raises(SystemExit, match="2"):
             entry(monkeypatch, name, "--ipc", "1")

@@ -20,10 +20,22 @@ from .tables import FOLDER, pictures
 if TYPE_CHECKING:
     from .distilled_set import DistilledSet
 
-__all__ = ["AUDIT", "GRID", "PLOT", "RESULTS_PLOT", "config_entry", "fidelity", "grid", "set_card"]
+__all__ = [
+    "AUDIT",
+    "GRID",
+    "PLOT",
+    "RESULTS_PLOT",
+    "config_entry",
+    "fidelity",
+    "grid",
+    "room_in_grid",
+    "set_card",
+    "small_grid",
+]
 
 GRID, PLOT, RESULTS_PLOT = "assets/grid.png", "assets/labels.png", "assets/results.png"
 AUDIT = "assets/audit.png"
+SMALL_CELL, SMALL_WIDTH = 48, 400  # pixels of an image and of the whole, in a picture that is seen often
 
 
 def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int) -> str:
@@ -82,6 +94,7 @@ def set_card(distilled: "DistilledSet", home: Home, data_id: str, png_bytes: int
         projector=fidelity(distilled),
         label_loss=config.get("label_loss"),
         learned_lr=None if distilled.lr is None else distilled.lr.item(),
+        first_results=None if distilled.report is None else distilled.report.short_markdown(),
         results=None if distilled.report is None else distilled.report.markdown(),
         compared=None if distilled.report is None else distilled.report.compared_markdown(),
         results_plot=RESULTS_PLOT if can_plot() and distilled.report and is_grid(distilled.report.rows) else None,
@@ -233,10 +246,24 @@ def grid(distilled: "DistilledSet") -> Image.Image:
     return image_grid(images, columns, captions=captions)
 
 
+def small_grid(distilled: "DistilledSet") -> Image.Image:
+    """A small picture of the first image of each of the first ten classes, without a word: for what is seen often."""
+    rows = [torch.nonzero(distilled.labels == label)[0].item() for label in distilled.labels.unique()[:10]]
+    picture = image_grid([_picture(distilled, int(row)) for row in rows], min(len(rows), 5), cell=SMALL_CELL)
+    picture.thumbnail((SMALL_WIDTH, SMALL_WIDTH))  # of photographs
+    return picture
+
+
+def room_in_grid(ipc: int) -> tuple[int, int]:
+    """How many classes a picture has room for, and how many images of each, of a set of `ipc` images per class."""
+    per_class = min(10, ipc)
+    return 10 * max(1, 5 // per_class), per_class
+
+
 def _shown(distilled: "DistilledSet") -> tuple[list[list[int | None]], int]:
     """The rows that a picture has room for, by class, each as long as the other (None where there is no image)."""
-    per_class = min(10, distilled.ipc)
-    classes = distilled.labels.unique()[: 10 * max(1, 5 // per_class)]
+    count, per_class = room_in_grid(distilled.ipc)
+    classes = distilled.labels.unique()[:count]
     rows: list[list[int | None]] = []
     for label in classes:
         of_class = torch.nonzero(distilled.labels == label).flatten()[:per_class].tolist()

@@ -19,8 +19,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import OptimizedConfig
+from ..data.preprocessing import Preprocessing
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.accuracy import device_name
 from ..hub.checks import is_whole
@@ -69,6 +72,7 @@ class BlockDistiller(Method):
 
     Attributes:
         pixels: What images are kept as: pictures are "uint8", and images that were optimised "float32".
+        preprocessing: Of the set: that of `train`, unless a teacher brings its own.
         free: Settings that the images do not depend on, so that a continued run may have others; those of evaluations
             (`eval_`) are free as well.
     """
@@ -78,6 +82,7 @@ class BlockDistiller(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.preprocessing: Preprocessing = self.train.preprocessing
         self._stop = Stop()  # which nobody asks until the run begins
         self._clock = Clock()  # of a block
 
@@ -123,6 +128,7 @@ class BlockDistiller(Method):
             ValueError: The folder holds blocks of another run.
         """
         blocks = self.blocks()
+        self._first = blocks[0].number
         labels = torch.empty(sum(len(block.rows) for block in blocks), dtype=torch.long)
         for block in blocks:
             labels[block.rows] = block.labels
@@ -177,7 +183,10 @@ class BlockDistiller(Method):
             self.callbacks.on_step(dataclasses.replace(state))
 
         rows, self._clock = block.rows.numpy(), Clock()
-        images[rows] = self.make(block, log).cpu().numpy()
+        self._state = state
+        made = self.make(block, log)
+        self._show(block, self.iterations, made)
+        images[rows] = made.cpu().numpy()
         images.flush()
         work = Work(self.iterations, self._clock.keep(), device_name(self.device))
         save_making(self._measured(block), {"block": work})
@@ -185,6 +194,29 @@ class BlockDistiller(Method):
         shutil.rmtree(self._unfinished(block), ignore_errors=True)
         state.folder = self.folder
         self.callbacks.on_save(dataclasses.replace(state))
+
+    def show(self, block: Block, iteration: int, images: Tensor) -> None:
+        """Let callbacks see the images of the first block, every `look_steps` of the config, before they are done.
+
+        Args:
+            block: Which one.
+            iteration: How many of its iterations are done, from 0.
+            images: (B, C, h, w) as they are now, in the space of `pixels`, or floats as a network sees them.
+        """
+        config = self.config
+        if isinstance(config, OptimizedConfig) and iteration < self.iterations and iteration % config.look_steps == 0:
+            self._show(block, iteration, images)
+
+    def _show(self, block: Block, iteration: int, images: Tensor) -> None:
+        def look() -> DistilledSet:
+            x, size = images.detach(), self.train.shape[1:]
+            if x.shape[2:] != size:  # of a stage
+                x = F.interpolate(x, size)
+            x = x.cpu() if x.dtype == torch.uint8 else x
+            return DistilledSet(x, block.labels.to(x.device), self.train.class_names, self.preprocessing)
+
+        if block.number == self._first:
+            self.callbacks.on_images(dataclasses.replace(self._state, step=iteration, look=look))
 
     # Blocks that are not done
 

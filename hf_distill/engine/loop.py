@@ -225,6 +225,7 @@ class Distiller(Method):
         config = self.config
         if step == 0:
             self._select(state)
+            self.callbacks.on_images(dataclasses.replace(state))
         logs, foreseen, stopped = self._gradients(step, stop)
         problem, declined = self.objection(logs | foreseen), self.declines(logs)
         if problem and not declined:
@@ -241,6 +242,8 @@ class Distiller(Method):
         self.callbacks.on_step(dataclasses.replace(state))
         if self._due(config.eval_steps, state):
             self._select(state)
+        if self._due(config.look_steps, state):
+            self.callbacks.on_images(dataclasses.replace(state))
         if stopped or self._due(config.save_steps, state):
             self._save(state)
         if stopped:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 from typing_extensions import Self
 
-from ..config import ALL, DataArguments, DistillConfig, check_choice
+from ..config import ALL, DataArguments, DistillConfig, OptimizedConfig, check_choice
 from ..data.images import Outline, RealImages
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import LOGITS, evaluate
@@ -36,6 +36,7 @@ from ..runs.callbacks import Callback, Callbacks, ProgressBar, Trackers
 from ..runs.checkpoints import ARTIFACT_FILE
 from ..runs.finish import DistillationDiverged
 from ..runs.folder import describe_images
+from ..runs.frames import Frames
 from ..runs.held_out import say_held_out, say_learned_from
 from ..runs.processes import make_accelerator, on_main
 from ..runs.settings import nearest_preset, other_images, settings_of
@@ -53,6 +54,7 @@ FREE_TO_CHANGE = {
     "logging_steps",
     "save_steps",
     "save_total_limit",
+    "save_frames",
     "report_to",
     "disable_tqdm",
     "eval_also",
@@ -219,7 +221,9 @@ class Method(ABC):
         self.protocol = self.protocol_of(config, train)
         self.output_dir = Path(config.output_dir)
         self.further_callbacks = list(callbacks)
-        self.callbacks = Callbacks([ProgressBar(config.disable_tqdm), self._trackers(), *callbacks])
+        kept = isinstance(config, OptimizedConfig) and config.save_frames
+        frames = [Frames(self.output_dir)] if kept else []
+        self.callbacks = Callbacks([ProgressBar(config.disable_tqdm), self._trackers(), *frames, *callbacks])
         self.distilled: DistilledSet
 
     @classmethod

@@ -19,8 +19,9 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from .cards import ANIMATION
 from .checks import NAMES, OBJECT_OR_NULL, TEXT_OR_NULL, Rules, are_names, check_values, is_number, is_whole
-from .comparisons import GIVEN, TILES
+from .comparisons import GIVEN, schedule
 from .files import check_format_version, load_json
 from .making import MAKING, Making, read_making
 from .markdown import plain, url
@@ -39,7 +40,6 @@ LONGEST_CARD = 100_000  # characters of a card that a board shows
 HARD, STORED, ONLINE = KNOWN.values()
 UNKNOWN = "labels of unknown origin"
 REGIMES = (HARD, STORED, ONLINE, UNKNOWN)
-FOLLOWS = re.compile(rf", batches of \d+|{TILES.pattern}")  # in the name of a protocol that follows the set
 
 TEXT = ("a text", lambda value: isinstance(value, str))
 ROW: Rules = {
@@ -132,7 +132,7 @@ class BoardRow:
     @property
     def schedule(self) -> str:
         """The protocol without what follows the set in it, and what `label_name` says."""
-        return _schedule(self.protocol)
+        return schedule(self.protocol)
 
     @property
     def label_name(self) -> str:
@@ -155,10 +155,6 @@ class BoardRow:
         return (self.task, self.regime, self.schedule, self.student, self.split)
 
 
-def _schedule(protocol: str) -> str:
-    return FOLLOWS.sub("", GIVEN.sub("", protocol))
-
-
 @dataclass(frozen=True)
 class LabelPoint:
     """One source of labels among several that were compared at the same images.
@@ -174,7 +170,7 @@ class LabelPoint:
     @property
     def schedule(self) -> str:
         """As of a `BoardRow`."""
-        return _schedule(self.row.protocol)
+        return schedule(self.row.protocol)
 
 
 @dataclass(frozen=True)
@@ -183,6 +179,7 @@ class BoardSet:
 
     Attributes:
         name: One on this board.
+        report: As `results.json` has it.
         rows: What students reached on it, and on what it is compared with.
         labels: The comparison of labels at its images.
         differences: Between it and what it is compared with, as its report has them: each an object of JSON.
@@ -191,11 +188,13 @@ class BoardSet:
         making: What it took to make it, empty where that was not measured.
         card: Its card, as text; empty where there is none.
         picture: The file of its picture.
+        animation: The file that shows how it formed, where its run kept frames; of folders alone.
         link: To its repository.
         revision: Commit or tag of that.
     """
 
     name: str
+    report: EvalReport
     rows: list[BoardRow]
     labels: list[LabelPoint]
     differences: list[dict[str, Any]]
@@ -204,6 +203,7 @@ class BoardSet:
     making: Making
     card: str
     picture: Path | None
+    animation: Path | None
     link: str | None
     revision: str | None
 
@@ -297,6 +297,7 @@ def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
         raise ValueError(f"{folder / RESULTS} has no rows; evaluate the set")
     return BoardSet(
         name=name,
+        report=report,
         rows=rows,
         labels=[LabelPoint(row, rows[0].task) for row in report.labels],
         differences=_objects(value.get("differences")),
@@ -305,6 +306,7 @@ def _read_set(folder: Path, repo_id: str | None, name: str) -> BoardSet:
         making=read_making(folder / MAKING),
         card=_card(folder / CARD),
         picture=folder / PICTURE if (folder / PICTURE).is_file() else None,
+        animation=folder / ANIMATION if (folder / ANIMATION).is_file() else None,
         link=link,
         revision=revision,
     )

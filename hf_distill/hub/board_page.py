@@ -30,7 +30,10 @@ from .making import Work
 from .markdown import HALF, UNSEEN, plain
 from .repository import CARD
 
-__all__ = ["INDEX", "PAGE", "TABLE", "board_table", "check_board", "page_of", "save_board"]
+__all__ = [
+    *("INDEX", "PAGE", "TABLE", "board_table", "check_board", "page_of", "save_board"),
+    *("drawn_anew", "rendered"),
+]
 
 PAGE, TABLE = "index.html", "board.parquet"
 INDEX = TABLE  # by which a folder is known to hold a board
@@ -115,24 +118,11 @@ def page_of(sets: Sequence[BoardSet], title: str) -> str:
     groups: dict[tuple[str, ...], list[BoardRow]] = {}
     for row in sorted(rows, key=lambda row: (row.task, REGIMES.index(row.regime), row.group[2:], -row.mean)):
         groups.setdefault(row.group, []).append(row)
-    sources = {name: (shipped("model_cards") / f"board.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, (Markup, int, float)) else plain(value),
-    )
-    environment.filters.update(bytes=human_bytes, count="{:,}".format, short=_short, lines=_lines)
-    template = (shipped("model_cards") / "board.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return rendered(
+        "board.html",
+        style=["board.css"],
+        script=["board.js"],
         title=title,
-        style=Markup(sources["css"]),
-        script=Markup(sources["js"]),
-        style_digest=_digest(sources["css"]),
-        script_digest=_digest(sources["js"]),
-        version=_version.__version__,
         groups=list(groups.items()),
         num_rows=len(rows),
         numbers=numbers,
@@ -144,6 +134,33 @@ def page_of(sets: Sequence[BoardSet], title: str) -> str:
         regimes=[regime for regime in REGIMES if any(group[1] == regime for group in groups)],
         costs=[name for name in dict.fromkeys(name for row in rows for name in row.cost) if name != "regime"],
         has_flop=any(row.flop is not None for row in rows),
+    )
+
+
+def rendered(name: str, *, style: Sequence[str], script: Sequence[str] = (), **context: Any) -> str:
+    """The page that `model_cards/<name>` makes of `context`, with what is in the files of its style and its script.
+
+    Every value is escaped. The template knows these texts and their digests, for its policy, and the version.
+    """
+    folder = shipped("model_cards")
+    texts = {
+        kind: "".join((folder / each).read_text(encoding="utf-8") for each in files)
+        for kind, files in (("style", style), ("script", script))
+    }
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, (Markup, int, float)) else plain(value),
+    )
+    environment.filters.update(bytes=human_bytes, count="{:,}".format, short=_short, lines=_lines)
+    return environment.from_string((folder / name).read_text(encoding="utf-8")).render(
+        **{kind: Markup(text) for kind, text in texts.items()},
+        **{f"{kind}_digest": _digest(text) for kind, text in texts.items()},
+        version=_version.__version__,
+        **context,
     )
 
 
@@ -237,16 +254,19 @@ def _number(value: Any, name: str) -> str:
 
 def _thumbnail(path: Path | None) -> str | None:
     """A picture as a URL that holds it, drawn anew; None where there is none that can be read."""
-    if path is None:
+    picture = None if path is None else drawn_anew(path)
+    if picture is None:
         return None
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def drawn_anew(path: Path) -> Image.Image | None:
+    """The picture in a PNG file, whoever wrote that; None where there is none that can be read."""
     try:
         with Image.open(path, formats=["PNG"]) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                return None
-            picture = opened.convert("RGB")
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            file = io.BytesIO()
-            picture.save(file, "WEBP", quality=85)
+            return opened.convert("RGB") if opened.width * opened.height <= MOST_PIXELS else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -20,6 +20,8 @@ from ..shipped import shipped
 from .edits import marked
 from .markdown import code, escaped, fenced, literal, plain, url
 
+ANIMATION = "frames/animation.webp"  # in the folder of a run, beside the frames that it is made of
+
 
 @dataclass(frozen=True)
 class Paper:

@@ -25,6 +25,7 @@ __all__ = [
     "comparisons",
     "difference_lines",
     "robust_scores",
+    "schedule",
     "score_lines",
 ]
 
@@ -32,6 +33,7 @@ UNAUGMENTED = " without augmentation"  # behind the name of a protocol, in the n
 # What an evaluation with labels beside the set's own writes behind the name of the protocol.
 GIVEN = re.compile(r", (stored labels|label projector [0-9a-f]+) \(.*\)$")
 TILES = re.compile(r", (?:crops as of )?([0-9]+x[0-9]+) tiles")  # of the images, or for real ones of those beside them
+FOLLOWS = re.compile(rf", batches of \d+|{TILES.pattern}")  # in the name of a protocol that follows the set
 KINDS = {"soft": "method's labels", "hard": "hard labels"}
 PLACE = ("student", "protocol", "split", "images")
 ALWAYS = ("random", "centroid", "neighbour")  # what a set is compared with wherever they are
@@ -98,6 +100,11 @@ class RobustScore:
 
 def _place(of: Comparison | RobustScore) -> dict[str, Any]:
     return {name: getattr(of, name) for name in ("labels", *PLACE)}
+
+
+def schedule(protocol: str) -> str:
+    """The name of a protocol in a row without what follows the set in it, and without labels that were given apart."""
+    return FOLLOWS.sub("", GIVEN.sub("", protocol))
 
 
 def comparisons(rows: Sequence["EvalRow"]) -> list[Comparison]:

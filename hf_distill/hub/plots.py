@@ -31,7 +31,10 @@ GAP, RIGHT, KEY = 0.12, 6.0, 6.3  # between the parts; right end of the axes; le
 DODGE = 0.16  # between points of as many bytes
 COLUMNS, BETWEEN, KEYS = 7.75, 0.25, 8.05  # of a grid: right end of its axes; between two; left end of the names
 ROOM = 0.45  # beside the first and the last of its points
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22")
+COLOURS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22"),
+    *("#393b79", "#637939", "#8c6d31", "#843c39", "#7b4173", "#000000"),
+)
 MARKERS = ("o", "s", "D", "^", "v", "P")
 REST = "#9e9e9e"  # of the points that are not named
 GRID, GRAY = "#e2e2e2", "#5f5f5f"
@@ -73,7 +76,7 @@ def is_grid(rows: Sequence[EvalRow]) -> bool:
     return len({(_protocol(row), row.student) for row in rows}) > 1
 
 
-def results_plot(rows: Sequence[EvalRow]) -> Image.Image | None:
+def results_plot(rows: Sequence[EvalRow], names: Sequence[str] | None = None) -> Image.Image | None:
     """Accuracy against the number of images and, where rows say what they cost, against bytes of labels and FLOP.
 
     A colour is a set, a shape is a student, and hard labels are hollow where there are others; a bar is the mean plus
@@ -81,6 +84,7 @@ def results_plot(rows: Sequence[EvalRow]) -> Image.Image | None:
 
     Args:
         rows: Those of another protocol or split get a panel of their own, `MOST_PANELS` at most: the first ones.
+        names: What each row was trained on, where rows are of several sets; by which colours are given, in that order.
 
     Returns:
         None, with a warning, where matplotlib is not installed.
@@ -90,6 +94,7 @@ def results_plot(rows: Sequence[EvalRow]) -> Image.Image | None:
     """
     if not rows:
         raise ValueError("there are no results to draw; expected at least one row")
+    named = {id(row): name for row, name in zip(rows, names or [row.set for row in rows], strict=True)}
     if not can_plot():
         logger.warning("no picture of the results without matplotlib; pip install 'hf_distill[plots]' to have one")
         return None
@@ -99,23 +104,26 @@ def results_plot(rows: Sequence[EvalRow]) -> Image.Image | None:
     order = list(dict.fromkeys((_protocol(row), row.split) for row in rows))
     shown = [panels[place] for place in order[:MOST_PANELS]]
     every = [row for panel in shown for row in panel]
-    sets = [name for name in SETS if any(row.set == name for row in every)]
+    shown_names = {named[id(row)] for row in every}
+    sets = [name for name in (SETS if names is None else dict.fromkeys(names)) if name in shown_names]
     students = list(dict.fromkeys(row.student for row in every))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(sets)}
     markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(students)}
     labels = sorted({row.labels for row in every})
     looks = {
         id(row): {
-            "color": colours[row.set],
+            "color": colours[named[id(row)]],
             "fmt": markers[row.student],
-            "markerfacecolor": "white" if len(labels) > 1 and row.labels == "hard" else colours[row.set],
+            "markerfacecolor": "white" if len(labels) > 1 and row.labels == "hard" else colours[named[id(row)]],
         }
         for row in every
     }
 
     def draw(figure: "Figure", bottom: float, panel: Sequence[EvalRow]) -> None:
         _draw_results(figure, bottom, panel, looks)
-        _draw_keys(figure, bottom, colours, markers, labels)
+        there = {named[id(row)] for row in panel} if names else {*colours}
+        own = {name: colour for name, colour in colours.items() if name in there}
+        _draw_keys(figure, bottom, own, markers, labels)
 
     return _drawn(shown, draw)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .cards import human_bytes, human_flop, markdown_table, text_table
 from .checks import is_whole
-from .comparisons import Comparison, RobustScore, comparisons, difference_lines, robust_scores, score_lines
+from .comparisons import Comparison, RobustScore, comparisons, difference_lines, robust_scores, schedule, score_lines
 from .files import check_format_version
 
 VERSION = 2  # of results.json, which results.schema.json describes; 1 had neither a version nor scores
@@ -280,8 +280,7 @@ class EvalReport:
         varying, caption = _context(self.rows, CONTEXT)
         there = {self.regime_of(row) for row in self.rows}
         kinds = [regime for regime in reversed(REGIMES) if regime in there]
-        several = there >= {"stored", "online"}
-        titles = {kind: REGIMES[kind] if several or kind == "hard" else "method's labels" for kind in kinds}
+        titles = _titles(kinds)
         lines: dict[tuple[Any, ...], dict[str, EvalRow]] = {}
         for row in sorted(self.rows, key=lambda row: SETS.index(row.set)):
             place = (*(getattr(row, name) for name in varying), row.set)
@@ -292,6 +291,43 @@ class EvalReport:
             measured = [cells[kind].percent() if kind in cells else "" for kind in kinds]
             table.append([place[-1], f"{images:,}", *place[:-1], *measured])
         return table, f"{caption}{self._compared()}"
+
+    def short_lines(self) -> tuple[list[list[str]], str]:
+        """Header and cells, and a caption, of one student under one protocol: those of the first row of the set.
+
+        There are four narrow columns at most, and of what the set is compared with random images, the best other
+        subset and full data.
+        """
+        own = next((row for row in self.rows if row.set == "distilled"), self.rows[0])
+        place = (own.student, schedule(own.protocol), own.split)
+        alike = [row for row in self.rows if (row.student, schedule(row.protocol), row.split) == place]
+        cells: dict[str, dict[str, EvalRow]] = {}
+        for row in alike:
+            if row.images == own.images or row.set == "full data":
+                cells.setdefault(row.set, {}).setdefault(self.regime_of(row), row)
+        kinds = [kind for kind in REGIMES if any(kind in each for each in cells.values())]
+        titles = _titles(kinds)
+        others = [name for name in cells if name not in ("random", "distilled", "full data")]
+        best = max(others, key=lambda name: max(row.mean for row in cells[name].values()), default=None)
+        table = [["trained on", *(titles[kind] for kind in kinds)]]
+        for name in ("distilled", "random", best, "full data"):
+            if name in cells:
+                texts = [
+                    cells[name][kind].percent().rpartition(" ")[0] if kind in cells[name] else "" for kind in kinds
+                ]
+                table.append([name, *texts])
+        seeds = sorted({row.n for each in cells.values() for row in each.values()})
+        count = "–".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
+        student = "a student" if seeds == [1] else f"{count} students"
+        caption = (
+            f"accuracy in %, mean ± standard deviation of {student} · {own.images:,} images · {own.student} · "
+            f"protocol {place[1]} · {own.split}"
+        )
+        return table, caption
+
+    def short_markdown(self) -> str:
+        """The first results in a table for a narrow screen; nothing where there are none."""
+        return markdown_table(*self.short_lines()) if self.rows else ""
 
     def regime_of(self, row: EvalRow) -> str:
         """The regime of one of the rows; of one of version 0.1 that labels of views, if its protocol looks at views."""
@@ -381,6 +417,12 @@ class EvalReport:
     def labels_markdown(self) -> str:
         """The comparison of labels as a table for a card."""
         return markdown_table(*self._label_lines()) if self.labels else ""
+
+
+def _titles(kinds: Sequence[str]) -> dict[str, str]:
+    """The titles of columns by regime: labels that are no classes are the method's, unless there are two kinds."""
+    several = {*kinds} >= {"stored", "online"}
+    return {kind: REGIMES[kind] if several or kind == "hard" else "method's labels" for kind in kinds}
 
 
 def _context(rows: Sequence[EvalRow | LabelRow], names: Sequence[str]) -> tuple[list[str], str]:

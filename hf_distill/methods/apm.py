@@ -535,6 +535,7 @@ class APM(BlockDistiller):
         velocity = tensors["velocity"].to(self.device) if tensors else torch.zeros_like(x)
         labels, saved = block.labels.to(self.device), start
         students = []
+        self.show(block, start, x)
         for t in range(start, config.max_steps):
             if not students or refreshes(t, config.max_steps, period):
                 due = t - saved >= config.save_steps
@@ -555,6 +556,7 @@ class APM(BlockDistiller):
                 advice = f"lower --lr_img {config.lr_img:g}, --lr_net {config.lr_net:g} or --alpha {config.alpha:g}"
                 self.check_finite(values, block, t + 1, advice)
                 log(t + 1, values)
+            self.show(block, t + 1, x)
         return x
 
     # The set

@@ -317,6 +317,7 @@ class Recovering(BlockDistiller):
         iterations, seed = torch.arange(config.max_steps), derive_seed(config.seed, "views", block.number)
         crops = uniform(seed, (CROP,), iterations, CROP_DRAWS)
         rolls = uniform(seed, (ROLL,), iterations, 2)
+        self.show(block, start, x)
         for t in range(start, config.max_steps):
             if (other := self.merged(block, x.detach(), t)) is not None:
                 x, optimizer = self._optimized(other)
@@ -332,6 +333,7 @@ class Recovering(BlockDistiller):
                 self.check_finite(values, block, t + 1, f"lower --lr_img {config.lr_img:g} or --r_bn {config.r_bn:g}")
                 log(t + 1, values)
                 self._look(values, t + 1)
+            self.show(block, t + 1, x)
             self.keep(block, t + 1, partial(_state, x, optimizer))
         return self.finished(x.detach())
 

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+
+from ..distilled.card import small_grid
 
 __all__ = ["Callback", "Callbacks", "ProgressBar", "RunState", "Trackers"]
 
@@ -84,6 +87,13 @@ class Callback:
     def on_evaluate(self, state: RunState) -> None:
         """Called after each evaluation on held-out images."""
 
+    def on_images(self, state: RunState) -> None:
+        """Called where images are to be looked at, as `state.artifact` and `state.step` of their own steps.
+
+        That is before the first step, every `save_frames` or else at evaluations, and at the end. Where images are made
+        in blocks it is the first one, ten times without `save_frames`; of a method without steps it is its end alone.
+        """
+
     def on_save(self, state: RunState) -> None:
         """Called once `state.folder` is written."""
 
@@ -108,6 +118,10 @@ class Callbacks(Callback):
     def on_evaluate(self, state: RunState) -> None:
         for callback in self.callbacks:
             callback.on_evaluate(state)
+
+    def on_images(self, state: RunState) -> None:
+        for callback in self.callbacks:
+            callback.on_images(state)
 
     def on_save(self, state: RunState) -> None:
         for callback in self.callbacks:
@@ -149,7 +163,7 @@ class ProgressBar(Callback):
 
 
 class Trackers(Callback):
-    """The trackers that `--report_to` names: values of steps as train/<name>, of evaluations as eval/<name>.
+    """The trackers that `--report_to` names: values of steps as train/<name>, of evaluations as eval/<name>, pictures.
 
     Args:
         accelerator: Made with these trackers.
@@ -172,6 +186,20 @@ class Trackers(Callback):
 
     def on_evaluate(self, state: RunState) -> None:
         self.accelerator.log({f"eval/{name}": value for name, value in state.values.items()}, step=state.step)
+
+    def on_images(self, state: RunState) -> None:
+        if not (self.accelerator.trackers and state.is_main_process):
+            return
+        picture = np.asarray(small_grid(state.artifact))  # (height, width, 3) uint8
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"images": picture[None]}, step=state.step, dataformats="NHWC")
+            elif tracker.name == "trackio":  # to which Accelerate hands numbers alone
+                import trackio
+
+                tracker.log({"images": trackio.Image(picture)}, step=state.step)
+            else:
+                tracker.log_images({"images": [picture]}, step=state.step)
 
     def on_end(self, state: RunState) -> None:
         # `Accelerator.end_training` would end the process group as well.

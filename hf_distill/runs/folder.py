@@ -15,6 +15,7 @@ from ..evaluation.student_results import remove_results
 from ..hub.files import load_json, someone_elses
 from .checkpoints import ARTIFACT_FILE, BLOCKS, STATE_FILE, find_checkpoint, list_checkpoints, remove
 from .claims import claim
+from .frames import remove_frames
 
 logger = logging.getLogger(__name__)
 
@@ -220,6 +221,7 @@ def prepare_output_dir(config: DistillConfig, name: str, held: ExitStack) -> Pat
         for path in list_checkpoints(folder):
             remove(path)
         shutil.rmtree(folder / BLOCKS, ignore_errors=True)
+        remove_frames(folder)
         remove_results(folder)
     for leftover in folder.glob(".checkpoint-*.partial"):
         shutil.rmtree(leftover)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from contextlib import ExitStack
+from typing import Any
 
 import datasets
 import huggingface_hub.utils
@@ -69,7 +70,14 @@ def start_run(
 
 def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArguments:
     """The arguments that read again what a set was made of, in its classes and size; flags off their default win."""
-    source = distilled.config.get("source") or {}
+    source, shape = distilled.config.get("source") or {}, tuple(distilled.pixel_values.shape[1:])
+    return arguments_of(source, distilled.class_names, shape, given)
+
+
+def arguments_of(
+    source: dict[str, Any], class_names: list[str], shape: tuple[int, ...], given: DataArguments
+) -> DataArguments:
+    """The same for the provenance of a set, its classes, and the (C, H, W) of its images."""
     name = source.get("name")
     if given.dataset_name is None and name != "digits" and "/" not in (name or ""):
         raise ValueError(f"the set was made of {name!r}, no Hub name; say where it is: --dataset_name PATH")
@@ -93,9 +101,9 @@ def source_arguments(distilled: DistilledSet, given: DataArguments) -> DataArgum
             "dataset_name": name,
             "dataset_revision": None if str(revision).startswith("pixels:") else revision,
         }
-    channels, height, width = distilled.pixel_values.shape[1:]
+    channels, height, width = shape
     of_the_set = {
-        "classes": distilled.class_names,
+        "classes": class_names,
         "resolution": [height, width],
         "color": "gray" if channels == 1 else "rgb",
         "normalization": "none",  # the set brings its own

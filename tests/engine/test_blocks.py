@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.labels import ProjectorLabels
@@ -48,6 +50,7 @@ TINY = {
     "adapt_epochs": 1,
     "compare_labels": "pruned",
     "report_to": "tensorboard",
+    "save_frames": 2,
 }
 
 
@@ -124,6 +127,14 @@ def test_a_run_leaves_a_whole_artifact_with_random_images_and_hard_labels_beside
     card = (whole / "README.md").read_text()
     assert all(row.percent() in card for row in distilled.report.rows)
     assert list(whole.rglob("*tfevents*"))
+    if "save_frames" in runs.known:
+        assert sorted(path.name for path in (whole / "frames").glob("*.png")) == [
+            f"step-000000{step}.png" for step in (0, 2, 4)
+        ]
+        if runs.name != "apm":  # whose first group are images of any classes
+            with Image.open(whole / "frames" / "step-0000004.png") as picture:
+                first = np.asarray(picture)[4:52:6, 4:52:6, 0]  # eight by eight pixels six times as large
+            assert np.array_equal(first, distilled.images_uint8(slice(0, 1))[0, 0].numpy())
     again = DistilledSet.from_pretrained(distilled.save_pretrained(tmp_path / "copy"))
     assert torch.equal(again.pixel_values, distilled.pixel_values)
     assert again.config == distilled.config

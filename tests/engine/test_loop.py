@@ -1,14 +1,22 @@
 """The loop: what is learned beside the set is kept like the set, and callbacks see what happens."""
 
+import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
+from PIL import Image
 from safetensors.torch import load_file
 
 import hf_distill as hd
 from hf_distill.evaluation.protocols import PROTOCOLS
+from hf_distill.runs.callbacks import Trackers
+from hf_distill.runs.frames import remove_frames
 from tests.helpers import ROOT
 from tests.helpers.learned_state import Mirror, MirrorConfig
 from tests.helpers.recipes import Recipes
@@ -190,3 +198,87 @@ def test_callbacks_see_the_end_of_a_run_that_diverges_and_the_set_as_it_is(small
     distilled = mirror.run()
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(seen[1], distilled.pixel_values)
+
+
+# Pictures of the images as they form
+
+
+class Fails(hd.Callback):
+    """The machine fails behind a step."""
+
+    def on_step(self, run: hd.RunState) -> None:
+        if run.step == 5:
+            raise OSError("gone")
+
+
+def test_frames_are_of_their_steps_and_a_run_that_goes_on_leaves_those_of_one_that_nothing_stopped(small, tmp_path):
+    seen = {}
+
+    class Looks(hd.Callback):
+        def on_images(self, run: hd.RunState) -> None:
+            seen[run.step] = run.artifact.images_uint8()
+
+    flags = {"save_frames": 2, "select": "last", "save_steps": 3}
+    made(small, tmp_path / "whole", callbacks=[Looks()], **flags).run()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "frames").iterdir()}
+    assert list(seen) == [0, 2, 4, 6]
+    assert files.keys() == {*(f"step-000000{step}.png" for step in seen), "animation.webp"}
+    for step, images in seen.items():
+        with Image.open(tmp_path / "whole" / "frames" / f"step-000000{step}.png") as picture:
+            cells = np.asarray(picture)[4:108]  # two rows of five, eight by eight pixels six times as large
+        for number, image in enumerate(images):
+            top, left = 52 * (number // 5), 4 + 52 * (number % 5)
+            assert np.array_equal(cells[top : top + 48 : 6, left : left + 48 : 6, 0], image[0].numpy())
+    with Image.open(tmp_path / "whole" / "frames" / "animation.webp") as animation:
+        assert animation.n_frames == 4
+    with pytest.raises(OSError, match="gone"):
+        made(small, tmp_path / "failed", callbacks=[Fails()], **flags).run()
+    frames = tmp_path / "failed" / "frames"
+    (frames / "step-0000006.png").write_bytes(b"of a run that got further")
+    (frames / "mine.txt").touch()
+    first = (frames / "step-0000000.png").stat().st_mtime_ns
+    made(small, tmp_path / "failed", resume_from_checkpoint="latest", **flags).run()
+    assert {path.name: path.read_bytes() for path in frames.iterdir()} == {**files, "mine.txt": b""}
+    assert (frames / "step-0000000.png").stat().st_mtime_ns == first
+    remove_frames(tmp_path / "failed")
+    assert [path.name for path in frames.iterdir()] == ["mine.txt"]
+
+
+class Recorded:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.given = name, []
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.given.append(("log", values, step))
+
+    def log_images(self, values: dict[str, Any], step: int) -> None:
+        self.given.append(("log_images", values, step))
+
+
+def test_trackers_are_shown_the_images_at_the_begin_and_at_evaluations(small, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board, wandb, trackio = TensorBoardTracker("run", tmp_path), Recorded("wandb"), Recorded("trackio")
+    board.start()
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda pixels: ("an image", pixels)))
+    looks = Trackers(SimpleNamespace(trackers=[board, wandb, trackio]), None)
+    looks.on_begin = looks.on_step = looks.on_evaluate = looks.on_end = lambda run: None
+    made(small, tmp_path / "mirror", callbacks=[looks], save_frames=3, select="last").run()
+    board.finish()
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    shown = events.Images("images")
+    assert [event.step for event in shown] == [0, 3, 6]
+    for event, (kind, values, step), (how, also, at) in zip(shown, wandb.given, trackio.given, strict=True):
+        assert (kind, how, step, at) == ("log_images", "log", event.step, event.step)
+        picture = Image.open(tmp_path / "mirror" / "frames" / f"step-{step:07d}.png").convert("RGB")
+        assert np.array_equal(picture, Image.open(io.BytesIO(event.encoded_image_string)))
+        assert np.array_equal(picture, values["images"][0])
+        assert also["images"][0] == "an image"
+        assert np.array_equal(picture, also["images"][1])
+
+
+def test_frames_every_no_steps_are_one_line():
+    with pytest.raises(ValueError, match=r"^--save_frames is 0; expected"):
+        hd.LoopConfig(save_frames=0)
