@@ -3,7 +3,6 @@
 Where no browser is installed the tests are skipped, with TEST_BROWSER=required in the environment they fail.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +17,6 @@ from tests.helpers.boards import HOSTILE, a_row, a_set
 pytestmark = pytest.mark.slow
 
 COST = {"regime": "stored", "steps": 7, "images_seen": 70, "teacher_images": 70, "image_bytes": 640, "label_bytes": 400}
-
-
-@pytest.fixture(scope="module")
-def browsers() -> Any:
-    """What drives a browser; no browser is a skip, or a failure where one is required."""
-    lacking = "chromium or chromedriver is not installed (Debian: chromium, chromium-driver)"
-    try:
-        from tests.helpers import browser
-
-        if browser.found():
-            return browser
-    except ModuleNotFoundError as error:
-        lacking = f"{error.name} is not installed"
-    if os.environ.get("TEST_BROWSER") == "required":
-        pytest.fail(lacking)
-    pytest.skip(lacking)
 
 
 @pytest.fixture(scope="module")
