@@ -101,6 +101,7 @@ SERVED: dict[str, Any] = {
     "mcp_server": False,
     "enable_monitoring": False,
     "footer_links": [],
+    "css": "#report td, #report th { padding: 4px 8px; overflow-wrap: normal; word-break: normal; }",
     "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
 }
 
@@ -248,7 +249,7 @@ def _report(each: DemoSet) -> str:
             for row in sorted(rows, key=lambda row: (row.regime, row.mean))
         ]
         parts.append(
-            f"Its report: students {code(student)} by the protocol {code(protocol)}, on {escaped(split)}.\n\n"
+            f"Its report: students {code(student)} by the protocol {code(protocol)}, tested on {code(split)}.\n\n"
             "| set | images | labels | accuracy, % |\n|---|---:|---|---:|\n" + "\n".join(lines)
         )
     parts.append("Accuracies are means of several students; those of different labels are no contest.")
@@ -289,7 +290,7 @@ def _epochs(each: DemoSet) -> dict[str, int]:
 
 def _axes(each: DemoSet) -> dict[str, Any]:
     tested = "real test images" if each.lesson.tests else "the images of the set"
-    title = f"Accuracy on {tested}, in percent, over the epochs"
+    title = f"Accuracy on {tested}, %"
     return {"title": title, "y_title": " ", "x_title": " ", "y_lim": [0, 100]}
 
 
