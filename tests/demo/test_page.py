@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 from hf_distill.config import DataArguments
 from hf_distill.data.images import RealImages
@@ -28,7 +27,7 @@ from tests.helpers import ROOT
 from tests.helpers.boards import HOSTILE
 from tests.helpers.sets import pictures
 
-PATIENCE = 60  # seconds, of which a machine that is not busy needs few
+STARTED = 180  # seconds in which a server that imports torch and gradio is there, on a busy machine
 STILL = 6  # looks in a row that find an element where it was
 
 
@@ -72,7 +71,7 @@ def served(place: Path) -> Iterator[str]:
     code = SERVER.format(places=[str(place)], title=f"Try {HOSTILE}", port=port)
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as server:
         try:
-            until = time.monotonic() + 3 * PATIENCE  # it imports torch and gradio
+            until = time.monotonic() + STARTED
             while server.poll() is None and time.monotonic() < until:
                 with socket.socket() as probe:
                     probe.settimeout(1)
@@ -88,12 +87,12 @@ def served(place: Path) -> Iterator[str]:
 class Visitor:
     """A tab of a browser, and what somebody does in it."""
 
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
+    def __init__(self, browsers: Any, driver: Any) -> None:
+        self.browsers, self.driver = browsers, driver
 
     def until(self, found: Callable[[], Any], what: str) -> Any:
         """What `found` gives once it is not empty."""
-        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.05).until(lambda _: found(), what)
+        return self.browsers.until(self.driver, found, what)
 
     def open(self, address: str) -> None:
         self.driver.get(address)
@@ -167,7 +166,7 @@ class Visitor:
 def visitor(browsers: Any, served: str) -> Iterator[Visitor]:
     with browsers.browser() as driver:
         browsers.look(driver, width=1280, height=1900)
-        visitor = Visitor(driver)
+        visitor = Visitor(browsers, driver)
         visitor.open(served)
         yield visitor
         hosts = {address.split("/")[2] for address in browsers.requests(driver) if address.startswith("http")}

@@ -171,9 +171,10 @@ def test_plots_have_a_point_for_each_row_that_differs_and_against_bytes_all_labe
     assert "one: 91.2 ± 0.0 %, 0 B" in points
 
 
-def test_a_set_is_opened_shown_and_closed(page):
+def test_a_set_is_opened_shown_and_closed(page, browsers):
     click(page, ".row a", "one")
-    (dialog,) = page.find_elements("css selector", "dialog[open]")
+    # A dialog opens and closes, and a picture is decoded, in events of their own.
+    (dialog,) = browsers.until(page, lambda: page.find_elements("css selector", "dialog[open]"), "a dialog")
     for words in (
         "some-method",
         "digits (10 classes, 8×8)",
@@ -186,6 +187,7 @@ def test_a_set_is_opened_shown_and_closed(page):
     picture = (
         "const i = document.querySelector('dialog[open] img'); return [i.complete, i.naturalWidth, i.naturalHeight]"
     )
+    browsers.until(page, lambda: page.execute_script(picture)[0], "a picture")
     assert page.execute_script(picture) == [True, 60, 30]
     assert "0.125" not in dialog.text
     click(page, "dialog[open] summary", "Settings")
@@ -194,11 +196,12 @@ def test_a_set_is_opened_shown_and_closed(page):
     assert "# A card\n\nof two lines" in dialog.text
     assert page.current_url.endswith("#set-0")  # a link to the set itself
     page.switch_to.active_element.send_keys("\ue00c")  # Escape
-    assert not page.find_elements("css selector", "dialog[open]")
+    browsers.until(page, lambda: not page.find_elements("css selector", "dialog[open]"), "no dialog")
     click(page, ".cards a", "two")
-    assert page.find_element("css selector", "dialog[open] h2").text == "two"
+    (heading,) = browsers.until(page, lambda: page.find_elements("css selector", "dialog[open] h2"), "a dialog")
+    assert heading.text == "two"
     click(page, "dialog[open] form button")
-    assert "#" not in page.current_url
+    browsers.until(page, lambda: "#" not in page.current_url, "the address of the board")
 
 
 def test_what_a_hostile_set_says_is_text(page):
