@@ -10,7 +10,7 @@ import yaml
 
 from hf_distill.demo.sets import find_sets
 from hf_distill.demo.space import save_space
-from tests.helpers.sets import REPORT, make
+from tests.helpers.sets import REPORT, files, make
 
 
 @pytest.fixture
@@ -55,6 +55,21 @@ def test_a_space_holds_its_sets_and_serves_them_from_where_it_lies(folder, tmp_p
     runpy.run_path("app.py")
     ((sets, said),) = launched
     assert ([each.name for each in sets], said) == (["bare", "evaluated"], title)
+
+
+def test_a_set_of_the_hub_is_named_at_its_commit_and_not_copied_into_a_space(folder, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"gradio": "6.31.0"}.__getitem__)
+    repo = f"{hub.namespace}/ten"
+    hub.put("dataset", repo, files(folder / "evaluated"), tag="v1.0.0")
+    (each,) = find_sets([f"{repo}@v1.0.0"])
+    assert each.name == f"{repo}@v1.0.0"
+    assert len(each.rows) == 2
+    name, _, commit = each.place.partition("@")
+    assert name == repo
+    assert len(commit) == 40
+    space = save_space(tmp_path / "space", [each], title="Ten")
+    assert f"launch(['{each.place}'], title='Ten')" in (space / "app.py").read_text()
+    assert not (space / "sets").exists()
 
 
 def test_a_space_replaces_nothing_of_somebody_else(folder, tmp_path):
