@@ -1,6 +1,7 @@
 # make quickstart   set up .venv, distil scikit-learn's digits into ten images (minutes on two CPU cores)
 # make test         set up .venv, run the whole test suite, offline
 # make test-fast    the tests that start no processes and take no seconds
+# make demo-test    the page of `hf-distill demo` in a browser, in an environment of its own, with gradio
 # make test-lowest  those of them that touch other packages, with the oldest versions that pyproject.toml allows
 # make hub          serve a Hub on this machine, to try a push without an account
 # make lint         ruff, and mypy over the package
@@ -18,7 +19,7 @@ OTHERS := $(addprefix tests/,data distilled hub importing networks runs training
 # Two workers, each with whole files, in the order of tests/conftest.py: long ones first.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast test-lowest hub lint docs artifacts notebooks screenshot clean
+.PHONY: quickstart test test-fast test-lowest demo-test hub lint docs artifacts notebooks screenshot clean
 
 quickstart: $(BIN)/.installed
 	$(BIN)/hf-distill tesla
@@ -31,6 +32,9 @@ test-fast: $(BIN)/.installed
 
 test-lowest: .venv-lowest/bin/.installed
 	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu" $(OTHERS)
+
+demo-test: .venv-demo/bin/.installed
+	HF_HUB_OFFLINE=1 .venv-demo/bin/python -m pytest -q tests/demo
 
 hub: $(BIN)/.installed
 	$(BIN)/python -m tests.helpers.hub_server --folder outputs/hub --port $(PORT)
@@ -75,5 +79,10 @@ $(BIN)/.docs: $(BIN)/.installed
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python pytest pytest-xdist hypothesis markdown-it-py jsonschema
 	touch $@
 
+.venv-demo/bin/.installed: pyproject.toml $(BIN)/.installed
+	$(PYTHON) -m venv .venv-demo
+	$(BIN)/uv pip install --quiet --python .venv-demo/bin/python -e '.[demo]' pytest selenium
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest outputs site build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-demo outputs site build dist *.egg-info

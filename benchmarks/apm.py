@@ -134,7 +134,7 @@ class Benchmark:
         def student() -> list[nn.Module]:
             kept = list(range(max(0, args.epochs - args.num_students) + 1, args.epochs + 1))
             options = {"lr": 0.01, "seed": 0, "accelerator": self.accelerator}
-            return train_along(x, wanted, self.spec, self.training, kept, **options)
+            return list(train_along(x, wanted, self.spec, self.training, kept, **options))
 
         parts: dict[str, Callable[[], object]] = {
             f"images, {size}": partial(images, size) for size in args.segment_size

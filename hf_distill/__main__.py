@@ -1,14 +1,15 @@
 """The console entry: `hf-distill tesla --ipc 1` is `python recipes/tesla.py --ipc 1` wherever the package is installed.
 
 `python -m hf_distill tesla` is the same. `accelerate launch -m hf_distill tesla` is what `accelerate launch
-recipes/tesla.py` is in a checkout. `hf-distill board` and `hf-distill gallery` are no recipes: they read what these
-left, and need no torch, but for real images.
+recipes/tesla.py` is in a checkout. `hf-distill board`, `hf-distill gallery` and `hf-distill demo` are no recipes: they
+show what these left, and the first two need no torch, but for real images.
 """
 
 import argparse
 import ast
 import difflib
 import runpy
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,16 @@ from typing import NoReturn
 
 from ._version import __version__
 from .shipped import shipped
-from .starting import begin
+from .starting import begin, has_begun
 
 USAGE = """\
 usage: hf-distill RECIPE [--config PRESET] [--flag value ...]   (hf-distill RECIPE --help)
        accelerate launch ... -m hf_distill RECIPE ...           (devices, processes, mixed precision)
        hf-distill board SETS ...                                (the results of many sets on one page)
        hf-distill gallery SETS ...                              (their images, beside real ones)
+       hf-distill demo SETS ...                                 (a page on which visitors train students and draw)
 """
-BOARD, GALLERY = "board", "gallery"
+BOARD, GALLERY, DEMO = "board", "gallery", "demo"
 
 
 def recipes() -> dict[str, Path]:
@@ -54,7 +56,6 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(f"hf-distill {name}", allow_abbrev=False, formatter_class=shape, description=description)
         where = "Folders of sets, folders that contain such, and repositories: owner/name, or owner/name@revision."
         self.add_argument("sets", nargs="+", metavar="SETS", help=where)
-        self.add_argument("--output_dir", default=name, help=f"Folder to write ({name}).")
         self.add_argument("--title", default=title, help=f'Heading of the page ("{title}").')
 
     def error(self, message: str) -> NoReturn:
@@ -75,6 +76,7 @@ def board(words: Sequence[str]) -> None:
         f"  hf-distill {BOARD} outputs/mine org/name org/name@v1.0.0 --output_dir my-board",
         "Distilled sets",
     )
+    parser.add_argument("--output_dir", default=BOARD, help=f"Folder to write ({BOARD}).")
     args = parser.parse_args(words)
     from .hub.board import read_sets
     from .hub.board_page import PAGE, check_board, save_board
@@ -100,6 +102,7 @@ def gallery(words: Sequence[str]) -> None:
         f"  hf-distill {GALLERY} outputs/mine org/name --dataset_name uoft-cs/cifar10 path/to/photographs",
         "Distilled images",
     )
+    parser.add_argument("--output_dir", default=GALLERY, help=f"Folder to write ({GALLERY}).")
     parser.add_argument(
         "--dataset_name",
         nargs="+",
@@ -131,6 +134,65 @@ def gallery(words: Sequence[str]) -> None:
     print(f"{len(sets):,} sets, {len(real):,} of them beside real images: open {folder / PAGE}")
 
 
+def demo(words: Sequence[str]) -> None:
+    """Serve a page with the sets that the words name, or save it as a Space; a mistake ends it as in `board`."""
+    parser = _Parser(
+        DEMO,
+        "Serve a page on which visitors see distilled sets and their reports, train a small student on\n"
+        'one, on the CPU, and let it name what they draw or upload. It needs the extra "demo".\n\n'
+        f"  hf-distill {DEMO} outputs/dm-digits-ipc1\n"
+        f"  hf-distill {DEMO} outputs org/name@v1.0.0 --space my-demo",
+        "Sets to try",
+    )
+    parser.add_argument("--port", type=int, help="Port of the page, on this machine alone. Without it: a free one.")
+    parser.add_argument("--space", metavar="FOLDER", help="Serve nothing, and save the page as a Space into a folder.")
+    args = parser.parse_args(words)
+    try:
+        places = _places(args.sets)
+        if args.space is None:
+            _check_port(args.port)  # before anything is fetched
+            from .demo.page import serve
+
+            page = serve(places, title=args.title, port=args.port)
+            has_begun()
+            print(f"open {page.local_url}   (Ctrl-C ends it)")
+            page.block_thread()
+            return
+        from .demo.sets import find_sets
+        from .demo.space import check_space, save_space
+
+        folder = Path(args.space).expanduser()
+        check_space(folder)  # before anything is fetched
+        save_space(folder, find_sets(places), title=args.title)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        sys.exit(f'error: hf-distill {DEMO} needs gradio, which is not installed: pip install "hf_distill[demo]"')
+    print(f"saved {folder}: try it there (python app.py), or push it: hf upload NAME {folder} . --repo-type space")
+
+
+def _check_port(port: int | None) -> None:
+    """Raise a `ValueError` where nothing can listen on a port of this machine."""
+    if port is None:
+        return
+    if not 0 < port < 2**16:
+        raise ValueError(f"--port is {port}; expected a number from 1 to 65535, or none for a free one")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as whoever listens next has it
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = error.strerror
+            raise ValueError(
+                f"--port {port} cannot be used ({reason}); give another, or none for a free one"
+            ) from error
+
+
+PAGES = {BOARD: board, GALLERY: gallery, DEMO: demo}
+
+
 def main() -> None:
     """Run the recipe that the first word names, with the words behind it.
 
@@ -144,12 +206,12 @@ def main() -> None:
         print(f"hf_distill {__version__}")
         return
     begin()  # the recipe takes seconds to import
-    if name in (BOARD, GALLERY):
-        (board if name == BOARD else gallery)(flags)
+    if name in PAGES:
+        PAGES[name](flags)
         return
     known = recipes()
     if name not in known:
-        words = sorted([*known, BOARD, GALLERY])
+        words = sorted([*known, *PAGES])
         nearest = difflib.get_close_matches(name, words, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(words)}"
         sys.stderr.write(f"error: {name!r} is no recipe; {hint}\n")

@@ -168,6 +168,22 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         state._shared_state.update(values)
 
 
+@pytest.fixture(scope="session")
+def browsers() -> Any:
+    """What drives a browser; no browser is a skip, or a failure where one is required."""
+    lacking = "chromium or chromedriver is not installed (Debian: chromium, chromium-driver)"
+    try:
+        from tests.helpers import browser
+
+        if browser.found():
+            return browser
+    except ModuleNotFoundError as error:
+        lacking = f"{error.name} is not installed"
+    if os.environ.get("TEST_BROWSER") == "required":
+        pytest.fail(lacking)
+    pytest.skip(lacking)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Makes a folder that is a disk of so many KiB."""

@@ -4,6 +4,7 @@ import ast
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -67,12 +68,27 @@ def test_the_list_is_there_before_torch_and_transformers_are_loaded():
 
 
 def test_a_misspelt_recipe_is_one_line_with_the_nearest(monkeypatch, capsys):
-    known = ", ".join(sorted([*RECIPES, "board", "gallery"]))
+    known = ", ".join(sorted([*RECIPES, "board", "demo", "gallery"]))
     for name, hint in [("tesle", "did you mean tesla?"), ("zzzz", f"expected one of {known}")]:
         with pytest.raises(SystemExit, match="2"):
             entry(monkeypatch, name, "--ipc", "1")
         out, err = capsys.readouterr()
         assert (out, err) == ("", f"error: {name!r} is no recipe; {hint}\n")
+
+
+def test_a_demo_without_gradio_and_on_a_port_that_cannot_be_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    needs = r'^error: hf-distill demo needs gradio, which is not installed: pip install "hf_distill\[demo\]"$'
+    with pytest.raises(SystemExit, match=needs):
+        entry(monkeypatch, "demo", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=rf"^error: --port {port} cannot be used \(.*\); give another, or none"):
+            entry(monkeypatch, "demo", str(tmp_path), "--port", str(port))
+    with pytest.raises(SystemExit, match=r"^error: --port is 70000; expected a number from 1 to 65535"):
+        entry(monkeypatch, "demo", str(tmp_path), "--port", "70000")
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):

@@ -107,7 +107,8 @@ def test_the_top_of_the_package_holds_rooms_and_the_ground_they_stand_on():
     for name in ("rng", "_version", "shipped"):
         assert not IMPORTS[name], f"{name} is the ground and imports nothing of ours"
     assert IMPORTS["config"] == IMPORTS["starting"] == {"shipped"}
-    pages = {"hub.board", "hub.board_page", "hub.gallery", "runs.beside"}  # imported where they are asked for
+    # imported where they are asked for
+    pages = {"hub.board", "hub.board_page", "hub.gallery", "runs.beside", "demo.page", "demo.sets", "demo.space"}
     assert IMPORTS["__main__"] - pages == {"shipped", "_version", "starting"}, "the list of recipes is there at once"
 
 

@@ -16,7 +16,16 @@ from ..distilled.labels import LabelSource, StoredLabels
 from ..hub.comparisons import UNAUGMENTED
 from ..rng import derive_seed
 
-__all__ = ["PROTOCOLS", "Budget", "CropProtocol", "EvalProtocol", "ProbeProtocol", "TrainingProtocol", "rded_batch"]
+__all__ = [
+    "PROTOCOLS",
+    "QUICK",
+    "Budget",
+    "CropProtocol",
+    "EvalProtocol",
+    "ProbeProtocol",
+    "TrainingProtocol",
+    "rded_batch",
+]
 
 
 @dataclass(frozen=True)

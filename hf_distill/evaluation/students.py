@@ -114,7 +114,7 @@ def train_student(
 
 
 def train_along(
-    images: Tensor,
+    images: Tensor | Pool,
     targets: Tensor,
     spec: StudentSpec,
     protocol: EvalProtocol,
@@ -123,11 +123,13 @@ def train_along(
     lr: float,
     seed: int,
     accelerator: Accelerator | None = None,
-) -> list[nn.Module]:
-    """One student as it is after each of `epochs`, which ascend and of which the last one ends its training.
+) -> Iterator[nn.Module]:
+    """One student as it is after each of `epochs`, as soon as it is; they ascend, and the last one ends its training.
+
+    It trains while the next one is asked for. Until the last one, or `close`, torch's global stream is its own.
 
     Args:
-        images: (N, C, H, W) float32, preprocessed, on the device to train on.
+        images: (N, C, H, W) float32, preprocessed, on the device to train on; or a pool of N.
         targets: Classes (N,), or logits (N, K), on the device.
         spec, lr, seed: As `train_student`.
         protocol: The schedule, for as many epochs as the last one says.
@@ -136,9 +138,10 @@ def train_along(
     Returns:
         A network in evaluation mode for each of `epochs`.
     """
-    pool = Pool(images, torch.zeros(len(images), dtype=torch.long), device=images.device)
-    look = in_precision(compiled(forward, accelerator), accelerator)
-    return _train_module(pool, targets, torch.arange(len(images))[None], spec, protocol, epochs, lr, seed, look)
+    if isinstance(images, Tensor):
+        images = Pool(images, torch.zeros(len(images), dtype=torch.long), device=images.device)
+    look, rows = in_precision(compiled(forward, accelerator), accelerator), torch.arange(len(images))[None]
+    return _train_module(images, targets, rows, spec, protocol, epochs, lr, seed, look)
 
 
 def train_students(
@@ -195,7 +198,9 @@ def train_students(
             return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds, together)
         each, look = zip(rows.split(1), lrs, seeds, strict=True), compiled(forward, accelerator)
         return [
-            _train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, look)[0] for own, lr, seed in each
+            student
+            for own, lr, seed in each
+            for student in _train_module(pool, targets, own, spec, protocol, [epochs], lr, seed, look)
         ]
 
 
@@ -258,7 +263,7 @@ def _train_module(
     lr: float,
     seed: int,
     look: Callable[..., Tensor],
-) -> list[nn.Module]:
+) -> Iterator[nn.Module]:
     """Any timm model after the epochs `along`, on `rows` (1, N): with running statistics and dropout, which is seeded
     too. `look` is its forward pass."""
     model = spec.build(derive_seed(seed, "init")).to(pool.device).train()
@@ -273,7 +278,6 @@ def _train_module(
     optimizer = new_optimizer()
     mean = None if protocol.ema is None else _RunningMean(model, protocol)
     kept = _last_batches(along, rows.shape[1], spec, protocol)
-    states: list[nn.Module] = []
     with torch.random.fork_rng(devices=[pool.device] if pool.device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
         steps = _steps(pool, targets, rows, spec, protocol, along[-1], [seed])
@@ -291,8 +295,7 @@ def _train_module(
                     mean.follow(model)
             if step in kept:
                 tested = model if mean is None else mean.model
-                states.append(tested.eval() if step == max(kept) else copy.deepcopy(tested).eval())
-    return states
+                yield tested.eval() if step == max(kept) else copy.deepcopy(tested).eval()
 
 
 class _RunningMean:

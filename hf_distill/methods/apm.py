@@ -45,7 +45,7 @@ Differs from the authors' code:
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -485,7 +485,7 @@ class APM(BlockDistiller):
         def train() -> None:
             count = min(config.batch_net, most)
             x, targets = (torch.zeros(count, *rest, device=device) for rest in (shape, (self.train.num_classes,)))
-            self._train_along(x, targets, [1], 0)
+            list(self._train_along(x, targets, [1], 0))
 
         training = fixed + peak_bytes(train, device)
         size, one = largest_size(lambda count: peak_bytes(lambda: look(count), device), budget - fixed, most)
@@ -515,7 +515,7 @@ class APM(BlockDistiller):
         epochs = kept_epochs(config.student_epochs, config.num_students)
         return [self._frozen(model) for model in self._train_along(x, targets, epochs, seed)]
 
-    def _train_along(self, x: Tensor, targets: Tensor, epochs: Sequence[int], seed: int) -> list[nn.Module]:
+    def _train_along(self, x: Tensor, targets: Tensor, epochs: Sequence[int], seed: int) -> Iterator[nn.Module]:
         rate, accelerator = self.config.lr_net, self.accelerator
         return train_along(x, targets, self.student, self.training, epochs, lr=rate, seed=seed, accelerator=accelerator)
 

@@ -253,7 +253,7 @@ def test_a_running_mean_of_the_parameters_is_what_is_tested_as_a_loop_by_hand_gi
             torch.testing.assert_close(student.state_dict()[name], value.float(), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(student.state_dict()[name], model.state_dict()[name], rtol=1e-3, atol=1e-4)
     whole = replace(protocol, ema=None)
-    along = train_along(images, labels, spec, protocol, [7, 14], lr=0.1, seed=3)
+    along = list(train_along(images, labels, spec, protocol, [7, 14], lr=0.1, seed=3))
     assert all(
         map(
             torch.equal, parameters(along[1]), parameters(train_student(images, labels, spec, protocol, lr=0.1, seed=3))

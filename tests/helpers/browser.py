@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
+PATIENCE = 60  # seconds, of which a machine that is not busy needs few
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
@@ -57,6 +59,11 @@ def look(driver: Chrome, *, width: int = 1280, height: int = 900, dark: bool = F
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+
+def until(driver: Chrome, found: Callable[[], Any], what: str) -> Any:
+    """What `found` gives, which is asked again and again, once it is not empty; `what` is said where it stays so."""
+    return WebDriverWait(driver, PATIENCE, poll_frequency=0.05).until(lambda _: found(), what)
 
 
 def requests(driver: Chrome) -> list[str]:

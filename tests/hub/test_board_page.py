@@ -3,7 +3,6 @@
 Where no browser is installed the tests are skipped, with TEST_BROWSER=required in the environment they fail.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +17,6 @@ from tests.helpers.boards import HOSTILE, a_row, a_set
 pytestmark = pytest.mark.slow
 
 COST = {"regime": "stored", "steps": 7, "images_seen": 70, "teacher_images": 70, "image_bytes": 640, "label_bytes": 400}
-
-
-@pytest.fixture(scope="module")
-def browsers() -> Any:
-    """What drives a browser; no browser is a skip, or a failure where one is required."""
-    lacking = "chromium or chromedriver is not installed (Debian: chromium, chromium-driver)"
-    try:
-        from tests.helpers import browser
-
-        if browser.found():
-            return browser
-    except ModuleNotFoundError as error:
-        lacking = f"{error.name} is not installed"
-    if os.environ.get("TEST_BROWSER") == "required":
-        pytest.fail(lacking)
-    pytest.skip(lacking)
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +171,10 @@ def test_plots_have_a_point_for_each_row_that_differs_and_against_bytes_all_labe
     assert "one: 91.2 ± 0.0 %, 0 B" in points
 
 
-def test_a_set_is_opened_shown_and_closed(page):
+def test_a_set_is_opened_shown_and_closed(page, browsers):
     click(page, ".row a", "one")
-    (dialog,) = page.find_elements("css selector", "dialog[open]")
+    # A dialog opens and closes, and a picture is decoded, in events of their own.
+    (dialog,) = browsers.until(page, lambda: page.find_elements("css selector", "dialog[open]"), "a dialog")
     for words in (
         "some-method",
         "digits (10 classes, 8×8)",
@@ -203,6 +187,7 @@ def test_a_set_is_opened_shown_and_closed(page):
     picture = (
         "const i = document.querySelector('dialog[open] img'); return [i.complete, i.naturalWidth, i.naturalHeight]"
     )
+    browsers.until(page, lambda: page.execute_script(picture)[0], "a picture")
     assert page.execute_script(picture) == [True, 60, 30]
     assert "0.125" not in dialog.text
     click(page, "dialog[open] summary", "Settings")
@@ -211,11 +196,12 @@ def test_a_set_is_opened_shown_and_closed(page):
     assert "# A card\n\nof two lines" in dialog.text
     assert page.current_url.endswith("#set-0")  # a link to the set itself
     page.switch_to.active_element.send_keys("\ue00c")  # Escape
-    assert not page.find_elements("css selector", "dialog[open]")
+    browsers.until(page, lambda: not page.find_elements("css selector", "dialog[open]"), "no dialog")
     click(page, ".cards a", "two")
-    assert page.find_element("css selector", "dialog[open] h2").text == "two"
+    (heading,) = browsers.until(page, lambda: page.find_elements("css selector", "dialog[open] h2"), "a dialog")
+    assert heading.text == "two"
     click(page, "dialog[open] form button")
-    assert "#" not in page.current_url
+    browsers.until(page, lambda: "#" not in page.current_url, "the address of the board")
 
 
 def test_what_a_hostile_set_says_is_text(page):

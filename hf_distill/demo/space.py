@@ -1,0 +1,56 @@
+"""A demo as a folder that is a Space: its page, what it needs, and the sets that are on no Hub."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import _version
+from ..hub.cards import render_card
+from ..hub.files import atomic_write, naming
+from .sets import DemoSet
+
+__all__ = ["check_space", "save_space"]
+
+APP, CARD, NEEDS, SETS = "app.py", "README.md", "requirements.txt", "sets"
+OURS = "from hf_distill.demo.page import launch\n"
+
+
+def check_space(folder: Path) -> None:
+    """Raise a `ValueError` where no Space can be saved into a folder: it is a file, or holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--space {folder} is a file; expected a folder, or a path where one can be made")
+    app = folder / APP
+    ours = app.is_file() and OURS in app.read_text(encoding="utf-8", errors="replace")
+    if folder.is_dir() and not ours and any(folder.iterdir()):
+        raise ValueError(f"--space {folder} holds something else; give another folder, or move that away")
+
+
+def save_space(folder: str | Path, sets: Sequence[DemoSet], *, title: str) -> Path:
+    """Write a Space that shows some sets into a folder, in place of the one that it may hold, and give its path.
+
+    Sets that come from the Hub are named at their commits; others are saved into its `sets/`.
+
+    Raises:
+        ValueError: The folder is a file, or holds something else.
+        OSError: The files cannot be written.
+    """
+    folder = Path(folder)
+    check_space(folder)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        places = [each.place if each.distilled.origin is not None else _save(folder, each) for each in sets]
+        call = f"launch({places!r}, title={title!r})"
+        atomic_write(
+            folder / APP, f'"""Distilled sets to try, by hf_distill {_version.__version__}."""\n\n{OURS}\n{call}\n'
+        )
+        atomic_write(folder / NEEDS, f"hf_distill[demo]=={_version.__version__}\n")
+        card = render_card("space.md", title=title, places=places, gradio=importlib.metadata.version("gradio"))
+        atomic_write(folder / CARD, card)
+    return folder
+
+
+def _save(folder: Path, each: DemoSet) -> str:
+    """Save a set into a Space; its place there."""
+    place = f"{SETS}/{each.name.strip('/').replace('/', '-')}"
+    each.distilled.save_pretrained(folder / place)
+    return place
