@@ -203,6 +203,11 @@ class FADRM(Recovering):
             for network in networks:
                 _check_looks(network, (train.shape[0], *size))
 
+    @classmethod
+    def different_iterations(cls, config: FADRMConfig) -> int:
+        """As `Recovering.different_iterations`, in each stage."""
+        return config.num_stages * super().different_iterations(config)
+
     def shape_after(self, iteration: int) -> tuple[int, ...]:
         """As `BlockDistiller.shape_after`: those of the stage."""
         return self.train.shape[0], *self.sizes[self.config.stage_of(iteration - 1)]

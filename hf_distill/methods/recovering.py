@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from ..networks.compiling import compiled, forward, in_precision
 from ..networks.teachers import Teacher, check_alike
 from ..rng import derive_seed, generator
 from ..runs.checkpoints import pack_optimizers, unpack_optimizers
+from ..runs.rehearsal import STEPS
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 from .batchnorm import BATCH_NORM, BatchNormStatistics, batchnorm_layers, mean_norm, total_variation
 
@@ -190,6 +191,7 @@ class Recovering(BlockDistiller):
     """
 
     learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
+    saving = ("batch_classes",)
     config: RecoveringConfig
 
     def __init__(
@@ -240,6 +242,17 @@ class Recovering(BlockDistiller):
         config = having.config
         options = {"class_names": config.teacher_class_names, **having.options}
         return {"teachers": find_teachers(config.teachers, having.train, having.test, settings, **options)}
+
+    @classmethod
+    def shortened(cls, config: RecoveringConfig, train: Outline) -> tuple[RecoveringConfig, float]:
+        """As `Method.shortened`: an iteration with each teacher, from noise."""
+        steps = min(config.max_steps, cls.different_iterations(config))
+        return replace(config, init="noise", max_steps=steps), config.max_steps / max(1, steps)
+
+    @classmethod
+    def different_iterations(cls, config: RecoveringConfig) -> int:
+        """Iterations after which what one holds and computes repeats itself: two at least, for Adam's moments."""
+        return max(STEPS, len(config.teachers or []))
 
     def learned_from(self) -> Sequence[Teacher]:
         """The teachers."""
