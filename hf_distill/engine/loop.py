@@ -32,7 +32,7 @@ from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers
 from ..runs.clock import Clock
 from ..runs.folder import check_same_run
 from ..runs.processes import on_main
-from ..runs.rehearsal import STEPS, Ledger, Stage, rehearse_student
+from ..runs.rehearsal import Ledger, Stage, rehearse_student
 from ..runs.stopping import Stop, stopping
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 from .rows import RowSGD
@@ -181,30 +181,40 @@ class Distiller(Method):
         config, count = self.config, self.accelerator.num_processes
         self.distilled = self.setup()
         self.rehearse_ready()
+        last = max(config.max_steps - 1, 0)
+        self.begin(last)
+        self._clear()
+        for optimizer in self.optimizers:  # which have their state from then on
+            optimizer.step()
         ledger.forget()
         before = ledger.flop
-        for _ in range(STEPS):
-            before = ledger.flop
-            self._gradients(max(config.max_steps - 1, 0), Stop())
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.constrain()
+        self._gradients(last, Stop())
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.constrain()
         own = "" if count == 1 else ", of each process"
         flop = (ledger.flop - before) * config.max_steps
         stages = [ledger.stage("distillation", flop, f"{config.max_steps:,} iterations{own}", shared=False)]
         self._selects = config.select == "best" and len(held_out) > 0
         if self._selects:
             ledger.forget()
-            distilled = self.current()
-            self.relabel(distilled)
+            distilled = self._with_blank_labels(self.current())
             case = own_cases(distilled, self.protocol, config.eval_nets, self.device, self.students())[0]
             seen = real_pool(distilled, held_out, self.accelerator)
             rehearse_student(case, seen, self.accelerator)
             times = (1 + -(-config.max_steps // config.eval_steps)) * config.eval_nets * (len(case.lrs) > 0)
             flop = times * Costs(self.device).of(case).flop
             stages.append(ledger.stage("selection", flop, f"{times:,} students on held-out images"))
-        self.relabel(self.distilled)
+        self._with_blank_labels(self.distilled)
         return stages
+
+    @staticmethod
+    def _with_blank_labels(distilled: DistilledSet) -> DistilledSet:
+        """The set, labelled as by `relabel`, with no network being asked."""
+        if distilled.teacher is not None:
+            shape = (len(distilled), distilled.num_classes)
+            distilled.soft_labels = torch.empty(shape, dtype=torch.float16, device=distilled.labels.device)
+        return distilled
 
     def rehearse_ready(self) -> None:
         """As `ready`, on the meta device."""

@@ -485,6 +485,12 @@ class Method(ABC):
         return [*(name for names in lists for name in names or []), *(name for name in given if name is not None)]
 
     @classmethod
+    def decodes(cls, config: Any) -> bool:
+        """True where all training images are decoded and kept on the disk, and not a few of them when they are asked
+        for."""
+        return True
+
+    @classmethod
     def untrained(cls, having: Preparation) -> dict[str, Any]:
         """As `learn`, with networks that nobody has trained, on the meta device."""
         return {

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Machine", "Plan", "PlanArguments", "foresee", "print_plan", "rate_of"]
 
 TIGHT = 0.9  # of the memory of a device: beyond, convolutions and the device's context may lack room
-SMALL = 150_000  # bytes of a set's card, configuration and pictures
+SMALL = 90_000  # bytes of a set's card, configuration and pictures
 SECONDS = 2.0  # that measuring a rate takes at most, about
 HALF = 0.5  # of the bytes of a graph in float32, in bfloat16
 KINDS = ("text", "json")
@@ -216,7 +216,7 @@ class Plan:
         ]
         total = human_seconds(3600 * self.hours)
         rows = [("", "device memory", "FLOP", "time", ""), *rows,
-                ("together", human_bytes(self.peak), human_flop(int(self.flop)), total, "")]
+                ("the run", human_bytes(self.peak), human_flop(int(self.flop)), total, "")]
         first = max(len(row[0]) for row in rows)
         for name, memory, flop, seconds, times in rows:
             yield f"{name:{first}}  {memory:>13}  {flop:>10}  {seconds:>10}  {times}".rstrip()
@@ -375,7 +375,9 @@ def _disk(
 ) -> dict[str, int]:
     """The images, decoded, and the finished set."""
     count, values = len(distilled), distilled.pixel_values[0].numel()
-    real = len(outlines.train) + sum(outlines.held_out) + sum(outlines.test)
+    normalized = data.mean is not None or data.normalization == "none"
+    on_demand = normalized and not (method.decodes(config) or data.skip_corrupt or data.keep_side or data.dataset_streaming)
+    real = sum(outlines.test) + (0 if on_demand else len(outlines.train) + sum(outlines.held_out))
     logits = 2 * distilled.num_classes * (distilled.soft_labels is not None)
     tables = {"floats and PNG": values * 5 + 2 * logits} if not distilled.is_bytes else {"PNG": values + logits}
     ((what, row),) = tables.items()

@@ -263,6 +263,11 @@ class Recovering(BlockDistiller):
         """True where a run and its evaluation look at few training images, or once at each: to choose coresets."""
         return config.init == "noise" and config.teachers is not None and not config.eval_full_data
 
+    @classmethod
+    def decodes(cls, config: RecoveringConfig) -> bool:
+        """As `Method.decodes`."""
+        return not cls.looks_once(config)
+
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""
         count, ipc = self.train.num_classes, self.config.ipc

@@ -1,0 +1,108 @@
+"""What a plan says of memory, disk and work is what a run takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_distill as hd
+from hf_distill.data.outlines import Outlines
+from hf_distill.engine.plan import Machine
+from hf_distill.methods import METHODS
+from hf_distill.runs.rehearsal import REAL, Ledger
+
+NEAR = 0.25
+ROOMY = Machine("a device", 10**11, 10**11, 10**12, 1e12)
+SETTINGS = {
+    "student": "convnet_d2",
+    "student_width": 16,
+    "num_experts": 1,
+    "experts_at_once": "1",
+    "expert_train_epochs": 2,
+    "teacher_epochs": 1,
+    "batch_train": 64,
+    "ipc": 4,
+    "max_steps": 2,
+    "save_steps": 1,
+    "save_total_limit": 1,
+    "select": "last",
+    "syn_steps": 2,
+    "expert_epochs": 1,
+    "max_start_epoch": 1,
+    "batch_real": 16,
+    "real_views": 1,
+    "augmentations": 2,
+    "level_steps": 1,
+    "micro_batch_size": 32,
+    "num_candidates": 10,
+    "num_crops": 4,
+    "factor": 2,
+    "jitter": 1,
+    "num_students": 2,
+    "student_epochs": 2,
+    "refresh_every": 1,
+    "stage_sizes": [16, 24, 16, 32],
+    "prior_epochs": 1,
+    "weak_teachers": 1,
+    "projector_epochs": 1,
+    "prompts": "simple",
+    "lora_r": 2,
+    "batch_projector": 64,
+    "update_steps": 2,
+    "dsa_strategy": "flip_crop",
+    "validation_fraction": 0.0,
+}
+
+
+class Watch(hd.Callback):
+    """Notes the peak of what is distilled, and of nothing that comes before."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.peak, self.flop = ledger, 0, 0
+
+    def on_begin(self, state: hd.RunState) -> None:
+        self.distils = state.name.startswith("distil")
+        self.ledger.forget()
+        self.before = self.ledger.flop
+
+    def on_step(self, state: hd.RunState) -> None:
+        if self.distils:
+            self.peak, self.flop = self.ledger.peak.total(), self.ledger.flop - self.before
+
+
+@pytest.fixture(scope="module")
+def photographs() -> hd.RealImages:
+    from datasets import ClassLabel, Dataset, Features, Image
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(120)]
+    columns = {"image": images, "label": [number % 3 for number in range(120)]}
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    return hd.RealImages.from_dataset(Dataset.from_dict(columns, features=features))
+
+
+def settings_for(method: type[hd.Method], **more: object) -> dict[str, object]:
+    import dataclasses
+
+    known = {field.name for kind in (method.config_class, *method.learns_from) for field in dataclasses.fields(kind)}
+    return {name: value for name, value in SETTINGS.items() if name in known | {"validation_fraction"}} | more
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_a_run_takes_the_memory_the_work_and_the_disk_that_its_plan_foresees(method, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = settings_for(method)
+    plan = method.plan(photographs, machine=ROOMY, **settings)
+    (stage,) = [each for each in plan.stages if each.name == "distillation"]
+    with Ledger("cpu") as ledger:
+        watch = Watch(ledger)
+        distilled = method.distill(
+            photographs, output_dir=tmp_path / "run", callbacks=[watch], disable_tqdm=True, **settings
+        )
+    assert stage.peak == pytest.approx(watch.peak, rel=NEAR), (stage.memory, ledger.peak)
+    assert stage.flop == pytest.approx(watch.flop, rel=NEAR)
+    folder = tmp_path / "run"
+    made = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(method, stage.peak, watch.peak, stage.flop, watch.flop, plan.disk, made, len(distilled))
