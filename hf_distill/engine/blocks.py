@@ -170,6 +170,7 @@ class BlockDistiller(Method):
         """As `Method.rehearse`: the largest block, and the set of all."""
         blocks = self.blocks()
         largest, count = max(blocks, key=lambda block: len(block.rows)), sum(len(block.rows) for block in blocks)
+        self.rehearse_ready()
         ledger.forget()
         before = ledger.flop
         self.make(largest, lambda iteration, values: None)
@@ -178,6 +179,9 @@ class BlockDistiller(Method):
         stage = ledger.stage("distillation", flop, number)
         self.assembled(blocks)
         return [stage]
+
+    def rehearse_ready(self) -> None:
+        """Make what networks make once, when they are first asked."""
 
     def assembled(self, blocks: Sequence[Block]) -> None:
         """Let `distilled` be the set of all blocks, on the meta device, without any being made; its bytes are one image

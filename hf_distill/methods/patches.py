@@ -197,6 +197,10 @@ class PatchMethod(BlockDistiller):
         teachers = find_teachers(config.teachers, having.train, having.test, settings, **options)
         return {"teachers": teachers}
 
+    def rehearse_ready(self) -> None:
+        """As `BlockDistiller.rehearse_ready`: the teacher as it answers."""
+        self.teacher.logits(torch.empty((1, *self.train.shape), device=self.device))
+
     @classmethod
     def shortened(cls, config: PatchConfig, train: Outline) -> tuple[PatchConfig, float]:
         """As `Method.shortened`: crops of no more images than are looked at together."""

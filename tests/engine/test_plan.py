@@ -42,7 +42,7 @@ SETTINGS = {
     "num_students": 2,
     "student_epochs": 2,
     "refresh_every": 1,
-    "stage_sizes": [16, 24, 16, 32],
+    "stage_sizes": [32, 32],
     "prior_epochs": 1,
     "weak_teachers": 1,
     "projector_epochs": 1,
@@ -93,16 +93,19 @@ def settings_for(method: type[hd.Method], **more: object) -> dict[str, object]:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 def test_a_run_takes_the_memory_the_work_and_the_disk_that_its_plan_foresees(method, photographs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = settings_for(method)
+    settings, folder = settings_for(method), tmp_path / "run"
     plan = method.plan(photographs, machine=ROOMY, **settings)
-    (stage,) = [each for each in plan.stages if each.name == "distillation"]
+    stages = [each for each in plan.stages if each.name in ("distillation", "ranking")]
     with Ledger("cpu") as ledger:
         watch = Watch(ledger)
-        distilled = method.distill(
-            photographs, output_dir=tmp_path / "run", callbacks=[watch], disable_tqdm=True, **settings
-        )
-    assert stage.peak == pytest.approx(watch.peak, rel=NEAR), (stage.memory, ledger.peak)
-    assert stage.flop == pytest.approx(watch.flop, rel=NEAR)
-    folder = tmp_path / "run"
-    made = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(method, stage.peak, watch.peak, stage.flop, watch.flop, plan.disk, made, len(distilled))
+        method.distill(photographs, output_dir=folder, callbacks=[watch], disable_tqdm=True, **settings)
+
+    assert max(stage.peak for stage in stages) == pytest.approx(watch.peak, rel=NEAR)
+    assert sum(stage.flop for stage in stages) == pytest.approx(watch.flop, rel=NEAR)
+    # Of two checkpoints at the worst moment one is left; real images, features and networks lie elsewhere.
+    foreseen = sum(size / (2 if "checkpoint" in name else 1) for name, size in plan.disk.items() if own(name))
+    assert foreseen == pytest.approx(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), rel=NEAR)
+
+
+def own(name: str) -> bool:
+    return name.startswith(("checkpoints", "images in the making", "the set"))
