@@ -28,7 +28,9 @@ DEMO = Path(__file__).parent / "configs" / "dm" / "digits-ipc1.yaml"
 
 
 def main() -> None:
-    data_args, config, hub, planning = parse_args(DataArguments, DMConfig, HubArguments, PlanArguments, default_config=DEMO)
+    data_args, config, hub, planning = parse_args(
+        DataArguments, DMConfig, HubArguments, PlanArguments, default_config=DEMO
+    )
     if planning.plan is not None:
         return print_plan(DM, planning, data_args, config)
     config, accelerator = start_run(config, hub, f"dm-{data_args.short_name}-ipc{config.ipc}")

@@ -71,9 +71,7 @@ class Outlines:
         return cls(replace(whole, counts=left), held_out, [0] * len(left) if test is None else test.outline.counts)
 
 
-def outlines_of(
-    args: DataArguments, images: Sequence[int] | None = None, num_classes: int | None = None
-) -> Outlines:
+def outlines_of(args: DataArguments, images: Sequence[int] | None = None, num_classes: int | None = None) -> Outlines:
     """The outlines of the images that a command line names.
 
     Args:

@@ -44,7 +44,8 @@ from ..runs.rehearsal import Elsewhere, Ledger, Stage, unseen
 from ..runs.settings import nearest_preset, other_images, settings_of
 from ..runs.start import start_run
 from ..training.teachers import TeacherConfig, rehearse_teacher, untrained_teachers
-from .plan import Machine, Plan, foresee
+from .foreseeing import foresee
+from .plan import Machine, Plan
 
 __all__ = ["FREE_TO_CHANGE", "DistillationDiverged", "Method", "Preparation"]
 

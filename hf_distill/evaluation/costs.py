@@ -34,7 +34,16 @@ from .steps import Epoch
 from .students import student_name
 from .trainer import Case
 
-__all__ = ["BUDGETS", "Costs", "EqualCost", "asks_networks", "convolution_backward_flop", "operation_flop", "source_flop", "student_flop"]
+__all__ = [
+    "BUDGETS",
+    "Costs",
+    "EqualCost",
+    "asks_networks",
+    "convolution_backward_flop",
+    "operation_flop",
+    "source_flop",
+    "student_flop",
+]
 
 BUDGETS = ("steps", "flops")
 

@@ -233,7 +233,9 @@ class HeLlO(PatchMethod):
         (settings, of_prior), config = having.networks, having.config
         name = of_prior.model_name_or_path
         there = name is not None and Path(name).is_dir()
-        prior = find_prior(of_prior, having.train, **having.options) if there else UntrainedPrior(of_prior, having.train)
+        prior = (
+            find_prior(of_prior, having.train, **having.options) if there else UntrainedPrior(of_prior, having.train)
+        )
         names = config.teachers
         teachers = [
             teacher
@@ -251,9 +253,7 @@ class HeLlO(PatchMethod):
         """As `BlockDistiller.rehearse`; and the training of the projector, which labels from then on."""
         stages, settings = super().rehearse(ledger, held_out, tested), (self.train, self.prior, self.teachers)
         views, seed = self.protocol.views, self.config.seed
-        projector, self.projector = rehearse_projector(
-            *settings, views, self.config, seed, self.accelerator, ledger
-        )
+        projector, self.projector = rehearse_projector(*settings, views, self.config, seed, self.accelerator, ledger)
         self.distilled.label_with(ProjectorLabels(self.projector))
         return [*stages, projector]
 

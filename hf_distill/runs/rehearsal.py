@@ -185,7 +185,9 @@ def _name_of_what_is_made() -> str:
     return GRAPH if frame is None else _name_of(frame.f_code.co_filename, frame.f_code.co_name)
 
 
-def _group_norm(x: Tensor, weight: Any, bias: Any, count: int, channels: int, size: int, groups: int, eps: float) -> Any:
+def _group_norm(
+    x: Tensor, weight: Any, bias: Any, count: int, channels: int, size: int, groups: int, eps: float
+) -> Any:
     """Tensors as `native_group_norm` gives them: the result, means and deviations."""
     return x.new_empty(x.shape), x.new_empty((count, groups)), x.new_empty((count, groups))
 
@@ -281,9 +283,9 @@ def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator) -> None
     protocol = replace(case.protocol, budget=Budget("a rehearsal", STEPS))
     count = min(len(case.rows), students_at_once(case.spec, case.rows.shape[1], case.protocol, META))
     rows, rates, seeds = case.rows[:count], [case.lrs[0]] * count, list(range(count))
-    model = train_students(
-        case.pool, case.targets, rows, case.spec, protocol, case.epochs, rates, seeds, accelerator
-    )[0]
+    model = train_students(case.pool, case.targets, rows, case.spec, protocol, case.epochs, rates, seeds, accelerator)[
+        0
+    ]
     if not isinstance(model, Probe) and len(tested):
         with torch.no_grad():
             model(tested.images(torch.arange(min(len(tested), images_at_once(model, tested)))))

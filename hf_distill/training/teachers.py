@@ -39,9 +39,9 @@ from ..networks.compiling import backend_of, refuse_fp16
 from ..networks.teachers import INDEX, Teacher, check_alike, classifiers
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, ProgressBar
+from ..runs.checkpoints import pack_optimizers
 from ..runs.claims import claimed
 from ..runs.folder import describe_images, where_to_start
-from ..runs.checkpoints import pack_optimizers
 from ..runs.processes import make_accelerator, on_main
 from ..runs.rehearsal import STEPS, Elsewhere, Ledger, Stage
 from .epochs import EpochTraining
@@ -453,7 +453,9 @@ def untrained_teachers(names: Sequence[str] | None, config: TeacherConfig, real:
             network = name.removeprefix(TIMM)
             cfg = timm_with_ours().get_pretrained_cfg(network)
             if cfg is None:
-                raise ValueError(f"--teachers {name}: timm knows no such network; expected such as timm:resnet18.tv_in1k")
+                raise ValueError(
+                    f"--teachers {name}: timm knows no such network; expected such as timm:resnet18.tv_in1k"
+                )
             classes = max(real.num_classes, cfg.num_classes or 0)
             known = replace(spec, name=network.split(".")[0], num_classes=classes, kwargs={})
         teachers.append(untrained_teacher(known, real))

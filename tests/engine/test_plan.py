@@ -1,16 +1,19 @@
 """What a plan says of memory, disk and work is what a run takes."""
 
-import json
-from pathlib import Path
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hf_distill as hd
-from hf_distill.data.outlines import Outlines
 from hf_distill.engine.plan import Machine
 from hf_distill.methods import METHODS
-from hf_distill.runs.rehearsal import REAL, Ledger
+from hf_distill.runs.rehearsal import Ledger
 
 NEAR = 0.25
 ROOMY = Machine("a device", 10**11, 10**11, 10**12, 1e12)
@@ -52,6 +55,9 @@ SETTINGS = {
     "update_steps": 2,
     "dsa_strategy": "flip_crop",
     "validation_fraction": 0.0,
+    "eval_seeds": 1,
+    "eval_baselines": ["random"],
+    "eval_full_data": False,
 }
 
 
@@ -70,12 +76,11 @@ class Watch(hd.Callback):
         if self.distils:
             self.peak, self.flop = self.ledger.peak.total(), self.ledger.flop - self.before
 
+    on_save = on_step  # the tiles of a block come after its only step
+
 
 @pytest.fixture(scope="module")
 def photographs() -> hd.RealImages:
-    from datasets import ClassLabel, Dataset, Features, Image
-    import numpy as np
-
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(120)]
     columns = {"image": images, "label": [number % 3 for number in range(120)]}
@@ -83,20 +88,31 @@ def photographs() -> hd.RealImages:
     return hd.RealImages.from_dataset(Dataset.from_dict(columns, features=features))
 
 
-def settings_for(method: type[hd.Method], **more: object) -> dict[str, object]:
-    import dataclasses
+@contextmanager
+def whole_attention() -> Iterator[None]:
+    """Time without a kernel of one piece, in which nothing is counted."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
+
+def settings_for(method: type[hd.Method], **more: object) -> dict[str, object]:
     known = {field.name for kind in (method.config_class, *method.learns_from) for field in dataclasses.fields(kind)}
     return {name: value for name, value in SETTINGS.items() if name in known | {"validation_fraction"}} | more
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_a_run_takes_the_memory_the_work_and_the_disk_that_its_plan_foresees(method, photographs, tmp_path, monkeypatch):
+def test_a_run_takes_the_memory_the_work_and_the_disk_that_its_plan_foresees(
+    method, photographs, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     settings, folder = settings_for(method), tmp_path / "run"
     plan = method.plan(photographs, machine=ROOMY, **settings)
     stages = [each for each in plan.stages if each.name in ("distillation", "ranking")]
-    with Ledger("cpu") as ledger:
+    with sdpa_kernel(SDPBackend.MATH), whole_attention(), Ledger("cpu") as ledger:
         watch = Watch(ledger)
         method.distill(photographs, output_dir=folder, callbacks=[watch], disable_tqdm=True, **settings)
 
