@@ -494,11 +494,10 @@ class Method(ABC):
     @classmethod
     def untrained(cls, having: Preparation) -> dict[str, Any]:
         """As `learn`, with networks that nobody has trained, on the meta device."""
-        return {
-            "teachers": untrained_teachers(vars(having.config).get("teachers"), settings, having.train)
-            for settings in having.networks
-            if isinstance(settings, TeacherConfig)
-        }
+        settings = next((each for each in having.networks if isinstance(each, TeacherConfig)), None)
+        if settings is None:
+            return {}
+        return {"teachers": untrained_teachers(vars(having.config).get("teachers"), settings, having.train)}
 
     @classmethod
     def rehearse_learning(cls, having: Preparation, ledger: Ledger) -> tuple[list[Stage], dict[str, int]]:

@@ -49,8 +49,8 @@ class PlanArguments:
     plan: str | None = HfArg(
         default=None,
         metadata={"nargs": "?", "const": "text"},
-        help="Say what memory, disk, downloads, FLOP and hours this takes, and end before anything is written; json for "
-        "programs. The exit status is 1 where it will not fit.",
+        help="Say what memory, disk, downloads, FLOP and hours this takes, and end before anything is written; `json` "
+        "for programs. The exit status is 1 where it will not fit.",
     )
     plan_memory: str | None = HfArg(
         default=None, help="Plan for a device of so much memory, such as 24GB. Without it: the one at hand."

@@ -257,6 +257,12 @@ class HeLlO(PatchMethod):
         self.distilled.label_with(ProjectorLabels(self.projector))
         return [*stages, projector]
 
+    def foreseen_files(self) -> dict[str, int]:
+        """As `BlockDistiller.foreseen_files`; and the projector, in its folder and in that of the set."""
+        own = self.projector.num_bytes + self.projector.text_head_bytes
+        base = self.prior.num_bytes if self.prior.origin is None else 0
+        return {**super().foreseen_files(), "label projector, twice": 2 * (own + base) + 6 * self.projector.num_params}
+
     def identity(self) -> dict[str, Any]:
         """Beside the data and the teacher that scores, CLIP's weights."""
         return {**super().identity(), "prior": self.prior.digest}

@@ -1,10 +1,11 @@
 """A rehearsal: the code of a run on tensors of PyTorch's meta device, which have shapes and no values.
 
-Nothing is allocated or computed, and what is read of such a tensor is 0, or true. Every storage counts from the operation that
-makes it until nobody holds it. Not counted: workspaces of convolutions, what an operation takes within itself, and the
-device's own context; only a device tells these.
+Nothing is allocated or computed, and what is read of such a tensor is 0, or true. Every storage counts from the
+operation that makes it until nobody holds it. Not counted: workspaces of convolutions, what an operation takes within
+itself, and the device's own context; only a device tells these.
 """
 
+import math
 import sys
 import weakref
 from collections import Counter
@@ -147,14 +148,12 @@ class Ledger(TorchDispatchMode):
                 return given[0].dtype == torch.bool
             if name == "_to_copy" and options.get("device", META).type == "cpu":
                 return torch.zeros(given[0].shape, dtype=options.get("dtype") or given[0].dtype)
-        elif self.kind == META.type and name == "randn" and isinstance(options.get("generator"), torch.Generator):
-            if torch.Size(args[0]).numel() > DRAWN:
-                options = {**{key: value for key, value in options.items() if key != "generator"}, "device": META}
-                func = torch.ops.aten.empty.memory_format
-        if name == "native_group_norm" and given[0].is_meta:  # which PyTorch takes apart there, and that takes long
-            found = _group_norm(*args)
-        else:
-            found = func(*args, **options)
+        elif self.kind == META.type and name == "randn" and options.get("generator") and math.prod(args[0]) > DRAWN:
+            options = {**{key: value for key, value in options.items() if key != "generator"}, "device": META}
+            func = torch.ops.aten.empty.memory_format
+        # Which PyTorch takes apart on the meta device, and that takes long.
+        alone = name == "native_group_norm" and given[0].is_meta
+        found = _group_norm(*args) if alone else func(*args, **options)
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor) and tensor.device.type == self.kind:
                 self._see(tensor.untyped_storage())
@@ -279,7 +278,7 @@ def unseen(outline: Outline, counts: Sequence[int] | None = None) -> RealImages:
 
 
 def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator) -> None:
-    """Train the students of a case that learn side by side for a few steps, and show one of them images to be tested."""
+    """Train the students of a case that learn side by side for a few steps, and test one of them on some images."""
     protocol = replace(case.protocol, budget=Budget("a rehearsal", STEPS))
     count = min(len(case.rows), students_at_once(case.spec, case.rows.shape[1], case.protocol, META))
     rows, rates, seeds = case.rows[:count], [case.lrs[0]] * count, list(range(count))
