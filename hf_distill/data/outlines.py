@@ -107,10 +107,10 @@ def outlines_of(args: DataArguments, images: Sequence[int] | None = None, num_cl
         raise ValueError(f"images of {name} have sizes of their own, and no --resolution says which; give one")
     classes = known.classes if args.classes is None else min(len(args.classes), known.classes)
     names = args.classes or [str(label) for label in range(classes)]
-    train = _evenly(known.train * classes // known.classes, classes, args.max_train_samples)
+    counts = _evenly(known.train * classes // known.classes, classes, args.max_train_samples)
     test = _evenly(known.test * classes // known.classes, classes, args.max_test_samples)
-    held_out = [held_out_of(count, args.validation_fraction) for count in train]
-    left = [count - out for count, out in zip(train, held_out, strict=True)]
+    held_out = [held_out_of(count, args.validation_fraction) for count in counts]
+    left = [count - out for count, out in zip(counts, held_out, strict=True)]
     outline = Outline(shape, list(names), left, args.normalization == "zca")
     return Outlines(outline, held_out, test, here=False, download=download)
 

@@ -106,7 +106,7 @@ def _plan(
     """A plan with the rate of a network, in the precision of the launcher."""
     if accelerator.mixed_precision == "bf16":
         stages = [_in_bf16(stage) for stage in stages]
-    rate_from = "the rate that was given"
+    rate_from = "given, not measured"
     if machine.rate is None:
         rate, rate_from = rate_of(spec, accelerator.device)
         machine = replace(machine, rate=rate)
@@ -339,12 +339,12 @@ def foresee_evaluation(
     unaugmented: bool = False,
 ) -> Plan:
     """The plan of evaluating a set that is there."""
-    elsewhere = Elsewhere(accelerator)
+    elsewhere, images = Elsewhere(accelerator), f"{len(outlines.train):,} images ({sum(outlines.test):,} to test on)"
+    title = f"evaluation of {distilled!r} beside {images}"
     with Ledger() as ledger:
         real, held_out, tested = (unseen(outlines.train, counts) for counts in (None, outlines.held_out, outlines.test))
         table = _Table(distilled.to(META), protocols, students, seeds, baselines, full_data, unaugmented)
         stage = table.stage(real, held_out, tested, elsewhere, ledger)
-    title = f"evaluation of {distilled!r} beside {len(real):,} images ({sum(outlines.test):,} to test on)"
     kept: dict[str, Any] = {"host": {}, "disk": _real(outlines), "downloads": _downloads(data, outlines, [])}
     return _plan(title, [stage], students[0], accelerator, machine, **kept)
 

@@ -181,17 +181,13 @@ class Distiller(Method):
         config, count = self.config, self.accelerator.num_processes
         self.distilled = self.setup()
         self.rehearse_ready()
-        last = max(config.max_steps - 1, 0)
-        self.begin(last)
+        self.begin(max(config.max_steps - 1, 0))
         self._clear()
         for optimizer in self.optimizers:  # which have their state from then on
             optimizer.step()
         ledger.forget()
         before = ledger.flop
-        self._gradients(last, Stop())
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.constrain()
+        self.rehearse_step()
         own = "" if count == 1 else ", of each process"
         flop = (ledger.flop - before) * config.max_steps
         stages = [ledger.stage("distillation", flop, f"{config.max_steps:,} iterations{own}", shared=False)]
@@ -215,6 +211,13 @@ class Distiller(Method):
             shape = (len(distilled), distilled.num_classes)
             distilled.soft_labels = torch.empty(shape, dtype=torch.float16, device=distilled.labels.device)
         return distilled
+
+    def rehearse_step(self) -> None:
+        """The last step of the loop."""
+        self._gradients(max(self.config.max_steps - 1, 0), Stop())
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.constrain()
 
     def rehearse_ready(self) -> None:
         """As `ready`, on the meta device."""

@@ -231,7 +231,7 @@ class Plan:
         first = max(len(row[0]) for row in rows)
         for name, memory, flop, seconds, times in rows:
             yield f"{name:{first}}  {memory:>13}  {flop:>10}  {seconds:>10}  {times}".rstrip()
-        yield f"time by {self.rate_from}"
+        yield f"time at {human_flop(int(self.machine.rate or 0))}/s: {self.rate_from}"
 
 
 def _sizes(sizes: dict[str, Any], *, total: bool = True) -> list[str]:
@@ -252,7 +252,7 @@ def rate_of(spec: StudentSpec, device: torch.device) -> tuple[float, str]:
         side = 1024
         one, other = (torch.randn(side, side, device=device) for _ in range(2))
         rate = _best(lambda: one @ other, device, 2 * side**3)
-        return rate, f"{human_flop(int(rate))}/s of a product of matrices on {where}"
+        return rate, f"a product of matrices, measured on {where}"
     model, each = spec.build(0).to(device).train(), student_flop(spec)
     rate, count, spent = 0.0, 4, 0.0
     while count <= 256 and spent < SECONDS / 4:
@@ -263,7 +263,7 @@ def rate_of(spec: StudentSpec, device: torch.device) -> tuple[float, str]:
         begun = time.perf_counter()
         found = _best(lambda x=x, y=y: F.cross_entropy(model(x), y).backward(), device, each * count)
         rate, spent, count = max(rate, found), time.perf_counter() - begun, count * 4
-    return rate, f"{human_flop(int(rate))}/s of {spec.name} in training, measured on {where}"
+    return rate, f"{spec.name} in training, measured on {where}"
 
 
 def _best(work: Callable[[], Any], device: torch.device, flop: int) -> float:

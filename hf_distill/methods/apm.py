@@ -411,6 +411,7 @@ class APM(BlockDistiller):
     def untrained(cls, having: Preparation) -> dict[str, Any]:
         """As `Method.untrained`: also the last states of experts."""
         (settings,), config = having.networks, having.config
+        config.check_shard()
         if config.experts is not None and Path(config.experts).is_dir():
             return {"teachers": expert_teachers(config.experts), "dsa_strategy": settings.dsa_strategy}
         return {**super().untrained(having), "dsa_strategy": settings.dsa_strategy}

@@ -1,6 +1,7 @@
 """What a plan says of memory, disk and work is what a run takes."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hf_distill as hd
-from hf_distill.engine.plan import Machine
+from hf_distill.engine.plan import Machine, PlanArguments, print_plan
 from hf_distill.methods import METHODS
 from hf_distill.runs.rehearsal import Ledger
 
@@ -125,3 +126,62 @@ def test_a_run_takes_the_memory_the_work_and_the_disk_that_its_plan_foresees(
 
 def own(name: str) -> bool:
     return name.startswith(("checkpoints", "images in the making", "label projector", "the set"))
+
+
+TINY = {"student": "convnet_d1", "student_width": 8, "eval_seeds": 1, "eval_full_data": False}
+
+
+def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = PlanArguments(plan="text", plan_rate=1.0)
+    print_plan(hd.DM, asked, hd.DataArguments(), hd.DMConfig(**TINY, max_steps=10))
+    told = capsys.readouterr().out
+    assert told.startswith(
+        "DM: 10 images 1x8x8, 1 for each of 10 classes, out of 1,295 (142 more held out, 360 to test"
+    )
+    assert told.endswith("This fits.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_one_line_after_the_report_and_what_would_take_less(capsys):
+    asked = PlanArguments(plan="json", plan_memory="4MB", plan_rate=1.0)
+    settings = hd.DMConfig(**TINY, ipc=50, batch_real=50, micro_batch_size=1024, max_steps=10)
+    with pytest.raises(ValueError, match=r"^this will not fit: device memory: .* MB of 4\.0 MB$"):
+        print_plan(hd.DM, asked, hd.DataArguments(), settings)
+    told = json.loads(capsys.readouterr().out)
+    assert told["misfits"]
+    assert told["peak"] == max(stage["peak"] for stage in told["stages"])
+    (less,) = [each for each in told["advice"] if "--micro_batch_size 256" in each]
+    assert float(less.split(" takes ")[1].split(" MB")[0]) < told["stages"][0]["peak"] / 1e6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"plan": "xml"}, "--plan is 'xml'; expected one of text, json"),
+        ({"plan_memory": "8GB"}, "--plan_memory is given without --plan"),
+        ({"plan": "text", "plan_memory": "much"}, "--plan_memory is 'much'; expected a number of bytes"),
+        ({"plan": "text", "plan_rate": 0.0}, "--plan_rate is 0.0; expected TFLOP/s above 0"),
+    ],
+)
+def test_flags_of_a_plan_that_mean_nothing_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        PlanArguments(**flags)
+
+
+def test_an_ipc_beyond_a_class_and_a_shard_without_a_teacher_are_refused_as_in_a_run(photographs):
+    with pytest.raises(ValueError, match="--ipc is 50 and some classes lack training images"):
+        hd.DM.plan(photographs, machine=ROOMY, ipc=50)
+    with pytest.raises(ValueError, match="--shard 1/2 without --teachers"):
+        hd.APM.plan(photographs, machine=ROOMY, ipc=4, batch_syn=6, shard="1/2", **TINY)
+
+
+def test_the_published_setting_of_tesla_takes_what_its_page_says():
+    """7.12 GB for an iteration, 22.1 GB of checkpoints and 54 PFLOP: docs/scale.md has the arithmetic."""
+    settings = {"preset": "imagenet1k-64-ipc50", "syn_steps": 1, "label": "hard", "select": "last"}
+    plan = hd.plan(hd.TESLA, machine=ROOMY, **settings)
+    (stage,) = [each for each in plan.stages if each.name == "distillation"]
+    assert stage.memory["images"] == 50_000 * 49_152
+    assert plan.downloads == {"ILSVRC/imagenet-1k": None}
+    assert plan.disk["experts"] == 50 * 13 * 2_496_360 * 4
+    assert plan.disk["real images, decoded once"] == 1_331_167 * 12_288
