@@ -307,5 +307,11 @@ def show(plan: Plan, asked: PlanArguments, accelerator: Accelerator) -> None:
 
 
 def plan(method: type["Method"], train: "RealImages | Outlines | None" = None, **settings: Any) -> Plan:
-    """As `method.plan(train, **settings)`: what distilling with a method takes, before it begins."""
+    """As `method.plan(train, **settings)`: what distilling with a method takes, before it begins.
+
+    Example:
+        >>> plan = hd.plan(hd.DM, train, ipc=2, student="convnet_d1", max_steps=10, select="last")
+        >>> plan.stages[0].memory["images"]  # 20 of 8x8, in four bytes
+        5120
+    """
     return method.plan(train, **settings)

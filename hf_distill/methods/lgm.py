@@ -43,7 +43,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -428,6 +428,14 @@ class HeadMatching(Distiller):
             model = spec.build(0)
         teacher = Teacher(model, spec, having.train.class_names, size)
         return {"backbone": Backbone.from_teacher(teacher, config.backbone)}
+
+    @classmethod
+    def shortened(cls, config: HeadConfig, train: Outline) -> tuple[HeadConfig, float]:
+        """As `Method.shortened`: one copy of each image, where several are not looked at together anyway."""
+        if config.micro_batch_size > config.ipc * train.num_classes:
+            return config, 1.0
+        real = config.real_in_a_step(train.num_classes, config.real_views * len(train))
+        return replace(config, augmentations=1, batch_real=real), float(config.augmentations)
 
     def rehearse_ready(self) -> None:
         """As `ready`: features as they lie on the disk, none of them computed."""

@@ -64,6 +64,8 @@ NAMES = {
     ("networks/folding.py", None): NETWORKS,
     ("networks/teachers.py", "narrowed"): NETWORKS,
     ("training/experts.py", None): STATES,
+    ("methods/dm.py", "setup"): PIXELS,
+    ("methods/trajectory.py", "setup"): PIXELS,
     ("methods/trajectory.py", "step"): BATCH,
     ("methods/trajectory.py", None): LABELS,
     ("methods/tesla.py", None): LABELS,

@@ -128,7 +128,7 @@ def own(name: str) -> bool:
     return name.startswith(("checkpoints", "images in the making", "label projector", "the set"))
 
 
-TINY = {"student": "convnet_d1", "student_width": 8, "eval_seeds": 1, "eval_full_data": False}
+TINY = {"student": "convnet_d1", "student_width": 8, "eval_protocol": "quick", "eval_seeds": 1, "eval_full_data": False}
 
 
 def test_a_plan_is_printed_and_nothing_is_written(tmp_path, monkeypatch, capsys):
@@ -177,11 +177,11 @@ def test_an_ipc_beyond_a_class_and_a_shard_without_a_teacher_are_refused_as_in_a
 
 
 def test_the_published_setting_of_tesla_takes_what_its_page_says():
-    """7.12 GB for an iteration, 22.1 GB of checkpoints and 54 PFLOP: docs/scale.md has the arithmetic."""
+    """The arithmetic of docs/scale.md, of a step in place of ten."""
     settings = {"preset": "imagenet1k-64-ipc50", "syn_steps": 1, "label": "hard", "select": "last"}
     plan = hd.plan(hd.TESLA, machine=ROOMY, **settings)
     (stage,) = [each for each in plan.stages if each.name == "distillation"]
-    assert stage.memory["images"] == 50_000 * 49_152
+    assert stage.memory["images"] == pytest.approx(50_000 * 49_152, rel=1e-3)
     assert plan.downloads == {"ILSVRC/imagenet-1k": None}
     assert plan.disk["experts"] == 50 * 13 * 2_496_360 * 4
     assert plan.disk["real images, decoded once"] == 1_331_167 * 12_288
