@@ -515,17 +515,20 @@ class Method(ABC):
         """Settings whose rehearsal takes as much memory as the run, and how many times the FLOP of it that takes."""
         return config, 1.0
 
-    @abstractmethod
     def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
         """Take a few steps on the meta device, where networks and images have no values; `distilled` is there after.
 
         Returns:
             What they held, and what the whole run computes.
-        """
 
-    @abstractmethod
+        Raises:
+            ValueError: The method has a `run` of its own, and nothing that could be rehearsed.
+        """
+        raise ValueError(f"{type(self).__name__} has a run of its own, which cannot be planned; expected a `rehearse`")
+
     def foreseen_files(self) -> dict[str, int]:
         """After `rehearse`, the bytes of what the run has on the disk beside the set, by what they are."""
+        return {}
 
     @classmethod
     def plan(
