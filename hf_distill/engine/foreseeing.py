@@ -10,6 +10,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from ..augmentation.views import Views
 from ..config import ALL, BASELINES, DataArguments, DistillConfig
 from ..data.feed import TEST_BATCH
 from ..data.images import RealImages
@@ -25,13 +26,15 @@ from ..hub.cards import human_bytes
 from ..networks.architectures import StudentSpec
 from ..runs.rehearsal import GRAPH, META, REAL, Elsewhere, Ledger, Stage, rehearse_student, unseen
 from ..training.experts import EPOCHS, ExpertConfig, rehearse_experts
-from ..training.teachers import TeacherConfig, rehearse_teacher
+from ..training.projectors import ProjectorConfig, rehearse_projector
+from ..training.small_clip import PriorArguments, UntrainedPrior
+from ..training.teachers import TeacherConfig, rehearse_teacher, untrained_teachers
 from .plan import TIGHT, Machine, Plan, rate_of
 
 if TYPE_CHECKING:
     from .method import Method, Preparation
 
-__all__ = ["foresee", "foresee_evaluation", "foresee_labels", "foresee_network"]
+__all__ = ["foresee", "foresee_evaluation", "foresee_labels", "foresee_network", "foresee_projector"]
 
 SMALL = 90_000  # bytes of a set's card, configuration and pictures
 HALF = 0.55  # of the bytes of a graph in float32, in bfloat16: measured of a ResNet-18 (docs/scale.md)
@@ -349,6 +352,42 @@ def foresee_evaluation(
         stage = table.stage(real, held_out, tested, elsewhere, ledger)
     kept: dict[str, Any] = {"host": {}, "disk": _real(outlines), "downloads": _downloads(data, outlines, [])}
     return _plan(title, [stage], students[0], accelerator, machine, **kept)
+
+
+def foresee_projector(
+    distilled: DistilledSet,
+    views: Views,
+    prior: PriorArguments,
+    config: ProjectorConfig,
+    teacher: TeacherConfig,
+    names: Sequence[str] | None,
+    data: DataArguments,
+    outlines: Outlines,
+    accelerator: Accelerator,
+    machine: Machine,
+    *,
+    seed: int = 0,
+) -> Plan:
+    """The plan of a label projector for a set that is there, and of the teacher that is trained for it, if any."""
+    real, elsewhere = unseen(outlines.train), Elsewhere(accelerator)
+    with Ledger() as ledger:
+        stages: list[Stage] = []
+        disk = _real(outlines)
+        if names is None:
+            stages, made = rehearse_teacher(real, teacher, seed, elsewhere, ledger)
+            disk |= made
+        count = config.weak_teachers if names is None else 1
+        teachers = [each.to(META) for _ in range(count) for each in untrained_teachers(names, teacher, real)]
+        tower = UntrainedPrior(prior, real).to(META)
+        stage, projector = rehearse_projector(real, tower, teachers, views, config, seed, elsewhere, ledger)
+    name = prior.model_name_or_path
+    kept: dict[str, Any] = {
+        "host": {},
+        "disk": {**disk, "label projector": projector.num_bytes + projector.text_head_bytes + 6 * projector.num_params},
+        "downloads": _downloads(data, outlines, [*(names or []), *([] if name is None else [name])]),
+    }
+    spec = teacher.student_spec(real)
+    return _plan(f"label projector of {distilled!r}", [*stages, stage], spec, accelerator, machine, **kept)
 
 
 def foresee_labels(
