@@ -85,6 +85,7 @@ class BlockDistiller(Method):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.preprocessing: Preprocessing = self.train.preprocessing
+        self._first: int | None = None  # the block that is shown, once the run begins
         self._stop = Stop()  # which nobody asks until the run begins
         self._clock = Clock()  # of a block
 
