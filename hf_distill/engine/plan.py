@@ -311,7 +311,7 @@ def plan(method: type["Method"], train: "RealImages | Outlines | None" = None, *
 
     Example:
         >>> plan = hd.plan(hd.DM, train, ipc=2, student="convnet_d1", max_steps=10, select="last")
-        >>> plan.stages[0].memory["images"]  # 20 of 8x8, in four bytes
-        5120
+        >>> [stage.name for stage in plan.stages], plan.peak > 20 * 8 * 8 * 4
+        (['distillation', 'evaluation'], True)
     """
     return method.plan(train, **settings)
