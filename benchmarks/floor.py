@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from hf_distill.evaluation.costs import convolution_backward_flop
+from hf_distill.evaluation.costs import operation_flop
 
 READS = ("_local_scalar_dense", "nonzero")
 FREE = ("_unsafe_view", "empty", "empty_like", "empty_strided", "lift_fresh")  # beside views
@@ -58,14 +57,6 @@ def _taken_and_given(name: str, args: Any, kwargs: Any, found: Any) -> int:
     return 2 * moved(args[1:]) if name in PLACED else moved((args, kwargs)) + moved(found)
 
 
-def _flop(func: Any, args: Any, kwargs: Any, found: Any) -> int:
-    """FLOP of an operation."""
-    if func is torch.ops.aten.convolution_backward.default:
-        return convolution_backward_flop(*(each.shape for each in args[:3]), *args[3:])
-    counted = flop_registry.get(func.overloadpacket)
-    return 0 if counted is None else counted(*args, **kwargs, out_val=found)
-
-
 class Counter(TorchDispatchMode):
     """Counts what is computed in its context."""
 
@@ -86,7 +77,7 @@ class Counter(TorchDispatchMode):
         elif not func.is_view and name not in FREE:
             self.operations += 1
             self.bytes += _taken_and_given(name, args, kwargs, found)
-            self.flop += _flop(func, args, kwargs or {}, found)
+            self.flop += operation_flop(func, args, kwargs or {}, found)
         return found
 
 

@@ -24,12 +24,14 @@ if is_recipe():
 if TYPE_CHECKING:
     from .config import DataArguments, HfArg, LoopConfig
     from .data.images import RealImages
+    from .data.outlines import Outlines
     from .data.preprocessing import Preprocessing
     from .distilled.distilled_set import DistilledSet
     from .distilled.epoch_labels import EpochLabels
     from .engine.blocks import Block, BlockDistiller
     from .engine.loop import Distiller
     from .engine.method import Method, Preparation
+    from .engine.plan import Plan, plan
     from .evaluation.audit import audit
     from .evaluation.evaluate import evaluate
     from .evaluation.protocols import EvalProtocol
@@ -95,7 +97,9 @@ _HOME = {
     "MTT": "methods.mtt",
     "MTTConfig": "methods.mtt",
     "Method": "engine.method",
+    "Outlines": "data.outlines",
     "Paper": "hub.cards",
+    "Plan": "engine.plan",
     "Preparation": "engine.method",
     "Preprocessing": "data.preprocessing",
     "PriorArguments": "training.small_clip",
@@ -112,6 +116,7 @@ _HOME = {
     "TeacherConfig": "training.teachers",
     "audit": "evaluation.audit",
     "evaluate": "evaluation.evaluate",
+    "plan": "engine.plan",
     "train_experts": "training.experts",
     "train_teacher": "training.teachers",
 }
@@ -155,7 +160,9 @@ __all__ = [
     "LoopConfig",
     "MTTConfig",
     "Method",
+    "Outlines",
     "Paper",
+    "Plan",
     "Preparation",
     "Preprocessing",
     "PriorArguments",
@@ -171,6 +178,7 @@ __all__ = [
     "__version__",
     "audit",
     "evaluate",
+    "plan",
     "train_experts",
     "train_teacher",
 ]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.plan import PlanArguments, print_plan
 from hf_distill.methods.apm import APM, APMConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
@@ -31,12 +32,14 @@ DEMO = Path(__file__).parent / "configs" / "apm" / "digits-ipc5.yaml"
 
 
 def main() -> None:
-    classes = (DataArguments, TeacherConfig, APMConfig, HubArguments)
-    data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
+    classes = (DataArguments, TeacherConfig, APMConfig, HubArguments, PlanArguments)
+    data_args, teacher_config, config, hub, planning = parse_args(*classes, default_config=DEMO)
     if config.shard is not None and hub.push_to_hub:
         raise ValueError(f"--push_to_hub with --shard {config.shard} would publish a part; publish what join.py makes")
     config.check_shard()
     shard = "" if config.shard is None else f"-shard{config.shard.replace('/', 'of')}"
+    if planning.plan is not None:
+        return print_plan(APM, planning, data_args, config, (teacher_config,))
     config, accelerator = start_run(config, hub, f"apm-{data_args.short_name}-ipc{config.ipc}{shard}")
 
     framed = framed_by_teacher(data_args, config.teachers, APM.labelled_by)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.plan import PlanArguments, print_plan
 from hf_distill.methods.lgm import CLPDD, CLPDDConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
@@ -29,8 +30,10 @@ DEMO = Path(__file__).parent / "configs" / "clpdd" / "digits-ipc1.yaml"
 
 
 def main() -> None:
-    classes = (DataArguments, TeacherConfig, CLPDDConfig, HubArguments)
-    data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
+    classes = (DataArguments, TeacherConfig, CLPDDConfig, HubArguments, PlanArguments)
+    data_args, teacher_config, config, hub, planning = parse_args(*classes, default_config=DEMO)
+    if planning.plan is not None:
+        return print_plan(CLPDD, planning, data_args, config, (teacher_config,))
     config, accelerator = start_run(config, hub, f"clpdd-{data_args.short_name}-ipc{config.ipc}")
 
     networks = (teacher_config,)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.plan import PlanArguments, print_plan
 from hf_distill.methods.dm import DM, DMConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
@@ -27,7 +28,11 @@ DEMO = Path(__file__).parent / "configs" / "dm" / "digits-ipc1.yaml"
 
 
 def main() -> None:
-    data_args, config, hub = parse_args(DataArguments, DMConfig, HubArguments, default_config=DEMO)
+    data_args, config, hub, planning = parse_args(
+        DataArguments, DMConfig, HubArguments, PlanArguments, default_config=DEMO
+    )
+    if planning.plan is not None:
+        return print_plan(DM, planning, data_args, config)
     config, accelerator = start_run(config, hub, f"dm-{data_args.short_name}-ipc{config.ipc}")
 
     train, test = RealImages.train_and_test(data_args, check=lambda outline: DM.check(config, outline, accelerator))

@@ -52,6 +52,8 @@ from hf_distill.config import (
 from hf_distill.data.images import Outline, RealImages
 from hf_distill.distilled.arranging import changes_classes
 from hf_distill.distilled.distilled_set import DistilledSet
+from hf_distill.engine.foreseeing import foresee_evaluation
+from hf_distill.engine.plan import PlanArguments, show
 from hf_distill.evaluation.audit import audit, check_audit, made_of_any
 from hf_distill.evaluation.costs import BUDGETS
 from hf_distill.evaluation.evaluate import (
@@ -172,7 +174,7 @@ class EvaluateArguments(ProcessArguments):
 
 
 def main() -> None:
-    data_args, args, hub = parse_args(DataArguments, EvaluateArguments, HubArguments)
+    data_args, args, hub, planning = parse_args(DataArguments, EvaluateArguments, HubArguments, PlanArguments)
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(**args.for_processes)
@@ -180,7 +182,7 @@ def main() -> None:
     ours = DistilledSet.is_at(args.distilled_dataset, **where)
     if not ours:
         check_foreign(args, hub)
-    if args.output_dir is not None:
+    if args.output_dir is not None and planning.plan is None:
         DistilledSet.check_directory(Path(args.output_dir))
         keep_claimed(args.output_dir, accelerator)
     name = args.distilled_dataset
@@ -211,6 +213,13 @@ def main() -> None:
     if changed:  # the distillation drew from all classes, in their old order, and held out others than these would give
         recorded = (distilled.config.get("source") or {}).get("arguments") or {}
         data_args = replace(data_args, classes=recorded.get("classes"))
+    if planning.plan is not None:
+        made_with = distilled.config.get("hyperparameters") or {}
+        full = made_with.get("eval_full_data") is not False if args.full_data is None else args.full_data
+        table = {"seeds": args.num_seeds, "baselines": baselines, "full_data": full}
+        here = (planning.outlines(data_args), accelerator, planning.machine(accelerator, args.output_dir))
+        plan = foresee_evaluation(distilled, protocols, students, data_args, *here, **table)
+        return show(plan, planning, accelerator)
 
     def check(outline: Outline) -> None:
         outline = outline.of_classes(names) if changed else outline

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.foreseeing import foresee_network
+from hf_distill.engine.plan import PlanArguments, show
 from hf_distill.networks.trajectories import ExpertTrajectories
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.held_out import say_held_out
@@ -41,13 +43,18 @@ class RunArguments(ProcessArguments):
 
 def main() -> None:
     demo = Path(__file__).parent / "configs" / "experts" / "digits.yaml"
-    classes = (DataArguments, ExpertConfig, RunArguments, HubArguments)
-    data_args, config, run, hub = parse_args(*classes, default_config=demo)
+    classes = (DataArguments, ExpertConfig, RunArguments, HubArguments, PlanArguments)
+    data_args, config, run, hub, planning = parse_args(*classes, default_config=demo)
     if data_args.keep_side is not None:
         raise ValueError(f"--keep_side {data_args.keep_side} is for random crops, and experts cut none; leave it out")
     if run.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(**run.for_processes)
+    if planning.plan is not None:
+        machine = planning.machine(accelerator, run.output_dir)
+        known = planning.outlines(data_args)
+        plan = foresee_network(config, data_args, known, accelerator, machine, seed=run.seed)
+        return show(plan, planning, accelerator)
     prepare_push(hub, ExpertTrajectories, accelerator)
 
     train, test = RealImages.train_and_test(

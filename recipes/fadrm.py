@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.plan import PlanArguments, print_plan
 from hf_distill.methods.fadrm import FADRM, FADRMConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
@@ -33,8 +34,10 @@ DEMO = Path(__file__).parent / "configs" / "fadrm" / "digits-ipc5.yaml"
 
 
 def main() -> None:
-    classes = (DataArguments, TeacherConfig, FADRMConfig, HubArguments)
-    data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
+    classes = (DataArguments, TeacherConfig, FADRMConfig, HubArguments, PlanArguments)
+    data_args, teacher_config, config, hub, planning = parse_args(*classes, default_config=DEMO)
+    if planning.plan is not None:
+        return print_plan(FADRM, planning, data_args, config, (teacher_config,))
     config, accelerator = start_run(config, hub, f"fadrm-{data_args.short_name}-ipc{config.ipc}")
 
     framed = framed_by_teacher(data_args, config.teachers, FADRM.labelled_by)

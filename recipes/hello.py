@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.plan import PlanArguments, print_plan
 from hf_distill.methods.hello import PROJECTOR, HeLlO, HeLlOConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.publishing import push_with_projector
@@ -33,8 +34,10 @@ DEMO = Path(__file__).parent / "configs" / "hello" / "digits-ipc20.yaml"
 
 
 def main() -> None:
-    classes = (DataArguments, TeacherConfig, PriorArguments, HeLlOConfig, HubArguments)
-    data_args, teacher_config, prior_args, config, hub = parse_args(*classes, default_config=DEMO)
+    classes = (DataArguments, TeacherConfig, PriorArguments, HeLlOConfig, HubArguments, PlanArguments)
+    data_args, teacher_config, prior_args, config, hub, planning = parse_args(*classes, default_config=DEMO)
+    if planning.plan is not None:
+        return print_plan(HeLlO, planning, data_args, config, (teacher_config, prior_args))
     config, accelerator = start_run(config, hub, f"hello-{data_args.short_name}-ipc{config.ipc}", projector=True)
 
     framed = framed_by_teacher(data_args, config.teachers, HeLlO.labelled_by)

@@ -25,6 +25,8 @@ from hf_distill.data.images import Outline, RealImages
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.label_costs import label_costs
 from hf_distill.distilled.labels import ProjectorLabels
+from hf_distill.engine.foreseeing import foresee_projector
+from hf_distill.engine.plan import PlanArguments, show
 from hf_distill.evaluation.evaluate import check_data, crop_protocol_for, distilled_pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
 from hf_distill.runs.claims import keep_claimed
@@ -77,18 +79,32 @@ class ProjectArguments(NamedTeachers, ProcessArguments):
 
 
 def main() -> None:
-    classes = (DataArguments, TeacherConfig, PriorArguments, ProjectorConfig, ProjectArguments, HubArguments)
-    data_args, teacher_config, prior_args, config, args, hub = parse_args(*classes)
+    classes = (
+        DataArguments,
+        TeacherConfig,
+        PriorArguments,
+        ProjectorConfig,
+        ProjectArguments,
+        HubArguments,
+        PlanArguments,
+    )
+    data_args, teacher_config, prior_args, config, args, hub, planning = parse_args(*classes)
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(**args.for_processes)
-    keep_claimed(args.labelled_output_dir, accelerator)  # that of the projector is claimed by its training
+    if planning.plan is None:
+        keep_claimed(args.labelled_output_dir, accelerator)  # that of the projector is claimed by its training
     prepare_push(hub, DistilledSet, accelerator, projector=True)
 
     where = {"revision": args.distilled_revision, "token": hub.hub_token}
     distilled = DistilledSet.from_pretrained(args.distilled_dataset, **where)
     protocol = crop_protocol_for(distilled, args.protocol, args.factor)
     data_args = source_arguments(distilled, data_args)
+    if planning.plan is not None:
+        here = (planning.outlines(data_args), accelerator, planning.machine(accelerator, args.output_dir))
+        asked = (prior_args, config, teacher_config, args.teachers, data_args)
+        plan = foresee_projector(distilled, protocol.views, *asked, *here, seed=args.seed)
+        return show(plan, planning, accelerator)
 
     def check(outline: Outline) -> None:
         check_data(distilled, outline)

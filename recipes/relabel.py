@@ -25,6 +25,8 @@ from hf_distill.config import HfArg, HubArguments, PathArg, ProcessArguments, ch
 from hf_distill.distilled.distilled_set import DistilledSet
 from hf_distill.distilled.epoch_labels import Codec, EpochLabels, relabel
 from hf_distill.distilled.labels import BatchLabels, MeanLabels, NetworkLabels, TeacherLabels
+from hf_distill.engine.foreseeing import foresee_labels
+from hf_distill.engine.plan import PlanArguments, show
 from hf_distill.evaluation.evaluate import crop_protocol_for, distilled_pool
 from hf_distill.evaluation.protocols import PROTOCOLS, CropProtocol
 from hf_distill.runs.claims import keep_claimed
@@ -105,17 +107,23 @@ def labeller(
 
 
 def main() -> None:
-    args, hub = parse_args(RelabelArguments, HubArguments)
+    args, hub, planning = parse_args(RelabelArguments, HubArguments, PlanArguments)
     if args.disable_tqdm:
         disable_progress_bars()
     accelerator = make_accelerator(**args.for_processes)
-    keep_claimed(args.folder, accelerator)
+    if planning.plan is None:
+        keep_claimed(args.folder, accelerator)
     prepare_push(hub, EpochLabels, accelerator)
 
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
     )
     protocol = crop_protocol_for(distilled, args.protocol, args.factor)
+    if planning.plan is not None:
+        source, epochs = labeller(args, distilled, accelerator.device), args.label_epochs or protocol.epochs
+        machine = planning.machine(accelerator, args.folder)
+        plan = foresee_labels(distilled, source, epochs, args.kept, accelerator, machine)
+        return show(plan, planning, accelerator)
     labels = relabel(
         labeller(args, distilled, accelerator.device),
         distilled_pool(distilled, accelerator.device),

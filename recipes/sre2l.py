@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HubArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.plan import PlanArguments, print_plan
 from hf_distill.methods.sre2l import SRe2L, SRe2LConfig
 from hf_distill.runs.finish import finish, run_recipe
 from hf_distill.runs.start import start_run
@@ -29,8 +30,10 @@ DEMO = Path(__file__).parent / "configs" / "sre2l" / "digits-ipc5.yaml"
 
 
 def main() -> None:
-    classes = (DataArguments, TeacherConfig, SRe2LConfig, HubArguments)
-    data_args, teacher_config, config, hub = parse_args(*classes, default_config=DEMO)
+    classes = (DataArguments, TeacherConfig, SRe2LConfig, HubArguments, PlanArguments)
+    data_args, teacher_config, config, hub, planning = parse_args(*classes, default_config=DEMO)
+    if planning.plan is not None:
+        return print_plan(SRe2L, planning, data_args, config, (teacher_config,))
     config, accelerator = start_run(config, hub, f"sre2l-{data_args.short_name}-ipc{config.ipc}")
 
     framed = framed_by_teacher(data_args, config.teachers, SRe2L.labelled_by)

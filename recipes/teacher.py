@@ -25,7 +25,9 @@ from pathlib import Path
 
 from hf_distill.config import DataArguments, HfArg, HubArguments, PathArg, ProcessArguments, parse_args
 from hf_distill.data.images import RealImages
+from hf_distill.engine.foreseeing import foresee_network
 from hf_distill.engine.method import warn_of_keeping
+from hf_distill.engine.plan import PlanArguments, show
 from hf_distill.methods import METHODS
 from hf_distill.networks.teachers import Teacher
 from hf_distill.runs.finish import run_recipe
@@ -51,10 +53,15 @@ class RunArguments(ProcessArguments):
 
 
 def main() -> None:
-    classes = (DataArguments, TeacherConfig, RunArguments, HubArguments)
+    classes = (DataArguments, TeacherConfig, RunArguments, HubArguments, PlanArguments)
     methods = [method.config_class for method in METHODS]
-    data_args, config, run, hub = parse_args(*classes, default_config=DEMO, passed_over=methods)
+    data_args, config, run, hub, planning = parse_args(*classes, default_config=DEMO, passed_over=methods)
     accelerator = make_accelerator(**run.for_processes)
+    if planning.plan is not None:
+        machine = planning.machine(accelerator, run.output_dir)
+        known = planning.outlines(data_args)
+        plan = foresee_network(config, data_args, known, accelerator, machine, seed=run.seed)
+        return show(plan, planning, accelerator)
     prepare_push(hub, Teacher, accelerator)
 
     train, test = RealImages.train_and_test(

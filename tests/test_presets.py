@@ -13,6 +13,7 @@ import timm
 import yaml
 
 from hf_distill.config import DataArguments, parse_args
+from hf_distill.engine.plan import PlanArguments
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.methods import METHODS
 from hf_distill.networks.class_names import imagenet_names
@@ -197,7 +198,8 @@ def written(name: str) -> dict[str, Any]:
 
 def parsed(name: str) -> tuple[Any, ...]:
     """A preset as its recipe reads it."""
-    return parse_args(*Recipes.dataclasses(recipe_of(name)), args=["--config", str(CONFIGS / name)])
+    settings = parse_args(*Recipes.dataclasses(recipe_of(name)), args=["--config", str(CONFIGS / name)])
+    return tuple(each for each in settings if not isinstance(each, PlanArguments))  # of which no preset says anything
 
 
 @dataclasses.dataclass(frozen=True)

@@ -371,10 +371,7 @@ class RealImages(torch.utils.data.Dataset):
             ValueError: As `from_arguments` and `check`.
         """
         check = check or (lambda outline: None)
-        test_split = args.dataset_test_split
-        if test_split is None:
-            splits = set(split_names(args)) - {args.dataset_train_split}
-            test_split = next((name for name in TEST_SPLITS if name in splits), None)
+        test_split = _test_split(args)
         if test_split is not None:
             if args.dataset_streaming:
                 check_head(args, args.dataset_train_split)
@@ -417,6 +414,32 @@ class RealImages(torch.utils.data.Dataset):
         test = whole.subset(at[1])._as_test()
         test.provenance = {**test.provenance, "split": f"{A_FIFTH} {source.split}"}
         return whole.subset(at[0]), test
+
+    @classmethod
+    def outlines(cls, args: DataArguments, *, seed: int = 0) -> tuple[Outline, list[int], list[int]]:
+        """What `train_and_test` and `split` would give, before an image is decoded: the outline of train, and for each
+        class the images that are held out of it, and those to test on.
+
+        Raises:
+            ValueError: As `train_and_test`, as far as it is known then.
+        """
+        test_split, classes = _test_split(args), None
+        source = Source.open(args, args.dataset_train_split, _target(args, None))
+        if test_split is not None:
+            rows = _rows(source, args, seed, train=True)
+        else:
+            rest, apart = _stratify(source.labels, len(source.class_names), 0.2, generator(seed, "no test split"))
+            rows = _evenly(source, rest, args.max_train_samples, generator(seed, "train"))
+            classes = source.labels[_evenly(source, apart, args.max_test_samples, generator(seed, "test"))]
+        shape = source.shape(rows)
+        _check_options(args, shape)
+        if classes is None:
+            alike = _target_like(args, shape, _test_frame(args), source.target.resize, source.target.value_range)
+            shown = Source.open(args, str(test_split), alike, source.class_names)
+            classes = shown.labels[_rows(shown, args, seed, train=False)]
+        outline = _outline(source, rows, args, shape)
+        held_out = torch.bincount(source.labels[rows], minlength=outline.num_classes) - torch.tensor(outline.counts)
+        return outline, held_out.tolist(), torch.bincount(classes, minlength=outline.num_classes).tolist()
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -772,10 +795,18 @@ def _evenly(source: Source, rows: Tensor, limit: int | None, draw: torch.Generat
     return rows[torch.cat(chosen).sort().values]
 
 
+def _test_split(args: DataArguments) -> str | None:
+    """The split to test on; None where a part of train is."""
+    if args.dataset_test_split is not None:
+        return args.dataset_test_split
+    splits = set(split_names(args)) - {args.dataset_train_split}
+    return next((name for name in TEST_SPLITS if name in splits), None)
+
+
 def _outline(source: Source, rows: Tensor, args: DataArguments, shape: tuple[int, int, int]) -> Outline:
     """Of these rows, without those that will be held out."""
     counts = torch.bincount(source.labels[rows], minlength=len(source.class_names)).tolist()
-    left = [count - _held_out_of(count, args.validation_fraction) for count in counts]
+    left = [count - held_out_of(count, args.validation_fraction) for count in counts]
     return Outline(shape, source.class_names, left, args.normalization == "zca")
 
 
@@ -838,12 +869,12 @@ def _stratify(labels: Tensor, num_classes: int, fraction: float, draw: torch.Gen
         raise ValueError(f"a fraction of {fraction} to hold out; expected 0 up to, not including, 1")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for part in _by_class(labels, num_classes):
-        n = _held_out_of(len(part), fraction)
+        n = held_out_of(len(part), fraction)
         held_out[part[torch.randperm(len(part), generator=draw)[:n]]] = True
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
 
 
-def _held_out_of(count: int, fraction: float) -> int:
+def held_out_of(count: int, fraction: float) -> int:
     """How many of the images of a class are held out."""
     return min(max(round(fraction * count), 1), count - 1) if fraction and count else 0
 

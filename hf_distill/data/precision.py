@@ -3,14 +3,14 @@ what it is worth, whatever the caller is in."""
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-__all__ = ["precision_of", "without_autocast"]
+__all__ = ["no_autocast", "precision_of", "without_autocast"]
 
 P = ParamSpec("P")
 
@@ -57,6 +57,11 @@ def _exact_products() -> Iterator[None]:
         setattr(switches, name, before)
 
 
+def no_autocast(kind: str) -> torch.autocast | nullcontext[None]:
+    """Time without autocast on a kind of device; some, such as the meta device, have none anyway."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
 def without_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """`function`, computed in the types of its tensors also where the caller is in autocast, or asks for TF32.
 
@@ -69,7 +74,7 @@ def without_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @functools.wraps(function)
     def exact(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        with torch.autocast(given.device.type, enabled=False):
+        with no_autocast(given.device.type):
             if given.device.type != "cuda" or not _products_in_tf32():
                 return function(*args, **kwargs)
             with _exact_products():

@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import OptimizedConfig
+from ..data.images import RealImages
 from ..data.preprocessing import Preprocessing
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.accuracy import device_name
@@ -35,6 +36,7 @@ from ..runs.checkpoints import BLOCKS, list_checkpoints, load_checkpoint, save_c
 from ..runs.clock import Clock
 from ..runs.folder import check_same_run
 from ..runs.processes import on_main
+from ..runs.rehearsal import Ledger, Stage
 from ..runs.stopping import Stop, stopping
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 
@@ -83,6 +85,7 @@ class BlockDistiller(Method):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.preprocessing: Preprocessing = self.train.preprocessing
+        self._first: int | None = None  # the block that is shown, once the run begins
         self._stop = Stop()  # which nobody asks until the run begins
         self._clock = Clock()  # of a block
 
@@ -163,6 +166,36 @@ class BlockDistiller(Method):
         self.distilled.config |= self._provenance()
         self.distilled.making = self._making(add_up([self._work(block) for block in blocks]))
         return self.distilled
+
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `Method.rehearse`: the largest block, and the set of all."""
+        blocks = self.blocks()
+        largest, count = max(blocks, key=lambda block: len(block.rows)), sum(len(block.rows) for block in blocks)
+        self.rehearse_ready()
+        ledger.forget()
+        before = ledger.flop
+        self.make(largest, lambda iteration, values: None)
+        flop = (ledger.flop - before) * count / len(largest.rows)
+        number = f"{len(blocks):,} block{'s' * (len(blocks) > 1)}"
+        stage = ledger.stage("distillation", flop, number)
+        self.assembled(blocks)
+        return [stage]
+
+    def rehearse_ready(self) -> None:
+        """Make what networks make once, when they are first asked."""
+
+    def assembled(self, blocks: Sequence[Block]) -> None:
+        """Let `distilled` be the set of all blocks, on the meta device, without any being made; its bytes are one image
+        on the CPU, seen many times."""
+        labels = torch.empty(sum(len(block.rows) for block in blocks), dtype=torch.long)
+        for block in blocks:
+            labels[block.rows] = block.labels
+        images = torch.zeros(self.train.shape, dtype=getattr(torch, self.pixels)).expand(len(labels), -1, -1, -1)
+        self.distilled = self.assemble(images if self.pixels == "uint8" else images.to(self.device), labels)
+
+    def foreseen_files(self) -> dict[str, int]:
+        """As `Method.foreseen_files`: the images in the making."""
+        return {"images in the making": self.distilled.pixel_values.nbytes}
 
     def _beginning(self, blocks: int) -> RunState:
         unit = "block" if self.iterations == 1 else "it"

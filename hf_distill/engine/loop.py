@@ -18,11 +18,13 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from ..config import DistillConfig, LoopConfig
+from ..data.images import RealImages
 from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.targets import targets_of
 from ..evaluation.accuracy import device_name
-from ..evaluation.evaluate import Pool, real_pool, validation_accuracy
+from ..evaluation.costs import Costs
+from ..evaluation.evaluate import Pool, own_cases, real_pool, validation_accuracy
 from ..hub.making import Work
 from ..networks.compiling import say_uncompiled
 from ..runs.callbacks import RunState, Trackers
@@ -30,6 +32,7 @@ from ..runs.checkpoints import find_checkpoint, load_checkpoint, pack_optimizers
 from ..runs.clock import Clock
 from ..runs.folder import check_same_run
 from ..runs.processes import on_main
+from ..runs.rehearsal import Ledger, Stage, rehearse_student
 from ..runs.stopping import Stop, stopping
 from .method import FREE_TO_CHANGE, DistillationDiverged, Method
 from .rows import RowSGD
@@ -69,6 +72,7 @@ class Distiller(Method):
         super().__init__(*args, **kwargs)
         self.best = _Best()
         self._held_out_pool: Pool | None = None
+        self._selects = False  # in a rehearsal
         if self.config.select == "best" and self.held_out is None:
             logger.warning(
                 "--select is best, and no training image is held out to choose by: the last step is kept; expected a "
@@ -171,6 +175,63 @@ class Distiller(Method):
     def observed(self) -> dict[str, float]:
         """Further values to log, read every `logging_steps` after the update."""
         return {}
+
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `Method.rehearse`: the last iteration of the loop, and selection where there is any."""
+        config, count = self.config, self.accelerator.num_processes
+        self.distilled = self.setup()
+        self.rehearse_ready()
+        self.begin(max(config.max_steps - 1, 0))
+        self._clear()
+        for optimizer in self.optimizers:  # which have their state from then on
+            optimizer.step()
+        ledger.forget()
+        before = ledger.flop
+        self.rehearse_step()
+        own = "" if count == 1 else ", of each process"
+        flop = (ledger.flop - before) * config.max_steps
+        stages = [ledger.stage("distillation", flop, f"{config.max_steps:,} iterations{own}", shared=False)]
+        self._selects = config.select == "best" and len(held_out) > 0
+        if self._selects:
+            ledger.forget()
+            distilled = self._with_blank_labels(self.current())
+            case = own_cases(distilled, self.protocol, config.eval_nets, self.device, self.students())[0]
+            seen = real_pool(distilled, held_out, self.accelerator)
+            rehearse_student(case, seen, self.accelerator)
+            times = (1 + -(-config.max_steps // config.eval_steps)) * config.eval_nets * (len(case.lrs) > 0)
+            flop = times * Costs(self.device).of(case).flop
+            stages.append(ledger.stage("selection", flop, f"{times:,} students on held-out images"))
+        self._with_blank_labels(self.distilled)
+        return stages
+
+    @staticmethod
+    def _with_blank_labels(distilled: DistilledSet) -> DistilledSet:
+        """The set, labelled as by `relabel`, with no network being asked."""
+        if distilled.teacher is not None:
+            shape = (len(distilled), distilled.num_classes)
+            distilled.soft_labels = torch.empty(shape, dtype=torch.float16, device=distilled.labels.device)
+        return distilled
+
+    def rehearse_step(self) -> None:
+        """The last step of the loop."""
+        self._gradients(max(self.config.max_steps - 1, 0), Stop())
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.constrain()
+
+    def rehearse_ready(self) -> None:
+        """As `ready`, on the meta device."""
+        self.ready()
+
+    def foreseen_files(self) -> dict[str, int]:
+        """As `Method.foreseen_files`: the checkpoints that are kept, and the one that is being written."""
+        config = self.config
+        one = sum(tensor.nbytes for tensor in (*self._state().values(), *pack_optimizers(self.optimizers).values()))
+        if self._selects:
+            one += sum(tensor.nbytes for tensor in self._state().values())
+        most = -(-config.max_steps // config.save_steps)
+        kept = most if config.save_total_limit is None else min(most, config.save_total_limit + 1)
+        return {f"checkpoints, {kept} at the worst moment": kept * one}
 
     def run(self) -> DistilledSet:
         """The distilled set, from the beginning or from `resume_from_checkpoint`. All processes call it.

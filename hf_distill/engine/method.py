@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from ..config import ALL, DataArguments, DistillConfig, OptimizedConfig, check_choice
 from ..data.images import Outline, RealImages
+from ..data.outlines import Outlines, outlines_of
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import LOGITS, evaluate
 from ..evaluation.protocols import PROTOCOLS, ProbeProtocol, TrainingProtocol
@@ -39,8 +40,12 @@ from ..runs.folder import describe_images
 from ..runs.frames import Frames
 from ..runs.held_out import say_held_out, say_learned_from
 from ..runs.processes import make_accelerator, on_main
+from ..runs.rehearsal import Elsewhere, Ledger, Stage, unseen
 from ..runs.settings import nearest_preset, other_images, settings_of
 from ..runs.start import start_run
+from ..training.teachers import TeacherConfig, rehearse_teacher, untrained_teachers
+from .foreseeing import foresee
+from .plan import Machine, Plan
 
 __all__ = ["FREE_TO_CHANGE", "DistillationDiverged", "Method", "Preparation"]
 
@@ -181,6 +186,7 @@ class Method(ABC):
         uncompiled: What of making the images the launcher's --dynamo_backend does not reach, in words, if anything.
         probes: Its sets are for linear heads on a frozen backbone, and evaluated under protocols of these.
         learns_experts: It learns from trajectories, by which images can be scored.
+        saving: Settings that are less memory where they are lower, and no other result, for plans.
         experts: These, where it does.
         further_callbacks: Those that were given.
         distilled: The set: from `Distiller.setup` on, or once all blocks are there.
@@ -199,6 +205,7 @@ class Method(ABC):
     uncompiled: ClassVar[str | None] = None
     probes: ClassVar[bool] = False
     learns_experts: ClassVar[bool] = False
+    saving: ClassVar[tuple[str, ...]] = ()
     experts: ExpertTrajectories | None = None
 
     def __init__(
@@ -467,6 +474,117 @@ class Method(ABC):
                 logger.info("the nearest preset is %s: preset=%r", nearest, nearest)
         elif differing:
             logger.warning("the preset %s is for other images than these: %s", preset, "; ".join(differing))
+
+    # What is known before it begins
+
+    @classmethod
+    def fetched(cls, config: DistillConfig, networks: Sequence[Any]) -> list[str]:
+        """The networks that are named in place of being trained here: folders and repositories."""
+        settings = (config, *networks)
+        lists = [vars(each).get("teachers") for each in settings]
+        given = [vars(each).get(name) for each in settings for name in ("experts", "backbone", "model_name_or_path")]
+        return [*(name for names in lists for name in names or []), *(name for name in given if name is not None)]
+
+    @classmethod
+    def decodes(cls, config: Any) -> bool:
+        """True where all training images are decoded and kept on the disk, and not a few of them when they are asked
+        for."""
+        return True
+
+    @classmethod
+    def untrained(cls, having: Preparation) -> dict[str, Any]:
+        """As `learn`, with networks that nobody has trained, on the meta device."""
+        settings = next((each for each in having.networks if isinstance(each, TeacherConfig)), None)
+        if settings is None:
+            return {}
+        return {"teachers": untrained_teachers(vars(having.config).get("teachers"), settings, having.train)}
+
+    @classmethod
+    def rehearse_learning(cls, having: Preparation, ledger: Ledger) -> tuple[list[Stage], dict[str, int]]:
+        """What the trainings of `learn` hold and compute, and the bytes of what they leave on the disk.
+
+        Here that of a teacher, where none is named.
+        """
+        settings = next((each for each in having.networks if isinstance(each, TeacherConfig)), None)
+        if settings is None or cls.fetched(having.config, ()):
+            return [], {}
+        return rehearse_teacher(having.train, settings, having.config.seed, having.accelerator, ledger)
+
+    @classmethod
+    def shortened(cls, config: Any, train: Outline) -> tuple[Any, float]:
+        """Settings whose rehearsal takes as much memory as the run, and how many times the FLOP of it that takes."""
+        return config, 1.0
+
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """Take a few steps on the meta device, where networks and images have no values; `distilled` is there after.
+
+        Returns:
+            What they held, and what the whole run computes.
+
+        Raises:
+            ValueError: The method has a `run` of its own, and nothing that could be rehearsed.
+        """
+        raise ValueError(f"{type(self).__name__} has a run of its own, which cannot be planned; expected a `rehearse`")
+
+    def foreseen_files(self) -> dict[str, int]:
+        """After `rehearse`, the bytes of what the run has on the disk beside the set, by what they are."""
+        return {}
+
+    @classmethod
+    def plan(
+        cls,
+        train: RealImages | Outlines | None = None,
+        *,
+        preset: str | None = None,
+        accelerator: Accelerator | None = None,
+        machine: Machine | None = None,
+        **settings: Any,
+    ) -> Plan:
+        """Memory, disk, FLOP and hours of `distill` with these settings, before anything is trained or decoded.
+
+            print(hd.TESLA.plan(preset="imagenet1k-64-ipc50"))
+            hd.DM.plan(train, ipc=10).peak
+
+        Args:
+            train: The images, or their outlines. Without them those that the preset names, as far as they are known
+                without being fetched.
+            preset: As for `distill`.
+            accelerator: Processes and device.
+            machine: What there is of memory and disk, and how fast it is; the device at hand, measured, if not given.
+            **settings: As for `distill`.
+
+        Raises:
+            ValueError: As `distill` before it begins; or nobody knows the images.
+        """
+        (data, *networks, config), _ = settings_of(
+            cls.__name__.lower(), (DataArguments, *cls.learns_from, cls.config_class), preset, settings
+        )
+        if train is None:
+            outlines = outlines_of(data)
+        elif isinstance(train, RealImages):
+            _check_images(train, None, None)
+            outlines = Outlines.of(train, data.validation_fraction)
+        else:
+            outlines = train
+        return cls.foresee(data, config, networks, outlines, accelerator or make_accelerator(), machine)
+
+    @classmethod
+    def foresee(
+        cls,
+        data: DataArguments,
+        config: DistillConfig,
+        networks: Sequence[Any],
+        outlines: Outlines,
+        accelerator: Accelerator,
+        machine: Machine | None = None,
+    ) -> Plan:
+        """As `plan`, of settings that are parsed already: what a recipe calls."""
+        given = {type(settings): settings for settings in networks}
+        complete = [given[kind] if kind in given else kind() for kind in cls.learns_from]
+        quiet = {"output_dir": config.output_dir or "outputs", "report_to": "none", "disable_tqdm": True}
+        config = dataclasses.replace(config, **quiet)
+        having = Preparation(unseen(outlines.train), None, config, complete, Elsewhere(accelerator))
+        return foresee(cls, data, having, outlines, accelerator, machine)
 
     @abstractmethod
     def run(self) -> DistilledSet:

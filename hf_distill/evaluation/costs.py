@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 
 from ..config import check_choice
 from ..distilled.epoch_labels import EpochLabels
@@ -34,7 +34,16 @@ from .steps import Epoch
 from .students import student_name
 from .trainer import Case
 
-__all__ = ["BUDGETS", "Costs", "EqualCost", "asks_networks", "convolution_backward_flop", "source_flop", "student_flop"]
+__all__ = [
+    "BUDGETS",
+    "Costs",
+    "EqualCost",
+    "asks_networks",
+    "convolution_backward_flop",
+    "operation_flop",
+    "source_flop",
+    "student_flop",
+]
 
 BUDGETS = ("steps", "flops")
 
@@ -49,6 +58,14 @@ def convolution_backward_flop(
     """
     transposed, output_mask = args[4], args[-1]
     return sum(output_mask[:2]) * conv_flop_count(list(x), list(w), list(grad_out), transposed=transposed)
+
+
+def operation_flop(func: Any, args: Any, kwargs: Any, found: Any) -> int:
+    """FLOP of an operation that PyTorch dispatches: `func` of `args` and `kwargs`, which gave `found`."""
+    if func is torch.ops.aten.convolution_backward.default:
+        return convolution_backward_flop(*(each.shape for each in args[:3]), *args[3:])
+    counted = flop_registry.get(func.overloadpacket)
+    return 0 if counted is None else counted(*args, **kwargs, out_val=found)
 
 
 @contextmanager

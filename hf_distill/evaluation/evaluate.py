@@ -65,6 +65,7 @@ __all__ = [
     "evaluate",
     "learned_rates",
     "made_for",
+    "own_cases",
     "protocol_for",
     "protocols_for",
     "real_pool",
@@ -835,6 +836,17 @@ def _distilled_cases(
             every = rows.expand(num_seeds, -1)
             cases.append(Case("distilled", kind, spec, pool, target, every, rows, lrs, protocol.epochs, protocol))
     return cases
+
+
+def own_cases(
+    distilled: DistilledSet,
+    protocol: TrainingProtocol,
+    num_seeds: int,
+    device: torch.device,
+    students: Sequence[StudentSpec] | None = None,
+) -> list[Case]:
+    """The rows of a set: for each student its own labels first, then hard ones."""
+    return _distilled_cases(distilled, student_specs(distilled, students), protocol, num_seeds, device)
 
 
 def _unaugmented(cases: Sequence[Case]) -> list[Case]:

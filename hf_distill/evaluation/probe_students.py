@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from ..data.feed import Pool, upload
+from ..data.precision import no_autocast
 from ..data.resampling import resized
 from ..distilled.targets import RowTargets, loss_targets
 from ..networks.backbones import Backbone
@@ -106,7 +107,7 @@ def train_probes(
         given = _once(pool, steps, rows, spec)
     else:
         given = _seen(pool, steps, rows, spec, protocol, accelerator)
-    with torch.autocast(pool.device.type, enabled=False):
+    with no_autocast(pool.device.type):
         for factor, seen, features in given:
             labels = loss_targets(targets[upload(seen.flatten(), pool.device)]).unflatten(0, seen.shape)
             if labels.ndim == 3 and labels.shape[2] != spec.num_classes:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..augmentation.dsa import DSA, DsaParams
 from ..data.feed import Pool, at_once, upload
+from ..data.precision import no_autocast
 from ..distilled.labels import LabelSource
 from ..distilled.targets import RowTargets, loss_targets
 from ..networks.architectures import FlatModel, StudentSpec, layout_for
@@ -192,7 +193,7 @@ def train_students(
         raise ValueError(f"protocol {protocol.name!r} is a {type(protocol).__name__}; expected an EvalProtocol")
     if not isinstance(targets, Tensor):
         targets = RowTargets(pool, targets, rows)
-    with torch.autocast(pool.device.type, enabled=False):  # backward passes too would be in that of the caller
+    with no_autocast(pool.device.type):  # backward passes too would be in that of the caller
         if len(rows) > 1 and is_stateless(spec):
             together = compiled(_side_by_side, accelerator)
             return _train_side_by_side(pool, targets, rows, spec, protocol, epochs, lrs, seeds, together)
@@ -269,10 +270,11 @@ def _train_module(
     model = spec.build(derive_seed(seed, "init")).to(pool.device).train()
     layout = layout_for(model, pool.device)
     model.to(memory_format=layout)
+    fused = pool.device.type != "meta"
 
     def new_optimizer() -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
+            model.parameters(), lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=fused
         )
 
     optimizer = new_optimizer()

@@ -51,6 +51,7 @@ class AdjointConfig(TrajectoryConfig):
 class AdjointMatching(TrajectoryMatching):
     """Trajectory matching by one adjoint sweep; a subclass says what the labels of the steps are."""
 
+    saving = ("micro_batch_size",)
     config: AdjointConfig
 
     def __init__(self, config: AdjointConfig, train: RealImages, *, experts: ExpertTrajectories, **kwargs: Any) -> None:

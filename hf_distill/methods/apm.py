@@ -42,11 +42,14 @@ Differs from the authors' code:
   several, a refresh draws one of them. Theirs takes the state with the best accuracy on test as its teacher.
 """
 
+import copy
 import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +77,7 @@ from ..networks.compiling import compiled, forward, in_precision, refuse_fp16
 from ..networks.teachers import Teacher, check_alike, expert_teachers
 from ..rng import derive_seed, generator
 from ..runs.processes import on_main
+from ..runs.rehearsal import Ledger, Stage
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 
 Network = Callable[[Tensor], Tensor]  # images (n, C, H, W) -> logits (n, K)
@@ -308,6 +312,7 @@ class APM(BlockDistiller):
 
     learns_from = (TeacherConfig,)
     pixels = "float32"
+    saving = ("segment_size", "batch_net")
     free = frozenset({"segment_size", "memory_budget"})  # they change the order of sums
     config_class = APMConfig
     config: APMConfig
@@ -401,6 +406,15 @@ class APM(BlockDistiller):
     def learned_from(self) -> Sequence[Teacher]:
         """The teachers."""
         return self.teachers
+
+    @classmethod
+    def untrained(cls, having: Preparation) -> dict[str, Any]:
+        """As `Method.untrained`: also the last states of experts."""
+        (settings,), config = having.networks, having.config
+        config.check_shard()
+        if config.experts is not None and Path(config.experts).is_dir():
+            return {"teachers": expert_teachers(config.experts), "dsa_strategy": settings.dsa_strategy}
+        return {**super().untrained(having), "dsa_strategy": settings.dsa_strategy}
 
     # Groups
 
@@ -498,6 +512,39 @@ class APM(BlockDistiller):
         return size
 
     # One group
+
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `BlockDistiller.rehearse`: an epoch of a student, and an iteration of the images of a group."""
+        config, device = self.config, self.device
+        blocks = self.blocks()
+        block = max(blocks, key=lambda each: len(each.rows))
+        if config.memory_budget is not None:
+            self.segment_size = self.fitting_segment(parse_bytes("memory_budget", config.memory_budget))
+        x = torch.empty((len(block.rows), *self.train.shape), device=device)
+        velocity, labels = torch.zeros_like(x), block.labels.to(device)
+        teacher, rows = self._logits(self.teachers[0].folded), self.logits_of[0]
+        known = teacher if rows is None else _columns(teacher, rows)
+        ledger.forget()
+        counts = [ledger.flop]
+        with torch.no_grad():
+            targets = torch.cat([known(part) for part in x.split(self.segment_size or len(x))])
+        counts.append(ledger.flop)
+        (student,) = self._train_along(x, targets, [1], 0)
+        counts.append(ledger.flop)
+        students = [self._frozen(copy.deepcopy(student)) for _ in range(config.num_students)]
+        del student
+        options: dict[str, Any] = {"segment_size": self.segment_size, "reduce": config.reduce_k, "rows": rows}
+        gradient, _, _ = group_gradient(teacher, students, x, labels, config.alpha, **options)
+        velocity.add_(gradient)
+        counts.append(ledger.flop)
+        asked, epoch, iteration = (after - before for before, after in pairwise(counts))
+        trained = self.student_schedule["students"]
+        flop = config.max_steps * iteration + trained * (asked + (config.student_epochs + 1) * epoch)
+        count = sum(len(each.rows) for each in blocks)
+        groups_of = f"{len(blocks):,} group{'s' * (len(blocks) > 1)} of {config.max_steps:,} iterations"
+        stage = ledger.stage("distillation", flop * count / len(block.rows), f"{groups_of}, {trained} students each")
+        self.assembled(blocks)
+        return [stage]
 
     def _logits(self, model: nn.Module) -> Network:
         look = in_precision(compiled(forward, self.accelerator), self.accelerator)

@@ -43,6 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import HfArg, check_at_least, check_choice
+from ..data.images import Outline
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.labels import TeacherLabels
 from ..engine.rows import RowSGD
@@ -202,6 +203,11 @@ class DATM(AdjointMatching):
     def learns_labels(self) -> bool:
         """As `AdjointMatching.learns_labels`."""
         return self.config.label == "learned"
+
+    @classmethod
+    def shortened(cls, config: DATMConfig, train: Outline) -> tuple[DATMConfig, float]:
+        """As `TrajectoryMatching.shortened`, unless labels are learned, which start from real images."""
+        return (config, 1.0) if config.label == "learned" else super().shortened(config, train)
 
     def _student(self) -> Student:
         student = super()._student()

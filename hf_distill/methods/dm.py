@@ -23,7 +23,7 @@ Differs from the authors' code:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -133,6 +133,7 @@ class DM(Distiller):
         (torch.Size([20, 1, 8, 8]), None)
     """
 
+    saving = ("micro_batch_size",)
     config_class = DMConfig
     config: DMConfig
     paper = Paper(
@@ -174,6 +175,11 @@ class DM(Distiller):
                 f"--student {config.student} has features of shape {tuple(features.shape[1:])} for an image; expected "
                 "a vector: use a convnet_d or another of timm's networks"
             )
+
+    @classmethod
+    def shortened(cls, config: DMConfig, train: Outline) -> tuple[DMConfig, float]:
+        """As `Method.shortened`: from noise."""
+        return replace(config, init="noise"), 1.0
 
     def setup(self) -> DistilledSet:
         """Images from train or noise, class by class, SGD with momentum on their pixels, and the network to fill."""

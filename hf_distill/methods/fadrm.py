@@ -52,6 +52,7 @@ from ..engine.blocks import Block
 from ..hub.cards import Paper
 from ..networks.compiling import in_precision
 from ..rng import generator
+from ..runs.rehearsal import Ledger, Stage
 from .patches import boxes_of, centred, check_factor, images_to_cut, mosaic
 from .recovering import Recovering, RecoveringConfig
 
@@ -202,6 +203,29 @@ class FADRM(Recovering):
         for size in {*sizes_of(config, train.shape)} - {tuple(train.shape[1:])}:
             for network in networks:
                 _check_looks(network, (train.shape[0], *size))
+
+    @classmethod
+    def shortened(cls, config: FADRMConfig, train: Outline) -> tuple[FADRMConfig, float]:
+        """As `Recovering.shortened`; what ranks real images is rehearsed apart."""
+        shorter, times = super().shortened(config, train)
+        return replace(shorter, init=config.init), times
+
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `BlockDistiller.rehearse`: of noise, and the ranking of a class."""
+        ranks, self.config = self.config.init == "real", replace(self.config, init="noise")
+        stages = super().rehearse(ledger, held_out, tested)
+        if not ranks:
+            return stages
+        self.teachers[0].logits(torch.empty((1, *self.train.shape), device=self.device))
+        ledger.forget()
+        before, count = ledger.flop, self.train.num_classes
+        self.taken(0)
+        return [*stages, ledger.stage("ranking", (ledger.flop - before) * count, f"real images of {count:,} classes")]
+
+    @classmethod
+    def different_iterations(cls, config: FADRMConfig) -> int:
+        """As `Recovering.different_iterations`, in each stage."""
+        return config.num_stages * super().different_iterations(config)
 
     def shape_after(self, iteration: int) -> tuple[int, ...]:
         """As `BlockDistiller.shape_after`: those of the stage."""

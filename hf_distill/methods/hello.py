@@ -25,6 +25,7 @@ An update without loss of size (`factor` 1) has nothing to mend and is left out.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,9 +52,10 @@ from ..networks.compiling import in_precision
 from ..networks.priors import Prior
 from ..networks.teachers import Teacher
 from ..rng import derive_seed
-from ..training.projectors import ProjectorConfig, check_can_train, train_projector
-from ..training.small_clip import PriorArguments, find_prior
-from ..training.teachers import TeacherConfig, find_teachers
+from ..runs.rehearsal import Ledger, Stage
+from ..training.projectors import ProjectorConfig, check_can_train, rehearse_projector, train_projector
+from ..training.small_clip import PriorArguments, UntrainedPrior, find_prior
+from ..training.teachers import TeacherConfig, find_teachers, untrained_teachers
 from .patches import PatchConfig, PatchMethod
 
 SOURCES = ("hard", "one_per_image", "stored", "pruned", "projector", "teacher")
@@ -224,6 +226,42 @@ class HeLlO(PatchMethod):
         options = {"along": weak, "class_names": config.teacher_class_names, **having.options}
         teachers = find_teachers(config.teachers, having.train, having.test, of_teachers, **options)
         return {"teachers": teachers, "prior": prior}
+
+    @classmethod
+    def untrained(cls, having: Preparation) -> dict[str, Any]:
+        """As `Method.untrained`: teachers along a training, and CLIP's image tower, read where it is a folder."""
+        (settings, of_prior), config = having.networks, having.config
+        name = of_prior.model_name_or_path
+        there = name is not None and Path(name).is_dir()
+        prior = (
+            find_prior(of_prior, having.train, **having.options) if there else UntrainedPrior(of_prior, having.train)
+        )
+        names = config.teachers
+        teachers = [
+            teacher
+            for _ in range(config.weak_teachers if names is None else 1)
+            for teacher in untrained_teachers(names, settings, having.train)
+        ]
+        return {"teachers": teachers, "prior": prior.to(having.accelerator.device)}
+
+    def rehearse_ready(self) -> None:
+        """As `PatchMethod.rehearse_ready`; and CLIP's image tower."""
+        super().rehearse_ready()
+        self.prior.embed(torch.empty((1, *self.train.shape), device=self.device))
+
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `BlockDistiller.rehearse`; and the training of the projector, which labels from then on."""
+        stages, settings = super().rehearse(ledger, held_out, tested), (self.train, self.prior, self.teachers)
+        views, seed = self.protocol.views, self.config.seed
+        projector, self.projector = rehearse_projector(*settings, views, self.config, seed, self.accelerator, ledger)
+        self.distilled.label_with(ProjectorLabels(self.projector))
+        return [*stages, projector]
+
+    def foreseen_files(self) -> dict[str, int]:
+        """As `BlockDistiller.foreseen_files`; and the projector, in its folder and in that of the set."""
+        own = self.projector.num_bytes + self.projector.text_head_bytes
+        base = self.prior.num_bytes if self.prior.origin is None else 0
+        return {**super().foreseen_files(), "label projector, twice": 2 * (own + base) + 6 * self.projector.num_params}
 
     def identity(self) -> dict[str, Any]:
         """Beside the data and the teacher that scores, CLIP's weights."""

@@ -43,8 +43,9 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ from ..augmentation.noisy_crops import NoisyCrops
 from ..config import HfArg, LoopConfig, PathArg, check_at_least
 from ..data.feed import Pool
 from ..data.images import Outline, RealImages
+from ..data.preprocessing import Preprocessing
 from ..data.resampling import resized
 from ..data.upload import upload
 from ..distilled.distilled_set import DistilledSet
@@ -68,8 +70,9 @@ from ..networks.compiling import in_precision, refuse_fp16
 from ..networks.probes import ProbeSpec
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
+from ..runs.rehearsal import Ledger, Stage
 from ..training.features import real_features
-from ..training.teachers import TeacherConfig, check_teacher, find_teachers, teacher_folder
+from ..training.teachers import TeacherConfig, check_teacher, find_teachers, teacher_folder, untrained_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,12 @@ COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
 HEAD_STD = 0.01
 REAL = 1024  # features in a step of CLP-DD
 NOISIEST = 10.0  # mean or deviation
+# What timm calls the architecture of backbones that presets name, and the side of its images; None for any other.
+LOOKS_LIKE = {
+    "facebook/dinov2-base": ("vit_base_patch14_dinov2", 224),
+    "openai/clip-vit-base-patch16": ("vit_base_patch16_clip_224", 224),
+    None: ("vit_base_patch16_224", 224),
+}
 GAIN = 2.0  # of what the sigmoid is given
 
 
@@ -355,6 +364,7 @@ class HeadMatching(Distiller):
     learns_from = (TeacherConfig,)
     uncompiled = "the backbone"
     probes = True
+    saving = ("micro_batch_size",)
     config: HeadConfig
 
     def __init__(
@@ -401,6 +411,54 @@ class HeadMatching(Distiller):
         teachers = find_teachers(None, having.train, having.test, settings, **having.options)
         folder = teacher_folder(having.train, settings, config.seed, having.accelerator)
         return {"backbone": Backbone.from_teacher(teachers[0], str(folder)), "teachers": teachers}
+
+    @classmethod
+    def untrained(cls, having: Preparation) -> dict[str, Any]:
+        """As `Method.untrained`: a backbone, which is read where it is a folder."""
+        (settings,), config = having.networks, having.config
+        if config.backbone is not None and Path(config.backbone).is_dir():
+            return {"backbone": _named(config)}
+        if config.backbone is None:
+            (teacher,) = untrained_teachers(None, settings, having.train)
+            return {"backbone": Backbone.from_teacher(teacher)}
+        network, side = LOOKS_LIKE.get(config.backbone, LOOKS_LIKE[None])
+        spec = StudentSpec(network, having.train.num_classes, 3, (side, side))
+        size = Preprocessing(3, (side, side), (0.5,) * 3, (0.5,) * 3)
+        with torch.device("meta"):
+            model = spec.build(0)
+        teacher = Teacher(model, spec, having.train.class_names, size)
+        return {"backbone": Backbone.from_teacher(teacher, config.backbone)}
+
+    @classmethod
+    def shortened(cls, config: HeadConfig, train: Outline) -> tuple[HeadConfig, float]:
+        """As `Method.shortened`: one copy of each image, where several are not looked at together anyway."""
+        if config.micro_batch_size > config.ipc * train.num_classes:
+            return config, 1.0
+        real = config.real_in_a_step(train.num_classes, config.real_views * len(train))
+        return replace(config, augmentations=1, batch_real=real), float(config.augmentations)
+
+    def rehearse_ready(self) -> None:
+        """As `ready`: features as they lie on the disk, none of them computed."""
+        rows = self.config.real_views * len(self.train)
+        kept = torch.empty((rows, self.backbone.width, 1, 1), dtype=torch.float16, device=self.device)
+        self.real = Pool(kept, self.train.labels.repeat(self.config.real_views), device=self.device)
+
+    def foreseen_files(self) -> dict[str, int]:
+        """As `Method.foreseen_files`: also the features of real images."""
+        features = 2 * self.config.real_views * len(self.train) * self.backbone.width
+        return {**super().foreseen_files(), "features of real images": features}
+
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `Distiller.rehearse`; and what the features of real images take."""
+        stages = super().rehearse(ledger, held_out, tested)
+        before, some = ledger.flop, torch.arange(2)
+        ledger.forget()
+        with torch.no_grad():
+            size = self.backbone.size
+            self._look(self.augment(torch.empty((2, *self.train.shape), device=self.device), (0,), some, size))
+        views = self.config.real_views * len(self.train)
+        features = ledger.stage("features", (ledger.flop - before) / 2 * views, f"{views:,} views of real images")
+        return [stages[0], features, *stages[1:]]
 
     def learned_from(self) -> Sequence[Teacher]:
         """The teacher that was trained for it, if any."""

@@ -7,7 +7,7 @@ starts from is made by the functions. A change here changes all three.
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, ClassVar
 
@@ -159,6 +159,7 @@ class PatchMethod(BlockDistiller):
     learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
     takes_images = False  # an image gives several crops
     labelled_by = -1
+    saving = ("batch_score",)
     cuts_crops = True
     uncompiled = "the scoring of crops"
     config: PatchConfig
@@ -195,6 +196,17 @@ class PatchMethod(BlockDistiller):
         options = {"class_names": config.teacher_class_names, **having.options}
         teachers = find_teachers(config.teachers, having.train, having.test, settings, **options)
         return {"teachers": teachers}
+
+    def rehearse_ready(self) -> None:
+        """As `BlockDistiller.rehearse_ready`: the teacher as it answers."""
+        self.teacher.logits(torch.empty((1, *self.train.shape), device=self.device))
+
+    @classmethod
+    def shortened(cls, config: PatchConfig, train: Outline) -> tuple[PatchConfig, float]:
+        """As `Method.shortened`: crops of no more images than are looked at together."""
+        looked = min(config.num_candidates, max(train.counts))
+        fewer = min(looked, max(config.batch_score, math.ceil(config.per_class / config.num_crops)))
+        return replace(config, num_candidates=fewer), looked / fewer
 
     def learned_from(self) -> Sequence[Teacher]:
         """The teacher that scores."""

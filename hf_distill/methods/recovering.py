@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from ..networks.compiling import compiled, forward, in_precision
 from ..networks.teachers import Teacher, check_alike
 from ..rng import derive_seed, generator
 from ..runs.checkpoints import pack_optimizers, unpack_optimizers
+from ..runs.rehearsal import STEPS
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 from .batchnorm import BATCH_NORM, BatchNormStatistics, batchnorm_layers, mean_norm, total_variation
 
@@ -190,6 +191,7 @@ class Recovering(BlockDistiller):
     """
 
     learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
+    saving = ("batch_classes",)
     config: RecoveringConfig
 
     def __init__(
@@ -241,6 +243,17 @@ class Recovering(BlockDistiller):
         options = {"class_names": config.teacher_class_names, **having.options}
         return {"teachers": find_teachers(config.teachers, having.train, having.test, settings, **options)}
 
+    @classmethod
+    def shortened(cls, config: RecoveringConfig, train: Outline) -> tuple[RecoveringConfig, float]:
+        """As `Method.shortened`: an iteration with each teacher, from noise."""
+        steps = min(config.max_steps, cls.different_iterations(config))
+        return replace(config, init="noise", max_steps=steps), config.max_steps / max(1, steps)
+
+    @classmethod
+    def different_iterations(cls, config: RecoveringConfig) -> int:
+        """Iterations after which what one holds and computes repeats itself: two at least, for Adam's moments."""
+        return max(STEPS, len(config.teachers or []))
+
     def learned_from(self) -> Sequence[Teacher]:
         """The teachers."""
         return self.teachers
@@ -249,6 +262,11 @@ class Recovering(BlockDistiller):
     def looks_once(cls, config: RecoveringConfig) -> bool:
         """True where a run and its evaluation look at few training images, or once at each: to choose coresets."""
         return config.init == "noise" and config.teachers is not None and not config.eval_full_data
+
+    @classmethod
+    def decodes(cls, config: RecoveringConfig) -> bool:
+        """As `Method.decodes`."""
+        return not cls.looks_once(config)
 
     def blocks(self) -> list[Block]:
         """Image number i of `batch_classes` consecutive classes: for each i, block after block of classes."""

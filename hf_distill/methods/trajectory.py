@@ -23,6 +23,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +45,15 @@ from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..networks.trajectories import ExpertTrajectories
 from ..rng import generator
-from ..training.experts import ExpertConfig, check_experts, experts_folder, train_experts
+from ..runs.rehearsal import Ledger, Stage
+from ..training.experts import (
+    ExpertConfig,
+    UntrainedExperts,
+    check_experts,
+    experts_folder,
+    rehearse_experts,
+    train_experts,
+)
 from .unroll import MatchingGradient, Student, StudentStep
 
 LR_LIMIT = 100.0  # a learned learning rate stays above its first value / this, and has diverged beyond this times it
@@ -185,6 +194,29 @@ class TrajectoryMatching(Distiller):
             **having.options,
         )
         return {"experts": experts}
+
+    @classmethod
+    def untrained(cls, having: Preparation) -> dict[str, Any]:
+        """As `Method.untrained`: experts, which are read where they are a folder."""
+        (settings,), config = having.networks, having.config
+        if settings.experts is not None and Path(settings.experts).is_dir():
+            return {"experts": ExpertTrajectories.from_pretrained(settings.experts)}
+        epochs = settings.expert_train_epochs or config.expert_epochs_needed
+        return {"experts": UntrainedExperts(having.train, settings, epochs)}
+
+    @classmethod
+    def rehearse_learning(cls, having: Preparation, ledger: Ledger) -> tuple[list[Stage], dict[str, int]]:
+        """As `Method.rehearse_learning`: experts, where none are named."""
+        (settings,), config = having.networks, having.config
+        if settings.experts is not None:
+            return [], {}
+        epochs = settings.expert_train_epochs or config.expert_epochs_needed
+        return rehearse_experts(having.train, settings, epochs, config.seed, having.accelerator, ledger)
+
+    @classmethod
+    def shortened(cls, config: TrajectoryConfig, train: Outline) -> tuple[TrajectoryConfig, float]:
+        """As `Method.shortened`: from noise, which no network looks at."""
+        return replace(config, init="noise"), 1.0
 
     def learned_from(self) -> Sequence[ExpertTrajectories]:
         """The experts."""

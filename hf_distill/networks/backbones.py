@@ -208,7 +208,8 @@ class Backbone:
     def _count(self) -> int:
         """D, of an image."""
         try:
-            shape = tuple(self.features(torch.zeros(1, self.channels, *self.size)).shape)
+            where = next((parameter.device for parameter in self._network.parameters()), None)
+            shape = tuple(self.features(torch.zeros(1, self.channels, *self.size, device=where)).shape)
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
             reason = reprlib.repr(" ".join(str(error).split()))
             raise ValueError(

@@ -128,8 +128,10 @@ def in_precision(function: Callable[..., Tensor], accelerator: Accelerator | Non
     return answer
 
 
-def _uncached_autocast(kind: str) -> torch.autocast:
-    """The autocast that the caller is in on a kind of device, without its cache."""
+def _uncached_autocast(kind: str) -> torch.autocast | nullcontext[None]:
+    """The autocast that the caller is in on a kind of device, without its cache; nothing on one that has none."""
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
 

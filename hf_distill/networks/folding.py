@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ..data.precision import no_autocast
 from ..rng import generator
 
 __all__ = ["folded", "versions"]
@@ -70,7 +71,7 @@ def folded(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     images = torch.rand(2, *shape, generator=generator(0, "folded")).to(weight.device, weight.dtype)
     try:
         copied = _folded(network, images)
-        with torch.autocast(weight.device.type, enabled=False):
+        with no_autocast(weight.device.type):
             pairs = [(network(images[:count]).cpu(), copied(images[:count]).cpu()) for count in (1, 2)]
     except (AttributeError, RuntimeError, TypeError, ValueError):  # it looks at its layers, or cannot be copied
         return network

@@ -60,6 +60,7 @@ from ..runs.claims import claimed
 from ..runs.clock import Clock
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import make_accelerator
+from ..runs.rehearsal import STEPS, Ledger, Stage
 from ..runs.stopping import Stop, stopping
 
 __all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts"]
@@ -67,6 +68,7 @@ __all__ = ["ExpertConfig", "ExpertTrainer", "ExpertTrajectories", "train_experts
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished"  # rows of experts in training; gone once the folder is complete
+FEW = 4  # experts that a rehearsal has: as many as label
 EPOCHS = 50  # of each expert, where nothing says how many will be read
 
 
@@ -609,6 +611,57 @@ def _seconds(folder: _Folder, expert: int, epochs: int) -> float | None:
         return seconds if is_number(seconds) else None
     work = read_making(folder.root / MAKING).get(f"expert {expert}")
     return None if work is None else work.seconds
+
+
+class UntrainedExperts(ExpertTrajectories):
+    """Experts that nobody has trained, as far as a rehearsal asks for them.
+
+    Args:
+        real: What they would be trained on.
+        config: How.
+        epochs: Of each.
+    """
+
+    def __init__(self, real: RealImages, config: ExpertConfig, epochs: int) -> None:
+        spec = config.student_spec(real)
+        about = {
+            "student": spec.to_dict(),
+            "class_names": real.class_names,
+            "num_experts": min(config.num_experts, FEW),
+            "num_epochs": epochs,
+            "num_params": spec.num_params(),
+            "training": {"dsa_strategy": config.dsa_strategy},
+        }
+        super().__init__(Path("untrained"), about)
+
+    def check_matches(self, real: Any, spec: Any = None) -> None:
+        """They match."""
+
+    def row(self, expert: int, epoch: int) -> Tensor:
+        """Numbers that no other epoch has, (P,)."""
+        return torch.full((self.num_params,), float(epoch))
+
+    def segment(self, expert: int, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Two rows."""
+        return self.row(expert, start), self.row(expert, start + length)
+
+
+def rehearse_experts(
+    real: RealImages, config: ExpertConfig, epochs: int, seed: int, accelerator: Accelerator, ledger: Ledger
+) -> tuple[list[Stage], dict[str, int]]:
+    """What the training of experts holds and computes on the meta device, and the bytes of their files."""
+    spec = config.student_spec(real)
+    trainer = ExpertTrainer(real, spec, config, seed, accelerator)
+    size = 1 if config.experts_at_once == "auto" else min(int(config.experts_at_once), config.num_experts)
+    thetas = trainer.init(range(size))
+    velocities = torch.zeros_like(thetas) if config.mom_teacher else None
+    rows = torch.arange(min(config.batch_train, len(real))).expand(size, -1)
+    ledger.forget()
+    for _ in range(STEPS):
+        trainer._augmented_step(thetas, velocities, rows, [generator(seed, number) for number in range(size)])
+    flop, count = config.num_experts * epochs * len(real) * student_flop(spec), config.num_experts
+    words = f"{count:,} experts of {epochs} epochs" + (", one at a time" if size == 1 else f", {size} at once")
+    return [ledger.stage("experts", flop, words)], {"experts": count * (epochs + 1) * 4 * spec.num_params()}
 
 
 def check_experts(config: ExpertConfig, train: Outline, accelerator: Accelerator) -> FlatModel:

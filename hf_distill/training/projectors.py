@@ -48,11 +48,12 @@ from ..networks.compiling import backend_of, compiled, forward, in_precision, re
 from ..networks.priors import Prior
 from ..networks.projector import INDEX, LabelProjector, Lora, check_targets
 from ..networks.teachers import Teacher
-from ..rng import derive_seed
+from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, ProgressBar
 from ..runs.claims import claimed
 from ..runs.folder import describe_images, where_to_start
 from ..runs.processes import on_main
+from ..runs.rehearsal import STEPS, Elsewhere, Ledger, Stage
 from .epochs import EpochTraining
 
 __all__ = ["ProjectorConfig", "ProjectorStep", "fidelity", "train_projector"]
@@ -306,6 +307,42 @@ def train_projector(
         }
         on_main(accelerator, lambda: str(projector.save_pretrained(folder)))
         return LabelProjector.from_pretrained(folder, prior=prior).to(device)
+
+
+def rehearse_projector(
+    real: RealImages,
+    prior: Prior,
+    teachers: Sequence[Teacher],
+    views: Views,
+    config: ProjectorConfig,
+    seed: int,
+    accelerator: Accelerator,
+    ledger: Ledger,
+) -> tuple[Stage, LabelProjector]:
+    """What the training of a projector holds and computes on the meta device, and the projector."""
+    world = accelerator.num_processes
+    run = _ProjectorTraining(
+        real,
+        None,
+        prior,
+        teachers,
+        views,
+        dataclasses.replace(config, batch_projector=max(2, config.batch_projector // world)),
+        None,
+        folder=Path("untrained"),
+        training={},
+        seed=seed,
+        accelerator=Elsewhere(accelerator, processes=1),
+        callbacks=[],
+    )
+    batch, counts = run.batches[0], []
+    ledger.forget()
+    steps = run.epoch(0, 0, torch.arange(batch).expand(STEPS, -1), slice(0, batch), generator(seed, "rehearsal"))
+    for _ in steps:
+        counts.append(ledger.flop)
+    each = (counts[-1] - counts[-2]) / batch
+    stage = ledger.stage("projector", each * config.projector_epochs * len(real), f"{config.projector_epochs} epochs")
+    return stage, run.projector.eval()
 
 
 def _named(teacher: Teacher) -> dict[str, Any]:

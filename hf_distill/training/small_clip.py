@@ -25,6 +25,7 @@ from ..augmentation.crops import CROP_DRAWS, crop_resize, draw_crops, uniform
 from ..config import HfArg, PathArg, check_at_least
 from ..data.feed import Pool
 from ..data.images import RealImages
+from ..data.preprocessing import Preprocessing
 from ..hub.files import atomic_write, check_sum, load_json, load_sums, save_json, save_sums, sha256_of_file
 from ..networks.compiling import say_uncompiled
 from ..networks.priors import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, Prior, prompt_templates
@@ -32,6 +33,7 @@ from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import on_main
+from ..runs.rehearsal import META
 from .epochs import say_left_out
 
 __all__ = ["PriorArguments", "find_prior", "small_clip_folder", "train_small_clip"]
@@ -111,6 +113,36 @@ def find_prior(
 
     revision = on_main(accelerator, commit)
     return Prior.from_pretrained(name, revision=revision, library=config.model_library)
+
+
+# What open_clip calls the architecture of models that presets name; None for any other.
+LOOKS_LIKE = {"openai/clip-vit-base-patch32": "ViT-B-32", "timm/resnet50_clip.openai": "RN50", None: "ViT-B-32"}
+
+
+class UntrainedPrior(Prior):
+    """A CLIP model whose image tower nobody has trained, on the meta device, and without a text tower.
+
+    Args:
+        config: Which one: of a repository, as far as it is known without being asked.
+        real: The images that a small one would be trained on.
+    """
+
+    def __init__(self, config: PriorArguments, real: RealImages) -> None:
+        import open_clip
+
+        name, size = config.model_name_or_path, (real.shape[1], real.shape[2])
+        cfg = _model_cfg(real)
+        if name is not None:
+            cfg = open_clip.get_model_config(LOOKS_LIKE.get(name, LOOKS_LIKE[None]))
+            size = (cfg["vision_cfg"].get("image_size", 224),) * 2
+        with META:
+            tower = open_clip.CLIP(**cfg).visual
+        super().__init__("open_clip", tower, cfg["embed_dim"], Preprocessing(3, size, MEAN, STD), Path("untrained"))
+        self._log_scale = math.log(MOST_SCALE)
+
+    def text_head(self, class_names: Sequence[str], templates: str | Sequence[str] = "openai") -> Tensor:
+        """A vector for each class, of nothing."""
+        return torch.zeros(len(class_names), self.dim)
 
 
 def small_clip_folder(real: RealImages, config: PriorArguments, seed: int) -> Path:

@@ -32,20 +32,23 @@ from ..data.pixels import Frame
 from ..data.precision import precision_of
 from ..evaluation.costs import student_flop
 from ..evaluation.students import check_student
-from ..networks.architectures import NORMS, StudentSpec, layout_for
+from ..networks.architectures import NORMS, StudentSpec, layout_for, timm_with_ours
 from ..networks.batches import images_at_once
 from ..networks.class_names import read_class_names
 from ..networks.compiling import backend_of, refuse_fp16
 from ..networks.teachers import INDEX, Teacher, check_alike, classifiers
 from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, ProgressBar
+from ..runs.checkpoints import pack_optimizers
 from ..runs.claims import claimed
 from ..runs.folder import describe_images, where_to_start
 from ..runs.processes import make_accelerator, on_main
+from ..runs.rehearsal import STEPS, Elsewhere, Ledger, Stage
 from .epochs import EpochTraining
 
 logger = logging.getLogger(__name__)
 
+TIMM = "timm:"  # before the name of pretrained weights that timm knows
 PAD = 4  # black pixels around an image before a crop of its own size
 WARMUP_FROM = 0.01  # of the learning rate, in the first epoch of a warm-up
 ONE_CYCLE = {"pct_start": 0.1, "div_factor": 20.0, "final_div_factor": 1e4}
@@ -423,6 +426,70 @@ def find_teachers(
         last = train_teacher(train, test, config, folder, seed=seed, accelerator=accelerator, **latest)
         return [*(Teacher.from_pretrained(folder / ALONG.format(epoch)) for epoch in epochs[:-1]), last]
     return named_teachers(names, class_names)
+
+
+def untrained_teacher(spec: StudentSpec, real: RealImages) -> Teacher:
+    """A teacher that nobody has trained, on the meta device, whose first classes are those of `real`."""
+    names = [*real.class_names, *(f"another {number}" for number in range(spec.num_classes - real.num_classes))]
+    with torch.device("meta"):
+        model = spec.build(0)
+    return Teacher(model, spec, names[: spec.num_classes], real.preprocessing)
+
+
+def untrained_teachers(names: Sequence[str] | None, config: TeacherConfig, real: RealImages) -> list[Teacher]:
+    """As `find_teachers`, without a training or a download: what they are is known, and no values.
+
+    A repository does not say what it is before it is asked: it is taken for the network of these settings.
+    """
+    spec = config.student_spec(real)
+    if names is None:
+        return [untrained_teacher(spec, real)]
+    teachers = []
+    for name in names:
+        known = spec
+        if Path(name).is_dir():
+            known = Teacher.from_pretrained(name).spec
+        if name.startswith(TIMM):
+            network = name.removeprefix(TIMM)
+            cfg = timm_with_ours().get_pretrained_cfg(network)
+            if cfg is None:
+                raise ValueError(
+                    f"--teachers {name}: timm knows no such network; expected such as timm:resnet18.tv_in1k"
+                )
+            classes = max(real.num_classes, cfg.num_classes or 0)
+            known = replace(spec, name=network.split(".")[0], num_classes=classes, kwargs={})
+        teachers.append(untrained_teacher(known, real))
+    return teachers
+
+
+def rehearse_teacher(
+    real: RealImages, config: TeacherConfig, seed: int, accelerator: Accelerator, ledger: Ledger
+) -> tuple[list[Stage], dict[str, int]]:
+    """What the training of a teacher holds and computes on the meta device, and the bytes of its files."""
+    spec, world = config.student_spec(real), accelerator.num_processes
+    share = replace(config, batch_train=max(2, config.batch_train // world))
+    run = _TeacherTraining(
+        real,
+        spec,
+        share,
+        start={},
+        along={},
+        test=None,
+        folder=Path("untrained"),
+        training={},
+        seed=seed,
+        accelerator=Elsewhere(accelerator, processes=1),
+        callbacks=[],
+    )
+    ledger.forget()
+    rows = torch.arange(run.batch).expand(STEPS, -1)
+    for _ in run.epoch(0, 0, rows, slice(0, run.batch), generator(seed, "rehearsal")):
+        pass
+    flop = config.teacher_epochs * len(real) * student_flop(spec)
+    stage = ledger.stage("teacher", flop, f"{config.teacher_epochs:,} epochs of {spec.name}")
+    weights = sum(tensor.nbytes for tensor in run.network.state_dict().values())
+    state = sum(tensor.nbytes for tensor in pack_optimizers([run.optimizer]).values())
+    return [stage], {"teacher, with its checkpoint": 2 * weights + state}
 
 
 def framed_by_teacher(args: DataArguments, names: Sequence[str] | None, labelled_by: int) -> DataArguments:
