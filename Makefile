@@ -62,26 +62,26 @@ screenshot: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv \
-		&& $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' \
+		&& $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]' \
 		|| $(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
 # The site reads the package's source and imports none of it.
 $(BIN)/.docs: $(BIN)/.installed
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]' \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[docs]' \
 		|| $(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 # Other people's packages in their oldest versions, but for those that only test.
 .venv-lowest/bin/.installed: pyproject.toml $(BIN)/.installed
 	$(PYTHON) -m venv .venv-lowest
-	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[plots,tensorboard]'
-	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python pytest pytest-xdist hypothesis markdown-it-py jsonschema
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-lowest/bin/python --resolution lowest-direct -e '.[plots,tensorboard]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-lowest/bin/python pytest pytest-xdist hypothesis markdown-it-py jsonschema
 	touch $@
 
 .venv-demo/bin/.installed: pyproject.toml $(BIN)/.installed
 	$(PYTHON) -m venv .venv-demo
-	$(BIN)/uv pip install --quiet --python .venv-demo/bin/python -e '.[demo]' pytest selenium
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-demo/bin/python -e '.[demo]' pytest selenium
 	touch $@
 
 clean:

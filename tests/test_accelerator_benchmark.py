@@ -16,6 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
 from hf_distill.engine.memory import SavedBytes
+from hf_distill.runs.rehearsal import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -250,12 +251,11 @@ def test_operations_are_counted_with_the_bytes_that_they_read_and_write(benchmar
     assert set(kernels.times_of(problem)) == {"TESLA", "MTT"}
 
 
-def test_what_is_alive_is_counted_until_nobody_holds_it(benchmark):
-    memory = benchmark("memory")
+def test_what_is_alive_is_counted_until_nobody_holds_it():
     x = torch.ones(1000)
     with SavedBytes() as saved:
         loss = x.requires_grad_().exp().tanh().sum()  # which keep what they give
-    with memory.Live() as live:
+    with Ledger() as live:
         y = torch.empty(1000, device="meta").requires_grad_()
         double = y * 2
         z = y.exp().tanh().sum()
@@ -275,9 +275,9 @@ def test_an_iteration_holds_the_images_once_and_gradients_of_those_that_it_takes
     small = {"classes": 10, "ipc": 4, "resolution": 16, "student": "convnet_d1", "width": 4}
     found, work = memory.iteration(memory.BenchmarkArguments(**small, batch_syn=5, syn_steps=2), count)
     image = 4 * 3 * 16 * 16
-    assert found["pixels"] == 40 * image  # and nothing of what they were made of
-    assert 40 * image <= found["momentum"] < 41 * image
-    rows = found["gradient of the rows that a step takes"] // image
+    assert 40 * image <= found["images"] < 41 * image  # and nothing of what they were made of
+    assert 40 * image <= found["state of their optimizer"] < 41 * image
+    rows = found["gradients"] // image
     assert rows == 10 if count == 1 else 10 < rows <= 10 * count
     assert found["graph of a step"] > 0
     # Two steps: a forward pass of a convolution and a classifier of ten, and several times that going back.

@@ -111,8 +111,8 @@ def _plan(
         stages = [_in_bf16(stage) for stage in stages]
     rate_from = "given, not measured"
     if machine.rate is None:
-        rate, rate_from = rate_of(spec, accelerator.device)
-        machine = replace(machine, rate=rate)
+        rate, operation, rate_from = rate_of(spec, accelerator.device)
+        machine = replace(machine, rate=rate, operation=operation)
     notes = _notes(stages, accelerator, machine)
     host = {"Python and its libraries": psutil.Process().memory_info().rss, **host}
     world = accelerator.num_processes
@@ -128,7 +128,7 @@ def _rehearsed(
     run = method(config, having.train, **learned, held_out=held_out, accelerator=having.accelerator)
     stages = run.rehearse(ledger, held_out, tested)
     run.config = having.config
-    return run, [replace(stages[0], flop=times * stages[0].flop), *stages[1:]]
+    return run, [stages[0].repeated(times), *stages[1:]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,20 +157,26 @@ class _Table:
         self, real: RealImages, held_out: RealImages, tested: RealImages, accelerator: Accelerator, ledger: Ledger
     ) -> Stage:
         """What its students take, and those that choose their learning rates."""
-        costs, flop, students = Costs(META), 0.0, 0
+        costs, flop, operations, students = Costs(META), 0.0, 0.0, 0
         ledger.forget()
         shown = real_pool(self.distilled, tested, accelerator)
         for protocol in self.protocols:
             own, others, full = self._cases(protocol, real, accelerator)
-            for case in (*own, *others, *full):
-                trials = len(case.lrs) if len(case.lrs) > 1 and len(held_out) else 0
-                students += trials + len(case.rows)
-                flop += (trials + len(case.rows)) * costs.of(case).flop
-            # Heads look at each real image once, by the batches that those of the set are looked at by.
-            looked = [] if isinstance(protocol, ProbeProtocol) else full[-1:]
-            for case in (own[0], *looked):
-                rehearse_student(case, shown, accelerator)
-        return ledger.stage("evaluation", flop, f"{students:,} students of the final table")
+            for cases in ([*own, *others], full):
+                if not cases:
+                    continue
+                density = 0.0
+                # Heads look at each real image once, by the batches that those of the set are looked at by.
+                if cases is not full or not isinstance(protocol, ProbeProtocol):
+                    density = rehearse_student(cases[-1 if cases is full else 0], shown, accelerator, ledger)
+                for case in cases:
+                    trials = len(case.lrs) if len(case.lrs) > 1 and len(held_out) else 0
+                    work = (trials + len(case.rows)) * costs.of(case).flop
+                    students += trials + len(case.rows)
+                    flop += work
+                    operations += density * work
+        words = f"{students:,} students of the final table"
+        return ledger.stage("evaluation", flop, words, operations=operations)
 
     def _cases(
         self, protocol: TrainingProtocol, real: RealImages, accelerator: Accelerator

@@ -197,10 +197,11 @@ class Distiller(Method):
             distilled = self._with_blank_labels(self.current())
             case = own_cases(distilled, self.protocol, config.eval_nets, self.device, self.students())[0]
             seen = real_pool(distilled, held_out, self.accelerator)
-            rehearse_student(case, seen, self.accelerator)
+            density = rehearse_student(case, seen, self.accelerator, ledger)
             times = (1 + -(-config.max_steps // config.eval_steps)) * config.eval_nets * (len(case.lrs) > 0)
             flop = times * Costs(self.device).of(case).flop
-            stages.append(ledger.stage("selection", flop, f"{times:,} students on held-out images"))
+            words = f"{times:,} students on held-out images"
+            stages.append(ledger.stage("selection", flop, words, operations=density * flop))
         self._with_blank_labels(self.distilled)
         return stages
 

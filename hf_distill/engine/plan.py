@@ -1,8 +1,8 @@
 """What a run will take: memory, disk, downloads, FLOP and hours, before anything is trained, fetched or decoded.
 
 A method is rehearsed on the meta device (`runs.rehearsal`): its own code takes a step or two at the real shapes, so
-that no second account of it can be wrong. Hours are FLOP by a rate: that of a network of the run on the device at hand,
-measured for seconds, or one that is assumed.
+that no second account of it can be wrong. Hours are FLOP by a rate, and operations by the time that one takes however
+little it computes: both of a network of the run on the device at hand, measured for seconds; or a rate that is given.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import nn
 
 from ..config import DataArguments, DistillConfig, HfArg, check_choice
 from ..data.images import RealImages
@@ -27,7 +29,7 @@ from ..hub.cards import human_bytes, human_flop, human_seconds
 from ..networks.architectures import StudentSpec
 from ..networks.probes import ProbeSpec
 from ..runs.processes import make_accelerator
-from ..runs.rehearsal import REAL, Stage
+from ..runs.rehearsal import REAL, Ledger, Stage
 from .memory import parse_bytes
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ class Machine:
         host: Bytes of the host.
         disk: Free bytes.
         rate: FLOP in a second; None to measure it.
+        operation: Seconds of an operation beside its FLOP.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Machine:
     host: int
     disk: int
     rate: float | None = None
+    operation: float = 0.0
 
     @classmethod
     def here(
@@ -167,8 +171,9 @@ class Plan:
         return sum(stage.flop for stage in self.stages)
 
     def seconds(self, stage: Stage) -> float:
-        """How long a stage takes, by the rate."""
-        return stage.flop / (self.machine.rate or 1.0) / (self.processes if stage.shared else 1)
+        """How long a stage takes, by the rate and what operations take beside."""
+        computed = stage.flop / (self.machine.rate or 1.0) + stage.operations * self.machine.operation
+        return computed / (self.processes if stage.shared else 1)
 
     @property
     def hours(self) -> float:
@@ -231,7 +236,8 @@ class Plan:
         first = max(len(row[0]) for row in rows)
         for name, memory, flop, seconds, times in rows:
             yield f"{name:{first}}  {memory:>13}  {flop:>10}  {seconds:>10}  {times}".rstrip()
-        yield f"time at {human_flop(int(self.machine.rate or 0))}/s: {self.rate_from}"
+        beside = f" and {1e6 * self.machine.operation:.1f} us an operation" if self.machine.operation else ""
+        yield f"time at {human_flop(int(self.machine.rate or 0))}/s{beside}: {self.rate_from}"
 
 
 def _sizes(sizes: dict[str, Any], *, total: bool = True) -> list[str]:
@@ -242,32 +248,42 @@ def _sizes(sizes: dict[str, Any], *, total: bool = True) -> list[str]:
     return [f"  {name:{width}}  {'not known' if size is None else human_bytes(int(size)):>10}" for name, size in known]
 
 
-def rate_of(spec: StudentSpec, device: torch.device) -> tuple[float, str]:
-    """FLOP in a second of a network in training on a device, in seconds of measuring; and what was measured, in words.
+def rate_of(spec: StudentSpec, device: torch.device) -> tuple[float, float, str]:
+    """What a network in training reaches on a device, in seconds of measuring.
 
-    Batches grow until one takes long enough to be measured.
+    Batches grow until one takes long enough to be measured. What the smallest takes beyond its FLOP is shared out among
+    its operations.
+
+    Returns:
+        FLOP in a second; seconds of an operation beside its FLOP; and what was measured, in words.
     """
     where = device_name(device)
     if isinstance(spec, ProbeSpec):
         side = 1024
         one, other = (torch.randn(side, side, device=device) for _ in range(2))
-        rate = _best(lambda: one @ other, device, 2 * side**3)
-        return rate, f"a product of matrices, measured on {where}"
+        rate = 2 * side**3 / _best(lambda: one @ other, device)
+        return rate, _best(lambda: one[0] + other[0], device), f"a product of matrices, measured on {where}"
     model, each = spec.build(0).to(device).train(), student_flop(spec)
-    rate, count, spent = 0.0, 4, 0.0
+    rate, count, spent, first = 0.0, 4, 0.0, 0.0
     while count <= 256 and spent < SECONDS / 4:
-        x, y = (
-            torch.randn(count, spec.in_chans, *spec.img_size, device=device),
-            torch.zeros(count, device=device).long(),
-        )
         begun = time.perf_counter()
-        found = _best(lambda x=x, y=y: F.cross_entropy(model(x), y).backward(), device, each * count)
-        rate, spent, count = max(rate, found), time.perf_counter() - begun, count * 4
-    return rate, f"{spec.name} in training, measured on {where}"
+        taken = _best(partial(_train, model, spec, count, device), device)
+        rate, first, count = max(rate, each * count / taken), first or taken, count * 4
+        spent = time.perf_counter() - begun
+    with Ledger(device.type) as ledger:
+        _train(model, spec, 4, device)
+    operation = max(0.0, first - 4 * each / rate) / ledger.operations
+    return rate, operation, f"{spec.name} in training, measured on {where}"
 
 
-def _best(work: Callable[[], Any], device: torch.device, flop: int) -> float:
-    """FLOP in a second, the better of two tries after one that does not count."""
+def _train(model: nn.Module, spec: StudentSpec, count: int, device: torch.device) -> None:
+    """A step's forward and backward pass of so many images."""
+    x = torch.zeros(count, spec.in_chans, *spec.img_size, device=device)
+    F.cross_entropy(model(x), torch.zeros(count, device=device).long()).backward()
+
+
+def _best(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the better of two tries after one that does not count."""
     taken = []
     for _ in range(3):
         if device.type == "cuda":
@@ -277,7 +293,7 @@ def _best(work: Callable[[], Any], device: torch.device, flop: int) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - begun)
-    return flop / max(min(taken[1:]), 1e-6)
+    return max(min(taken[1:]), 1e-6)
 
 
 def print_plan(

@@ -91,6 +91,7 @@ class Stage:
         name: Such as "distillation".
         memory: Bytes on the device at the peak, by what they are.
         flop: Of the whole part.
+        operations: That PyTorch dispatches for it, but for views.
         times: What the FLOP are of, in words.
         shared: Several processes share the work; else each has so much of its own.
     """
@@ -98,8 +99,13 @@ class Stage:
     name: str
     memory: dict[str, int]
     flop: float
+    operations: float
     times: str = ""
     shared: bool = True
+
+    def repeated(self, times: float) -> "Stage":
+        """The part so many times."""
+        return replace(self, flop=times * self.flop, operations=times * self.operations)
 
     @property
     def peak(self) -> int:
@@ -123,6 +129,7 @@ class Ledger(TorchDispatchMode):
         now: Bytes by name.
         peak: The same when their sum was largest, since `forget` was called last.
         flop: Of all operations.
+        operations: How many there were, but for views.
     """
 
     def __init__(self, kind: str = META.type) -> None:
@@ -130,17 +137,35 @@ class Ledger(TorchDispatchMode):
         self.kind = kind
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.flop = 0
+        self.flop = self.operations = 0
+        self._begun = (0, 0)
         self._total = self._most = 0
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, _Storage] = weakref.WeakKeyDictionary()
 
     def forget(self) -> None:
         """Begin with what is alive."""
         self.peak, self._most = Counter(self.now), self._total
+        self._begun = (self.flop, self.operations)
 
-    def stage(self, name: str, flop: float, times: str = "", *, shared: bool = True) -> Stage:
-        """What was seen since `forget`, as a part of a run."""
-        return Stage(name, {what: size for what, size in self.peak.most_common() if size > 0}, flop, times, shared)
+    @property
+    def density(self) -> float:
+        """Operations for a FLOP, since `forget`."""
+        return (self.operations - self._begun[1]) / max(self.flop - self._begun[0], 1)
+
+    def stage(
+        self, name: str, flop: float, times: str = "", *, operations: float | None = None, shared: bool = True
+    ) -> Stage:
+        """What was seen since `forget`, as a part of a run.
+
+        Args:
+            name: Of the part.
+            flop: Of all of it.
+            times: What they are of, in words.
+            operations: Of all of it; as many for a FLOP as were seen, if not given.
+            shared: Whether several processes share the work.
+        """
+        memory = {what: size for what, size in self.peak.most_common() if size > 0}
+        return Stage(name, memory, flop, flop * self.density if operations is None else operations, times, shared)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, options = func.overloadpacket.__name__, kwargs or {}
@@ -161,6 +186,7 @@ class Ledger(TorchDispatchMode):
                 self._see(tensor.untyped_storage())
         if given and given[0].device.type == self.kind:
             self.flop += operation_flop(func, args, options, found)
+        self.operations += not func.is_view  # the host's own, for it launches the others meanwhile
         return found
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -279,14 +305,21 @@ def unseen(outline: Outline, counts: Sequence[int] | None = None) -> RealImages:
     return RealImages(pixels, torch.arange(len(labels)), labels, list(outline.class_names), look, about)
 
 
-def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator) -> None:
-    """Train the students of a case that learn side by side for a few steps, and test one of them on some images."""
+def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator, ledger: Ledger) -> float:
+    """Train the students of a case that learn side by side for a few steps, and test one of them on some images.
+
+    Returns:
+        The operations of training for each of its FLOP.
+    """
     protocol = replace(case.protocol, budget=Budget("a rehearsal", STEPS))
     count = min(len(case.rows), students_at_once(case.spec, case.rows.shape[1], case.protocol, META))
     rows, rates, seeds = case.rows[:count], [case.lrs[0]] * count, list(range(count))
+    flop, operations = ledger.flop, ledger.operations
     model = train_students(case.pool, case.targets, rows, case.spec, protocol, case.epochs, rates, seeds, accelerator)[
         0
     ]
+    density = (ledger.operations - operations) / max(ledger.flop - flop, 1)
     if not isinstance(model, Probe) and len(tested):
         with torch.no_grad():
             model(tested.images(torch.arange(min(len(tested), images_at_once(model, tested)))))
+    return density

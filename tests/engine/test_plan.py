@@ -66,16 +66,17 @@ class Watch(hd.Callback):
     """Notes the peak of what is distilled, and of nothing that comes before."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.peak, self.flop = ledger, 0, 0
+        self.ledger, self.peak, self.flop, self.operations = ledger, 0, 0, 0
 
     def on_begin(self, state: hd.RunState) -> None:
         self.distils = state.name.startswith("distil")
         self.ledger.forget()
-        self.before = self.ledger.flop
+        self.before = self.ledger.flop, self.ledger.operations
 
     def on_step(self, state: hd.RunState) -> None:
         if self.distils:
-            self.peak, self.flop = self.ledger.peak.total(), self.ledger.flop - self.before
+            self.peak, self.flop = self.ledger.peak.total(), self.ledger.flop - self.before[0]
+            self.operations = self.ledger.operations - self.before[1]
 
     on_save = on_step  # the tiles of a block come after its only step
 
@@ -119,6 +120,8 @@ def test_a_run_takes_the_memory_the_work_and_the_disk_that_its_plan_foresees(
 
     assert max(stage.peak for stage in stages) == pytest.approx(watch.peak, rel=NEAR)
     assert sum(stage.flop for stage in stages) == pytest.approx(watch.flop, rel=NEAR)
+    # What a run does once beside its steps is much of one so short.
+    assert sum(stage.operations for stage in stages) == pytest.approx(watch.operations, rel=2 * NEAR)
     # Of two checkpoints at the worst moment one is left; real images, features and networks lie elsewhere.
     foreseen = sum(size / (2 if "checkpoint" in name else 1) for name, size in plan.disk.items() if own(name))
     assert foreseen == pytest.approx(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), rel=NEAR)

@@ -198,8 +198,9 @@ def test_a_homepage_is_a_link_or_nothing(homepage, link):
 
 def test_what_templates_call_safe_is_made_of_escaped_text_by_the_code():
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "model_cards").glob("*.md"))
-    assert set(re.findall(r"{{ (\w+) \| safe }}", text)) == {
-        *("metadata", "call", "call_tensor", "source_link", "results", "compared", "labels_results"),
+    assert set(re.findall(r"{{ ([\w.]+) \| safe }}", text)) == {
+        *("metadata", "call", "call_tensor", "source_link", "results", "compared", "labels_results", "first_results"),
         *("per_label", "licence_note", "gated_note", "costs", "making", "audit"),
+        *("set.picture", "set.beside", "set.animation", "set.table"),
     }
-    assert text.count("| safe") == len(re.findall(r"{{ \w+ \| safe }}", text))
+    assert text.count("| safe") == len(re.findall(r"{{ [\w.]+ \| safe }}", text))

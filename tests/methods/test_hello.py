@@ -507,7 +507,7 @@ def test_on_digits_a_projector_teaches_what_its_teachers_teach_for_a_hundredth_o
     shorter = ["--prior_epochs", "20", "--eval_seeds", "1"]
     flags = ["--config", str(demo), "--compare_labels", "projector", "teacher", *shorter]
     args = ["--output_dir", str(tmp_path / "demo"), "--disable_tqdm", "true"]
-    data, networks, clip, config, _ = parse_args(*recipes.dataclasses("hello"), args=[*flags, *args])
+    data, networks, clip, config, *_ = parse_args(*recipes.dataclasses("hello"), args=[*flags, *args])
     real_train, test = RealImages.train_and_test(data)
     real_train, held_out = real_train.split(data.validation_fraction, seed=0)
     options = {"seed": config.seed, "accelerator": make_accelerator(), "disable_tqdm": True}
