@@ -14,11 +14,12 @@ In order, with what all parts of a group are given together:
                     train students                                                                       1.5 minutes
     apm             an iteration of APM beside one of TESLA                                              1 minute
     throughput      experts side by side; training a projector, and students with its labels             1 minute
+    plan            demos on the digits, each beside what `--plan` says of it                            1 minute
     cifar10         where a folder of CIFAR-10 that `load_dataset` reads is given: experts, TESLA with the
                     exact gradient and the truncated one, MTT, APM, students of three architectures      the rest
 
-All but the first and the last take random data, and print what their work takes at least, by its arithmetic and by its
-bytes, before they measure it.
+All but these two, the tests and the recipes take random data, and print what their work takes at least, by its
+arithmetic and by its bytes, before they measure it.
 
 What each part is believed to take is printed first, and compared with what it took at the end. A part that does not fit
 into the minutes that are left is not begun; one whose time box ends is stopped, and the next begins. Each leaves
@@ -46,7 +47,7 @@ from visit import LOG, Command, Part, Visit, device_memory, in_a_fork
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES, BENCHMARKS = ROOT / "recipes", ROOT / "benchmarks"
-GROUPS = ("tests", "recipes", "matching", "recovery", "apm", "throughput", "cifar10")
+GROUPS = ("tests", "recipes", "matching", "recovery", "apm", "throughput", "plan", "cifar10")
 RESULT = "result.json"
 SEED = 0
 END = f"--output_dir out --disable_tqdm true --seed {SEED}"
@@ -199,6 +200,7 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
         ),
         "projector-step": ("throughput", 20, f"--parts step --batch 64 {projector}", BF16 | COMPILED),
         "projector-labels": ("throughput", 20, f"--parts labels {projector}", BF16),
+        "plan-digits": ("plan", 60, "--methods SRe2L RDED DM CLPDD", {}),
     }
     if toy:
         small = "--classes 3 --resolution 16"
@@ -222,6 +224,7 @@ def benchmark_parts(toy: bool) -> Iterator[Part]:
             "--repeats 1",
             "apm": f"{device} {small} --ipc 1 --student convnet_d1 --width 4 --batch_syn 3 --batch_tesla 3 "
             "--segment_size 3 --num_students 2 --student_epochs 2 --syn_steps 2",
+            "plan": "--methods RDED",
         }
         parts = {name: (group, 2, flags[name.partition("-")[0]], {}) for name, (group, *_) in parts.items()}
 

@@ -5,10 +5,9 @@
     python benchmarks/plan.py --methods TESLA --preset cifar10-ipc10            # real shapes, where a GPU is at hand
 
 Seconds are those of distilling, and of the experts or the teacher that were trained for it. Planned are FLOP at the
-rate of one network in training, which is all that a plan knows; they say the order of magnitude, and of small networks
-on small images less than that. Memory is what the allocator of a GPU gave out at its peak; on a CPU nobody tells, and
-`tests/engine/test_plan.py` counts it. Disk is what the run's folder holds in the end, and planned is the worst moment,
-when checkpoints are written.
+rate of one network in training, and what its operations take beside. Memory is what the allocator of a GPU gave out at
+its peak; on a CPU nobody tells, and `tests/engine/test_plan.py` counts it. Disk is what the run's folder holds in the
+end, and planned is the worst moment, when checkpoints are written.
 """
 
 import os
