@@ -105,7 +105,9 @@ def outlines_of(args: DataArguments, images: Sequence[int] | None = None, num_cl
         shape = (GRAY if args.color == "gray" else COLORS, *shape[1:])
     if not min(shape):
         raise ValueError(f"images of {name} have sizes of their own, and no --resolution says which; give one")
-    classes = known.classes if args.classes is None else min(len(args.classes), known.classes)
+    classes = known.classes if args.classes is None else len(args.classes)
+    if classes > known.classes:
+        raise ValueError(f"--classes names {classes} classes, and {name} has {known.classes}; name some of these")
     names = args.classes or [str(label) for label in range(classes)]
     counts = _evenly(known.train * classes // known.classes, classes, args.max_train_samples)
     test = _evenly(known.test * classes // known.classes, classes, args.max_test_samples)

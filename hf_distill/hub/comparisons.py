@@ -249,8 +249,8 @@ def score_lines(found: Sequence[RobustScore]) -> tuple[list[list[str]], str]:
         )
     lost = "26.9 where nothing is gained nor lost"
     meaning = {
-        True: "HLR full data less distilled, hard labels · IOR distilled less random, the method's labels",
-        False: "augmented and unaugmented: distilled less random, the method's labels",
+        True: "HLR full data less distilled, hard labels · IOR distilled less random, its own labels",
+        False: "augmented and unaugmented: distilled less random, its own labels",
     }
     told = [meaning[name] for name in (True, False) if any((each.score.name == LRS) is name for each in found)]
     return table, " · ".join([lost, *told, NOT_COMPARABLE, *shared])

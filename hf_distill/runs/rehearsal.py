@@ -42,6 +42,7 @@ GRAPH, PIXELS, OPTIMIZER, GRADIENT = "graph of a step", "images", "state of thei
 NETWORKS, REAL, BATCH = "networks", "real images, where they fit", "images of a step"
 STATES, LABELS, COPY = "states of students", "labels", "a copy of the images, to be looked at"
 STEPS = 2  # that are taken: the second one finds the state of optimizers
+SHOWN = 1024  # images of a batch, at most, of pixels that the host has
 DRAWN = 2**16  # values: more random ones are not drawn
 # What a storage is called, by where in the library it is made: (file, function), or all of a file, or of a room.
 NAMES = {
@@ -314,6 +315,8 @@ def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator, ledger:
     protocol = replace(case.protocol, budget=Budget("a rehearsal", STEPS))
     count = min(len(case.rows), students_at_once(case.spec, case.rows.shape[1], case.protocol, META))
     rows, rates, seeds = case.rows[:count], [case.lrs[0]] * count, list(range(count))
+    if isinstance(case.pool.source, Tensor) and not case.pool.source.is_meta:
+        rows = rows[:, : (STEPS + 1) * SHOWN]  # which are gathered on the host, and have values
     flop, operations = ledger.flop, ledger.operations
     model = train_students(case.pool, case.targets, rows, case.spec, protocol, case.epochs, rates, seeds, accelerator)[
         0

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hf_distill as hd
+from hf_distill.data.outlines import outlines_of
 from hf_distill.engine.plan import Machine, PlanArguments, print_plan
 from hf_distill.methods import METHODS
 from hf_distill.runs.rehearsal import Ledger
@@ -188,3 +189,9 @@ def test_the_published_setting_of_tesla_takes_what_its_page_says():
     assert plan.downloads == {"ILSVRC/imagenet-1k": None}
     assert plan.disk["experts"] == 50 * 13 * 2_496_360 * 4
     assert plan.disk["real images, decoded once"] == 1_331_167 * 12_288
+
+
+def test_more_classes_than_a_dataset_has_are_refused():
+    data = hd.DataArguments(dataset_name="uoft-cs/cifar10", classes=[str(label) for label in range(12)])
+    with pytest.raises(ValueError, match="--classes names 12 classes, and uoft-cs/cifar10 has 10"):
+        outlines_of(data)

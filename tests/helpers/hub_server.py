@@ -1180,7 +1180,7 @@ def main() -> None:
         print(
             f"The Hub in {options.folder} is {hub.url}; look at it in a browser. In another shell:\n\n"
             f"  export HF_ENDPOINT={hub.url} HF_TOKEN={options.token}\n"
-            f"  python recipes/tesla.py --push_to_hub --hub_model_id {name} --hub_tag v1.0.0\n"
+            f"  hf-distill tesla --push_to_hub --hub_model_id {name} --hub_tag v1.0.0\n"
             f"  python -c \"from datasets import load_dataset; print(load_dataset('{name}', revision='v1.0.0'))\"\n\n"
             "Ctrl-C stops it; what was pushed stays.",
             flush=True,
