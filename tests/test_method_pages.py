@@ -1,21 +1,25 @@
 """The pages of methods: alike, true of the code, and run as they stand there; and what which-method.md says of each."""
 
 import inspect
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import yaml
 
 import hf_distill as hd
+from hf_distill.hub.intervals import paired
 from hf_distill.methods import adjoint, batchnorm, patches, recovering, trajectory, unroll
 from hf_distill.runs.settings import SIDES
 from tests.helpers import ROOT
 from tests.helpers.pages import DOCS, measured_in, python_of, rows_of, section_of
 
 PAGES = {method: DOCS / "methods" / f"{method.__name__.lower()}.md" for method in hd.METHODS}
-WHICH = DOCS / "which-method.md"
+WHICH, RESULTS = DOCS / "which-method.md", DOCS / "results.md"
+MEASURED = section_of(WHICH, "What was measured here").split("\n### On ")  # the demos, and larger images
 SHARED = [inspect.getsource(module) for module in (adjoint, batchnorm, patches, recovering, trajectory, unroll)]
 HEADINGS = [
     *("Equation", "When to choose it", "From Python", "Recipe", "Presets", "Cost", "Measured"),
@@ -61,20 +65,73 @@ def test_the_symbols_of_a_page_have_the_names_that_the_code_has(method):
             assert name in flags_of(method) or re.search(rf"\b{name}\b", source), name
 
 
-@pytest.mark.parametrize("page", [*PAGES.values(), WHICH], ids=lambda page: page.stem)
-def test_accuracies_in_rows_with_a_file_of_results_are_in_that_file(page):
+def measured_on(page: Path) -> list[list[str]]:
+    """The rows of a page that say what was measured, but of the demos in `WHICH`, which are looked at below."""
+    if page == RESULTS:
+        return rows_of(page.read_text(encoding="utf-8"))
+    return rows_of(section_of(page, "Measured") or MEASURED[1])
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), WHICH, RESULTS], ids=lambda page: page.stem)
+def test_accuracies_are_in_the_file_of_results_that_their_row_names_or_the_row_says_that_there_is_none(page):
     files: list[Path] = []
-    for row in rows_of(section_of(page, "Measured") or section_of(page, "What was measured here")):
+    for row in measured_on(page):
         line = " | ".join(row)
         named = [page.parent / link for link in re.findall(r"\]\((\S+/results/\S+\.json)\)", line)]
-        files = named or (files if "the same" in row[0] or "the same" in row[1] else [])
-        if files:
-            assert set(re.findall(r"\d+\.\d ± \d+\.\d", line)) <= measured_in(files), line
+        files = named or (files if "the same" in line else [])
+        if told := set(re.findall(r"\d+\.\d ± \d+\.\d", line)):
+            assert files or "no file" in line, line
+            assert not files or told <= measured_in(files), line
+
+
+def demos() -> dict[str, dict[tuple[str, str], list[float]]]:
+    """Accuracies of the students of each demo, by method, and by set and labels."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "gallery-digits.json").read_text(encoding="utf-8"))
+    return {
+        result["command"].split()[1]: {(row["set"], row["labels"]): row["accuracies"] for row in result["rows"]}
+        for result in results["results"]
+    }
+
+
+def written(accuracies: list[float] | None) -> str:
+    return f"{100 * mean(accuracies):.1f} ± {100 * stdev(accuracies):.1f}" if accuracies else ""
+
+
+def beside(own: list[float], *others: list[float] | None) -> str:
+    """The best of real images as the table of demos writes it, beside a method's own."""
+    best = max(filter(None, others), key=mean, default=None)
+    if best is None:
+        return "not in the demo"
+    figure = f"**{written(best)}**" if mean(best) > mean(own) else written(best)
+    return figure + " ~" * (paired(own, best).verdict == "no difference shown")
+
+
+def test_the_table_of_demos_is_that_of_their_students():
+    measured, method, found = demos(), "", []
+    for name, _, labels, *figures, _ in rows_of(MEASURED[0])[2:]:
+        method = re.search(r"/(\w+)\.md", name)[1] if name else method
+        kind, of = "hard" if labels == "classes" else "soft", measured[method]
+        own, real = of["distilled", kind], [of.get((which, kind)) for which in ("random", "herding", "k-center")]
+        assert figures == [written(own), beside(own, real[0]), beside(own, *real[1:])], method
+        found.append((method, kind))
+    rows = [(name, kind) for name, of in measured.items() for which, kind in of if which == "distilled"]
+    assert sorted(found) == sorted(rows)
+
+
+def test_the_table_of_the_gallery_is_that_of_the_students_of_the_demos():
+    measured = demos()
+    rows = [row for row in rows_of(section_of(DOCS / "gallery.md", "The digits")) if row[1].isdigit()]
+    assert {re.sub(r"\W", "", row[0]).lower() for row in rows} == measured.keys()
+    for name, _, _, *figures in rows:
+        of = measured[re.sub(r"\W", "", name).lower()]
+        assert figures == [
+            written(of.get((which, kind))) for which in ("distilled", "random") for kind in ("hard", "soft")
+        ]
 
 
 def test_the_figures_of_the_demos_stand_on_the_pages_of_their_methods():
-    demos, text = section_of(WHICH, "What was measured here").partition("\n### On ")[0], ""
-    for method, *row in rows_of(demos)[2:]:
+    text = ""
+    for method, *row in rows_of(MEASURED[0])[2:]:
         if link := re.search(r"\((methods/\w+\.md)", method):
             text = (DOCS / link[1]).read_text(encoding="utf-8")
         for figure in re.findall(r"\d+\.\d(?: ± \d+\.\d)?", " ".join(row)):

@@ -211,7 +211,7 @@ class BlockDistiller(Method):
         """Make a block, and keep it with its checksum; `before` iterations of other blocks were made here."""
 
         def log(iteration: int, values: dict[str, float]) -> None:
-            state.step, state.done = block.number * self.iterations + iteration, before + iteration
+            state.step, state.done = self._step(block, iteration), before + iteration
             state.values = values
             self.callbacks.on_step(dataclasses.replace(state))
 
@@ -249,7 +249,12 @@ class BlockDistiller(Method):
             return DistilledSet(x, block.labels.to(x.device), self.train.class_names, self.preprocessing)
 
         if block.number == self._first:
-            self.callbacks.on_images(dataclasses.replace(self._state, step=iteration, look=look))
+            step = self._step(block, iteration)
+            self.callbacks.on_images(dataclasses.replace(self._state, step=step, shown=iteration, look=look))
+
+    def _step(self, block: Block, iteration: int) -> int:
+        """A step of the whole run, as trackers count them: an iteration of a block, from 0."""
+        return block.number * self.iterations + iteration
 
     # Blocks that are not done
 

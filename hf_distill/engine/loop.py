@@ -287,7 +287,7 @@ class Distiller(Method):
         config = self.config
         if step == 0:
             self._select(state)
-            self.callbacks.on_images(dataclasses.replace(state))
+            self.callbacks.on_images(dataclasses.replace(state, shown=state.step))
         logs, foreseen, stopped = self._gradients(step, stop)
         problem, declined = self.objection(logs | foreseen), self.declines(logs)
         if problem and not declined:
@@ -305,7 +305,7 @@ class Distiller(Method):
         if self._due(config.eval_steps, state):
             self._select(state)
         if self._due(config.look_steps, state):
-            self.callbacks.on_images(dataclasses.replace(state))
+            self.callbacks.on_images(dataclasses.replace(state, shown=state.step))
         if stopped or self._due(config.save_steps, state):
             self._save(state)
         if stopped:

@@ -229,7 +229,7 @@ class Method(ABC):
         self.output_dir = Path(config.output_dir)
         self.further_callbacks = list(callbacks)
         kept = isinstance(config, OptimizedConfig) and config.save_frames
-        frames = [Frames(self.output_dir)] if kept else []
+        frames = [Frames(self.output_dir, max(train.shape[1:]))] if kept else []
         self.callbacks = Callbacks([ProgressBar(config.disable_tqdm), self._trackers(), *frames, *callbacks])
         self.distilled: DistilledSet
 

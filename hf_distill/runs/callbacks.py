@@ -41,6 +41,7 @@ class RunState:
         unit: One of `total`, as a bar names it.
         folder: What was saved, in `on_save`.
         look: Gives what is made, as it is now.
+        shown: Steps that the images of `look` have behind them, in `on_images`; of a block, those of the block.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunState:
     unit: str = "it"
     folder: Path | None = None
     look: Callable[[], Any] = lambda: None
+    shown: int = 0
 
     @property
     def artifact(self) -> Any:
@@ -88,7 +90,7 @@ class Callback:
         """Called after each evaluation on held-out images."""
 
     def on_images(self, state: RunState) -> None:
-        """Called where images are to be looked at, as `state.artifact` and `state.step` of their own steps.
+        """Called where images are to be looked at, as `state.artifact` after `state.shown` of their steps.
 
         That is before the first step, every `save_frames` or else at evaluations, and at the end. Where images are made
         in blocks it is the first one, ten times without `save_frames`; of a method without steps it is its end alone.

@@ -24,28 +24,27 @@ class Frames(Callback):
 
     Args:
         run: The folder of the run, in which `frames/step-<step>.png` and the animation are written.
+        side: Pixels of the longer side of the images.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.folder, self._lossless = run / FRAMES, True
+    def __init__(self, run: Path, side: int) -> None:
+        self.folder, self.side = run / FRAMES, side
 
     def on_images(self, state: RunState) -> None:
         if not state.is_main_process:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, step in frames_of(self.folder).items():
-            if step > state.step:  # of a run that got further, and goes on from a checkpoint before that
+            if step > state.shown:  # of a run that got further, and goes on from a checkpoint before that
                 path.unlink()
-        artifact = state.artifact
-        self._lossless = max(artifact.pixel_values.shape[2:]) < PHOTOGRAPH
-        with whole_file(self.folder / f"step-{state.step:07d}.png") as aside:
-            small_grid(artifact).save(aside, "PNG", optimize=True)
+        with whole_file(self.folder / f"step-{state.shown:07d}.png") as aside:
+            small_grid(state.artifact).save(aside, "PNG", optimize=True)
 
     def on_end(self, state: RunState) -> None:
         if not state.is_main_process or not (paths := frames_of(self.folder)):
             return
         first, *rest = [Image.open(path).convert("RGB") for path in paths]
-        how = {"lossless": True} if self._lossless else {"quality": SMOOTH}
+        how = {"quality": SMOOTH} if self.side >= PHOTOGRAPH else {"lossless": True}
         with whole_file(self.folder.parent / ANIMATION) as aside:
             times = [SHOWN] * len(rest) + [LAST_SHOWN]
             first.save(aside, "WEBP", save_all=True, append_images=rest, duration=times, loop=0, **how)

@@ -244,6 +244,21 @@ def test_frames_are_of_their_steps_and_a_run_that_goes_on_leaves_those_of_one_th
     assert [path.name for path in frames.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("kept", [3, 6])
+def test_a_run_of_photographs_that_goes_on_leaves_the_animation_of_one_that_nothing_stopped(kept, small, tmp_path):
+    photographs, _ = hd.RealImages.train_and_test(hd.DataArguments(max_train_samples=20, resolution=[64]))
+    flags = {"save_frames": 3, "select": "last"}
+
+    def animation(name: str, **more: Any) -> bytes:
+        made((photographs, None), tmp_path / name, **flags, **more).run()
+        return (tmp_path / name / "frames" / "animation.webp").read_bytes()
+
+    whole = animation("whole")
+    first = animation("stopped", max_steps=kept)
+    assert (first == whole) == (kept == 6)
+    assert animation("stopped", resume_from_checkpoint="latest") == whole
+
+
 class Recorded:
     """A tracker that keeps what it is given."""
 

@@ -6,6 +6,8 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -436,6 +438,27 @@ def test_the_bar_and_the_trackers_count_the_iterations_of_all_groups(data, teach
     apm.run()
     assert seen == [2, 4, 5, 7, 9, 10]
     assert re.search(r"distil \(apm, 2 blocks\): 100%.* 10/10 \[.*it.*disagreement=.*ce=", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(("shard", "first"), [("1/2", 0), ("2/2", 5)])
+def test_trackers_are_never_told_of_a_step_before_the_last_one(data, teacher, tmp_path, monkeypatch, shard, first):
+    flags = {"batch_syn": 10, "max_steps": 5, "save_frames": 2, "shard": shard}
+    apm = make(data, teacher, tmp_path, **flags)
+    seen: list[tuple[str, int]] = []
+
+    def record(values: dict[str, Any], step: int, **_: Any) -> None:
+        seen.append((min(values), step - first))
+
+    monkeypatch.setattr(apm.accelerator, "log", record)
+    apm.accelerator.trackers = [SimpleNamespace(name="wandb", log_images=record, finish=lambda: None)]
+    monkeypatch.setattr(apm.accelerator, "init_trackers", lambda *_, **__: None)
+    apm.run()
+    steps = [step for _, step in seen]
+    own = [0, 2, 4, 5]
+    assert [step for name, step in seen if name == "images"] == own
+    assert steps == sorted(steps)
+    assert set(steps) == set(range(6))
+    assert sorted(path.stem for path in (tmp_path / "frames").glob("*.png")) == [f"step-000000{i}" for i in own]
 
 
 def test_a_group_is_the_same_alone_as_among_others(data, teacher, tmp_path):
