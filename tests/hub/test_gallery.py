@@ -152,10 +152,22 @@ def test_real_digits_come_without_being_named(tmp_path, one_thread):
     assert not np.array_equal(one, other)
 
 
+def test_what_a_set_says_of_its_size_and_source_takes_no_memory_and_reads_nothing_else(tmp_path, caplog, one_thread):
+    about = {"channels": 1, "image_size": [100_000, 50_000]}
+    source = {"name": "digits", "arguments": {"dataset_name": "org/else", "resize": 2**40, "keep_side": 7}}
+    a_set(tmp_path / "sets" / "large", ipc=1, preprocessing=about, source=source)
+    a_set(tmp_path / "sets" / "flat", ipc=1, preprocessing={**about, "image_size": [1, 2**53]}, source=source)
+    a_set(tmp_path / "sets" / "null", ipc=1, preprocessing=about, source={"name": "digits", "arguments": None})
+    sizes = {name: real.picture.size for name, real in real_beside(read_sets([tmp_path / "sets"]), []).items()}
+    assert sizes == {"flat": (664, 58), "large": (344, 312), "null": (344, 312)}  # two rows of five, 128 pixels a side
+    assert "no real images" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["nowhere"], "error: dataset repository 'nowhere' is no folder here"),
+        (["sets", "--seed", "-1"], "error: --seed is -1; expected at least 0"),
         ([], "the following arguments are required: SETS; see hf-distill gallery --help"),
         (["sets", "--no_real", "--dataset_name", "x"], "error: --no_real and --dataset_name exclude each other"),
         (["sets", "--dataset_name", "org/x"], "error: --dataset_name org/x: no set here was made of it, but of digits"),
