@@ -47,9 +47,9 @@ lint: $(BIN)/.installed
 docs: $(BIN)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-artifacts: $(BIN)/.installed
+artifacts: $(if $(ORG),$(BIN)/.installed)
 	$(if $(ORG),,$(error whose are they? make artifacts ORG=me, with your name on the Hub))
-	$(BIN)/python artifacts/build.py --org $(ORG) $(if $(ONLY),--only $(ONLY:%='%')) $(if $(PLAN),--plan)
+	$(BIN)/python artifacts/build.py --org $(ORG) $(if $(ONLY),--only $(ONLY:%='%')) $(if $(filter-out 0,$(PLAN)),--plan)
 
 notebooks: $(BIN)/.installed
 	$(BIN)/python -m tests.helpers.notebooks $(NOTEBOOKS)

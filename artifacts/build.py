@@ -14,6 +14,7 @@ import fnmatch
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,8 +91,14 @@ def read_list(path: Path) -> Listed:
     except yaml.YAMLError as error:
         raise ValueError(f"--list {path} is not valid YAML: {' '.join(str(error).split())}") from error
     wanted = ("title", "description", "page", "tag", "artifacts")
-    if not isinstance(content, dict) or set(content) != set(wanted) or not isinstance(content["artifacts"], dict):
+    if (
+        not isinstance(content, dict)
+        or set(content) != set(wanted)
+        or not isinstance(content["artifacts"], dict | None)
+    ):
         raise ValueError(f"--list {path} is no list of artifacts; expected the keys {', '.join(wanted)}")
+    if not content["artifacts"]:
+        raise ValueError(f"--list {path} lists no artifact; expected a name and a recipe with its flags on each line")
     artifacts: list[Artifact] = []
     for name, command in content["artifacts"].items():
         artifacts.append(_artifact(f"{path}: {name}", str(name), command, [each.name for each in artifacts]))
@@ -100,7 +107,7 @@ def read_list(path: Path) -> Listed:
 
 
 def _artifact(where: str, name: str, command: Any, before: Sequence[str]) -> Artifact:
-    words = shlex.split(command) if isinstance(command, str) else []
+    words = _split(where, command) if isinstance(command, str) else []
     if not words or not NAME.fullmatch(name):
         raise ValueError(f"{where}: {command!r} is no recipe with flags, or the name is none of a repository")
     recipe, *flags = words
@@ -111,6 +118,22 @@ def _artifact(where: str, name: str, command: Any, before: Sequence[str]) -> Art
         if need not in before:
             raise ValueError(f"{where}: {{{need}}} is no artifact that stands before it; {_nearest(need, before)}")
     return Artifact(name, recipe, tuple(flags), tuple(dict.fromkeys(needs)))
+
+
+def _split(where: str, command: str) -> list[str]:
+    """The words of a command line; a `ValueError` that says where it stands if a quote has no end."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"{where}: {command!r} is no command line: {str(error).lower()}") from error
+
+
+def launcher(command: str) -> list[str]:
+    """The words that start recipes; a `ValueError` unless the first is a program."""
+    words = _split("--launch", command)
+    if not words or shutil.which(words[0]) is None:
+        raise ValueError(f"--launch is {command!r}; expected a program, and its flags, such as 'accelerate launch'")
+    return words
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -311,6 +334,7 @@ def main(words: Sequence[str] | None = None, run: Run | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="Only say what would be done.")
     args = parser.parse_args(words)
     try:
+        launch = launcher(args.launch)
         listed = read_list(args.list)
         chosen = choose(listed, args.only)
         api = HfApi()
@@ -322,7 +346,7 @@ def main(words: Sequence[str] | None = None, run: Run | None = None) -> int:
                 print(f"{state}  {args.org}/{each.name} ({each.repo_type}): hf-distill {each.recipe} {flags}")
             return 0
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        failed = build(api, args.org, listed, chosen, args.output_dir, run or runs(shlex.split(args.launch)))
+        failed = build(api, args.org, listed, chosen, args.output_dir, run or runs(launch))
         if failed:
             print(f"{len(failed)} of {len(chosen)} are not there; the same command tries them again:")
             print(*(f"  {name}: {reason}" for name, reason in failed.items()), sep="\n", flush=True)

@@ -138,6 +138,10 @@ def test_what_needs_something_that_failed_is_left_out_and_a_server_without_colle
         ({"b": "experts", "a": "tesla --experts {bb}"}, r"\{bb\} is no artifact that stands before it; did you mean b"),
         ({"a/b": "experts"}, "the name is none of a repository"),
         ({"a": None}, "None is no recipe with flags"),
+        ({"a": "dm --ipc '1"}, r"tiny.yaml: a: .* is no command line: no closing quotation"),
+        ({}, r"^error: --list .*tiny.yaml lists no artifact; expected a name and a recipe"),
+        (None, "tiny.yaml lists no artifact"),
+        ([], "tiny.yaml is no list of artifacts"),
     ],
 )
 def test_a_mistake_in_the_list_is_one_line_before_anything_runs(build, listed, capsys, change, says):
@@ -146,6 +150,17 @@ def test_a_mistake_in_the_list_is_one_line_before_anything_runs(build, listed, c
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert re.search(says, err)
+
+
+@pytest.mark.parametrize(
+    ("launch", "says"), [("", "is ''"), ("accelerate 'x", "no closing quotation"), ("nowhere -m", "nowhere")]
+)
+def test_what_starts_nothing_is_one_line_before_anything_runs(build, listed, capsys, launch, says):
+    assert build.main(["--org", "me", "--list", str(listed), "--launch", launch]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: --launch")
+    assert says in err
 
 
 def test_who_builds_for_whom_is_asked_before_anything_runs(build, listed, hub, monkeypatch, capsys):
@@ -173,12 +188,17 @@ def test_a_recipe_is_started_as_the_console_entry_and_what_it_says_is_kept(build
         assert says in (tmp_path / "log").read_text()
 
 
-def test_make_asks_whose_artifacts_they_are():
-    done = subprocess.run(
-        ["make", "-n", "artifacts", "-o", ".venv/bin/.installed"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
+def test_make_asks_whose_artifacts_they_are_before_it_installs_anything():
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        words = ("make", "-n", "BIN=nowhere", "artifacts", *words)
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = make()
+    assert (done.returncode, done.stdout) == (2, "")
     assert "whose are they? make artifacts ORG=me" in done.stderr
+    for words, flags in [((), ""), (("PLAN=1",), " --plan"), (("PLAN=0",), ""), (("PLAN=",), "")]:
+        last = make("ORG=me", *words).stdout.splitlines()[-1]
+        assert last.split() == f"nowhere/python artifacts/build.py --org me{flags}".split()
 
 
 def test_the_list_of_the_project_says_only_what_its_recipes_know(build, recipes):

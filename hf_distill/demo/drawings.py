@@ -21,7 +21,7 @@ from ..data.preprocessing import Preprocessing
 __all__ = ["is_light_on_dark", "of_canvas", "of_drawing", "of_upload", "share_of"]
 
 FAINTEST = 64  # levels below white from which on a pixel is a stroke
-LARGEST, WIDEST = 2**20, 2**12  # characters of a drawing on its way, and pixels of a side
+LARGEST, WIDEST = 2**20, 2**10  # characters of a drawing on its way, and pixels of a side: a canvas has 320
 FULL = ("digits",)  # sources whose strokes fill the image; others are taken to be framed as MNIST's are
 FRAMED = 20 / 28
 
@@ -34,9 +34,9 @@ def of_canvas(value: str | None) -> Image.Image:
     """
     if not value:
         raise ValueError("nothing is drawn; draw something first")
-    head, _, data = value.partition("base64,")
+    head, _, data = str(value).partition("base64,")  # whoever asks may send anything
     try:
-        if head != "data:image/png;" or len(value) > LARGEST:
+        if head != "data:image/png;" or len(data) > LARGEST:
             raise ValueError("no picture of a canvas")
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as image:
             if max(image.size) > WIDEST:
@@ -50,8 +50,10 @@ def of_upload(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """An image as the real images of a set are, (1, C, H, W) uint8.
 
     Raises:
-        ValueError: Nothing tells its black and white: it is of floats.
+        ValueError: It has no pixels, or nothing tells its black and white: it is of floats.
     """
+    if not all(image.size):
+        raise ValueError("this image cannot be used: it has no pixels; upload another one")
     plan = Plan(preprocessing.image_size, preprocessing.channels, resize=True, reject_colour=False)
     try:
         pixels = plan.pixels(ImageOps.exif_transpose(image))

@@ -20,6 +20,7 @@ from ..shipped import shipped
 from .edits import marked
 from .markdown import code, escaped, fenced, literal, plain, url
 
+LARGEST_CELL = 128  # pixels of the longer side of an image in a picture of many
 ANIMATION = "frames/animation.webp"  # in the folder of a run, beside the frames that it is made of
 
 
@@ -219,7 +220,7 @@ def image_grid(
 
     Args:
         images: Small ones are enlarged by a whole factor without smoothing until they are about `cell` pixels;
-            those over 128 pixels are reduced to that. None leaves a place empty; the first one is an image.
+            those over `LARGEST_CELL` pixels are reduced to that. None leaves a place empty; the first one is an image.
         columns: Images in a row.
         row_labels: A text for each row, shown on its left.
         captions: A text for each image, shown under it; a row without any takes no room for them.
@@ -229,7 +230,7 @@ def image_grid(
     if first is None:
         raise ValueError("the first image of a grid is None; expected an image, whose size the others share")
     side = max(first.size)
-    scale = 128 / side if side > 128 else math.ceil(cell / side)
+    scale = LARGEST_CELL / side if side > LARGEST_CELL else math.ceil(cell / side)
     width, height = (round(length * scale) for length in first.size)
     method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     gap, ink, font = 4, (40, 40, 40), ImageFont.load_default(size=15)

@@ -1,7 +1,7 @@
 """A gallery as a folder: the pictures of many sets, random real images beside them, and what students reach. No torch.
 
 `index.html` needs no server, `README.md` makes the folder a static Space and shows the same in Markdown, and `images/`
-holds the pictures under the names of the sets.
+holds the pictures under the names of the sets. These hold no dots, so `digits.real.png` is of no set `digits-real`.
 """
 
 import re
@@ -16,6 +16,7 @@ from PIL import Image
 from .board import BoardSet
 from .board_page import drawn_anew, rendered
 from .cards import markdown_table, render_card
+from .checks import check_values
 from .comparisons import schedule
 from .edits import with_edits
 from .files import atomic_write, check_target, load_json, naming, save_json, whole_file
@@ -45,8 +46,9 @@ class RealPicture:
 
 
 def check_gallery(folder: Path) -> None:
-    """Raise a `ValueError` where no gallery can be saved into a folder: it is a file, or somebody else's."""
+    """Raise a `ValueError` where no gallery can be saved into a folder: it is a file, somebody else's, or damaged."""
     check_target(folder, (PAGE, CARD, f"{IMAGES}/*"), INDEX)
+    _known(folder)
 
 
 def save_gallery(
@@ -72,7 +74,7 @@ def save_gallery(
     check_gallery(folder)
     with naming(folder):
         (folder / IMAGES).mkdir(parents=True, exist_ok=True)
-        known = load_json(folder / INDEX).get("files", []) if (folder / INDEX).exists() else []
+        known = _known(folder)
         slugs = _slugs([each.name for each in sets])
         files: list[str] = []
         save_json(folder / INDEX, {"files": known})  # first: from here on the folder is known to be a gallery's
@@ -82,10 +84,10 @@ def save_gallery(
             tasks.setdefault(each.rows[0].task, {"sets": [], "plot": None})["sets"].append(shown)
         for number, task in enumerate(tasks):
             of_task = [each for each in sets if each.rows[0].task == task]
-            tasks[task]["plot"] = _plot(folder, files, of_task, f"accuracy-{number + 1}.png")
+            tasks[task]["plot"] = _plot(folder, files, of_task, f"accuracy-{number + 1}.plot.png")
         save_json(folder / INDEX, {"title": title, "files": files})
-        for name in {*map(str, known)} - {*files}:
-            if re.fullmatch(rf"{IMAGES}/[\w.-]+", name):
+        for name in {*known} - {*files}:
+            if re.fullmatch(rf"{IMAGES}/\w[\w.-]*", name):
                 (folder / name).unlink(missing_ok=True)
         atomic_write(
             folder / PAGE, rendered("gallery.html", style=["board.css", "gallery.css"], title=title, tasks=tasks)
@@ -95,6 +97,19 @@ def save_gallery(
             card = with_edits(card, (folder / CARD).read_text(encoding="utf-8", errors="replace"), ours=True)
         atomic_write(folder / CARD, card)
     return folder
+
+
+def _known(folder: Path) -> list[str]:
+    """The files of the gallery in a folder, by its index; none where there is no gallery."""
+    if not (folder / INDEX).exists():
+        return []
+    index = load_json(folder / INDEX)
+    check_values(folder / INDEX, index, {"files": ("a list of the gallery's files", _are_paths)})
+    return index["files"]
+
+
+def _are_paths(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(path, str) for path in value)
 
 
 def _slugs(names: Sequence[str]) -> dict[str, str]:
@@ -121,7 +136,7 @@ def _shown(folder: Path, files: list[str], each: BoardSet, slug: str, real: Real
     picture = None if each.picture is None else drawn_anew(each.picture)
     paths: dict[str, str | None] = {
         "picture": None if picture is None else _save(folder, files, f"{slug}.png", picture),
-        "beside": None if real is None else _save(folder, files, f"{slug}-real.png", real.picture),
+        "beside": None if real is None else _save(folder, files, f"{slug}.real.png", real.picture),
         "animation": None,
     }
     if each.animation is not None and _is_animation(each.animation):

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from ..config import DataArguments
+from ..config import DataArguments, check_at_least
 from ..data.images import RealImages
 from ..distilled.card import grid, room_in_grid
 from ..distilled.distilled_set import DistilledSet
 from ..hub.board import BoardSet
+from ..hub.cards import LARGEST_CELL
 from ..hub.gallery import RealPicture
 from .start import arguments_of
 
@@ -36,8 +37,9 @@ def real_beside(sets: Sequence[BoardSet], places: Sequence[str], *, seed: int = 
         seed: Draws the images.
 
     Raises:
-        ValueError: A place is that of no set.
+        ValueError: A place is that of no set, or the seed is negative.
     """
+    check_at_least("seed", seed, 0)
     by_name = {Path(place).name: place for place in places}
     made_of = {each.name: str((each.config.get("source") or {}).get("name")) for each in sets}
     for name, given in by_name.items():
@@ -74,9 +76,12 @@ def _arguments(config: dict[str, Any], place: str | None) -> tuple[DataArguments
     given = DataArguments(dataset_name=place)
     classes, per_class = room_in_grid(ipc)
     names = names[:classes]
-    arguments = arguments_of(config.get("source") or {}, names, (channels, *size), given)
-    count = per_class * len(names)
-    return replace(arguments, max_train_samples=count, validation_fraction=0.0, keep_side=None), per_class
+    scale = min(1, LARGEST_CELL / max(size))  # whatever a set says of its size: more is not shown
+    shape = (channels, *(max(1, round(side * scale)) for side in size))
+    source = config.get("source") or {}
+    told = {key: value for key, value in (source.get("arguments") or {}).items() if key not in ("resize", "keep_side")}
+    arguments = arguments_of({**source, "arguments": told}, names, shape, given)
+    return replace(arguments, max_train_samples=per_class * len(names), validation_fraction=0.0), per_class
 
 
 def _drawn(arguments: DataArguments, ipc: int, seed: int) -> RealPicture:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from ..config import DataArguments, DistillConfig, HubArguments, check_choice
+from ..data.source import NOT_TOLD
 from ..distilled.distilled_set import DistilledSet
 from ..evaluation.evaluate import PROTOCOLS
 from .claims import until_exit
@@ -84,7 +85,8 @@ def arguments_of(
     defaults = dataclasses.asdict(DataArguments())
     explicit = {key: value for key, value in dataclasses.asdict(given).items() if value != defaults[key]}
     # Older sets have no "arguments", only what stands beside them.
-    recorded = {key: value for key, value in source.get("arguments", {}).items() if key in defaults}
+    told = defaults.keys() - {*NOT_TOLD}
+    recorded = {key: value for key, value in (source.get("arguments") or {}).items() if key in told}
     recorded["dataset_config"] = source.get("config")
     recorded["dataset_train_split"] = source.get("split") or defaults["dataset_train_split"]
     if given.dataset_streaming:

@@ -85,7 +85,8 @@ def test_a_canvas_sends_its_drawing_as_it_is(sign):
     "value",
     [
         *("data:image/png;base64,AAAA", "data:image/png;base64,%%", "x", "x" * 2**21, "file:///etc/passwd"),
-        address(Image.new("1", (5000, 10))),
+        *(5, [5], {"path": "/etc/passwd"}),
+        address(Image.new("1", (1025, 10))),
         address(Image.new("L", (9, 9))).replace("png", "gif"),
     ],
 )
@@ -112,6 +113,12 @@ def test_uploads_stand_as_their_camera_says():
     lying.paste(255, (0, 0, 8, 2))
     lying.getexif()[0x0112] = 6  # to be turned clockwise
     assert of_upload(lying, DARK)[0, 0, 0].tolist() == [0] * 6 + [255] * 2
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_an_upload_without_pixels_is_one_line(size):
+    with pytest.raises(ValueError, match=r"^this image cannot be used: it has no pixels; upload another one$"):
+        of_upload(Image.new("L", size), DARK)
 
 
 def test_an_upload_of_floats_is_one_line():

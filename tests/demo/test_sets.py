@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+import hf_distill.__main__ as console
 from hf_distill.demo.sets import find_sets
 from hf_distill.demo.space import save_space
 from tests.helpers.sets import REPORT, files, make
@@ -70,6 +71,28 @@ def test_a_set_of_the_hub_is_named_at_its_commit_and_not_copied_into_a_space(fol
     space = save_space(tmp_path / "space", [each], title="Ten")
     assert f"launch(['{each.place}'], title='Ten')" in (space / "app.py").read_text()
     assert not (space / "sets").exists()
+
+
+def test_a_space_in_place_of_another_keeps_none_of_its_sets_and_what_else_lies_there(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"gradio": "6.5.0"}.__getitem__)
+    space = save_space(tmp_path / "space", find_sets([folder]), title="Two")
+    make(1, 1, (8, 8)).save_pretrained(space / "sets" / "mine")
+    (space / "hf_distill.whl").touch()
+    save_space(space, find_sets([space / "sets" / "bare"]), title="One")
+    assert sorted(path.name for path in (space / "sets").iterdir()) == ["bare", "mine"]
+    assert (space / "hf_distill.whl").exists()
+
+
+def test_a_space_without_gradio_is_one_line_before_anything_is_read_or_written(folder, tmp_path, monkeypatch):
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(SystemExit, match=r"^error: hf-distill demo needs gradio, which is not installed: pip install"):
+        console.demo(["nowhere", "--space", str(tmp_path / "space")])
+    with pytest.raises(ModuleNotFoundError):
+        save_space(tmp_path / "space", find_sets([folder]), title="Two")
+    assert not (tmp_path / "space").exists()
 
 
 def test_a_space_replaces_nothing_of_somebody_else(folder, tmp_path):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
-from PIL import Image
+from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
 import hf_distill as hd
 from hf_distill.evaluation.protocols import PROTOCOLS
 from hf_distill.runs.callbacks import Trackers
-from hf_distill.runs.frames import remove_frames
+from hf_distill.runs.frames import Frames, frames_of, remove_frames
 from tests.helpers import ROOT
 from tests.helpers.learned_state import Mirror, MirrorConfig
 from tests.helpers.recipes import Recipes
@@ -257,6 +257,18 @@ def test_a_run_of_photographs_that_goes_on_leaves_the_animation_of_one_that_noth
     first = animation("stopped", max_steps=kept)
     assert (first == whole) == (kept == 6)
     assert animation("stopped", resume_from_checkpoint="latest") == whole
+
+
+def test_an_animation_of_many_frames_shows_some_of_them_from_the_first_to_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_distill.runs.frames.MOST", 4)
+    (tmp_path / "frames").mkdir()
+    for step in range(11):
+        Image.new("RGB", (8, 8), (20 * step, 0, 0)).save(tmp_path / "frames" / f"step-{step:07d}.png")
+    Frames(tmp_path, side=8).on_end(hd.RunState("a run"))
+    with Image.open(tmp_path / "frames" / "animation.webp") as animation:
+        shades = [image.convert("RGB").getpixel((0, 0))[0] // 20 for image in ImageSequence.Iterator(animation)]
+    assert shades == [0, 3, 7, 10]
+    assert len(frames_of(tmp_path / "frames")) == 11
 
 
 class Recorded:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 import hf_distill.__main__ as console
 from hf_distill.hub.board import read_sets
@@ -55,7 +55,7 @@ def test_the_page_and_the_card_show_each_set_its_real_images_and_what_students_r
     folder = save_gallery(tmp_path / "gallery", sets, {"one": real()}, title="Mine")
     page = Page(folder / "index.html")
     assert page.pictures == [
-        f"images/{name}" for name in ("one.png", "one-real.png", "one.webp", "two.png", "accuracy-1.png")
+        f"images/{name}" for name in ("one.png", "one.real.png", "one.webp", "two.png", "accuracy-1.plot.png")
     ]
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {*page.pictures, "index.html", "README.md", "gallery.json"}
@@ -88,6 +88,42 @@ def test_what_sets_say_of_themselves_is_text_and_names_that_look_alike_have_file
     assert {tag for tag, _ in page.tags} & {"script", "iframe"} == set()
     assert not any(name.startswith("on") for _, about in page.tags for name in about)
     assert page.pictures[:-1] == ["images/up.png", "images/a-b.png", "images/a-b-2.png"]
+
+
+def test_no_picture_of_a_set_takes_the_place_of_real_images_or_of_a_plot(tmp_path):
+    for name in ("digits", "digits-real", "digits.real", "accuracy-1", "accuracy-1.plot"):
+        a_set(tmp_path / "sets" / name)
+    sets = read_sets([tmp_path / "sets"])
+    shades = dict(zip((each.name for each in sets), ("red", "green", "blue", "gray", "black"), strict=True))
+    folder = save_gallery(tmp_path / "gallery", sets, {name: real(shade) for name, shade in shades.items()})
+    page = Page(folder / "index.html")
+    assert len({*page.pictures}) == len(page.pictures) == 11
+    assert json.loads((folder / "gallery.json").read_text())["files"] == page.pictures
+    shown = [Image.open(folder / picture) for picture in page.pictures]
+    assert [picture.getpixel((0, 0)) for picture in shown[:10:2]] == [ImageColor.getrgb("teal")] * 5
+    assert [picture.getpixel((0, 0)) for picture in shown[1:10:2]] == [*map(ImageColor.getrgb, shades.values())]
+    assert shown[10].width > 60
+
+
+@pytest.mark.parametrize("index", [{"files": 5}, {"files": [5]}, {}, {"files": "images/a.png"}])
+def test_a_damaged_index_is_one_line_before_anything_is_written(tmp_path, index):
+    sets = read_sets([a_set(tmp_path / "one")])
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "gallery.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"gallery\.json has files .*; expected a list of the gallery's files$"):
+        save_gallery(tmp_path / "gallery", sets, {})
+    assert [path.name for path in (tmp_path / "gallery").iterdir()] == ["gallery.json"]
+
+
+def test_an_index_names_nothing_outside_of_the_pictures(tmp_path):
+    sets = read_sets([a_set(tmp_path / "one")])
+    (tmp_path / "gallery" / "images").mkdir(parents=True)
+    names = ["images/..", "images/.", "images/../gallery.json", "../one/README.md", "images/.hidden", "images/gone.png"]
+    (tmp_path / "gallery" / "gallery.json").write_text(json.dumps({"files": names}))
+    (tmp_path / "gallery" / "images" / ".hidden").touch()
+    save_gallery(tmp_path / "gallery", sets, {})
+    assert (tmp_path / "one" / "README.md").exists()
+    assert (tmp_path / "gallery" / "images" / ".hidden").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -152,10 +188,22 @@ def test_real_digits_come_without_being_named(tmp_path, one_thread):
     assert not np.array_equal(one, other)
 
 
+def test_what_a_set_says_of_its_size_and_source_takes_no_memory_and_reads_nothing_else(tmp_path, caplog, one_thread):
+    about = {"channels": 1, "image_size": [100_000, 50_000]}
+    source = {"name": "digits", "arguments": {"dataset_name": "org/else", "resize": 2**40, "keep_side": 7}}
+    a_set(tmp_path / "sets" / "large", ipc=1, preprocessing=about, source=source)
+    a_set(tmp_path / "sets" / "flat", ipc=1, preprocessing={**about, "image_size": [1, 2**53]}, source=source)
+    a_set(tmp_path / "sets" / "null", ipc=1, preprocessing=about, source={"name": "digits", "arguments": None})
+    sizes = {name: real.picture.size for name, real in real_beside(read_sets([tmp_path / "sets"]), []).items()}
+    assert sizes == {"flat": (664, 58), "large": (344, 312), "null": (344, 312)}  # two rows of five, 128 pixels a side
+    assert "no real images" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["nowhere"], "error: dataset repository 'nowhere' is no folder here"),
+        (["sets", "--seed", "-1"], "error: --seed is -1; expected at least 0"),
         ([], "the following arguments are required: SETS; see hf-distill gallery --help"),
         (["sets", "--no_real", "--dataset_name", "x"], "error: --no_real and --dataset_name exclude each other"),
         (["sets", "--dataset_name", "org/x"], "error: --dataset_name org/x: no set here was made of it, but of digits"),
