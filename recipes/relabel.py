@@ -113,7 +113,7 @@ def main() -> None:
     accelerator = make_accelerator(**args.for_processes)
     if planning.plan is None:
         keep_claimed(args.folder, accelerator)
-    prepare_push(hub, EpochLabels, accelerator)
+        prepare_push(hub, EpochLabels, accelerator)
 
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token

@@ -70,6 +70,14 @@ class Outlines:
         left = [count - out for count, out in zip(whole.counts, held_out, strict=True)]
         return cls(replace(whole, counts=left), held_out, [0] * len(left) if test is None else test.outline.counts)
 
+    def of_classes(self, names: Sequence[str]) -> "Outlines":
+        """Those of some classes."""
+        known = self.train.class_names
+        held_out, test = (
+            [counts[known.index(name)] for name in names if name in known] for counts in (self.held_out, self.test)
+        )
+        return replace(self, train=self.train.of_classes(names), held_out=held_out, test=test)
+
 
 def outlines_of(args: DataArguments, images: Sequence[int] | None = None, num_classes: int | None = None) -> Outlines:
     """The outlines of the images that a command line names.
