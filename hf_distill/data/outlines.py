@@ -71,12 +71,13 @@ class Outlines:
         return cls(replace(whole, counts=left), held_out, [0] * len(left) if test is None else test.outline.counts)
 
     def of_classes(self, names: Sequence[str]) -> "Outlines":
-        """Those of some classes."""
+        """Those of some classes; one whose name is not known stands in the place that it has among `names`."""
         known = self.train.class_names
-        held_out, test = (
-            [counts[known.index(name)] for name in names if name in known] for counts in (self.held_out, self.test)
+        places = [known.index(name) if name in known else place % len(known) for place, name in enumerate(names)]
+        train, held_out, test = ([of[i] for i in places] for of in (self.train.counts, self.held_out, self.test))
+        return replace(
+            self, train=replace(self.train, class_names=[*names], counts=train), held_out=held_out, test=test
         )
-        return replace(self, train=self.train.of_classes(names), held_out=held_out, test=test)
 
 
 def outlines_of(args: DataArguments, images: Sequence[int] | None = None, num_classes: int | None = None) -> Outlines:

@@ -20,7 +20,7 @@ from ..distilled.epoch_labels import EpochLabels
 from ..distilled.label_costs import stored
 from ..distilled.labels import HardLabels, LabelSource, StoredLabels
 from ..evaluation.costs import Costs, EqualCost
-from ..evaluation.evaluate import distilled_pool, own_cases, real_pool, unaugmented_cases, wants_unaugmented
+from ..evaluation.evaluate import own_cases, real_pool, unaugmented_cases, wants_unaugmented
 from ..evaluation.label_comparison import compared_cases
 from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..evaluation.trainer import Case
@@ -421,15 +421,13 @@ def foresee_projector(
     """The plan of a label projector for a set that is there, and of the teacher that is trained for it, if any."""
     real, elsewhere = unseen(outlines.train), Elsewhere(accelerator)
     with Ledger() as ledger:
-        stages: list[Stage] = []
-        disk = _real(outlines)
+        stages, made = rehearse_small_clip(real, prior, seed, ledger)
+        disk = _real(outlines) | made
         if names is None:
-            stages, made = rehearse_teacher(real, teacher, seed, elsewhere, ledger)
-            disk |= made
+            trained, made = rehearse_teacher(real, teacher, seed, elsewhere, ledger)
+            stages, disk = [*stages, *trained], disk | made
         count = config.weak_teachers if names is None else 1
         teachers = [each.to(META) for _ in range(count) for each in untrained_teachers(names, teacher, real)]
-        clip, made = rehearse_small_clip(real, prior, seed, ledger)
-        stages, disk = [*clip, *stages], disk | made
         tower = UntrainedPrior(prior, real).to(META)
         stage, projector = rehearse_projector(real, tower, teachers, views, config, seed, elsewhere, ledger)
     name = prior.model_name_or_path
@@ -450,11 +448,11 @@ def foresee_labels(
     accelerator: Accelerator,
     machine: Machine,
 ) -> Plan:
-    """The plan of storing what networks say of all views of a set."""
+    """The plan of storing what networks, on the meta device, say of all views of a set."""
     count, classes, shape = len(distilled), distilled.num_classes, distilled.pixel_values.shape[1:]
     spec = StudentSpec("convnet_d1", classes, shape[0], (shape[1], shape[2]))
     with Ledger() as ledger:
-        stage = rehearse_labels(source.to(META), distilled_pool(distilled.to(META), META), epochs, ledger)
+        stage = rehearse_labels(source, distilled.pixel_values, epochs, ledger)
     kept: dict[str, Any] = {
         "host": {},
         "disk": {"labels, before compression": stored(count, epochs, classes, logits)},

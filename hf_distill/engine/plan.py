@@ -1,4 +1,4 @@
-"""What a run will take: memory, disk, downloads, FLOP and hours, before anything is trained, fetched or decoded.
+"""What a run will take: memory, disk, downloads, FLOP and hours, before anything is trained or written.
 
 A method is rehearsed on the meta device (`runs.rehearsal`): its own code takes a step or two at the real shapes, so
 that no second account of it can be wrong. Hours are FLOP by a rate, and operations by the time that one takes however

@@ -275,7 +275,7 @@ class HeLlO(PatchMethod):
 
     def rehearse_comparison(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
         """As `Method.rehearse_comparison`: labels that are stored, and students of labels of each source."""
-        config, distilled, pool = self.config, self.distilled, distilled_pool(self.distilled, self.device)
+        config, distilled = self.config, self.distilled
         blank = StoredLabels(torch.empty((len(distilled), distilled.num_classes), device=self.device))
         known: dict[str, LabelSource] = dict.fromkeys(SOURCES, blank)
         known |= {"hard": HardLabels(), "projector": ProjectorLabels(self.projector), "teacher": self.online}
@@ -283,7 +283,7 @@ class HeLlO(PatchMethod):
         if not sources:
             return []
         epochs = sum(self._stored_epochs.values())
-        stages = [rehearse_labels(self.online, pool, epochs, ledger)] if epochs else []
+        stages = [rehearse_labels(self.online, distilled.pixel_values, epochs, ledger)] if epochs else []
         ledger.forget()
         (spec,) = student_specs(distilled, None)
         cases = compared_cases(distilled, sources, spec, self.protocol, config.eval_seeds, self.device)
@@ -294,10 +294,10 @@ class HeLlO(PatchMethod):
     @classmethod
     def rehearse_learning(cls, having: Preparation, ledger: Ledger) -> tuple[list[Stage], dict[str, int]]:
         """As `Method.rehearse_learning`; and a small CLIP model, where none is named."""
-        stages, files = super().rehearse_learning(having, ledger)
         _, of_prior = having.networks
-        clip, made = rehearse_small_clip(having.train, of_prior, having.config.seed, ledger)
-        return [*clip, *stages], files | made
+        first, small = rehearse_small_clip(having.train, of_prior, having.config.seed, ledger)
+        stages, files = super().rehearse_learning(having, ledger)
+        return [*first, *stages], small | files
 
     def identity(self) -> dict[str, Any]:
         """Beside the data and the teacher that scores, CLIP's weights."""

@@ -381,11 +381,11 @@ def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator, ledger:
     return density
 
 
-def rehearse_labels(source: LabelSource, pool: Pool, epochs: int, ledger: Ledger) -> Stage:
-    """What it takes to store what networks, on the meta device, say of all views of the images of a pool."""
+def rehearse_labels(source: LabelSource, images: Tensor, epochs: int, ledger: Ledger) -> Stage:
+    """What it takes to store what networks, on the meta device, say of all views of `images` (N, C, H, W)."""
     ledger.forget()
-    before, some = ledger.flop, torch.arange(min(len(pool), TEST_BATCH), device=META)
+    before, some = ledger.flop, torch.arange(min(len(images), TEST_BATCH), device=META)
     with torch.no_grad():
-        source(torch.empty((len(some), *pool.shape), device=META), torch.zeros_like(some), some, 0)
-    flop = epochs * len(pool) * (ledger.flop - before) / len(some)
-    return ledger.stage("stored labels", flop, f"{epochs:,} epochs of {len(pool):,} images", parts=epochs)
+        source(torch.empty((len(some), *images.shape[1:]), device=META), torch.zeros_like(some), some, 0)
+    flop = epochs * len(images) * (ledger.flop - before) / len(some)
+    return ledger.stage("stored labels", flop, f"{epochs:,} epochs of {len(images):,} images", parts=epochs)
