@@ -267,10 +267,13 @@ class HeLlO(PatchMethod):
         return files | ({"stored labels to compare, before compression": labels} if labels else {})
 
     @property
+    def _pruned_epochs(self) -> int:
+        return max(1, round(self.config.pruned_share * self.protocol.epochs))
+
+    @property
     def _stored_epochs(self) -> dict[str, int]:
         """How many epochs of labels are stored to be compared, by the names of their sources."""
-        epochs = self.protocol.epochs
-        known = {"stored": epochs, "pruned": max(1, round(self.config.pruned_share * epochs))}
+        known = {"stored": self.protocol.epochs, "pruned": self._pruned_epochs}
         return {name: count for name, count in known.items() if name in self.config.compare_labels}
 
     def rehearse_comparison(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
@@ -383,7 +386,7 @@ class HeLlO(PatchMethod):
         Stored and pruned labels are made here, and kept in `labels-stored` and `labels-pruned` of the run's folder.
         """
         pool, views = distilled_pool(self.distilled, self.device), self.protocol.views
-        pruned = max(1, round(self.config.pruned_share * self.protocol.epochs))
+        pruned = self._pruned_epochs
 
         def kept(name: str, epochs: int) -> LabelSource:
             views_of = replace(views, seed=derive_seed(self.config.seed, "labels", name))

@@ -27,6 +27,7 @@ from ..data.feed import TEST_BATCH, Pool
 from ..data.images import Outline, RealImages
 from ..data.pixels import Pixels
 from ..data.preprocessing import Preprocessing
+from ..distilled.epoch_labels import FILE_VIEWS
 from ..distilled.labels import LabelSource
 from ..evaluation.costs import Costs, operation_flop
 from ..evaluation.protocols import Budget, ProbeProtocol
@@ -388,4 +389,5 @@ def rehearse_labels(source: LabelSource, images: Tensor, epochs: int, ledger: Le
     with torch.no_grad():
         source(torch.empty((len(some), *images.shape[1:]), device=META), torch.zeros_like(some), some, 0)
     flop = epochs * len(images) * (ledger.flop - before) / len(some)
-    return ledger.stage("stored labels", flop, f"{epochs:,} epochs of {len(images):,} images", parts=epochs)
+    files = -(-epochs // max(1, FILE_VIEWS // len(images)))  # which processes share
+    return ledger.stage("stored labels", flop, f"{epochs:,} epochs of {len(images):,} images", parts=files)
