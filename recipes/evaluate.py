@@ -190,9 +190,10 @@ def main() -> None:
     protocols = protocols_for(distilled, args.protocol, args.factor)
     if hub.push_to_hub and hub.hub_model_id is None and distilled.origin is not None:
         hub = replace(hub, hub_model_id=distilled.origin.repo_id)
-    if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
-        distilled.check_published(hub.hub_model_id, token=hub.hub_token)
-    prepare_push(hub, DistilledSet, accelerator)
+    if planning.plan is None:
+        if hub.push_to_hub:  # before the work: the repository must be there and hold these very images
+            distilled.check_published(hub.hub_model_id, token=hub.hub_token)
+        prepare_push(hub, DistilledSet, accelerator)
     students = student_specs(distilled, args.student)
     for each in protocols:
         check_protocol(students, each)
@@ -216,8 +217,12 @@ def main() -> None:
     if planning.plan is not None:
         made_with = distilled.config.get("hyperparameters") or {}
         full = made_with.get("eval_full_data") is not False if args.full_data is None else args.full_data
-        table = {"seeds": args.num_seeds, "baselines": baselines, "full_data": full}
-        here = (planning.outlines(data_args), accelerator, planning.machine(accelerator, args.output_dir))
+        table = {"seeds": args.num_seeds, "baselines": baselines, "full_data": full, "unaugmented": args.unaugmented}
+        table |= {"budget": args.budget, "labels": labels, "compared": sources}
+        table |= {"notes": ["what --audit looks for is not counted"] if args.audit else []}
+        outlines = planning.outlines(data_args)
+        outlines = outlines.of_classes(names) if changed else outlines
+        here = (outlines, accelerator, planning.machine(accelerator, args.output_dir))
         plan = foresee_evaluation(distilled, protocols, students, data_args, *here, **table)
         return show(plan, planning, accelerator)
 

@@ -94,7 +94,7 @@ def main() -> None:
     accelerator = make_accelerator(**args.for_processes)
     if planning.plan is None:
         keep_claimed(args.labelled_output_dir, accelerator)  # that of the projector is claimed by its training
-    prepare_push(hub, DistilledSet, accelerator, projector=True)
+        prepare_push(hub, DistilledSet, accelerator, projector=True)
 
     where = {"revision": args.distilled_revision, "token": hub.hub_token}
     distilled = DistilledSet.from_pretrained(args.distilled_dataset, **where)

@@ -33,6 +33,7 @@ from hf_distill.runs.claims import keep_claimed
 from hf_distill.runs.finish import run_recipe
 from hf_distill.runs.processes import make_accelerator
 from hf_distill.runs.publishing import prepare_push, push
+from hf_distill.runs.rehearsal import META
 from hf_distill.runs.start import disable_progress_bars
 from hf_distill.training.teachers import NamedTeachers, named_teachers
 
@@ -113,14 +114,14 @@ def main() -> None:
     accelerator = make_accelerator(**args.for_processes)
     if planning.plan is None:
         keep_claimed(args.folder, accelerator)
-    prepare_push(hub, EpochLabels, accelerator)
+        prepare_push(hub, EpochLabels, accelerator)
 
     distilled = DistilledSet.from_pretrained(
         args.distilled_dataset, revision=args.distilled_revision, token=hub.hub_token
     )
     protocol = crop_protocol_for(distilled, args.protocol, args.factor)
     if planning.plan is not None:
-        source, epochs = labeller(args, distilled, accelerator.device), args.label_epochs or protocol.epochs
+        source, epochs = labeller(args, distilled, META), args.label_epochs or protocol.epochs
         machine = planning.machine(accelerator, args.folder)
         plan = foresee_labels(distilled, source, epochs, args.kept, accelerator, machine)
         return show(plan, planning, accelerator)

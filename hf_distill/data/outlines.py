@@ -70,6 +70,15 @@ class Outlines:
         left = [count - out for count, out in zip(whole.counts, held_out, strict=True)]
         return cls(replace(whole, counts=left), held_out, [0] * len(left) if test is None else test.outline.counts)
 
+    def of_classes(self, names: Sequence[str]) -> "Outlines":
+        """Those of some classes; one whose name is not known stands in the place that it has among `names`."""
+        known = self.train.class_names
+        places = [known.index(name) if name in known else place % len(known) for place, name in enumerate(names)]
+        train, held_out, test = ([of[i] for i in places] for of in (self.train.counts, self.held_out, self.test))
+        return replace(
+            self, train=replace(self.train, class_names=[*names], counts=train), held_out=held_out, test=test
+        )
+
 
 def outlines_of(args: DataArguments, images: Sequence[int] | None = None, num_classes: int | None = None) -> Outlines:
     """The outlines of the images that a command line names.

@@ -177,7 +177,7 @@ class BlockDistiller(Method):
         self.make(largest, lambda iteration, values: None)
         flop = (ledger.flop - before) * count / len(largest.rows)
         number = f"{len(blocks):,} block{'s' * (len(blocks) > 1)}"
-        stage = ledger.stage("distillation", flop, number)
+        stage = ledger.stage("distillation", flop, number, parts=len(blocks))
         self.assembled(blocks)
         return [stage]
 

@@ -1,8 +1,9 @@
 """The plans of runs: what is rehearsed of them, and the arithmetic of what lies on the disk."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +13,34 @@ from accelerate import Accelerator
 
 from ..augmentation.views import Views
 from ..config import ALL, BASELINES, DataArguments, DistillConfig
-from ..data.feed import TEST_BATCH
 from ..data.images import RealImages
 from ..data.outlines import Outlines
 from ..distilled.distilled_set import DistilledSet
+from ..distilled.epoch_labels import EpochLabels
 from ..distilled.label_costs import stored
-from ..distilled.labels import LabelSource
-from ..evaluation.costs import Costs
-from ..evaluation.evaluate import own_cases, real_pool
-from ..evaluation.protocols import PROTOCOLS, ProbeProtocol, TrainingProtocol
+from ..distilled.labels import HardLabels, LabelSource, StoredLabels
+from ..evaluation.costs import Costs, EqualCost
+from ..evaluation.evaluate import own_cases, real_pool, unaugmented_cases, wants_unaugmented
+from ..evaluation.label_comparison import compared_cases
+from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..evaluation.trainer import Case
 from ..hub.cards import human_bytes
 from ..networks.architectures import StudentSpec
-from ..runs.rehearsal import GRAPH, META, REAL, Elsewhere, Ledger, Stage, rehearse_student, unseen
+from ..runs.rehearsal import (
+    GRAPH,
+    META,
+    REAL,
+    Elsewhere,
+    Ledger,
+    Stage,
+    rehearse_labels,
+    rehearse_students,
+    students_of,
+    unseen,
+)
 from ..training.experts import EPOCHS, ExpertConfig, rehearse_experts
 from ..training.projectors import ProjectorConfig, rehearse_projector
-from ..training.small_clip import PriorArguments, UntrainedPrior
+from ..training.small_clip import PriorArguments, UntrainedPrior, rehearse_small_clip
 from ..training.teachers import TeacherConfig, rehearse_teacher, untrained_teachers
 from .plan import TIGHT, Machine, Plan, rate_of
 
@@ -77,7 +90,13 @@ def foresee(
             config.eval_full_data,
             config.eval_unaugmented,
         )
-        stages = [*stages, *made, table.stage(real, held_out, tested, run.accelerator, ledger)]
+        evaluation = table.stage(real, held_out, tested, run.accelerator, ledger)
+        stages = [*stages, *made, evaluation, *run.rehearse_comparison(ledger, held_out, tested)]
+        notes = []
+        if evaluation.flop > sum(stage.flop for stage in stages) / 2:
+            notes = table.savings(
+                real, held_out, run.accelerator, evaluation.flop / sum(stage.flop for stage in stages)
+            )
         spec = own_cases(distilled, run.protocol, 1, META, students)[0].spec
         disk |= run.foreseen_files() | _disk(data, distilled, outlines, _decoded(method, data, config, outlines))
     plan = _plan(
@@ -89,6 +108,7 @@ def foresee(
         host=_host(config, distilled),
         disk=disk,
         downloads=_downloads(data, outlines, named),
+        notes=notes,
     )
     if config.resume_from_checkpoint is not None:
         plan.notes.append("what the run has done already is counted again")
@@ -105,17 +125,22 @@ def _plan(
     host: dict[str, int],
     disk: dict[str, int],
     downloads: dict[str, int | None],
+    notes: Sequence[str] = (),
 ) -> Plan:
     """A plan with the rate of a network, in the precision of the launcher."""
     if accelerator.mixed_precision == "bf16":
         stages = [_in_bf16(stage) for stage in stages]
     rate_from = "given, not measured"
     if machine.rate is None:
-        rate, operation, rate_from = rate_of(spec, accelerator.device)
+        rate, operation, rate_from = rate_of(spec, accelerator)
         machine = replace(machine, rate=rate, operation=operation)
-    notes = _notes(stages, accelerator, machine)
+    notes = [*notes, *_notes(stages, accelerator, machine)]
     host = {"Python and its libraries": psutil.Process().memory_info().rss, **host}
     world = accelerator.num_processes
+    disk = {**disk, **{f"{name}, as it is fetched": size for name, size in downloads.items() if size}}
+    unknown = [name for name, size in downloads.items() if size is None]
+    if unknown:
+        notes.append(f"not counted among what the disk holds, for nobody knows its bytes: {', '.join(unknown)}")
     return Plan(title, stages, host, disk, downloads, machine, rate_from, world, notes=notes)
 
 
@@ -128,6 +153,7 @@ def _rehearsed(
     run = method(config, having.train, **learned, held_out=held_out, accelerator=having.accelerator)
     stages = run.rehearse(ledger, held_out, tested)
     run.config = having.config
+    run.distilled.config |= run._provenance()
     return run, [stages[0].repeated(times), *stages[1:]]
 
 
@@ -142,7 +168,9 @@ class _Table:
         seeds: Students of a row.
         baselines: Subsets of the real images that have rows.
         full_data: So have all of them.
-        unaugmented: And the set and random images without augmentation.
+        unaugmented: And the set and random images without augmentation; None for what the set says.
+        budget: What is the same for all students, if anything.
+        labels: In place of the set's own soft ones.
     """
 
     distilled: DistilledSet
@@ -151,63 +179,64 @@ class _Table:
     seeds: int
     baselines: Sequence[str]
     full_data: bool
-    unaugmented: bool
+    unaugmented: bool | None = None
+    budget: str | None = None
+    labels: LabelSource | None = None
+    costs: Costs = dataclasses.field(default_factory=lambda: Costs(META))
 
     def stage(
         self, real: RealImages, held_out: RealImages, tested: RealImages, accelerator: Accelerator, ledger: Ledger
     ) -> Stage:
         """What its students take, and those that choose their learning rates."""
-        costs, flop, operations, students = Costs(META), 0.0, 0.0, 0
         ledger.forget()
         shown = real_pool(self.distilled, tested, accelerator)
-        for protocol in self.protocols:
-            own, others, full = self._cases(protocol, real, accelerator)
-            for cases in ([*own, *others], full):
-                if not cases:
-                    continue
-                density = 0.0
-                # Heads look at each real image once, by the batches that those of the set are looked at by.
-                if cases is not full or not isinstance(protocol, ProbeProtocol):
-                    density = rehearse_student(cases[-1 if cases is full else 0], shown, accelerator, ledger)
-                for case in cases:
-                    trials = len(case.lrs) if len(case.lrs) > 1 and len(held_out) else 0
-                    work = (trials + len(case.rows)) * costs.of(case).flop
-                    students += trials + len(case.rows)
-                    flop += work
-                    operations += density * work
-        words = f"{students:,} students of the final table"
-        return ledger.stage("evaluation", flop, words, operations=operations)
+        groups = self._groups(real, accelerator)
+        return rehearse_students("evaluation", groups, held_out, shown, self.costs, accelerator, ledger)
 
-    def _cases(
-        self, protocol: TrainingProtocol, real: RealImages, accelerator: Accelerator
-    ) -> tuple[list[Case], list[Case], list[Case]]:
-        """The rows of the set under a protocol; those of baselines, as if of its images, of which there are as many;
-        and those of all real images."""
-        own = own_cases(self.distilled, protocol, self.seeds, META, self.students)
-        taught = self.distilled.teacher
-        kinds = [case for case in own if case.labels == "hard" or taught is not None]
-        kinds = [case if case.labels == "hard" or taught is None else replace(case, targets=taught) for case in kinds]
-        taken = protocol.for_real_images()
-        others = [
-            replace(case, set=name, lrs=protocol.lrs, protocol=taken) for name in self.baselines for case in kinds
+    def savings(self, real: RealImages, held_out: RealImages, accelerator: Accelerator, share: float) -> list[str]:
+        """What settings of it that are not lower yet would leave, in words; it is a share of the work of a run."""
+
+        def total(table: "_Table") -> tuple[int, float]:
+            cases = [case for group in table._groups(real, accelerator) for case in group]
+            counts = [students_of(case, held_out) for case in cases]
+            return sum(counts), sum(n * self.costs.of(case).flop for n, case in zip(counts, cases, strict=True))
+
+        (students, flop), less = total(self), {}
+        if self.seeds > 1:
+            less["--eval_seeds 1"] = total(replace(self, seeds=1))
+        if self.full_data:
+            less["--eval_full_data false"] = total(replace(self, full_data=False))
+        words = [
+            f"{flag} leaves {left:,} of its {students:,} students and {100 * work / flop:.0f} % of its FLOP"
+            for flag, (left, work) in less.items()
         ]
-        bare = [own[0], replace(kinds[0], set="random")] if self.unaugmented and protocol.augments else []
-        if not self.full_data:
-            return own, [*others, *bare], []
-        long, pool = protocol.for_full_data(), real_pool(self.distilled, real, accelerator)
-        every = {"set": "full data", "pool": pool, "protocol": long, "lrs": long.lrs, "epochs": long.full_data_epochs}
-        rows = torch.arange(len(real))
-        everything = [
-            replace(
-                case,
-                **every,
-                rows=rows.expand(self.seeds, -1),
-                trial=rows,
-                targets=pool.labels if case.labels == "hard" else case.targets,
-            )
-            for case in kinds
-        ]
-        return own, [*others, *bare], everything
+        return [f"the final table is {100 * share:.0f} % of the work" + ": " * bool(words) + "; ".join(words)]
+
+    def _groups(self, real: RealImages, accelerator: Accelerator) -> Iterator[list[Case]]:
+        """For each protocol the rows of the set, with those of baselines, as if of its images, of which there are as
+        many; and those of all real images."""
+        taught, pool = self.distilled.teacher, real_pool(self.distilled, real, accelerator)
+        for protocol in self.protocols:
+            own = own_cases(self.distilled, protocol, self.seeds, META, self.students)
+            kinds = [case for case in own if case.labels == "hard"]
+            if taught is not None:
+                kinds = [each for case in kinds for each in (case, replace(case, labels="soft", targets=taught))]
+            if self.labels is not None:
+                hard = [case for case in own if case.labels == "hard"]
+                own = [each for case in hard for each in (replace(case, labels="soft", targets=self.labels), case)]
+            equal = EqualCost.to(self.budget, own, self.costs)
+            taken, long = protocol.for_real_images(), protocol.for_full_data()
+            as_real = {"lrs": taken.lrs, "epochs": taken.epochs, "protocol": taken}
+            others = [replace(case, set=name, **as_real) for name in self.baselines for case in kinds]
+            cases = [equal(case) for case in (*own, *others)]
+            asked = (self.distilled, protocol, self.baselines, self.labels, self.unaugmented)
+            yield cases + unaugmented_cases(cases) if wants_unaugmented(*asked) else cases
+            if self.full_data:
+                rows = torch.arange(len(real))
+                every: dict[str, Any] = {"set": "full data", "pool": pool, "trial": rows, "protocol": long}
+                every |= {"rows": rows.expand(self.seeds, -1), "lrs": long.lrs, "epochs": long.full_data_epochs}
+                whole = [replace(case, **every) for case in kinds]
+                yield [equal(replace(case, targets=pool.labels) if case.labels == "hard" else case) for case in whole]
 
 
 def _in_bf16(stage: Stage) -> Stage:
@@ -218,7 +247,7 @@ def _in_bf16(stage: Stage) -> Stage:
 
 
 def _downloads(data: DataArguments, outlines: Outlines, named: Sequence[str]) -> dict[str, int | None]:
-    """What is to be fetched, as far as it is not in a cache: a dataset, and networks."""
+    """What is to be fetched, unless a cache has it already: a dataset, and networks."""
     images = {} if outlines.here else {str(data.dataset_name): outlines.download}
     return {**images, **{name: None for name in named if not Path(name).expanduser().exists()}}
 
@@ -265,13 +294,6 @@ def _real(outlines: Outlines, decoded: bool = True) -> dict[str, int]:
 
 def _notes(stages: Sequence[Stage], accelerator: Accelerator, machine: Machine) -> list[str]:
     notes: list[str] = []
-    whole = sum(stage.flop for stage in stages)
-    if stages[-1].name == "evaluation" and len(stages) > 1 and stages[-1].flop > whole / 2:
-        share = 100 * stages[-1].flop / whole
-        notes.append(
-            f"the final table is {share:.0f} % of the work: --eval_seeds 1 trains a fifth of its students, and "
-            "--eval_full_data false none on all real images"
-        )
     needed = max(stage.peak - stage.memory.get(REAL, 0) for stage in stages)
     if machine.memory is not None and TIGHT * machine.memory < needed <= machine.memory:
         notes.append("little is left for what convolutions take within themselves, and for the device's own context")
@@ -290,9 +312,9 @@ def _advice(
     largest = max(plan.stages, key=lambda stage: stage.peak)
     if largest.name == "selection":
         advice.append("--select last needs no selection")
-    if largest.name == "evaluation":
+    if largest.name == "evaluation" and config.eval_full_data:
         advice.append("--eval_full_data false trains on no more images than the set has")
-    for flag in (*method.saving, "ipc"):
+    for flag in (*method.saving, *method.trading, "ipc"):
         value = getattr(config, flag)
         images = config.ipc * having.train.num_classes
         fewer = max(1, (value or getattr(config, "batch_syn", None) or images) // (2 if flag == "ipc" else 4))
@@ -304,7 +326,10 @@ def _advice(
                 _, stages = _rehearsed(method, smaller, ledger, held_out, tested)
         except ValueError:  # which the network or the protocol does not take
             continue
-        advice.append(f"--{flag} {fewer} takes {human_bytes(stages[0].peak)} to distil")
+        advice.append(
+            f"--{flag} {fewer} takes {human_bytes(stages[0].peak)} to distil"
+            + ", and makes other images" * (flag in method.trading)
+        )
     if sum(plan.disk.values()) > plan.machine.disk and getattr(config, "save_total_limit", 1) != 1:
         advice.append("--save_total_limit 1 keeps one checkpoint")
     return advice
@@ -347,17 +372,36 @@ def foresee_evaluation(
     seeds: int,
     baselines: Sequence[str],
     full_data: bool,
-    unaugmented: bool = False,
+    unaugmented: bool | None = None,
+    budget: str | None = None,
+    labels: LabelSource | None = None,
+    compared: Mapping[str, LabelSource] | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """The plan of evaluating a set that is there."""
     elsewhere, images = Elsewhere(accelerator), f"{len(outlines.train):,} images ({sum(outlines.test):,} to test on)"
     title = f"evaluation of {distilled!r} beside {images}"
     with Ledger() as ledger:
         real, held_out, tested = (unseen(outlines.train, counts) for counts in (None, outlines.held_out, outlines.test))
-        table = _Table(distilled.to(META), protocols, students, seeds, baselines, full_data, unaugmented)
-        stage = table.stage(real, held_out, tested, elsewhere, ledger)
+        asked = (protocols, students, seeds, baselines, full_data, unaugmented, budget)
+        table = _Table(distilled.to(META), *asked, labels=None if labels is None else _on_meta(labels, distilled))
+        stages = [table.stage(real, held_out, tested, elsewhere, ledger)]
+        if compared:
+            sources = {name: _on_meta(source, distilled) for name, source in compared.items()}
+            pairs, shown = product(protocols, students), real_pool(table.distilled, tested, elsewhere)
+            cases = [compared_cases(table.distilled, sources, spec, way, seeds, META) for way, spec in pairs]
+            ledger.forget()
+            known = (held_out, shown, table.costs, elsewhere, ledger)
+            stages.append(rehearse_students("label comparison", cases, *known))
     kept: dict[str, Any] = {"host": {}, "disk": _real(outlines), "downloads": _downloads(data, outlines, [])}
-    return _plan(title, [stage], students[0], accelerator, machine, **kept)
+    return _plan(title, stages, students[0], accelerator, machine, notes=notes, **kept)
+
+
+def _on_meta(source: LabelSource, distilled: DistilledSet) -> LabelSource:
+    """Labels on the meta device; of those that are stored, and need no network, as many as there are images."""
+    if isinstance(source, EpochLabels | StoredLabels):
+        return StoredLabels(torch.empty((len(distilled), distilled.num_classes), device=META))
+    return source if isinstance(source, HardLabels) else source.to(META)
 
 
 def foresee_projector(
@@ -377,11 +421,11 @@ def foresee_projector(
     """The plan of a label projector for a set that is there, and of the teacher that is trained for it, if any."""
     real, elsewhere = unseen(outlines.train), Elsewhere(accelerator)
     with Ledger() as ledger:
-        stages: list[Stage] = []
-        disk = _real(outlines)
+        stages, made = rehearse_small_clip(real, prior, seed, ledger)
+        disk = _real(outlines) | made
         if names is None:
-            stages, made = rehearse_teacher(real, teacher, seed, elsewhere, ledger)
-            disk |= made
+            trained, made = rehearse_teacher(real, teacher, seed, elsewhere, ledger)
+            stages, disk = [*stages, *trained], disk | made
         count = config.weak_teachers if names is None else 1
         teachers = [each.to(META) for _ in range(count) for each in untrained_teachers(names, teacher, real)]
         tower = UntrainedPrior(prior, real).to(META)
@@ -404,16 +448,11 @@ def foresee_labels(
     accelerator: Accelerator,
     machine: Machine,
 ) -> Plan:
-    """The plan of storing what networks say of all views of a set."""
+    """The plan of storing what networks, on the meta device, say of all views of a set."""
     count, classes, shape = len(distilled), distilled.num_classes, distilled.pixel_values.shape[1:]
     spec = StudentSpec("convnet_d1", classes, shape[0], (shape[1], shape[2]))
     with Ledger() as ledger:
-        source.to(META)
-        some = torch.arange(min(count, TEST_BATCH), device=META)
-        with torch.no_grad():
-            source(torch.empty((len(some), *shape), device=META), torch.zeros_like(some), some, 0)
-        flop = epochs * count * ledger.flop / len(some)
-        stage = ledger.stage("labels", flop, f"{epochs:,} epochs of {count:,} images, {len(some):,} at once")
+        stage = rehearse_labels(source, distilled.pixel_values, epochs, ledger)
     kept: dict[str, Any] = {
         "host": {},
         "disk": {"labels, before compression": stored(count, epochs, classes, logits)},

@@ -188,9 +188,8 @@ class Distiller(Method):
         ledger.forget()
         before = ledger.flop
         self.rehearse_step()
-        own = "" if count == 1 else ", of each process"
-        flop = (ledger.flop - before) * config.max_steps
-        stages = [ledger.stage("distillation", flop, f"{config.max_steps:,} iterations{own}", shared=False)]
+        flop = (ledger.flop - before) * config.max_steps * count
+        stages = [ledger.stage("distillation", flop, f"{config.max_steps:,} iterations")]
         self._selects = config.select == "best" and len(held_out) > 0
         if self._selects:
             ledger.forget()
@@ -198,10 +197,10 @@ class Distiller(Method):
             case = own_cases(distilled, self.protocol, config.eval_nets, self.device, self.students())[0]
             seen = real_pool(distilled, held_out, self.accelerator)
             density = rehearse_student(case, seen, self.accelerator, ledger)
-            times = (1 + -(-config.max_steps // config.eval_steps)) * config.eval_nets * (len(case.lrs) > 0)
+            times = (1 + -(-config.max_steps // config.eval_steps)) * config.eval_nets
             flop = times * Costs(self.device).of(case).flop
             words = f"{times:,} students on held-out images"
-            stages.append(ledger.stage("selection", flop, words, operations=density * flop))
+            stages.append(ledger.stage("selection", flop, words, operations=density * flop, parts=config.eval_nets))
         self._with_blank_labels(self.distilled)
         return stages
 

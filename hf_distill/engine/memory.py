@@ -35,7 +35,7 @@ class SavedBytes:
 
     def __init__(self) -> None:
         self.now = self.peak = 0
-        self._held: dict[int, list[int]] = {}  # storage -> [tensors that keep it, bytes]
+        self._held: dict[int, list[int]] = {}  # storage, whose pointer is 0 on the meta device -> [tensors, bytes]
 
     def __enter__(self) -> "SavedBytes":
         self._hooks = torch.autograd.graph.saved_tensors_hooks(partial(_Saved, self), lambda saved: saved.tensor)
@@ -47,7 +47,7 @@ class SavedBytes:
 
     def add(self, storage: torch.UntypedStorage) -> None:
         """Count a tensor that is held from now on."""
-        entry = self._held.setdefault(storage.data_ptr(), [0, storage.nbytes()])
+        entry = self._held.setdefault(storage._cdata, [0, storage.nbytes()])
         if entry[0] == 0:
             self.now += entry[1]
             self.peak = max(self.peak, self.now)
@@ -55,11 +55,11 @@ class SavedBytes:
 
     def remove(self, storage: torch.UntypedStorage) -> None:
         """Count a tensor no longer."""
-        entry = self._held[storage.data_ptr()]
+        entry = self._held[storage._cdata]
         entry[0] -= 1
         if entry[0] == 0:
             self.now -= entry[1]
-            del self._held[storage.data_ptr()]
+            del self._held[storage._cdata]
 
 
 class _Saved:

@@ -187,6 +187,7 @@ class Method(ABC):
         probes: Its sets are for linear heads on a frozen backbone, and evaluated under protocols of these.
         learns_experts: It learns from trajectories, by which images can be scored.
         saving: Settings that are less memory where they are lower, and no other result, for plans.
+        trading: Settings that are less memory where they are lower, and other images.
         experts: These, where it does.
         further_callbacks: Those that were given.
         distilled: The set: from `Distiller.setup` on, or once all blocks are there.
@@ -206,6 +207,7 @@ class Method(ABC):
     probes: ClassVar[bool] = False
     learns_experts: ClassVar[bool] = False
     saving: ClassVar[tuple[str, ...]] = ()
+    trading: ClassVar[tuple[str, ...]] = ()
     experts: ExpertTrajectories | None = None
 
     def __init__(
@@ -525,6 +527,10 @@ class Method(ABC):
             ValueError: The method has a `run` of its own, and nothing that could be rehearsed.
         """
         raise ValueError(f"{type(self).__name__} has a run of its own, which cannot be planned; expected a `rehearse`")
+
+    def rehearse_comparison(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """After `rehearse`, what `evaluate` takes beside the final table."""
+        return []
 
     def foreseen_files(self) -> dict[str, int]:
         """After `rehearse`, the bytes of what the run has on the disk beside the set, by what they are."""

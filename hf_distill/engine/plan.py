@@ -1,4 +1,4 @@
-"""What a run will take: memory, disk, downloads, FLOP and hours, before anything is trained, fetched or decoded.
+"""What a run will take: memory, disk, downloads, FLOP and hours, before anything is trained or written.
 
 A method is rehearsed on the meta device (`runs.rehearsal`): its own code takes a step or two at the real shapes, so
 that no second account of it can be wrong. Hours are FLOP by a rate, and operations by the time that one takes however
@@ -18,15 +18,15 @@ import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor
 
 from ..config import DataArguments, DistillConfig, HfArg, check_choice
-from ..data.images import RealImages
 from ..data.outlines import Outlines, outlines_of
 from ..evaluation.accuracy import device_name
 from ..evaluation.costs import student_flop
 from ..hub.cards import human_bytes, human_flop, human_seconds
 from ..networks.architectures import StudentSpec
+from ..networks.compiling import in_precision
 from ..networks.probes import ProbeSpec
 from ..runs.processes import make_accelerator
 from ..runs.rehearsal import REAL, Ledger, Stage
@@ -34,7 +34,6 @@ from .memory import parse_bytes
 
 if TYPE_CHECKING:
     from ..data.images import RealImages
-    from ..data.outlines import Outlines
     from .method import Method
 
 __all__ = ["Machine", "Plan", "PlanArguments", "plan", "print_plan", "rate_of", "show"]
@@ -167,13 +166,13 @@ class Plan:
 
     @property
     def flop(self) -> float:
-        """FLOP of all stages."""
+        """FLOP of all stages, of all processes."""
         return sum(stage.flop for stage in self.stages)
 
     def seconds(self, stage: Stage) -> float:
         """How long a stage takes, by the rate and what operations take beside."""
         computed = stage.flop / (self.machine.rate or 1.0) + stage.operations * self.machine.operation
-        return computed / (self.processes if stage.shared else 1)
+        return computed / max(1, min(self.processes, stage.parts or self.processes))
 
     @property
     def hours(self) -> float:
@@ -187,7 +186,7 @@ class Plan:
         # Real images are kept on the device where they leave room.
         needed = max((stage.peak - stage.memory.get(REAL, 0) for stage in self.stages), default=0)
         if machine.memory is None:
-            wanted = [("memory", needed + host * self.processes, machine.host)]
+            wanted = [("memory", (needed + host) * self.processes, machine.host)]
         else:
             wanted = [("device memory", needed, machine.memory), ("host memory", host * self.processes, machine.host)]
         wanted.append(("disk", disk, machine.disk))
@@ -248,8 +247,8 @@ def _sizes(sizes: dict[str, Any], *, total: bool = True) -> list[str]:
     return [f"  {name:{width}}  {'not known' if size is None else human_bytes(int(size)):>10}" for name, size in known]
 
 
-def rate_of(spec: StudentSpec, device: torch.device) -> tuple[float, float, str]:
-    """What a network in training reaches on a device, in seconds of measuring.
+def rate_of(spec: StudentSpec, accelerator: Accelerator) -> tuple[float, float, str]:
+    """What a network in training reaches on the device, in the precision of the launcher, in seconds of measuring.
 
     Batches grow until one takes long enough to be measured. What the smallest takes beyond its FLOP is shared out among
     its operations.
@@ -257,26 +256,28 @@ def rate_of(spec: StudentSpec, device: torch.device) -> tuple[float, float, str]
     Returns:
         FLOP in a second; seconds of an operation beside its FLOP; and what was measured, in words.
     """
-    where = device_name(device)
+    device, bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
+    where = device_name(device) + " in bf16" * bf16
     if isinstance(spec, ProbeSpec):  # whose backbone may have to be fetched
         spec = StudentSpec("convnet_d2", spec.num_classes, spec.in_chans, spec.img_size, {"width": 64})
     model, each = spec.build(0).to(device).train(), student_flop(spec)
+    look = in_precision(model, accelerator)
     rate, count, spent, first = 0.0, 4, 0.0, 0.0
     while count <= 256 and spent < SECONDS / 4:
         begun = time.perf_counter()
-        taken = _best(partial(_train, model, spec, count, device), device)
+        taken = _best(partial(_train, look, spec, count, device), device)
         rate, first, count = max(rate, each * count / taken), first or taken, count * 4
         spent = time.perf_counter() - begun
     with Ledger(device.type) as ledger:
-        _train(model, spec, 4, device)
+        _train(look, spec, 4, device)
     operation = max(0.0, first - 4 * each / rate) / ledger.operations
     return rate, operation, f"{spec.name} in training, measured on {where}"
 
 
-def _train(model: nn.Module, spec: StudentSpec, count: int, device: torch.device) -> None:
+def _train(look: Callable[..., Tensor], spec: StudentSpec, count: int, device: torch.device) -> None:
     """A step's forward and backward pass of so many images."""
     x = torch.zeros(count, spec.in_chans, *spec.img_size, device=device)
-    F.cross_entropy(model(x), torch.zeros(count, device=device).long()).backward()
+    F.cross_entropy(look(x), torch.zeros(count, device=device).long()).backward()
 
 
 def _best(work: Callable[[], Any], device: torch.device) -> float:

@@ -72,7 +72,9 @@ __all__ = [
     "student_specs",
     "tiles_of",
     "trainer_for",
+    "unaugmented_cases",
     "validation_accuracy",
+    "wants_unaugmented",
 ]
 
 logger = logging.getLogger(__name__)
@@ -351,7 +353,7 @@ def evaluate(
     baselines = baselines_for(distilled, baselines, **known)
     check_evaluation(distilled, train.outline, specs, baselines, experts)
     _say_sizes(specs)
-    bare = _wants_unaugmented(distilled, protocol, baselines, labels, unaugmented)
+    bare = wants_unaugmented(distilled, protocol, baselines, labels, unaugmented)
     counts = distilled.labels.bincount(minlength=distilled.num_classes).tolist()
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
     own = _distilled_cases(distilled, specs, protocol, num_seeds, accelerator.device, labels)
@@ -397,7 +399,7 @@ def evaluate(
         results, coreset_rows = [], real.shared_coresets(look)
     coreset_rows |= real.scored_coresets()
     cases = [*map(equal, own), *real.baselines(coreset_rows)]
-    results += trainer.measure(cases + _unaugmented(cases) if bare else cases)
+    results += trainer.measure(cases + unaugmented_cases(cases) if bare else cases)
     context = {"coresets": real.chosen_by(by, network)} if coreset_rows else {}
     bytes_of = {"distilled": distilled.pixel_values.element_size()}
     spent = [costs.of(case, bytes_of.get(case.set, 1)) for case, _, _ in results]
@@ -849,7 +851,7 @@ def own_cases(
     return _distilled_cases(distilled, student_specs(distilled, students), protocol, num_seeds, device)
 
 
-def _unaugmented(cases: Sequence[Case]) -> list[Case]:
+def unaugmented_cases(cases: Sequence[Case]) -> list[Case]:
     """The cases of the set with its own labels, which come first, and of random images with such, unaugmented.
 
     A learned rate was learned with the augmentation of the distillation, and has to stand beside the others here.
@@ -865,11 +867,11 @@ def _unaugmented(cases: Sequence[Case]) -> list[Case]:
     ]
 
 
-def _wants_unaugmented(
+def wants_unaugmented(
     distilled: DistilledSet,
     protocol: TrainingProtocol,
     baselines: Sequence[str],
-    labels: EpochLabels | ProjectorLabels | None,
+    labels: LabelSource | None,
     wanted: bool | None,
 ) -> bool:
     """True where students without augmentation are trained too: as `wanted`, else as at the distillation.

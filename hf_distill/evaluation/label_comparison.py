@@ -29,7 +29,7 @@ from .protocols import TrainingProtocol
 from .students import check_protocol, check_student, student_name
 from .trainer import Case
 
-__all__ = ["compare_labels", "find_labels", "label_sources"]
+__all__ = ["compare_labels", "compared_cases", "find_labels", "label_sources"]
 
 
 def compare_labels(
@@ -96,7 +96,7 @@ def compare_labels(
     check_student(spec)
     check_protocol([spec], protocol)
     trainer = trainer_for(distilled, test, held_out, seed, accelerator, disable_tqdm, output_dir)
-    results = trainer.measure(_cases(distilled, sources, spec, protocol, num_seeds, accelerator.device))
+    results = trainer.measure(compared_cases(distilled, sources, spec, protocol, num_seeds, accelerator.device))
     return [
         LabelRow(
             labels=name,
@@ -113,7 +113,7 @@ def compare_labels(
     ]
 
 
-def _cases(
+def compared_cases(
     distilled: DistilledSet,
     sources: Mapping[str, LabelSource],
     spec: StudentSpec,

@@ -312,7 +312,8 @@ class APM(BlockDistiller):
 
     learns_from = (TeacherConfig,)
     pixels = "float32"
-    saving = ("segment_size", "batch_net")
+    saving = ("segment_size",)
+    trading = ("batch_net",)
     free = frozenset({"segment_size", "memory_budget"})  # they change the order of sums
     config_class = APMConfig
     config: APMConfig
@@ -542,7 +543,8 @@ class APM(BlockDistiller):
         flop = config.max_steps * iteration + trained * (asked + (config.student_epochs + 1) * epoch)
         count = sum(len(each.rows) for each in blocks)
         groups_of = f"{len(blocks):,} group{'s' * (len(blocks) > 1)} of {config.max_steps:,} iterations"
-        stage = ledger.stage("distillation", flop * count / len(block.rows), f"{groups_of}, {trained} students each")
+        words = f"{groups_of}, {trained} students each"
+        stage = ledger.stage("distillation", flop * count / len(block.rows), words, parts=len(blocks))
         self.assembled(blocks)
         return [stage]
 

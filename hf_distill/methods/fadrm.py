@@ -217,10 +217,15 @@ class FADRM(Recovering):
         if not ranks:
             return stages
         self.teachers[0].logits(torch.empty((1, *self.train.shape), device=self.device))
+        blocks, world = self.blocks(), self.accelerator.num_processes
+        shares = [blocks[first::world] for first in range(min(world, len(blocks)))]
+        # Each process ranks the classes of its blocks.
+        ranked = sum(len(torch.cat([block.labels for block in share]).unique()) for share in shares)
         ledger.forget()
-        before, count = ledger.flop, self.train.num_classes
+        before = ledger.flop
         self.taken(0)
-        return [*stages, ledger.stage("ranking", (ledger.flop - before) * count, f"real images of {count:,} classes")]
+        flop, words = (ledger.flop - before) * ranked, f"real images of {self.train.num_classes:,} classes"
+        return [*stages, ledger.stage("ranking", flop, words, parts=len(blocks))]
 
     @classmethod
     def different_iterations(cls, config: FADRMConfig) -> int:

@@ -39,12 +39,13 @@ from ..data.ragged import Ragged
 from ..data.resampling import resized
 from ..distilled.distilled_set import DistilledSet
 from ..distilled.epoch_labels import relabel
-from ..distilled.label_costs import LabelCosts, label_costs
+from ..distilled.label_costs import LabelCosts, label_costs, stored
 from ..distilled.labels import HardLabels, LabelSource, MeanLabels, NetworkLabels, ProjectorLabels, StoredLabels
 from ..distilled.targets import targets_of
 from ..engine.method import Preparation
-from ..evaluation.evaluate import distilled_pool
-from ..evaluation.label_comparison import compare_labels
+from ..evaluation.costs import Costs
+from ..evaluation.evaluate import distilled_pool, real_pool, student_specs
+from ..evaluation.label_comparison import compare_labels, compared_cases
 from ..evaluation.protocols import PROTOCOLS, CropProtocol
 from ..hub.cards import Paper
 from ..hub.results import EvalReport
@@ -52,9 +53,9 @@ from ..networks.compiling import in_precision
 from ..networks.priors import Prior
 from ..networks.teachers import Teacher
 from ..rng import derive_seed
-from ..runs.rehearsal import Ledger, Stage
+from ..runs.rehearsal import Ledger, Stage, rehearse_labels, rehearse_students
 from ..training.projectors import ProjectorConfig, check_can_train, rehearse_projector, train_projector
-from ..training.small_clip import PriorArguments, UntrainedPrior, find_prior
+from ..training.small_clip import PriorArguments, UntrainedPrior, find_prior, rehearse_small_clip
 from ..training.teachers import TeacherConfig, find_teachers, untrained_teachers
 from .patches import PatchConfig, PatchMethod
 
@@ -261,7 +262,45 @@ class HeLlO(PatchMethod):
         """As `BlockDistiller.foreseen_files`; and the projector, in its folder and in that of the set."""
         own = self.projector.num_bytes + self.projector.text_head_bytes
         base = self.prior.num_bytes if self.prior.origin is None else 0
-        return {**super().foreseen_files(), "label projector, twice": 2 * (own + base) + 6 * self.projector.num_params}
+        files = {**super().foreseen_files(), "label projector, twice": 2 * (own + base) + 6 * self.projector.num_params}
+        labels = stored(len(self.distilled), sum(self._stored_epochs.values()), self.distilled.num_classes)
+        return files | ({"stored labels to compare, before compression": labels} if labels else {})
+
+    @property
+    def _pruned_epochs(self) -> int:
+        return max(1, round(self.config.pruned_share * self.protocol.epochs))
+
+    @property
+    def _stored_epochs(self) -> dict[str, int]:
+        """How many epochs of labels are stored to be compared, by the names of their sources."""
+        known = {"stored": self.protocol.epochs, "pruned": self._pruned_epochs}
+        return {name: count for name, count in known.items() if name in self.config.compare_labels}
+
+    def rehearse_comparison(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `Method.rehearse_comparison`: labels that are stored, and students of labels of each source."""
+        config, distilled = self.config, self.distilled
+        blank = StoredLabels(torch.empty((len(distilled), distilled.num_classes), device=self.device))
+        known: dict[str, LabelSource] = dict.fromkeys(SOURCES, blank)
+        known |= {"hard": HardLabels(), "projector": ProjectorLabels(self.projector), "teacher": self.online}
+        sources = {name: known[name] for name in reversed(SOURCES) if name in config.compare_labels}
+        if not sources:
+            return []
+        epochs = sum(self._stored_epochs.values())
+        stages = [rehearse_labels(self.online, distilled.pixel_values, epochs, ledger)] if epochs else []
+        ledger.forget()
+        (spec,) = student_specs(distilled, None)
+        cases = compared_cases(distilled, sources, spec, self.protocol, config.eval_seeds, self.device)
+        shown, name = real_pool(distilled, tested, self.accelerator), "label comparison"
+        costs = Costs(self.device)
+        return [*stages, rehearse_students(name, [cases], held_out, shown, costs, self.accelerator, ledger)]
+
+    @classmethod
+    def rehearse_learning(cls, having: Preparation, ledger: Ledger) -> tuple[list[Stage], dict[str, int]]:
+        """As `Method.rehearse_learning`; and a small CLIP model, where none is named."""
+        _, of_prior = having.networks
+        first, small = rehearse_small_clip(having.train, of_prior, having.config.seed, ledger)
+        stages, files = super().rehearse_learning(having, ledger)
+        return [*first, *stages], small | files
 
     def identity(self) -> dict[str, Any]:
         """Beside the data and the teacher that scores, CLIP's weights."""
@@ -347,9 +386,9 @@ class HeLlO(PatchMethod):
         Stored and pruned labels are made here, and kept in `labels-stored` and `labels-pruned` of the run's folder.
         """
         pool, views = distilled_pool(self.distilled, self.device), self.protocol.views
-        pruned = max(1, round(self.config.pruned_share * self.protocol.epochs))
+        pruned = self._pruned_epochs
 
-        def stored(name: str, epochs: int) -> LabelSource:
+        def kept(name: str, epochs: int) -> LabelSource:
             views_of = replace(views, seed=derive_seed(self.config.seed, "labels", name))
             return relabel(
                 self.online,
@@ -366,8 +405,8 @@ class HeLlO(PatchMethod):
         makers: dict[str, tuple[str, Callable[[], LabelSource]]] = {
             "hard": ("hard", HardLabels),
             "one_per_image": ("one per image", lambda: StoredLabels(targets_of(pool, self.online))),
-            "stored": ("stored", lambda: stored("stored", self.protocol.epochs)),
-            "pruned": (f"pruned, {pruned} epochs", lambda: stored("pruned", pruned)),
+            "stored": ("stored", lambda: kept("stored", self.protocol.epochs)),
+            "pruned": (f"pruned, {pruned} epochs", lambda: kept("pruned", pruned)),
             "projector": ("projector, CLIP apart", lambda: ProjectorLabels(self.projector)),
             "teacher": ("online teacher", lambda: self.online),
         }

@@ -457,7 +457,8 @@ class HeadMatching(Distiller):
             size = self.backbone.size
             self._look(self.augment(torch.empty((2, *self.train.shape), device=self.device), (0,), some, size))
         views = self.config.real_views * len(self.train)
-        features = ledger.stage("features", (ledger.flop - before) / 2 * views, f"{views:,} views of real images")
+        words = f"{views:,} views of real images"
+        features = ledger.stage("features", (ledger.flop - before) / 2 * views, words, parts=1)
         return [stages[0], features, *stages[1:]]
 
     def learned_from(self) -> Sequence[Teacher]:

@@ -29,6 +29,7 @@ from ..evaluation.protocols import PROTOCOLS, TrainingProtocol
 from ..networks.compiling import in_precision
 from ..networks.teachers import Teacher
 from ..rng import derive_seed, generator
+from ..runs.rehearsal import Ledger, Stage
 from ..training.teachers import NamedTeachers, TeacherConfig, check_teachers, find_teachers
 
 
@@ -201,12 +202,18 @@ class PatchMethod(BlockDistiller):
         """As `BlockDistiller.rehearse_ready`: the teacher as it answers."""
         self.teacher.logits(torch.empty((1, *self.train.shape), device=self.device))
 
-    @classmethod
-    def shortened(cls, config: PatchConfig, train: Outline) -> tuple[PatchConfig, float]:
-        """As `Method.shortened`: crops of no more images than are looked at together."""
-        looked = min(config.num_candidates, max(train.counts))
-        fewer = min(looked, max(config.batch_score, math.ceil(config.per_class / config.num_crops)))
-        return replace(config, num_candidates=fewer), looked / fewer
+    def rehearse(self, ledger: Ledger, held_out: RealImages, tested: RealImages) -> list[Stage]:
+        """As `BlockDistiller.rehearse`: crops of no more images than are looked at together, and the FLOP of all."""
+        config, counts = self.config, torch.bincount(self.train.labels)
+        fewer = max(config.batch_score, math.ceil(config.per_class / config.num_crops))
+        self.config = replace(config, num_candidates=min(config.num_candidates, fewer))
+        (stage,) = super().rehearse(ledger, held_out, tested)
+        flop, operations, rows = ledger.flop, ledger.operations, self.candidates(0)
+        self.crop_losses(rows, self.boxes(rows), 0)
+        further = (counts.clamp(max=config.num_candidates) - counts.clamp(max=self.config.num_candidates)).sum().item()
+        flop, operations = (further / len(rows) * each for each in (ledger.flop - flop, ledger.operations - operations))
+        self.config = config
+        return [replace(stage, flop=stage.flop + flop, operations=stage.operations + operations)]
 
     def learned_from(self) -> Sequence[Teacher]:
         """The teacher that scores."""

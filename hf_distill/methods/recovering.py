@@ -191,7 +191,7 @@ class Recovering(BlockDistiller):
     """
 
     learns_from: ClassVar[tuple[type, ...]] = (TeacherConfig,)
-    saving = ("batch_classes",)
+    trading = ("batch_classes",)
     config: RecoveringConfig
 
     def __init__(

@@ -9,7 +9,7 @@ import math
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,18 +23,33 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..data.feed import Pool
+from ..data.feed import TEST_BATCH, Pool
 from ..data.images import Outline, RealImages
 from ..data.pixels import Pixels
 from ..data.preprocessing import Preprocessing
-from ..evaluation.costs import operation_flop
-from ..evaluation.protocols import Budget
+from ..distilled.epoch_labels import FILE_VIEWS
+from ..distilled.labels import LabelSource
+from ..evaluation.costs import Costs, operation_flop
+from ..evaluation.protocols import Budget, ProbeProtocol
 from ..evaluation.students import students_at_once, train_students
 from ..evaluation.trainer import Case
 from ..networks.batches import images_at_once
 from ..networks.probes import Probe
 
-__all__ = ["GRAPH", "META", "REAL", "STEPS", "Elsewhere", "Ledger", "Stage", "rehearse_student", "unseen"]
+__all__ = [
+    "GRAPH",
+    "META",
+    "REAL",
+    "STEPS",
+    "Elsewhere",
+    "Ledger",
+    "Stage",
+    "rehearse_labels",
+    "rehearse_student",
+    "rehearse_students",
+    "students_of",
+    "unseen",
+]
 
 PACKAGE = str(Path(__file__).parents[1])
 META = torch.device("meta")
@@ -91,10 +106,10 @@ class Stage:
     Attributes:
         name: Such as "distillation".
         memory: Bytes on the device at the peak, by what they are.
-        flop: Of the whole part.
+        flop: Of the whole part, in all processes.
         operations: That PyTorch dispatches for it, but for views.
         times: What the FLOP are of, in words.
-        shared: Several processes share the work; else each has so much of its own.
+        parts: How many processes can share the work; None for any number.
     """
 
     name: str
@@ -102,7 +117,7 @@ class Stage:
     flop: float
     operations: float
     times: str = ""
-    shared: bool = True
+    parts: int | None = None
 
     def repeated(self, times: float) -> "Stage":
         """The part so many times."""
@@ -154,7 +169,7 @@ class Ledger(TorchDispatchMode):
         return (self.operations - self._begun[1]) / max(self.flop - self._begun[0], 1)
 
     def stage(
-        self, name: str, flop: float, times: str = "", *, operations: float | None = None, shared: bool = True
+        self, name: str, flop: float, times: str = "", *, operations: float | None = None, parts: int | None = None
     ) -> Stage:
         """What was seen since `forget`, as a part of a run.
 
@@ -163,10 +178,10 @@ class Ledger(TorchDispatchMode):
             flop: Of all of it.
             times: What they are of, in words.
             operations: Of all of it; as many for a FLOP as were seen, if not given.
-            shared: Whether several processes share the work.
+            parts: How many processes can share the work; None for any number.
         """
         memory = {what: size for what, size in self.peak.most_common() if size > 0}
-        return Stage(name, memory, flop, flop * self.density if operations is None else operations, times, shared)
+        return Stage(name, memory, flop, flop * self.density if operations is None else operations, times, parts)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, options = func.overloadpacket.__name__, kwargs or {}
@@ -306,6 +321,45 @@ def unseen(outline: Outline, counts: Sequence[int] | None = None) -> RealImages:
     return RealImages(pixels, torch.arange(len(labels)), labels, list(outline.class_names), look, about)
 
 
+def students_of(case: Case, held_out: RealImages) -> int:
+    """How many students are trained for a case, with those that choose its learning rate on `held_out`."""
+    return len(case.rows) + (len(case.lrs) if len(case.lrs) > 1 and len(held_out) else 0)
+
+
+def rehearse_students(
+    name: str,
+    groups: Iterable[Sequence[Case]],
+    held_out: RealImages,
+    tested: Pool,
+    costs: Costs,
+    accelerator: Accelerator,
+    ledger: Ledger,
+) -> Stage:
+    """What the students of cases take since `ledger` began, those that choose learning rates among them.
+
+    Args:
+        name: Of the stage.
+        groups: Cases of which the first stands for the others of its group: its students are trained for a few steps.
+        held_out: What learning rates are chosen on.
+        tested: What accuracies are measured on.
+        costs: Counts what students cost.
+        accelerator: One `Elsewhere`.
+        ledger: Sees what is held.
+    """
+    flop, operations, students = 0.0, 0.0, 0
+    for cases in groups:
+        first, density = cases[0], 0.0
+        # Heads look at each real image once, by the batches that those of the set are looked at by.
+        if not first.full_data or not isinstance(first.protocol, ProbeProtocol):
+            density = rehearse_student(first, tested, accelerator, ledger)
+        for case in cases:
+            count = students_of(case, held_out)
+            work = count * costs.of(case).flop
+            students, flop, operations = students + count, flop + work, operations + density * work
+    words = f"{students:,} students" + " of the final table" * (name == "evaluation")
+    return ledger.stage(name, flop, words, operations=operations, parts=students)
+
+
 def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator, ledger: Ledger) -> float:
     """Train the students of a case that learn side by side for a few steps, and test one of them on some images.
 
@@ -326,3 +380,14 @@ def rehearse_student(case: Case, tested: Pool, accelerator: Accelerator, ledger:
         with torch.no_grad():
             model(tested.images(torch.arange(min(len(tested), images_at_once(model, tested)))))
     return density
+
+
+def rehearse_labels(source: LabelSource, images: Tensor, epochs: int, ledger: Ledger) -> Stage:
+    """What it takes to store what networks, on the meta device, say of all views of `images` (N, C, H, W)."""
+    ledger.forget()
+    before, some = ledger.flop, torch.arange(min(len(images), TEST_BATCH), device=META)
+    with torch.no_grad():
+        source(torch.empty((len(some), *images.shape[1:]), device=META), torch.zeros_like(some), some, 0)
+    flop = epochs * len(images) * (ledger.flop - before) / len(some)
+    files = -(-epochs // max(1, FILE_VIEWS // len(images)))  # which processes share
+    return ledger.stage("stored labels", flop, f"{epochs:,} epochs of {len(images):,} images", parts=files)

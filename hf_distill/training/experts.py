@@ -661,7 +661,9 @@ def rehearse_experts(
         trainer._augmented_step(thetas, velocities, rows, [generator(seed, number) for number in range(size)])
     flop, count = config.num_experts * epochs * len(real) * student_flop(spec), config.num_experts
     words = f"{count:,} experts of {epochs} epochs" + (", one at a time" if size == 1 else f", {size} at once")
-    return [ledger.stage("experts", flop, words)], {"experts": count * (epochs + 1) * 4 * spec.num_params()}
+    return [ledger.stage("experts", flop, words, parts=-(-count // size))], {
+        "experts": count * (epochs + 1) * 4 * spec.num_params()
+    }
 
 
 def check_experts(config: ExpertConfig, train: Outline, accelerator: Accelerator) -> FlatModel:

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from ..rng import derive_seed, generator
 from ..runs.callbacks import Callback, Callbacks, ProgressBar, RunState
 from ..runs.folder import check_same_run, describe_images
 from ..runs.processes import on_main
-from ..runs.rehearsal import META
+from ..runs.rehearsal import META, STEPS, Ledger, Stage
 from .epochs import say_left_out
 
-__all__ = ["PriorArguments", "find_prior", "small_clip_folder", "train_small_clip"]
+__all__ = ["PriorArguments", "find_prior", "rehearse_small_clip", "small_clip_folder", "train_small_clip"]
 
 WIDTH = 64  # of both towers, and of the space that they share
 BATCH = 32
@@ -209,6 +209,24 @@ def train_small_clip(
 
     on_main(accelerator, make)
     return Prior.from_pretrained(folder)
+
+
+def rehearse_small_clip(
+    real: RealImages, config: PriorArguments, seed: int, ledger: Ledger
+) -> tuple[list[Stage], dict[str, int]]:
+    """What the training of a small model holds and computes on the meta device, and the bytes of its files; nothing
+    where one is named."""
+    if config.model_name_or_path is not None:
+        return [], {}
+    batch, few = min(BATCH, len(real)), replace(config, prior_epochs=1)
+    ledger.forget()
+    before = ledger.flop
+    some = real.subset(torch.arange(min(STEPS * batch, len(real))))
+    model = _train(some, _model_cfg(real), few, seed, META, Callbacks([]))
+    steps = config.prior_epochs * (len(real) // batch)
+    flop = steps * (ledger.flop - before) / (len(some) // batch)
+    stage = ledger.stage("small CLIP", flop, f"{config.prior_epochs:,} epochs, by one process", parts=1)
+    return [stage], {"small CLIP": sum(tensor.nbytes for tensor in model.state_dict().values())}
 
 
 def _model_cfg(real: RealImages) -> dict[str, Any]:

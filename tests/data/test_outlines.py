@@ -26,6 +26,15 @@ def test_well_known_datasets_are_planned_without_being_fetched():
     assert not known.here
 
 
+def test_outlines_of_some_classes_are_theirs_or_where_no_name_is_known_of_as_many():
+    every = outlines_of(hd.DataArguments())
+    some = every.of_classes(["7", "2"])
+    assert (some.train.class_names, some.train.counts) == (["7", "2"], [every.train.counts[7], every.train.counts[2]])
+    assert (some.held_out, some.test) == ([every.held_out[i] for i in (7, 2)], [every.test[i] for i in (7, 2)])
+    far = outlines_of(hd.DataArguments(dataset_name="uoft-cs/cifar10", validation_fraction=0.1))
+    assert far.of_classes(["dog", "cat"]).train.counts == [4500] * 2
+
+
 def test_sizes_of_other_datasets_are_asked_for(monkeypatch):
     args = hd.DataArguments(dataset_name="nobody/images", resolution=[64], color="gray")
     known = outlines_of(args, [100, 20], 7)

@@ -2,20 +2,29 @@
 
 import dataclasses
 import json
+import runpy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hf_distill as hd
 from hf_distill.data.outlines import outlines_of
-from hf_distill.engine.plan import Machine, PlanArguments, print_plan
+from hf_distill.engine.plan import Machine, Plan, PlanArguments, print_plan, rate_of
+from hf_distill.evaluation.protocols import PROTOCOLS
+from hf_distill.hub.repository import Repository
 from hf_distill.methods import METHODS
-from hf_distill.runs.rehearsal import Ledger
+from hf_distill.networks.architectures import StudentSpec
+from hf_distill.runs.rehearsal import Elsewhere, Ledger, Stage
 
 NEAR = 0.25
 ROOMY = Machine("a device", 10**11, 10**11, 10**12, 1e12)
@@ -52,6 +61,7 @@ SETTINGS = {
     "weak_teachers": 1,
     "projector_epochs": 1,
     "prompts": "simple",
+    "compare_labels": ["pruned"],
     "lora_r": 2,
     "batch_projector": 64,
     "update_steps": 1,
@@ -195,3 +205,125 @@ def test_more_classes_than_a_dataset_has_are_refused():
     data = hd.DataArguments(dataset_name="uoft-cs/cifar10", classes=[str(label) for label in range(12)])
     with pytest.raises(ValueError, match="--classes names 12 classes, and uoft-cs/cifar10 has 10"):
         outlines_of(data)
+
+
+class Counted(hd.Callback):
+    """Notes the FLOP before a set is distilled: those of the experts."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.before = ledger, 0
+
+    def on_begin(self, state: hd.RunState) -> None:
+        if state.name.startswith("distil"):
+            self.before = self.ledger.flop
+
+
+def test_experts_selection_and_the_final_table_take_the_work_that_a_plan_foresees(photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PROTOCOLS, "quick", replace(PROTOCOLS["quick"], epochs=2, full_data_epochs=1))
+    learning = {"student": "convnet_d1", "student_width": 8, "num_experts": 2, "ipc": 5, "validation_fraction": 0.2}
+    asked = {"eval_protocol": "quick", "eval_full_data": True}
+    settings = settings_for(hd.MTT, **learning, **asked, select="best", eval_steps=1, eval_nets=1)
+    plan = hd.MTT.plan(photographs, machine=ROOMY, **settings)
+    planned = {stage.name: stage.flop for stage in plan.stages}
+    with Ledger("cpu") as ledger:
+        counted = Counted(ledger)
+        distilled = hd.MTT.distill(photographs, callbacks=[counted], disable_tqdm=True, **settings)
+        made = ledger.flop
+        hd.evaluate(distilled, photographs, photographs.subset(range(6)), num_seeds=1, disable_tqdm=True)
+
+    assert planned["experts"] == pytest.approx(counted.before, rel=NEAR)
+    assert planned["distillation"] + planned["selection"] == pytest.approx(made - counted.before, rel=NEAR)
+    assert planned["evaluation"] == pytest.approx(ledger.flop - made, rel=NEAR)
+
+
+def test_segments_for_a_budget_of_memory_are_planned_as_a_run_chooses_them(photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    measure, chosen = hd.APM.fitting_segment, []
+
+    def noting(self: hd.APM, budget: int) -> int:
+        chosen.append(measure(self, budget))
+        return chosen[-1]
+
+    monkeypatch.setattr(hd.APM, "fitting_segment", noting)
+    settings = settings_for(hd.APM, batch_net=8, ipc=30, batch_syn=90, memory_budget="5MB") | TINY
+    hd.APM.plan(photographs, machine=ROOMY, **settings)
+    hd.APM.distill(photographs, disable_tqdm=True, **settings)
+    planned, found = chosen
+    assert 1 < planned < 90
+    assert planned == found
+    with pytest.raises(ValueError, match=r"^--memory_budget 1MB is too little"):
+        hd.APM.plan(photographs, machine=ROOMY, **settings | {"memory_budget": "1MB"})
+
+
+def test_processes_share_what_has_as_many_parts_and_compute_a_batch_each(photographs):
+    def at_once(method: type[hd.Method]) -> dict[str, float]:
+        """How many processes compute at the same time in each stage, of eight."""
+        eight = Elsewhere(Accelerator(), processes=8)
+        small = settings_for(method, student="convnet_d1", student_width=8)
+        plan = method.plan(photographs, machine=ROOMY, accelerator=eight, **small)
+        return {stage.name: stage.flop / (plan.seconds(stage) * ROOMY.rate) for stage in plan.stages}
+
+    lgm, sre2l = at_once(hd.LGM), at_once(hd.SRe2L)
+    assert (lgm["features"], lgm["distillation"]) == pytest.approx((1, 8))
+    assert (sre2l["teacher"], sre2l["distillation"]) == pytest.approx((8, 4))  # of four blocks
+
+
+def test_each_process_needs_memory_of_the_host_and_what_is_fetched_lies_on_the_disk(photographs):
+    shared = Machine("CPUs", None, 24 * 10**9, 10**11, 1e12)
+    stage = Stage("distillation", {"images": 10 * 10**9}, 1.0, 1.0)
+    plan = Plan("a run", [stage], {}, {}, {}, shared)
+    assert plan.misfits == []
+    assert replace(plan, processes=4).misfits == ["memory: 40.0 GB of 24.0 GB"]
+
+    far = replace(hd.Outlines.of(photographs, 0.0), here=False, download=10**12)
+    (missing,) = hd.DM.plan(far, machine=shared, **settings_for(hd.DM)).misfits
+    assert missing.startswith("disk: 1.0 TB of 100.0 GB")
+
+
+def test_a_rate_is_measured_in_the_precision_of_the_launcher():
+    entered = []
+
+    @contextmanager
+    def autocast() -> Iterator[None]:
+        entered.append("bf16")
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+
+    launched = SimpleNamespace(device=torch.device("cpu"), mixed_precision="bf16", autocast=autocast)
+    *_, words = rate_of(StudentSpec("convnet_d1", 3, 1, (4, 4), {"width": 2}), launched)
+    assert entered
+    assert words.endswith("in bf16")
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "told"),
+    [
+        ("relabel", ["--teachers", f"{ROOT}/tests/artifacts-0.1/teacher"], "stored labels"),
+        ("evaluate", ["--budget", "steps", "--compare_labels", "hard", "own"], "label comparison"),
+        ("evaluate", ["--labels", f"{ROOT}/tests/artifacts-0.1/epoch-labels"], "4 students of the final table"),
+        ("evaluate", ["--unaugmented"], "6 students of the final table"),
+    ],
+)
+def test_the_plan_of_a_recipe_that_publishes_makes_no_repository(recipe, flags, told, tmp_path, monkeypatch, capsys):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a repository is prepared")
+
+    monkeypatch.setattr(Repository, "prepare", refuse)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    where = [
+        "--distilled_dataset",
+        f"{ROOT}/tests/artifacts-0.1/set-pictures",
+        "--push_to_hub",
+        "--hub_model_id",
+        "a/b",
+    ]
+    few = ["--num_seeds", "1", "--baselines", "random"] if recipe == "evaluate" else []
+    monkeypatch.setattr(sys, "argv", [recipe, *where, *few, *flags, "--plan", "--plan_rate", "1"])
+    runpy.run_path(f"{ROOT}/recipes/{recipe}.py", run_name="__main__")
+    assert told in capsys.readouterr().out
+    assert not [*tmp_path.iterdir()]
