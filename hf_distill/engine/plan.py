@@ -265,7 +265,15 @@ def rate_of(spec: StudentSpec, accelerator: Accelerator) -> tuple[float, float, 
     rate, count, spent, first = 0.0, 4, 0.0, 0.0
     while count <= 256 and spent < SECONDS / 4:
         begun = time.perf_counter()
-        taken = _best(partial(_train, look, spec, count, device), device)
+        try:
+            taken = _best(partial(_train, look, spec, count, device), device)
+        except torch.OutOfMemoryError:  # of a device that others use, or that such batches do not fit
+            if not rate:
+                raise ValueError(
+                    f"--plan measures a rate with {count} images of {spec.name}, which the device has no room for; "
+                    "give the rate with --plan_rate"
+                ) from None
+            break
         rate, first, count = max(rate, each * count / taken), first or taken, count * 4
         spent = time.perf_counter() - begun
     with Ledger(device.type) as ledger:
