@@ -190,7 +190,7 @@ def test_a_recipe_is_started_as_the_console_entry_and_what_it_says_is_kept(build
 
 def test_make_asks_whose_artifacts_they_are_before_it_installs_anything():
     def make(*words: str) -> subprocess.CompletedProcess[str]:
-        words = ("make", "-n", "BIN=nowhere", "artifacts", *words)
+        words = ("make", "--no-print-directory", "-n", "BIN=nowhere", "artifacts", *words)
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
     done = make()
