@@ -6,7 +6,6 @@ those of the same work as it is written: fused kernels move less, so a floor of 
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hf_distill.engine.plan import fastest
 from hf_distill.evaluation.costs import operation_flop
 
 READS = ("_local_scalar_dense", "nonzero")
@@ -88,12 +88,6 @@ def count(work: Callable[[], object]) -> Count:
     return counter.count
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @dataclass(frozen=True)
 class Rates:
     """What the device does in a second: FLOP of a matrix product, and bytes that a copy reads and writes."""
@@ -109,19 +103,8 @@ class Rates:
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         source = torch.zeros(size // dtype.itemsize, device=device, dtype=dtype)
         target = torch.empty_like(source)
-        return cls(2 * side**3 / _best(lambda: a @ b, device), 2 * size / _best(lambda: target.copy_(source), device))
-
-
-def _best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some tries, after one that does not count."""
-    taken = []
-    for _ in range(TRIES + 1):
-        synchronize(device)
-        begin = time.perf_counter()
-        work()
-        synchronize(device)
-        taken.append(time.perf_counter() - begin)
-    return min(taken[1:])
+        flop, copied = (fastest(work, device, TRIES) for work in (lambda: a @ b, lambda: target.copy_(source)))
+        return cls(2 * side**3 / flop, 2 * size / copied)
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,8 @@ def foresee(
         )
         evaluation = table.stage(real, held_out, tested, run.accelerator, ledger)
         stages = [*stages, *made, evaluation, *run.rehearse_comparison(ledger, held_out, tested)]
-        notes = []
-        if evaluation.flop > sum(stage.flop for stage in stages) / 2:
-            notes = table.savings(
-                real, held_out, run.accelerator, evaluation.flop / sum(stage.flop for stage in stages)
-            )
+        share = evaluation.flop / max(sum(stage.flop for stage in stages), 1)
+        notes = table.savings(real, held_out, run.accelerator, share) if share > 0.5 else []
         spec = own_cases(distilled, run.protocol, 1, META, students)[0].spec
         disk |= run.foreseen_files() | _disk(data, distilled, outlines, _decoded(method, data, config, outlines))
     plan = _plan(
@@ -278,9 +275,8 @@ def _disk(data: DataArguments, distilled: DistilledSet, outlines: Outlines, deco
     """The images, decoded, and the finished set."""
     count, values = len(distilled), distilled.pixel_values[0].numel()
     logits = 2 * distilled.num_classes * (distilled.soft_labels is not None)
-    row = (
-        values + logits if distilled.is_bytes else 5 * values + 2 * logits
-    )  # PNG; and floats, with labels of their own
+    # A row of PNG; and one of floats, with labels of its own.
+    row = values + logits if distilled.is_bytes else 5 * values + 2 * logits
     teacher = 0 if distilled.teacher is None else distilled.teacher.num_bytes
     what = "PNG" if distilled.is_bytes else "floats and PNG"
     return {**_real(outlines, decoded), f"the set: {what}, labels, its teacher": count * row + teacher + SMALL}

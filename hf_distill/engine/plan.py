@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..data.images import RealImages
     from .method import Method
 
-__all__ = ["Machine", "Plan", "PlanArguments", "plan", "print_plan", "rate_of", "show"]
+__all__ = ["Machine", "Plan", "PlanArguments", "fastest", "plan", "print_plan", "rate_of", "show"]
 
 TIGHT = 0.9  # of the memory of a device: beyond, convolutions and the device's context may lack room
 SECONDS = 2.0  # that measuring a rate takes at most, about
@@ -266,7 +266,7 @@ def rate_of(spec: StudentSpec, accelerator: Accelerator) -> tuple[float, float, 
     while count <= 256 and spent < SECONDS / 4:
         begun = time.perf_counter()
         try:
-            taken = _best(partial(_train, look, spec, count, device), device)
+            taken = fastest(partial(_train, look, spec, count, device), device)
         except torch.OutOfMemoryError:  # of a device that others use, or that such batches do not fit
             if not rate:
                 raise ValueError(
@@ -288,10 +288,10 @@ def _train(look: Callable[..., Tensor], spec: StudentSpec, count: int, device: t
     F.cross_entropy(look(x), torch.zeros(count, device=device).long()).backward()
 
 
-def _best(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the better of two tries after one that does not count."""
+def fastest(work: Callable[[], object], device: torch.device, tries: int = 2) -> float:
+    """Seconds of the fastest of some tries, after one that does not count; a GPU is waited for."""
     taken = []
-    for _ in range(3):
+    for _ in range(tries + 1):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         begun = time.perf_counter()

@@ -148,6 +148,7 @@ def rendered(name: str, *, style: Sequence[str], script: Sequence[str] = (), **c
         for kind, files in (("style", style), ("script", script))
     }
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -156,7 +157,7 @@ def rendered(name: str, *, style: Sequence[str], script: Sequence[str] = (), **c
         finalize=lambda value: value if isinstance(value, (Markup, int, float)) else plain(value),
     )
     environment.filters.update(bytes=human_bytes, count="{:,}".format, short=_short, lines=_lines)
-    return environment.from_string((folder / name).read_text(encoding="utf-8")).render(
+    return environment.get_template(name).render(
         **{kind: Markup(text) for kind, text in texts.items()},
         **{f"{kind}_digest": _digest(text) for kind, text in texts.items()},
         version=_version.__version__,
